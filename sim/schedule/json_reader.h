@@ -1,0 +1,66 @@
+// What the readers of our JSON files share: one that does not trust the file, and errors that name the place in it.
+// Private to sim/schedule/json.cpp and sim/simulate/costs.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <iosfwd>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace dualpipe {
+
+// One of our file formats: a top-level object with "format" and "version".
+struct JsonFormat {
+  std::string_view name;
+  int version;                             // the newest that we read
+  std::span<const std::string_view> keys;  // all that the top-level object may have
+};
+
+// A list that is too long to be built in memory: its strings, and its inner lists, one after another.
+struct JsonStream {
+  enum class Event : std::uint8_t { open, close, text };
+
+  std::string_view key;                                              // of the top-level object
+  std::function<void(Event event, std::string_view text)> on_event;  // throws InputError; the place is added to it
+};
+
+// A value, and where it is: file "costs.json", path "stages[3].forward_ns". Document and file name must outlive it.
+class JsonValue {
+ public:
+  JsonValue(const nlohmann::json& value, std::string_view source, std::string path = {})
+      : value_(&value), source_(source), path_(std::move(path)) {}
+
+  [[noreturn]] void fail(std::string_view what) const;
+
+  // Each throws InputError where the value is of another type or out of range.
+  [[nodiscard]] std::int64_t integer(std::int64_t least, std::int64_t most) const;
+  [[nodiscard]] std::uint64_t unsigned_integer() const;
+  [[nodiscard]] double number() const;
+  [[nodiscard]] bool boolean() const;
+  [[nodiscard]] const std::string& text() const;
+  [[nodiscard]] std::size_t list_size() const;
+  [[nodiscard]] JsonValue operator[](std::size_t index) const;  // of a list
+
+  // Of an object.
+  [[nodiscard]] JsonValue at(std::string_view key) const;  // throws where there is none
+  [[nodiscard]] std::optional<JsonValue> find(std::string_view key) const;
+  void allow_keys(std::span<const std::string_view> keys) const;  // throws at any other
+
+ private:
+  const nlohmann::json* value_;
+  std::string_view source_;
+  std::string path_;
+};
+
+// Reads one document up to the end of the input. Nesting, sizes and the number of values have bounds, so that a file
+// made to exhaust us fails early; syntax, encoding, doubled keys, format and version are checked. A list named by
+// `stream` is not part of the result.
+[[nodiscard]] nlohmann::json read_json_document(std::istream& in, const std::string& source, const JsonFormat& format,
+                                                const JsonStream& stream = {});
+
+}  // namespace dualpipe

@@ -1,0 +1,41 @@
+// Where the stages are: which rank holds each, which chain it belongs to, and which stages share weights.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace dualpipe {
+
+struct Placement {
+  std::vector<std::uint16_t> rank_of;      // per stage
+  std::vector<std::uint16_t> chain_begin;  // first stage of each chain, and the number of stages: chains + 1 entries
+  std::vector<std::uint16_t> weights_of;   // per stage: the parameter set it uses. Equal numbers are shared weights
+  int ranks = 0;
+
+  friend bool operator==(const Placement&, const Placement&) = default;
+
+  [[nodiscard]] int stages() const { return static_cast<int>(rank_of.size()); }
+  [[nodiscard]] int chains() const { return static_cast<int>(chain_begin.size()) - 1; }
+  [[nodiscard]] int chain_of(int stage) const;
+  // The neighbours of a stage in its chain; none at the chain's ends.
+  [[nodiscard]] std::optional<int> previous(int stage) const;
+  [[nodiscard]] std::optional<int> next(int stage) const;
+  [[nodiscard]] std::vector<int> stages_on(int rank) const;
+};
+
+// One chain whose stage s is on rank_of[s], no shared weights.
+[[nodiscard]] Placement one_chain(std::span<const int> rank_of);
+
+//   straight(4, 2): ranks 0 1 2 3 0 1 2 3   1F1B (one chunk), interleaved, looped BFS
+[[nodiscard]] Placement straight(int ranks, int chunks);
+//   v_shape(4):     ranks 0 1 2 3 3 2 1 0   ZBV, DualPipeV
+[[nodiscard]] Placement v_shape(int ranks);
+//   two_way(4):     ranks 0 1 2 3 | 3 2 1 0 DualPipe: two chains; stages s and ranks + s hold the same layers
+[[nodiscard]] Placement two_way(int ranks);
+
+// Throws InputError where the parts do not fit together (a rank out of range, a chain without stages, …).
+void check(const Placement& placement);
+
+}  // namespace dualpipe

@@ -1,0 +1,40 @@
+// A Schedule together with its communication: what the simulator times and the executor replays, op for op.
+//
+// Communication sits in slots. A rank with n ops has n + 1 of them, one before each op and one after the last:
+//
+//     slot 0   op 0   slot 1   op 1   …   op n-1   slot n
+//
+// What a slot holds is issued, in order, as soon as the op before it has ended; messages joined by `with_next` are one
+// batch (an NCCL group). A slot never holds anything between the two ops of an F&B pair.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sim/schedule/schedule.h"
+
+namespace dualpipe {
+
+struct Program {
+  Schedule schedule;
+  std::vector<Op> communication;          // rank after rank, slot after slot
+  std::vector<std::uint32_t> slot_begin;  // of communication; slots of all ranks, and the end
+
+  friend bool operator==(const Program&, const Program&) = default;
+
+  // The number of a rank's slot `position` among all slots.
+  [[nodiscard]] std::size_t slot_index(int rank, std::size_t position) const {
+    return schedule.rank_begin[static_cast<std::size_t>(rank)] + static_cast<std::size_t>(rank) + position;
+  }
+  [[nodiscard]] std::span<const Op> slot(int rank, std::size_t position) const {
+    const std::size_t index = slot_index(rank, position);
+    return std::span(communication).subspan(slot_begin[index], slot_begin[index + 1] - slot_begin[index]);
+  }
+};
+
+// The op at the other end of a message: the receive of a send, the send of a receive.
+[[nodiscard]] Op peer_of(Op message, const Placement& placement);
+
+}  // namespace dualpipe

@@ -1,0 +1,350 @@
+#include "sim/schedule/validate.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <array>
+
+namespace dualpipe {
+namespace {
+
+// More than anybody reads; a list of hundreds of millions would be a crash of its own.
+constexpr std::size_t violation_count_max = 1'000'000;
+
+// Which passes of one stage and micro-batch have run.
+using Done = std::uint8_t;
+constexpr Done bit(Kind kind) { return static_cast<Done>(1U << static_cast<unsigned>(kind)); }
+constexpr Done did_forward = bit(Kind::forward);
+constexpr Done did_backward = bit(Kind::backward);
+constexpr Done did_input = bit(Kind::input_gradient);
+constexpr Done did_weight = bit(Kind::weight_gradient);
+constexpr Done did_full = did_forward | did_backward;
+constexpr Done did_split = did_forward | did_input | did_weight;
+
+// What must have run, and all that may have, before each pass.
+constexpr std::array<Done, 4> before{0, did_forward, did_forward, did_forward | did_input};
+
+class ScheduleCheck {
+ public:
+  ScheduleCheck(const Schedule& schedule, std::vector<Violation>& violations)
+      : schedule_(schedule), violations_(violations), local_(schedule.placement.rank_of.size()) {
+    trains_ = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind != Kind::forward; });
+    stages_.resize(schedule.placement.rank_of.size());
+    for (int stage = 0; stage < schedule.placement.stages(); ++stage) {
+      const auto on_rank = [&](std::optional<int> other) {
+        const auto rank_of = [&](int s) { return schedule.placement.rank_of[static_cast<std::size_t>(s)]; };
+        return other && rank_of(*other) == rank_of(stage) ? other : std::nullopt;
+      };
+      stages_[static_cast<std::size_t>(stage)] = {on_rank(schedule.placement.previous(stage)),
+                                                  on_rank(schedule.placement.next(stage))};
+    }
+  }
+
+  void run() {
+    for (int rank = 0; rank < schedule_.ranks(); ++rank) check_rank(rank);
+  }
+
+ private:
+  // The neighbours of a stage that its own rank holds: nothing but the rank's order makes it wait for them.
+  struct LocalNeighbours {
+    std::optional<int> previous, next;
+  };
+
+  void report(Rule rule, std::size_t position, Op op, Op other) {
+    if (violations_.size() < violation_count_max) violations_.push_back({rule, rank_, position, op, other});
+  }
+  void report(Rule rule, std::size_t position, Op op) { report(rule, position, op, op); }
+
+  [[nodiscard]] Done& done(int stage, std::uint32_t micro_batch) {
+    return done_[local_[static_cast<std::size_t>(stage)] * schedule_.micro_batches + micro_batch];
+  }
+
+  void check_rank(int rank) {
+    rank_ = rank;
+    const auto stages = schedule_.placement.stages_on(rank);
+    for (std::size_t i = 0; i < stages.size(); ++i) local_[static_cast<std::size_t>(stages[i])] = i;
+    done_.assign(stages.size() * schedule_.micro_batches, 0);
+
+    const auto ops = schedule_.rank(rank);
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      check_op(i, ops[i]);
+      if (ops[i].with_next) check_pair(i, ops);
+    }
+    for (const int stage : stages) check_complete(stage, ops.size());
+  }
+
+  void check_op(std::size_t position, Op op) {
+    if (!is_compute(op.kind)) return report(Rule::not_compute, position, op);
+    if (op.stage >= stages_.size() || op.micro_batch >= schedule_.micro_batches) {
+      return report(Rule::no_such_stage, position, op);
+    }
+    if (schedule_.placement.rank_of[op.stage] != rank_) return report(Rule::wrong_rank, position, op);
+
+    Done& so_far = done(op.stage, op.micro_batch);
+    if (so_far != before[static_cast<std::size_t>(op.kind)]) check_passes(position, op, so_far);
+    so_far |= bit(op.kind);
+    check_neighbours(position, op);
+  }
+
+  // Something is wrong with the passes of this stage and micro-batch: says what.
+  void check_passes(std::size_t position, Op op, Done so_far) {
+    const auto as = [&](Kind kind) { return Op{op.micro_batch, op.stage, kind, false}; };
+    if ((so_far & bit(op.kind)) != 0) return report(Rule::doubled, position, op);
+    if (op.kind == Kind::backward && (so_far & (did_input | did_weight)) != 0) {
+      const Kind half = (so_far & did_input) != 0 ? Kind::input_gradient : Kind::weight_gradient;
+      return report(Rule::split_and_full, position, op, as(half));
+    }
+    if ((op.kind == Kind::input_gradient || op.kind == Kind::weight_gradient) && (so_far & did_backward) != 0) {
+      return report(Rule::split_and_full, position, op, as(Kind::backward));
+    }
+    if (op.kind == Kind::weight_gradient && (so_far & did_input) == 0) {
+      return report(Rule::backward_before_forward, position, op, as(Kind::input_gradient));
+    }
+    if (op.kind != Kind::forward && (so_far & did_forward) == 0) {
+      report(Rule::backward_before_forward, position, op, as(Kind::forward));
+    }
+  }
+
+  void check_neighbours(std::size_t position, Op op) {
+    const LocalNeighbours& neighbours = stages_[op.stage];
+    if (op.kind == Kind::forward && neighbours.previous) {
+      const auto needed = static_cast<std::uint16_t>(*neighbours.previous);
+      if ((done(needed, op.micro_batch) & did_forward) == 0) {
+        report(Rule::chain_order, position, op, {op.micro_batch, needed, Kind::forward, false});
+      }
+    }
+    if (is_backward_half(op.kind) && neighbours.next) {
+      const auto needed = static_cast<std::uint16_t>(*neighbours.next);
+      if ((done(needed, op.micro_batch) & (did_backward | did_input)) == 0) {
+        report(Rule::chain_order, position, op, {op.micro_batch, needed, op.kind, false});
+      }
+    }
+  }
+
+  void check_pair(std::size_t position, std::span<const Op> ops) {
+    if (position + 1 == ops.size()) return report(Rule::pair, position, ops[position]);
+    const Op first = ops[position];
+    const Op second = ops[position + 1];
+    const auto chain = [&](Op op) { return op.stage < stages_.size() ? schedule_.placement.chain_of(op.stage) : -1; };
+    if (first.kind != Kind::forward || second.kind != Kind::backward || second.with_next ||
+        (first.micro_batch == second.micro_batch && chain(first) == chain(second))) {
+      report(Rule::pair, position, first, second);
+    }
+  }
+
+  void check_complete(int stage, std::size_t op_count) {
+    for (std::uint32_t i = 0; i < schedule_.micro_batches; ++i) {
+      const Done so_far = done(stage, i);
+      if (so_far == did_full || so_far == did_split || (!trains_ && so_far == did_forward)) continue;
+      const auto missing = [&](Kind kind) {
+        report(Rule::missing, op_count, {i, static_cast<std::uint16_t>(stage), kind, false});
+      };
+      if ((so_far & did_forward) == 0) missing(Kind::forward);
+      if ((so_far & did_backward) != 0 || !trains_) continue;
+      if ((so_far & (did_input | did_weight)) == 0) {
+        missing(Kind::backward);
+        continue;
+      }
+      if ((so_far & did_input) == 0) missing(Kind::input_gradient);
+      if ((so_far & did_weight) == 0) missing(Kind::weight_gradient);
+    }
+  }
+
+  const Schedule& schedule_;
+  std::vector<Violation>& violations_;
+  std::vector<LocalNeighbours> stages_;
+  std::vector<std::size_t> local_;  // the number of a stage among those of its rank
+  bool trains_ = false;             // else forward only
+
+  int rank_ = 0;
+  std::vector<Done> done_;  // of this rank's stages
+};
+
+// The messages of a valid Schedule, rank by rank: as every rank sends and receives just what its ops make and need, the
+// two ends of each message match.
+class MessageCheck {
+ public:
+  MessageCheck(const Program& program, std::vector<Violation>& violations)
+      : program_(program), placement_(program.schedule.placement), violations_(violations) {}
+
+  void run() {
+    reductions_.assign(placement_.rank_of.size(), 0);
+    for (int rank = 0; rank < placement_.ranks; ++rank) check_rank(rank);
+    check_reductions();
+  }
+
+ private:
+  using Seen = std::uint16_t;  // which kinds of one stage and micro-batch have come by, by bit
+  static constexpr Seen seen_bit(Kind kind) { return static_cast<Seen>(1U << static_cast<unsigned>(kind)); }
+
+  void report(Rule rule, std::size_t slot, Op message, Op other) {
+    if (violations_.size() < violation_count_max) violations_.push_back({rule, rank_, slot, message, other});
+  }
+  void report(Rule rule, std::size_t slot, Op message) { report(rule, slot, message, message); }
+
+  [[nodiscard]] Seen& seen(Op op) { return seen_[local_[op.stage] * program_.schedule.micro_batches + op.micro_batch]; }
+
+  [[nodiscard]] bool elsewhere(std::optional<int> stage) const {
+    return stage && placement_.rank_of[static_cast<std::size_t>(*stage)] != rank_;
+  }
+  [[nodiscard]] bool has_input_link(Op op) const { return elsewhere(placement_.previous(op.stage)); }
+  [[nodiscard]] bool has_output_link(Op op) const { return elsewhere(placement_.next(op.stage)); }
+
+  void check_rank(int rank) {
+    rank_ = rank;
+    const auto stages = placement_.stages_on(rank);
+    local_.resize(placement_.rank_of.size());
+    for (std::size_t i = 0; i < stages.size(); ++i) local_[static_cast<std::size_t>(stages[i])] = i;
+    seen_.assign(stages.size() * program_.schedule.micro_batches, 0);
+    last_weight_.assign(placement_.rank_of.size(), 0);
+
+    const auto ops = program_.schedule.rank(rank);
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      if (ops[i].kind == Kind::backward || ops[i].kind == Kind::weight_gradient) last_weight_[ops[i].stage] = i;
+    }
+    for (std::size_t i = 0; i <= ops.size(); ++i) {
+      const bool inside_pair = i > 0 && ops[i - 1].with_next;
+      for (const Op message : program_.slot(rank, i)) {
+        const std::size_t others = violations_.size();
+        check_message(i, message);
+        if (inside_pair && violations_.size() == others) report(Rule::message_misplaced, i, message, ops[i - 1]);
+      }
+      if (i < ops.size()) seen(ops[i]) |= seen_bit(ops[i].kind);
+    }
+    check_exchanged(ops);
+  }
+
+  void check_message(std::size_t slot, Op message) {
+    if (is_compute(message.kind)) return report(Rule::message_unneeded, slot, message);
+    if (message.stage >= placement_.rank_of.size()) return report(Rule::no_such_stage, slot, message);
+    if (placement_.rank_of[message.stage] != rank_) return report(Rule::wrong_rank, slot, message);
+    if (message.kind == Kind::reduce_gradients) return check_reduction(slot, message);
+    if (!has_micro_batch(message.kind)) return;
+    if (message.micro_batch >= program_.schedule.micro_batches) return report(Rule::no_such_stage, slot, message);
+
+    const bool input_side = message.kind == Kind::receive_forward || message.kind == Kind::send_backward;
+    if (!(input_side ? has_input_link(message) : has_output_link(message))) {
+      return report(Rule::message_unneeded, slot, message);
+    }
+    Seen& so_far = seen(message);
+    if ((so_far & seen_bit(message.kind)) != 0) return report(Rule::message_doubled, slot, message);
+    so_far |= seen_bit(message.kind);
+
+    const bool of_forward = message.kind == Kind::send_forward || message.kind == Kind::receive_forward;
+    const Seen its_op = of_forward ? seen_bit(Kind::forward)
+                                   : static_cast<Seen>(seen_bit(Kind::backward) | seen_bit(Kind::input_gradient));
+    const bool op_ran = (so_far & its_op) != 0;
+    if (op_ran == is_receive(message.kind)) report(Rule::message_misplaced, slot, message);
+  }
+
+  void check_reduction(std::size_t slot, Op message) {
+    auto& count = reductions_[message.stage];
+    if (count++ > 0) return report(Rule::message_doubled, slot, message);
+    if (slot <= last_weight_[message.stage]) report(Rule::message_misplaced, slot, message);
+  }
+
+  // All that the ops need was received, all that they make is sent.
+  void check_exchanged(std::span<const Op> ops) {
+    const auto expect = [&](Kind kind, Op op, std::size_t slot) {
+      const Op message{op.micro_batch, op.stage, kind, false};
+      if ((seen(op) & seen_bit(kind)) == 0) report(Rule::message_missing, slot, message);
+    };
+    for (std::size_t begin = 0, end = 0; begin < ops.size(); begin = end) {
+      end = begin + unit_size(ops.subspan(begin));
+      for (const Op op : ops.subspan(begin, end - begin)) {
+        if (op.kind == Kind::forward && has_input_link(op)) expect(Kind::receive_forward, op, begin);
+        if (op.kind == Kind::forward && has_output_link(op)) expect(Kind::send_forward, op, end);
+        if (is_backward_half(op.kind) && has_output_link(op)) expect(Kind::receive_backward, op, begin);
+        if (is_backward_half(op.kind) && has_input_link(op)) expect(Kind::send_backward, op, end);
+      }
+    }
+  }
+
+  // Stages that share weights reduce all or none.
+  void check_reductions() {
+    std::vector<int> reducing(placement_.rank_of.size());
+    for (std::size_t s = 0; s < reductions_.size(); ++s) reducing[placement_.weights_of[s]] += reductions_[s] > 0;
+    for (std::size_t s = 0; s < reductions_.size(); ++s) {
+      if (reductions_[s] > 0 || reducing[placement_.weights_of[s]] == 0) continue;
+      rank_ = placement_.rank_of[s];
+      report(Rule::message_missing, program_.schedule.rank(rank_).size(),
+             {0, static_cast<std::uint16_t>(s), Kind::reduce_gradients, false});
+    }
+  }
+
+  const Program& program_;
+  const Placement& placement_;
+  std::vector<Violation>& violations_;
+  std::vector<int> reductions_;  // per stage
+
+  int rank_ = 0;
+  std::vector<std::size_t> local_;
+  std::vector<Seen> seen_;
+  std::vector<std::size_t> last_weight_;  // per stage, the position of its last B or W
+};
+
+std::string reason(const Violation& v, const Placement& placement) {
+  const std::string other = to_text(v.other);
+  switch (v.rule) {
+    case Rule::no_such_stage:
+      return v.op.stage >= placement.stages()
+                 ? fmt::format("there is no stage {}, the placement has {}", v.op.stage, placement.stages())
+                 : fmt::format("there is no micro-batch {}", v.op.micro_batch);
+    case Rule::wrong_rank:
+      return fmt::format("stage {} is held by rank {}", v.op.stage, placement.rank_of[v.op.stage]);
+    case Rule::doubled:
+      return "runs a second time";
+    case Rule::missing:
+      return "runs nowhere on its rank";
+    case Rule::backward_before_forward:
+      return fmt::format("runs before {}", other);
+    case Rule::split_and_full:
+      return fmt::format(
+          "clashes with {}: a backward is either B, or I and W (files written before PyTorch renamed its "
+          "passes have B for I)",
+          other);
+    case Rule::chain_order:
+      return fmt::format("runs before {}, its neighbour in the chain on the same rank", other);
+    case Rule::pair:
+      return v.op == v.other ? std::string("is the first half of an F&B pair without a second")
+                             : fmt::format(
+                                   "cannot overlap with {}: an F&B pair is a forward, then a full backward, of "
+                                   "two different micro-batches",
+                                   other);
+    case Rule::not_compute:
+      return "is communication, and a schedule holds only F, B, I and W";
+    case Rule::message_unneeded:
+      return "is a message that no stage on another rank needs or makes";
+    case Rule::message_missing:
+      return "is missing";
+    case Rule::message_doubled:
+      return "comes a second time";
+    case Rule::message_misplaced:
+      if (v.op != v.other) return fmt::format("stands inside the F&B pair that begins with {}", other);
+      return is_receive(v.op.kind) ? "comes after the op that needs it" : "comes before the op that makes it";
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string to_text(const Violation& violation, const Placement& placement) {
+  const bool in_slot = !is_compute(violation.op.kind) && violation.rule != Rule::not_compute;
+  const std::string place =
+      violation.rule == Rule::missing ? "" : fmt::format(", {} {}", in_slot ? "slot" : "op", violation.position);
+  return fmt::format("rank {}{}, {}: {}", violation.rank, place, to_text(violation.op), reason(violation, placement));
+}
+
+std::vector<Violation> validate(const Schedule& schedule) {
+  std::vector<Violation> violations;
+  ScheduleCheck(schedule, violations).run();
+  return violations;
+}
+
+std::vector<Violation> validate(const Program& program) {
+  std::vector<Violation> violations = validate(program.schedule);
+  if (violations.empty()) MessageCheck(program, violations).run();
+  return violations;
+}
+
+}  // namespace dualpipe

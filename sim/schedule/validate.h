@@ -1,0 +1,46 @@
+// Every rule that a schedule, or a program read from a file, can break. All violations at once, none twice.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "sim/schedule/program.h"
+
+namespace dualpipe {
+
+enum class Rule : std::uint8_t {
+  no_such_stage,            // stage or micro-batch outside of the schedule
+  wrong_rank,               // the stage is held by another rank
+  doubled,                  // the op ran already
+  missing,                  // the op runs nowhere
+  backward_before_forward,  // B or I before F of the same stage and micro-batch, W before I
+  split_and_full,           // B, and also I or W, for one stage and micro-batch
+  chain_order,              // two neighbours of a chain on one rank, in the wrong order
+  pair,                     // an F&B pair that is not one forward and one full backward of two micro-batches
+  not_compute,              // communication among the compute ops
+  message_unneeded,         // its stage has no neighbour on another rank to exchange it with
+  message_missing,          // an op whose input is never received, or whose output is never sent
+  message_doubled,
+  message_misplaced,  // a send before its op, a receive after it, anything inside a pair
+};
+
+struct Violation {
+  Rule rule;
+  int rank;  // where it was seen; for a missing op, the rank that should run it
+  // In the rank's ops, or of the slot for a message. Where something is missing: the number of ops; for a message the
+  // first slot that a send, the last slot that a receive or a reduction could stand in.
+  std::size_t position;
+  Op op;
+  Op other;  // the op it clashes with (a pair's partner, a neighbour in the chain); else the same as `op`
+
+  friend bool operator==(const Violation&, const Violation&) = default;
+};
+
+// "rank 2, op 5, 3B7: runs before 3F7"
+[[nodiscard]] std::string to_text(const Violation& violation, const Placement& placement);
+
+[[nodiscard]] std::vector<Violation> validate(const Schedule& schedule);
+[[nodiscard]] std::vector<Violation> validate(const Program& program);  // the schedule's, then the communication's
+
+}  // namespace dualpipe

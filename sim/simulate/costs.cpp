@@ -1,0 +1,186 @@
+#include "sim/simulate/costs.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <istream>
+#include <ostream>
+#include <string_view>
+
+#include "sim/schedule/error.h"
+#include "sim/schedule/json_reader.h"
+#include "sim/schedule/op.h"
+#include "sim/schedule/quote.h"
+
+namespace dualpipe {
+namespace {
+
+constexpr double speed_max = 1e6;
+
+constexpr std::string_view format_name = "dualpipe-costs";
+constexpr int format_version = 1;
+constexpr std::array<std::string_view, 11> top_level_keys = {
+    "format",    "version", "stages", "communication", "latency_ns",   "bandwidth_bytes_per_s",
+    "launch_ns", "speed",   "jitter", "seed",          "release_early"};
+constexpr std::array<std::string_view, 3> model_names = {"latency", "links", "stream"};  // as CommunicationModel
+
+// A member of StageCosts, and its name in the file.
+struct Field {
+  std::string_view key;
+  std::int64_t StageCosts::*member;
+};
+constexpr std::array<Field, 4> durations = {{{"forward_ns", &StageCosts::forward},
+                                             {"backward_ns", &StageCosts::backward},
+                                             {"input_gradient_ns", &StageCosts::input_gradient},
+                                             {"weight_gradient_ns", &StageCosts::weight_gradient}}};
+constexpr std::array<Field, 6> sizes = {{{"activation_bytes", &StageCosts::activation},
+                                         {"weight_stash_bytes", &StageCosts::weight_stash},
+                                         {"message_bytes", &StageCosts::message},
+                                         {"parameter_bytes", &StageCosts::parameters},
+                                         {"gradient_bytes", &StageCosts::gradients},
+                                         {"optimizer_bytes", &StageCosts::optimizer}}};
+constexpr std::string_view overlapped_key = "overlapped_ns";
+
+constexpr auto stage_keys = [] {
+  std::array<std::string_view, durations.size() + sizes.size() + 1> keys;
+  auto* end = std::ranges::transform(durations, keys.begin(), &Field::key).out;
+  *end++ = overlapped_key;
+  std::ranges::transform(sizes, end, &Field::key);
+  return keys;
+}();
+
+bool is_speed(double speed) { return speed > 0 && speed <= speed_max; }
+bool is_jitter(double jitter) { return jitter >= 0 && jitter < 1; }
+bool is_bandwidth(double bandwidth) { return bandwidth >= 0 && std::isfinite(bandwidth); }
+
+constexpr std::string_view speed_rule = "a speed must be above 0 and at most 1e6";
+constexpr std::string_view jitter_rule = "the jitter must be at least 0 and below 1";
+constexpr std::string_view bandwidth_rule =
+    "the bandwidth must be a finite number of bytes per second, or 0 for infinite";
+
+void check_time(std::string_view what, Time time) {
+  if (time < 0 || time > time_max) {
+    throw InputError(fmt::format("{} is {} ns; it must be from 0 to {} ns, a day", what, time, time_max));
+  }
+}
+
+void check_stage(const StageCosts& costs, std::size_t stage) {
+  for (const Field& field : durations) check_time(fmt::format("stage {}: {}", stage, field.key), costs.*field.member);
+  if (costs.overlapped) check_time(fmt::format("stage {}: {}", stage, overlapped_key), *costs.overlapped);
+  for (const Field& field : sizes) {
+    const Bytes bytes = costs.*field.member;
+    if (bytes < 0 || bytes > bytes_max) {
+      throw InputError(fmt::format("stage {}: {} is {}; it must be from 0 to 2^60 bytes", stage, field.key, bytes));
+    }
+  }
+}
+
+StageCosts read_stage(const JsonValue& object) {
+  object.allow_keys(stage_keys);
+  StageCosts costs;
+  for (const Field& field : durations) costs.*field.member = object.at(field.key).integer(0, time_max);
+  if (const auto value = object.find(overlapped_key)) costs.overlapped = value->integer(0, time_max);
+  for (const Field& field : sizes) {
+    if (const auto value = object.find(field.key)) costs.*field.member = value->integer(0, bytes_max);
+  }
+  return costs;
+}
+
+std::vector<StageCosts> read_stages(const JsonValue& list) {
+  if (list.list_size() == 0) list.fail("it is empty; give one entry for all stages, or one for each");
+  if (list.list_size() > stage_count_max) list.fail(fmt::format("more than {} stages", stage_count_max));
+  std::vector<StageCosts> stages;
+  for (std::size_t i = 0; i < list.list_size(); ++i) stages.push_back(read_stage(list[i]));
+  return stages;
+}
+
+CommunicationModel read_model(const JsonValue& value) {
+  const auto* const match = std::ranges::find(model_names, value.text());
+  if (match == model_names.end()) {
+    value.fail(
+        fmt::format("{} is no communication model; there are {}", quote(value.text()), fmt::join(model_names, ", ")));
+  }
+  return static_cast<CommunicationModel>(match - model_names.begin());
+}
+
+// A number that `is_valid`, or the error that names the rule.
+double read_number(const JsonValue& value, bool (*is_valid)(double), std::string_view rule) {
+  const double number = value.number();
+  if (!is_valid(number)) value.fail(fmt::format("{}; {} is not", rule, number));
+  return number;
+}
+
+std::vector<double> read_speeds(const JsonValue& list) {
+  if (list.list_size() > stage_count_max) list.fail(fmt::format("more than {} ranks", stage_count_max));
+  std::vector<double> speeds;
+  for (std::size_t i = 0; i < list.list_size(); ++i) speeds.push_back(read_number(list[i], is_speed, speed_rule));
+  return speeds;
+}
+
+}  // namespace
+
+void check(const Costs& costs, const Placement& placement) {
+  const auto stages = placement.rank_of.size();
+  if (costs.stages.size() != 1 && costs.stages.size() != stages) {
+    throw InputError(
+        fmt::format("costs are given for {} stages, but the schedule has {}; give one entry for all, or {}",
+                    costs.stages.size(), stages, stages));
+  }
+  for (std::size_t stage = 0; stage < costs.stages.size(); ++stage) check_stage(costs.stages[stage], stage);
+  check_time("the latency", costs.latency);
+  check_time("the launch overhead", costs.launch);
+  if (!is_bandwidth(costs.bandwidth)) throw InputError(fmt::format("{}; {} is not", bandwidth_rule, costs.bandwidth));
+  if (!is_jitter(costs.jitter)) throw InputError(fmt::format("{}; {} is not", jitter_rule, costs.jitter));
+  if (!costs.speed.empty() && costs.speed.size() != static_cast<std::size_t>(placement.ranks)) {
+    throw InputError(fmt::format("speeds are given for {} ranks, but the schedule has {}; give one for each, or none",
+                                 costs.speed.size(), placement.ranks));
+  }
+  for (std::size_t rank = 0; rank < costs.speed.size(); ++rank) {
+    if (!is_speed(costs.speed[rank])) {
+      throw InputError(fmt::format("rank {}: {}; {} is not", rank, speed_rule, costs.speed[rank]));
+    }
+  }
+}
+
+Costs read_costs(std::istream& in, const std::string& source) {
+  const nlohmann::json json = read_json_document(in, source, {format_name, format_version, top_level_keys});
+  const JsonValue document(json, source);
+  Costs costs;
+  costs.stages = read_stages(document.at("stages"));
+  if (const auto value = document.find("communication")) costs.model = read_model(*value);
+  if (const auto value = document.find("latency_ns")) costs.latency = value->integer(0, time_max);
+  if (const auto value = document.find("bandwidth_bytes_per_s")) {
+    costs.bandwidth = read_number(*value, is_bandwidth, bandwidth_rule);
+  }
+  if (const auto value = document.find("launch_ns")) costs.launch = value->integer(0, time_max);
+  if (const auto value = document.find("speed")) costs.speed = read_speeds(*value);
+  if (const auto value = document.find("jitter")) costs.jitter = read_number(*value, is_jitter, jitter_rule);
+  if (const auto value = document.find("seed")) costs.seed = value->unsigned_integer();
+  if (const auto value = document.find("release_early")) costs.release_early = value->boolean();
+  return costs;
+}
+
+void write_costs(std::ostream& out, const Costs& costs) {
+  out << fmt::format("{{\n  \"format\": \"{}\", \"version\": {},\n  \"stages\": [", format_name, format_version);
+  std::string_view separator = "\n    {";
+  for (const StageCosts& stage : costs.stages) {
+    out << separator;
+    for (const Field& field : durations) {
+      out << fmt::format("{}\"{}\": {}", &field == durations.data() ? "" : ", ", field.key, stage.*field.member);
+    }
+    if (stage.overlapped) out << fmt::format(", \"{}\": {}", overlapped_key, *stage.overlapped);
+    for (const Field& field : sizes) out << fmt::format(", \"{}\": {}", field.key, stage.*field.member);
+    out << '}';
+    separator = ",\n    {";
+  }
+  // fmt's {} of a double is the shortest text that reads back as the same one, in any locale.
+  out << fmt::format("\n  ],\n  \"communication\": \"{}\", \"latency_ns\": {}, \"bandwidth_bytes_per_s\": {},",
+                     model_names[static_cast<std::size_t>(costs.model)], costs.latency, costs.bandwidth);
+  out << fmt::format(
+      " \"launch_ns\": {},\n  \"speed\": [{}], \"jitter\": {}, \"seed\": {}, \"release_early\": {}\n}}\n", costs.launch,
+      fmt::join(costs.speed, ", "), costs.jitter, costs.seed, costs.release_early);
+}
+
+}  // namespace dualpipe

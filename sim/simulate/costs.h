@@ -1,0 +1,88 @@
+// What the ops of a Program cost: durations and bytes per stage, communication, and what makes ranks unequal.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sim/schedule/placement.h"
+
+namespace dualpipe {
+
+using Time = std::int64_t;  // nanoseconds
+using Bytes = std::int64_t;
+
+inline constexpr Time time_max = Time{1'000'000'000} * 86'400;  // of one op or message: a day
+inline constexpr Bytes bytes_max = Bytes{1} << 60U;
+
+// One op of one stage. With several chunks per rank a rank's work is the sum over its stages.
+struct StageCosts {
+  Time forward = 0;          // F
+  Time backward = 0;         // B, the full backward
+  Time input_gradient = 0;   // I; B = I + W unless measured otherwise
+  Time weight_gradient = 0;  // W
+  // F&B: an overlapped pair whose forward is this stage's. Unset: F + B of the two stages, no gain.
+  std::optional<Time> overlapped;
+
+  // Memory of one micro-batch (arXiv:2401.10241, section 4): F adds M_B, I changes it by M_W - M_B, W frees M_W; B
+  // frees M_B.
+  Bytes activation = 0;    // M_B
+  Bytes weight_stash = 0;  // M_W
+  Bytes message = 0;       // the stage's output, and so the gradient that comes back for it
+  // Held all the time.
+  Bytes parameters = 0;
+  Bytes gradients = 0;
+  Bytes optimizer = 0;
+
+  friend bool operator==(const StageCosts&, const StageCosts&) = default;
+};
+
+enum class CommunicationModel : std::uint8_t {
+  latency,  // a message arrives `latency` after its producer ends; links never contend (the zero-bubble paper's)
+  links,    // latency + bytes / bandwidth; each directed link carries one message at a time, in program order
+  stream,   // a rank's batches run in issue order on one stream, a batch starts when the one before it has ended and
+            // its slot is reached, a message when both ends have started, a batch ends with its last message (NCCL)
+};
+
+struct Costs {
+  std::vector<StageCosts> stages;  // one for all stages, or one per stage
+  CommunicationModel model = CommunicationModel::latency;
+  Time latency = 0;           // of one message, α
+  double bandwidth = 0;       // bytes per second, β; 0: infinite. Not used by `latency`
+  Time launch = 0;            // between the end of a rank's op and the start of its next: idle time
+  std::vector<double> speed;  // per rank; durations are divided by it. Empty: all 1
+  double jitter = 0;          // durations are scaled by a factor drawn evenly from [1 - jitter, 1 + jitter]
+  std::uint64_t seed = 0;     // of the jitter: same seed, same draws, whatever the order of evaluation
+  // Results of an F&B pair are out after F and after B of its start, not both at its end. (`stream` waits for the end:
+  // a batch goes as a whole.)
+  bool release_early = false;
+
+  friend bool operator==(const Costs&, const Costs&) = default;
+
+  [[nodiscard]] const StageCosts& of(int stage) const {
+    return stages.size() == 1 ? stages[0] : stages[static_cast<std::size_t>(stage)];
+  }
+};
+
+// Throws InputError: a negative duration, a speed of 0, a list whose length is neither 1 nor the number of stages, …
+void check(const Costs& costs, const Placement& placement);
+
+// The file of `dualpipe-sim --costs` and `dualpipe-run --calibrate`:
+//
+//   {
+//     "format": "dualpipe-costs", "version": 1,
+//     "stages": [{"forward_ns": 1000, "backward_ns": 2000, "input_gradient_ns": 1000, "weight_gradient_ns": 1000,
+//                 "overlapped_ns": 2500, "activation_bytes": 0, "weight_stash_bytes": 0, "message_bytes": 0,
+//                 "parameter_bytes": 0, "gradient_bytes": 0, "optimizer_bytes": 0}],
+//     "communication": "links", "latency_ns": 500, "bandwidth_bytes_per_s": 5e10, "launch_ns": 0,
+//     "speed": [1, 1, 0.5, 1], "jitter": 0.05, "seed": 7, "release_early": false
+//   }
+//
+// All but format, version and stages may be left out; so may all bytes, and `overlapped_ns`.
+// Throws InputError with the place in the file.
+[[nodiscard]] Costs read_costs(std::istream& in, const std::string& source);
+void write_costs(std::ostream& out, const Costs& costs);
+
+}  // namespace dualpipe

@@ -1,0 +1,264 @@
+// The event engine. Private to sim/simulate.
+//
+// Every rank runs its ops in order; an op starts when its rank is free and its message has arrived. So all times are
+// maxima of sums, whatever the order they are worked out in, and the engine works them out where it can: it runs a rank
+// until that needs a message not yet sent, then the next rank of a first-in-first-out queue. A send puts the receiver
+// back into the queue if it sleeps for just that message. An empty queue with ops left is a deadlock.
+//
+//     queue ──▶ run the rank ──needs micro-batch m of a mailbox──▶ asleep ──deliver(m)──▶ queue
+//
+// Mailboxes hold a window of micro-batches, not all of them, and a rank runs only a few ops per turn: so the live state
+// of a thousand ranks stays in the cache.
+//
+// How messages travel is the Model's (models.h):
+//
+//     result(engine, task, op, released)    the op's result is out
+//     slot(engine, rank, position, now)     the rank came to a slot; only if `reads_slots`
+//     turn(engine, rank)                    the rank has its turn; only if `reads_slots`
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <set>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "sim/simulate/simulate.h"
+#include "sim/simulate/tasks.h"
+
+namespace dualpipe {
+
+// Whether gradients have to be reduced between stages: only then do reductions take part in time.
+[[nodiscard]] inline bool shares_weights(const Placement& placement) {
+  const auto distinct = std::set(placement.weights_of.begin(), placement.weights_of.end()).size();
+  return distinct < placement.weights_of.size();
+}
+
+// A first-in-first-out queue of ranks, each in it at most once.
+class RankQueue {
+ public:
+  explicit RankQueue(std::size_t ranks) : ring_(ranks), queued_(ranks) {}
+  [[nodiscard]] bool empty() const { return count_ == 0; }
+  void push(std::size_t rank) {
+    if (queued_[rank] != 0) return;
+    queued_[rank] = 1;
+    const std::size_t place = first_ + count_++;
+    ring_[place < ring_.size() ? place : place - ring_.size()] = static_cast<std::uint32_t>(rank);
+  }
+  [[nodiscard]] std::size_t pop() {
+    const std::size_t rank = ring_[first_];
+    if (++first_ == ring_.size()) first_ = 0;
+    --count_;
+    queued_[rank] = 0;
+    return rank;
+  }
+
+ private:
+  std::vector<std::uint32_t> ring_;
+  std::vector<std::uint8_t> queued_;
+  std::size_t first_ = 0;
+  std::size_t count_ = 0;
+};
+
+template <typename Model>
+class Engine {
+ public:
+  Engine(const Program& program, const Costs& costs, Record record)
+      : program_(program),
+        costs_(costs),
+        tasks_(program, costs),
+        jitter_(costs),
+        queue_(static_cast<std::size_t>(program.schedule.ranks())),
+        model_(program, costs, tasks_) {
+    const bool shared = shares_weights(program.schedule.placement);
+    ranks_.resize(static_cast<std::size_t>(program.schedule.ranks()));
+    for (std::size_t r = 0; r < ranks_.size(); ++r) {
+      const auto ops = program.schedule.rank(static_cast<int>(r));
+      ranks_[r].next = ops.data();
+      ranks_[r].end = ops.data() + ops.size();
+      if (shared) find_stops(r);
+    }
+    if (record == Record::spans) {
+      op_spans_.resize(program.schedule.ops.size());
+      message_spans_.resize(tasks_.box_count() * program.schedule.micro_batches);
+    }
+  }
+
+  // Runs all that can run. False: a deadlock, and everything is as it stands then.
+  [[nodiscard]] bool run() {
+    for (std::size_t r = 0; r < ranks_.size(); ++r) {
+      enter_slot(r);
+      queue_.push(r);
+    }
+    while (!queue_.empty()) take_turn(queue_.pop());
+    return std::ranges::all_of(ranks_, [](const Rank& rank) { return rank.next == rank.end; });
+  }
+
+  // For the models: a message reaches a stage.
+  void deliver(Mailbox& box, std::uint32_t micro_batch, Span transfer) {
+    if (!message_spans_.empty()) message_span(box, micro_batch) = transfer;
+    arrive(box, micro_batch, transfer.end);
+  }
+  void arrive(Mailbox& box, std::uint32_t micro_batch, Time arrival) {
+    box.arrivals.put(micro_batch, arrival);
+    if (box.awaited != micro_batch) return;
+    box.awaited = Mailbox::nothing;
+    queue_.push(box.rank);
+  }
+  void wake(std::size_t rank) { queue_.push(rank); }
+  [[nodiscard]] bool records_spans() const { return !op_spans_.empty(); }
+  [[nodiscard]] Span& message_span(const Mailbox& box, std::uint32_t micro_batch) {
+    return message_spans_[tasks_.index_of(box) * program_.schedule.micro_batches + micro_batch];
+  }
+
+  // How far the rank is, in its ops.
+  [[nodiscard]] std::size_t position(std::size_t rank) const {
+    return static_cast<std::size_t>(ranks_[rank].next - program_.schedule.ops.data()) -
+           program_.schedule.rank_begin[rank];
+  }
+  // When the rank came to each of its slots with reductions of shared gradients, in order. For finished runs.
+  [[nodiscard]] std::span<const Time> stop_times(std::size_t rank) const { return ranks_[rank].stop_times; }
+  [[nodiscard]] std::span<const std::size_t> stops(std::size_t rank) const { return ranks_[rank].stops; }
+
+  [[nodiscard]] RankTimes times(std::size_t rank) const {
+    const Rank& r = ranks_[rank];
+    return {r.first_start, r.last_end, r.busy};
+  }
+  [[nodiscard]] std::vector<Span> take_op_spans() { return std::move(op_spans_); }
+  [[nodiscard]] Tasks& tasks() { return tasks_; }
+  [[nodiscard]] const Program& program() const { return program_; }
+  [[nodiscard]] Model& model() { return model_; }
+
+ private:
+  static constexpr std::ptrdiff_t turn_ops = 16;
+  static constexpr std::ptrdiff_t line_ops = 64 / sizeof(Op);
+
+  struct Rank {
+    const Op* next = nullptr;
+    const Op* end = nullptr;
+    Time free = 0;  // when its next op can start
+    Time last_end = 0;
+    Time busy = 0;
+    Time first_start = 0;
+    bool started = false;
+    std::size_t stops_left = 0;
+    std::vector<std::size_t> stops;  // positions of slots with reductions of shared gradients
+    std::vector<Time> stop_times;    // when those so far were reached
+  };
+
+  void find_stops(std::size_t rank);
+
+  // A slot is reached when the op before it has ended.
+  void enter_slot(std::size_t rank) {
+    Rank& r = ranks_[rank];
+    if (r.stops_left > 0 && r.stops[r.stop_times.size()] == position(rank)) {
+      r.stop_times.push_back(r.last_end);
+      --r.stops_left;
+    }
+    if constexpr (Model::reads_slots) model_.slot(*this, rank, position(rank), r.last_end);
+  }
+
+  void take_turn(std::size_t rank) {
+    Rank& r = ranks_[rank];
+    if constexpr (Model::reads_slots) model_.turn(*this, rank);
+    const Op* const stop = r.next + std::min(turn_ops, r.end - r.next);
+    __builtin_prefetch(r.next + 2 * line_ops);
+    while (r.next < stop) {
+      if (!(r.next->with_next ? run_pair(r) : run_op(r))) return;
+      if (Model::reads_slots || r.stops_left > 0) enter_slot(rank);
+    }
+    if (r.next < r.end) queue_.push(rank);
+  }
+
+  // The arrival of what the op needs; null while that is not known, and then the rank sleeps for it.
+  [[nodiscard]] static const Time* arrival(const Task& task, Op op) {
+    const Time* known = task.in->arrivals.find(op.micro_batch);
+    if (known == nullptr) task.in->awaited = op.micro_batch;
+    return known;
+  }
+
+  [[nodiscard]] bool run_op(Rank& r) {
+    const Op op = *r.next;
+    const Task& task = tasks_.of(op);
+    Time start = r.free;
+    if (task.in != nullptr) {
+      const Time* input = arrival(task, op);
+      if (input == nullptr) return false;
+      start = std::max(start, *input);
+      task.in->arrivals.erase(op.micro_batch);
+    }
+    const Time end = start + (jitter_.off() ? task.duration : jitter_.scale(task.duration, op));
+    finish(r, 1, start, end);
+    if (task.out != nullptr) model_.result(*this, task, op, end);
+    return true;
+  }
+
+  // An F&B pair is atomic: it starts when both inputs are there and, unless results are released early, both are out at
+  // its end.
+  [[nodiscard]] bool run_pair(Rank& r) {
+    const Op forward = r.next[0];
+    const Op backward = r.next[1];
+    Time start = r.free;
+    for (const Op op : {forward, backward}) {
+      const Task& task = tasks_.of(op);
+      if (task.in == nullptr) continue;
+      const Time* input = arrival(task, op);
+      if (input == nullptr) return false;
+      start = std::max(start, *input);
+    }
+    for (const Op op : {forward, backward}) {
+      if (const Task& task = tasks_.of(op); task.in != nullptr) task.in->arrivals.erase(op.micro_batch);
+    }
+    Time duration = tasks_.pair_duration(forward, backward);
+    if (!jitter_.off()) duration = jitter_.scale(duration, forward);
+    const Time end = start + duration;
+    finish(r, 2, start, end);
+    for (const Op op : {forward, backward}) {
+      const Task& task = tasks_.of(op);
+      const Time released = costs_.release_early ? std::min(start + task.duration, end) : end;
+      if (task.out != nullptr) model_.result(*this, task, op, released);
+    }
+    return true;
+  }
+
+  void finish(Rank& r, std::size_t ops, Time start, Time end) {
+    if (records_spans()) {
+      Span* spans = &op_spans_[static_cast<std::size_t>(r.next - program_.schedule.ops.data())];
+      std::fill_n(spans, ops, Span{start, end});
+    }
+    if (!r.started) r.first_start = start;
+    r.started = true;
+    r.busy += end - start;
+    r.last_end = end;
+    r.free = end + costs_.launch;
+    r.next += ops;
+  }
+
+  const Program& program_;
+  const Costs& costs_;
+  Tasks tasks_;
+  Jitter jitter_;
+  std::vector<Rank> ranks_;
+  RankQueue queue_;
+  Model model_;
+  std::vector<Span> op_spans_;
+  std::vector<Span> message_spans_;  // by mailbox, then micro-batch
+};
+
+template <typename Model>
+void Engine<Model>::find_stops(std::size_t rank) {
+  const auto slot_count = program_.schedule.rank(static_cast<int>(rank)).size() + 1;
+  const auto begins =
+      std::span(program_.slot_begin).subspan(program_.slot_index(static_cast<int>(rank), 0), slot_count + 1);
+  Rank& r = ranks_[rank];
+  for (std::uint32_t i = begins.front(); i < begins.back(); ++i) {
+    if (program_.communication[i].kind != Kind::reduce_gradients) continue;
+    const auto slot = static_cast<std::size_t>(std::ranges::upper_bound(begins, i) - begins.begin()) - 1;
+    if (r.stops.empty() || r.stops.back() != slot) r.stops.push_back(slot);
+  }
+  r.stops_left = r.stops.size();
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,174 @@
+#include "sim/simulate/memory.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <utility>
+
+namespace dualpipe {
+namespace {
+
+// What a rank holds at one moment, or what an op changes in it.
+struct Held {
+  Bytes bytes = 0;
+  int activations = 0;
+};
+
+// Walks a rank's ops and slots in order, and tells `visit(position, moment, held)` at every moment when what is held
+// may have grown or shrunk.
+enum class Moment : std::uint8_t {
+  slot,   // the op before has ended and released what it could; receive buffers are there
+  start,  // the op, or pair, begins: its activation is there
+};
+
+// What the ops of one stage change, F B I W, and how much is received for its forward and its backward.
+struct Effect {
+  Held start, end;
+};
+struct StageEffects {
+  std::array<Effect, 4> of_kind;
+  Bytes input = 0;
+  Bytes gradient = 0;
+};
+
+StageEffects effects_of(const Placement& placement, const Costs& costs, int stage) {
+  const auto rank_of = [&](int s) { return placement.rank_of[static_cast<std::size_t>(s)]; };
+  const auto received = [&](std::optional<int> from, int message_of) {
+    return from && rank_of(*from) != rank_of(stage) ? costs.of(message_of).message : 0;
+  };
+  const StageCosts& cost = costs.of(stage);
+  StageEffects effects;
+  if (const auto previous = placement.previous(stage)) effects.input = received(previous, *previous);
+  effects.gradient = received(placement.next(stage), stage);
+  effects.of_kind[static_cast<std::size_t>(Kind::forward)].start = {cost.activation - effects.input, 1};
+  effects.of_kind[static_cast<std::size_t>(Kind::backward)].end = {-cost.activation - effects.gradient, -1};
+  effects.of_kind[static_cast<std::size_t>(Kind::input_gradient)].end = {
+      cost.weight_stash - cost.activation - effects.gradient, -1};
+  effects.of_kind[static_cast<std::size_t>(Kind::weight_gradient)].end = {-cost.weight_stash, 0};
+  return effects;
+}
+
+class Walk {
+ public:
+  Walk(const Program& program, const Costs& costs) : program_(program), costs_(costs) {
+    for (int stage = 0; stage < program.schedule.placement.stages(); ++stage) {
+      effects_.push_back(effects_of(program.schedule.placement, costs, stage));
+    }
+    receives_ = std::ranges::any_of(effects_, [](const StageEffects& each) { return each.input + each.gradient > 0; });
+  }
+
+  // Parameters, gradients and optimizer state.
+  [[nodiscard]] Bytes resident(int rank) const {
+    Bytes bytes = 0;
+    for (const int stage : program_.schedule.placement.stages_on(rank)) {
+      const StageCosts& cost = costs_.of(stage);
+      bytes += cost.parameters + cost.gradients + cost.optimizer;
+    }
+    return bytes;
+  }
+
+  template <typename Visit>
+  void run(int rank, Visit visit) const {
+    Held held{resident(rank), 0};
+    const auto ops = program_.schedule.rank(rank);
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      if (receives_) enter(program_.slot(rank, i), held);
+      visit(i, Moment::slot, held);
+      add(effect(ops[i]).start, held);  // a pair's backward takes nothing at its start
+      visit(i, Moment::start, held);
+      add(effect(ops[i]).end, held);
+      if (ops[i].with_next) add(effect(ops[++i]).end, held);
+    }
+    visit(ops.size(), Moment::slot, held);
+  }
+
+ private:
+  [[nodiscard]] const Effect& effect(Op op) const {
+    return effects_[op.stage].of_kind[static_cast<std::size_t>(op.kind)];
+  }
+  static void add(const Held& change, Held& held) {
+    held.bytes += change.bytes;
+    held.activations += change.activations;
+  }
+
+  void enter(std::span<const Op> slot, Held& held) const {
+    for (const Op op : slot) {
+      if (op.kind == Kind::receive_forward) held.bytes += effects_[op.stage].input;
+      if (op.kind == Kind::receive_backward) held.bytes += effects_[op.stage].gradient;
+    }
+  }
+
+  const Program& program_;
+  const Costs& costs_;
+  std::vector<StageEffects> effects_;  // by stage
+  bool receives_ = false;
+};
+
+RankMemory rank_memory(const Program& program, const Walk& walk, int rank) {
+  RankMemory memory;
+  memory.parameters = static_cast<int>(program.schedule.placement.stages_on(rank).size());
+  memory.resident = memory.peak = walk.resident(rank);
+  walk.run(rank, [&](std::size_t position, Moment, const Held& held) {
+    if (held.activations > memory.peak_activations) {
+      memory.peak_activations = held.activations;
+      memory.peak_activations_position = position;
+    }
+    if (held.bytes > memory.peak) {
+      memory.peak = held.bytes;
+      memory.peak_position = position;
+    }
+  });
+  return memory;
+}
+
+}  // namespace
+
+RankMemory rank_memory(const Program& program, const Costs& costs, int rank) {
+  return rank_memory(program, Walk(program, costs), rank);
+}
+
+std::vector<RankMemory> memory_of_ranks(const Program& program, const Costs& costs) {
+  const Walk walk(program, costs);
+  std::vector<RankMemory> memories;
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) memories.push_back(rank_memory(program, walk, rank));
+  return memories;
+}
+
+std::vector<Op> held_at(const Program& program, int rank, std::size_t position) {
+  const auto ops = program.schedule.rank(rank);
+  const std::size_t running = position > 0 && ops[position - 1].with_next ? position - 1 : position;
+  std::map<std::pair<std::uint16_t, std::uint32_t>, std::size_t> held;  // stage and micro-batch: where its F, or I, ran
+  for (std::size_t i = 0; i < running; ++i) {
+    const std::pair key{ops[i].stage, ops[i].micro_batch};
+    if (ops[i].kind == Kind::forward || ops[i].kind == Kind::input_gradient) {
+      held[key] = i;
+    } else {
+      held.erase(key);
+    }
+  }
+  if (ops[running].kind == Kind::forward) held[{ops[running].stage, ops[running].micro_batch}] = running;
+
+  std::vector<std::size_t> order;
+  for (const auto& [key, i] : held) order.push_back(i);
+  std::ranges::sort(order);
+  std::vector<Op> result;
+  for (const std::size_t i : order) result.push_back({ops[i].micro_batch, ops[i].stage, ops[i].kind, false});
+  return result;
+}
+
+std::vector<MemoryPoint> memory_over_time(const Program& program, const Costs& costs, const Timeline& timeline,
+                                          int rank) {
+  const Walk walk(program, costs);
+  const std::size_t first = program.schedule.rank_begin[static_cast<std::size_t>(rank)];
+  std::vector<MemoryPoint> points{{0, walk.resident(rank), 0}};
+  walk.run(rank, [&](std::size_t position, Moment moment, const Held& held) {
+    const Time reached = position == 0 ? 0 : timeline.ops[first + position - 1].end;
+    const Time time = moment == Moment::slot ? reached : timeline.ops[first + position].start;
+    const MemoryPoint point{time, held.bytes, held.activations};
+    if (points.back().bytes == point.bytes && points.back().activations == point.activations) return;
+    points.push_back(point);
+  });
+  return points;
+}
+
+}  // namespace dualpipe

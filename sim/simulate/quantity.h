@@ -1,0 +1,28 @@
+// Numbers with units, as people type them. All throw InputError that quotes the text and says what is allowed.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+// "850us", "1.25ms", "3 s", "12ns"; a bare number is milliseconds. Exact: up to 24 digits, rounded half up to a
+// nanosecond. At most a day.
+[[nodiscard]] Time parse_duration(std::string_view text);
+
+// "4096", "64KiB", "1.5GiB", "2MB": powers of 1024 with an i, of 1000 without; a bare number is bytes.
+[[nodiscard]] Bytes parse_bytes(std::string_view text);
+
+// Bytes per second: "50e9", "50GB/s", "50GB", "46GiB/s". 0 is infinite.
+[[nodiscard]] double parse_bandwidth(std::string_view text);
+
+// A whole number from `least` to `most`.
+[[nodiscard]] std::int64_t parse_integer(std::string_view text, std::int64_t least, std::int64_t most);
+
+// A finite decimal number: "0.05", "1e-3".
+[[nodiscard]] double parse_real(std::string_view text);
+
+}  // namespace dualpipe

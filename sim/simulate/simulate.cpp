@@ -1,0 +1,15 @@
+#include "sim/simulate/simulate.h"
+
+#include <utility>
+
+#include "sim/simulate/execute.h"
+
+namespace dualpipe {
+
+Timeline simulate(const Program& program, const Costs& costs, Record record) {
+  Outcome outcome = execute(program, costs, record);
+  if (outcome.deadlock) throw DeadlockError(std::move(*outcome.deadlock), program.schedule.placement);
+  return std::move(outcome.timeline);
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,89 @@
+// A Program and its Costs, worked into one table: what each op takes, reads and makes. Private to sim/simulate.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "sim/schedule/program.h"
+#include "sim/schedule/window.h"
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+// Every stage has two: one for activations (the input of its F), one for gradients (of its B or I).
+struct Mailbox {
+  static constexpr std::uint32_t nothing = std::numeric_limits<std::uint32_t>::max();
+
+  Window<Time> arrivals;
+  std::uint32_t awaited = nothing;  // the micro-batch that the rank sleeps for
+  std::uint16_t rank = 0;           // of the stage
+  Time transfer = 0;                // how long a message travels
+};
+
+struct Task {
+  Time duration = 0;
+  Mailbox* in = nullptr;   // null: the op needs nothing from another rank
+  Mailbox* out = nullptr;  // null: no other rank needs its result
+};
+
+class Tasks {
+ public:
+  // Throws InputError if the costs do not fit the program, or the simulated time could overflow.
+  Tasks(const Program& program, const Costs& costs);
+
+  Tasks(const Tasks&) = delete;  // tasks point into the boxes
+  Tasks& operator=(const Tasks&) = delete;
+
+  [[nodiscard]] const Task& of(Op op) const { return of_stage_[op.stage].of_kind[static_cast<std::size_t>(op.kind)]; }
+  [[nodiscard]] Time pair_duration(Op forward, Op backward) const {
+    const StageTasks& stage = of_stage_[forward.stage];
+    return stage.overlaps ? stage.overlapped : of(forward).duration + of(backward).duration;
+  }
+  // The mailbox that a send or a receive goes through: the receiving stage's.
+  [[nodiscard]] Mailbox& box_of(Op message) {
+    return is_send(message.kind) ? *of(compute_op(message)).out : *of(compute_op(message)).in;
+  }
+  [[nodiscard]] std::size_t index_of(const Mailbox& box) const {
+    return static_cast<std::size_t>(&box - boxes_.data());
+  }
+  [[nodiscard]] std::size_t box_count() const { return boxes_.size(); }
+
+  // How long a reduction of these stages' gradients takes: a ring over n ranks moves 2(n-1)/n of them through each.
+  [[nodiscard]] static Time reduction_time(const Costs& costs, int stage, std::size_t ranks);
+
+ private:
+  struct StageTasks {
+    std::array<Task, 4> of_kind;  // F B I W
+    Time overlapped = 0;
+    bool overlaps = false;
+  };
+
+  // The op that makes what a message sends, or needs what it receives.
+  [[nodiscard]] static Op compute_op(Op message) {
+    const bool forward = message.kind == Kind::send_forward || message.kind == Kind::receive_forward;
+    return {message.micro_batch, message.stage, forward ? Kind::forward : Kind::backward, false};
+  }
+
+  void check_total_time(const Program& program, const Costs& costs) const;
+
+  std::vector<Mailbox> boxes_;
+  std::vector<StageTasks> of_stage_;
+};
+
+// Scales durations by a factor drawn from seed, stage, micro-batch and pass; by integers alone, so that it is the same
+// on every machine, and drawn anew for each op, so that it does not matter in which order they are asked for.
+class Jitter {
+ public:
+  explicit Jitter(const Costs& costs);
+  [[nodiscard]] bool off() const { return width_ == 0; }
+  [[nodiscard]] Time scale(Time duration, Op op) const;
+
+ private:
+  std::int64_t width_;  // in parts of 2^-30
+  std::uint64_t seed_;
+};
+
+}  // namespace dualpipe

@@ -1,0 +1,54 @@
+// What happened when a Program ran, predicted or measured. Every report reads this and nothing else.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sim/schedule/program.h"
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+struct Span {
+  Time start = 0;
+  Time end = 0;
+
+  friend bool operator==(const Span&, const Span&) = default;
+};
+
+// One rank. Computation only; communication is on lanes of its own.
+struct RankTimes {
+  Time first_start = 0;
+  Time last_end = 0;
+  Time busy = 0;  // the sum of the durations of its ops
+
+  friend bool operator==(const RankTimes&, const RankTimes&) = default;
+
+  [[nodiscard]] Time span() const { return last_end - first_start; }
+};
+
+struct Timeline {
+  std::vector<RankTimes> ranks;
+  Time reduced = 0;  // when the last REDUCE_GRAD ended; 0 without any. Not part of the makespan
+
+  // Only where spans are recorded; else empty.
+  std::vector<Span> ops;            // of Program::schedule.ops, in the same order; both ops of a pair have the pair's
+  std::vector<Span> communication;  // of Program::communication, in the same order. A message's two ends have the same
+                                    // span, from the start of the transfer to its arrival
+
+  friend bool operator==(const Timeline&, const Timeline&) = default;
+
+  // End of the last op minus start of the first, over all ranks.
+  [[nodiscard]] Time makespan() const;
+  // The longest first-op-to-last-op span of any one rank: the zero-bubble papers' cost.
+  [[nodiscard]] Time span() const;
+  // Makespan minus the rank's busy time: DeepSeek's bubble of a rank.
+  [[nodiscard]] Time idle(int rank) const;
+
+  // The share of idle time, over all ranks: 1 - busy / (ranks * makespan), and the same with span() as the cost. With
+  // equal work on every rank the latter is the zero-bubble papers' (cost - m(F + B)) / cost.
+  [[nodiscard]] double bubble_rate_makespan() const;
+  [[nodiscard]] double bubble_rate_span() const;
+};
+
+}  // namespace dualpipe

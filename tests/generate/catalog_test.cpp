@@ -1,0 +1,108 @@
+// Names, shape rules, and what each family promises about its shape.
+#include "sim/generate/catalog.h"
+
+#include <boost/test/unit_test.hpp>
+#include <string>
+#include <vector>
+
+#include "sim/generate/dualpipe.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/validate.h"
+
+namespace dualpipe::test {
+namespace {
+
+std::string refusal(std::string_view name, const Shape& shape) {
+  try {
+    (void)generate(name, shape);
+  } catch (const ShapeError& error) {
+    return error.what();
+  }
+  return {};
+}
+
+BOOST_AUTO_TEST_SUITE(generate_catalog)
+
+BOOST_AUTO_TEST_CASE(lists_its_names) {
+  std::vector<std::string> names;
+  for (const Family& family : catalog()) names.emplace_back(family.name);
+  const std::vector<std::string> expected{"gpipe", "1f1b",  "interleaved", "looped-bfs",
+                                          "zb1p",  "zb-h2", "dualpipe",    "dualpipev"};
+  BOOST_TEST(names == expected);
+  BOOST_CHECK_EXCEPTION((void)family("1F1B"), InputError, [](const InputError& error) {
+    return std::string(error.what()) ==
+           "there is no schedule named '1F1B'; the catalog has: gpipe, 1f1b, interleaved, looped-bfs, zb1p, zb-h2, "
+           "dualpipe, dualpipev";
+  });
+}
+
+// A wrong shape names the rule and the nearest shapes that work.
+BOOST_AUTO_TEST_CASE(refusals) {
+  BOOST_TEST(refusal("dualpipe", {5, 20}) ==
+             "dualpipe: the number of ranks must be even, and 5 is not; nearest that work: 4 or 6 ranks");
+  BOOST_TEST(refusal("dualpipe", {1, 20}) ==
+             "dualpipe: the number of ranks must be even, and 1 is not; nearest that work: 2 ranks");
+  BOOST_TEST(
+      refusal("dualpipe", {4, 6}) ==
+      "dualpipe: 4 ranks need at least twice as many micro-batches, counted over both directions, and 6 are fewer; "
+      "nearest that works: 8 micro-batches");
+  BOOST_TEST(refusal("dualpipe", {4, 9}) ==
+             "dualpipe: the number of micro-batches must be even, half for each direction, and 9 is not; nearest that "
+             "work: 8 or 10 micro-batches");
+  BOOST_TEST(refusal("dualpipev", {4, 7}) ==
+             "dualpipev: 4 ranks need at least twice as many micro-batches, and 7 are fewer; nearest that works: 8 "
+             "micro-batches");
+  BOOST_TEST(refusal("interleaved", {4, 9, 2}) ==
+             "interleaved: 9 micro-batches on 4 ranks make 2 rounds, and 2 does not divide them evenly; nearest that "
+             "work: 8 or 10 micro-batches");
+  BOOST_TEST(refusal("1f1b", {4, 8, 2}) ==
+             "1f1b: the number of chunks per rank is fixed, and 2 were asked for; leave it out, or use interleaved or "
+             "looped-bfs");
+  BOOST_TEST(refusal("1f1b", {0, 8}) == "1f1b: the number of ranks must be between 1 and 65535, and is 0");
+  BOOST_TEST(refusal("1f1b", {4, -1}) == "1f1b: the number of micro-batches must be between 1 and 16777216, and is -1");
+  BOOST_TEST(refusal("gpipe", {4, 1'000'000'000}) ==
+             "gpipe: the number of micro-batches must be between 1 and 16777216, and is 1000000000");
+  BOOST_TEST(refusal("gpipe", {1024, 1'000'000}) ==
+             "gpipe: 1024 ranks and 1000000 micro-batches make up to 2048000000 ops; there can be at most 268435456");
+  BOOST_TEST(refusal("dualpipev", {40'000, 80'000}).find("80000 stages; there can be at most 65535") !=
+             std::string::npos);
+}
+
+// The nearest shapes that a refusal names do work.
+BOOST_AUTO_TEST_CASE(nearest_shapes_work) {
+  for (int ranks = 1; ranks <= 9; ++ranks) {
+    for (std::int64_t micro_batches = 1; micro_batches <= 40; ++micro_batches) {
+      const std::string why = refusal("interleaved", {ranks, micro_batches, 2});
+      if (why.empty()) continue;
+      const auto at = why.find("work: ") + 6;
+      for (const std::int64_t near : {std::stoll(why.substr(at)), std::stoll(why.substr(why.find(" or ", at) + 4))}) {
+        BOOST_TEST(refusal("interleaved", {ranks, near, 2}).empty());
+        BOOST_TEST(near != micro_batches);
+      }
+    }
+  }
+}
+
+// DualPipe(2p, 2m) on its first p ranks is DualPipeV(p, m), with the far chain read as the second half of the chain.
+BOOST_AUTO_TEST_CASE(dualpipev_is_half_of_dualpipe) {
+  for (int ranks = 1; ranks <= 6; ++ranks) {
+    for (std::int64_t micro_batches = 2 * ranks; micro_batches <= 2 * ranks + 5; ++micro_batches) {
+      const Schedule whole = dualpipe({2 * ranks, 2 * micro_batches});
+      const Schedule half = dualpipev({ranks, micro_batches});
+      for (int rank = 0; rank < ranks; ++rank) {
+        std::vector<Op> expected;
+        for (Op op : whole.rank(rank)) {
+          if (op.stage >= 2 * ranks) op.stage = static_cast<std::uint16_t>(op.stage - 2 * ranks);
+          expected.push_back(op);
+        }
+        const auto actual = half.rank(rank);
+        BOOST_TEST(std::equal(actual.begin(), actual.end(), expected.begin(), expected.end()));
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace
+}  // namespace dualpipe::test

@@ -1,0 +1,86 @@
+// The generators against the schedules of others: DeepSeek's, PyTorch's, the zero-bubble authors'.
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
+#include <boost/test/unit_test.hpp>
+#include <map>
+#include <sstream>
+
+#include "sim/generate/catalog.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+namespace {
+
+std::vector<Golden> of_catalog() {
+  std::vector<Golden> found;
+  for (const Golden& golden : goldens()) {
+    if (catalog_name(golden)) found.push_back(golden);
+  }
+  return found;
+}
+
+// The cells of each row as they stand in the file, without our reader: empty ones dropped, a space between the others.
+std::vector<std::string> rows_of(const std::string& csv) {
+  std::vector<std::string> rows;
+  std::istringstream lines(csv);
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    if (line.empty()) continue;
+    std::string row;
+    std::istringstream cells(line);
+    for (std::string cell; std::getline(cells, cell, ',');) {
+      if (!cell.empty()) row += (row.empty() ? "" : " ") + cell;
+    }
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(generate_golden)
+
+BOOST_AUTO_TEST_CASE(all_files_are_there) {
+  std::map<std::string_view, int> files;
+  for (const Golden& golden : of_catalog()) ++files[*catalog_name(golden)];
+  const std::map<std::string_view, int> expected{{"gpipe", 3}, {"1f1b", 12}, {"interleaved", 15}, {"looped-bfs", 3},
+                                                 {"zb1p", 12}, {"zb-h2", 9}, {"dualpipe", 4},     {"dualpipev", 7}};
+  BOOST_TEST((files == expected));
+}
+
+BOOST_DATA_TEST_CASE(cell_for_cell, boost::unit_test::data::make(of_catalog()), golden) {
+  const Family& its_family = family(*catalog_name(golden));
+  const int chunks = its_family.takes_chunks ? golden.chunks : 1;
+  const Schedule schedule = its_family.generate({golden.ranks, golden.micro_batches, chunks});
+  const auto rows = rows_of(text_of(golden.path));
+  BOOST_TEST_REQUIRE(static_cast<std::size_t>(schedule.ranks()) == rows.size());
+  for (int rank = 0; rank < schedule.ranks(); ++rank) {
+    BOOST_TEST(text_of_rank(schedule, rank) == rows[static_cast<std::size_t>(rank)]);
+  }
+  // The file has no placement but the rank of each stage; the generator's must be the one read off it.
+  BOOST_TEST((schedule.placement == read_schedule(golden).placement));
+}
+
+// The first half of DualPipe's ranks is DualPipeV, its far chain read as the second half of the chain ("cut in half").
+// This holds DualPipe to DeepSeek's order at shapes that no file has.
+BOOST_AUTO_TEST_CASE(dualpipe_cut_in_half_is_dualpipev) {
+  for (int ranks = 1; ranks <= 6; ++ranks) {
+    for (int micro_batches = 2 * ranks; micro_batches <= 2 * ranks + 5; ++micro_batches) {
+      const Schedule whole = generate("dualpipe", {2 * ranks, 2 * micro_batches});
+      const Schedule half = generate("dualpipev", {ranks, micro_batches});
+      BOOST_TEST(whole.micro_batches == half.micro_batches);
+      for (int rank = 0; rank < ranks; ++rank) {
+        const auto ops = whole.rank(rank);
+        std::vector<Op> folded(ops.begin(), ops.end());
+        for (Op& op : folded) {
+          if (op.stage >= 2 * ranks) op.stage = static_cast<std::uint16_t>(op.stage - 2 * ranks);
+        }
+        BOOST_TEST(folded == half.rank(rank), boost::test_tools::per_element());
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test

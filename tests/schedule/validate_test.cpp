@@ -1,0 +1,498 @@
+// What breaks each rule, and no other; and what breaks none.
+#include "sim/schedule/validate.h"
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <functional>
+#include <ostream>
+#include <set>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "sim/schedule/lower.h"
+#include "tests/support.h"
+
+namespace dualpipe {
+
+std::ostream& operator<<(std::ostream& out, const Violation& violation) {
+  return out << static_cast<int>(violation.rule) << " at rank " << violation.rank << ", " << violation.position << ": "
+             << violation.op << ", " << violation.other;
+}
+
+namespace test {
+namespace {
+
+// "3B7"; "0F0+" is the first of a pair.
+Op op(std::string_view text) {
+  const bool with_next = text.ends_with('+');
+  if (with_next) text.remove_suffix(1);
+  Op result = parse_cell(text).first;
+  result.with_next = with_next;
+  return result;
+}
+
+Violation violation(Rule rule, int rank, std::size_t position, std::string_view text, std::string_view other = {}) {
+  return {rule, rank, position, op(text), op(other.empty() ? text : other)};
+}
+
+// A schedule that is no longer than one rank's text.
+Schedule on_one_rank(const std::string& text, int stages = 1) {
+  return schedule_of(one_chain(std::vector<int>(static_cast<std::size_t>(stages))), {text});
+}
+
+// Exactly these, in this order.
+template <typename Checked>
+void check_violations(const Checked& checked, const std::vector<Violation>& expected) {
+  const auto violations = validate(checked);
+  BOOST_CHECK_EQUAL_COLLECTIONS(violations.begin(), violations.end(), expected.begin(), expected.end());
+}
+
+// Only one, and what it says.
+template <typename Checked>
+void check_violation(const Checked& checked, const Violation& expected, const std::string& text) {
+  check_violations(checked, {expected});
+  const Placement* placement = nullptr;
+  if constexpr (std::is_same_v<Checked, Program>) {
+    placement = &checked.schedule.placement;
+  } else {
+    placement = &checked.placement;
+  }
+  BOOST_TEST(to_text(expected, *placement) == text);
+}
+
+// Every violation is another one.
+void check_none_twice(const std::vector<Violation>& violations) {
+  for (auto i = violations.begin(); i != violations.end(); ++i) {
+    BOOST_TEST((std::find(i + 1, violations.end(), *i) == violations.end()), "twice: " << *i);
+  }
+}
+
+// A program whose messages can be moved about.
+class Messages {
+ public:
+  explicit Messages(const Program& program) : schedule_(program.schedule) {
+    for (int rank = 0; rank < schedule_.ranks(); ++rank) {
+      for (std::size_t position = 0; position <= schedule_.rank(rank).size(); ++position) {
+        const auto slot = program.slot(rank, position);
+        slots_.emplace_back(slot.begin(), slot.end());
+      }
+    }
+  }
+
+  [[nodiscard]] std::vector<Op>& slot(int rank, std::size_t position) {
+    return slots_[schedule_.rank_begin[static_cast<std::size_t>(rank)] + static_cast<std::size_t>(rank) + position];
+  }
+
+  [[nodiscard]] Program program() const {
+    Program program{schedule_, {}, {0}};
+    for (const std::vector<Op>& slot : slots_) {
+      program.communication.insert(program.communication.end(), slot.begin(), slot.end());
+      program.slot_begin.push_back(static_cast<std::uint32_t>(program.communication.size()));
+    }
+    return program;
+  }
+
+ private:
+  Schedule schedule_;
+  std::vector<std::vector<Op>> slots_;
+};
+
+// Calls `visit` with every message of a program: its rank, its slot, and where it stands in it.
+void for_each_message(const Program& program, const std::function<void(int, std::size_t, std::size_t, Op)>& visit) {
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    for (std::size_t position = 0; position <= program.schedule.rank(rank).size(); ++position) {
+      const auto slot = program.slot(rank, position);
+      for (std::size_t i = 0; i < slot.size(); ++i) visit(rank, position, i, slot[i]);
+    }
+  }
+}
+
+Op alone(Op message) {
+  message.with_next = false;
+  return message;
+}
+
+// The op that makes or needs the message, as a position in the rank.
+std::size_t position_of_op(const Schedule& schedule, int rank, Op message) {
+  const bool of_forward = message.kind == Kind::send_forward || message.kind == Kind::receive_forward;
+  const auto ops = schedule.rank(rank);
+  const auto found = std::ranges::find_if(ops, [&](Op each) {
+    return each.stage == message.stage && each.micro_batch == message.micro_batch &&
+           (of_forward ? each.kind == Kind::forward : is_backward_half(each.kind));
+  });
+  return static_cast<std::size_t>(found - ops.begin());
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(schedule_validate)
+
+BOOST_AUTO_TEST_CASE(no_such_stage) {
+  check_violation(on_one_rank("0F0 1F0 0B0"), violation(Rule::no_such_stage, 0, 1, "1F0"),
+                  "rank 0, op 1, 1F0: there is no stage 1, the placement has 1");
+  Schedule schedule = on_one_rank("0F0 0B0 0F1");
+  schedule.micro_batches = 1;
+  check_violation(schedule, violation(Rule::no_such_stage, 0, 2, "0F1"),
+                  "rank 0, op 2, 0F1: there is no micro-batch 1");
+}
+
+BOOST_AUTO_TEST_CASE(wrong_rank) {
+  check_violation(schedule_of(straight(2, 1), {"0F0 0B0 1F0", "1F0 1B0"}), violation(Rule::wrong_rank, 0, 2, "1F0"),
+                  "rank 0, op 2, 1F0: stage 1 is held by rank 1");
+}
+
+BOOST_AUTO_TEST_CASE(doubled) {
+  check_violation(on_one_rank("0F0 0F0 0B0"), violation(Rule::doubled, 0, 1, "0F0"),
+                  "rank 0, op 1, 0F0: runs a second time");
+  check_violations(on_one_rank("0F0 0B0 0B0"), {violation(Rule::doubled, 0, 2, "0B0")});
+  check_violations(on_one_rank("0F0 0I0 0I0 0W0"), {violation(Rule::doubled, 0, 2, "0I0")});
+  check_violations(on_one_rank("0F0 0I0 0W0 0F0 0W0"),
+                   {violation(Rule::doubled, 0, 3, "0F0"), violation(Rule::doubled, 0, 4, "0W0")});
+}
+
+BOOST_AUTO_TEST_CASE(missing) {
+  check_violation(on_one_rank("0F0 0F1 0B1"), violation(Rule::missing, 0, 3, "0B0"),
+                  "rank 0, 0B0: runs nowhere on its rank");
+  check_violations(on_one_rank("0F0 0I0"), {violation(Rule::missing, 0, 2, "0W0")});
+  check_violations(on_one_rank("0F0 0B0 0F2 0B2"),
+                   {violation(Rule::missing, 0, 4, "0F1"), violation(Rule::missing, 0, 4, "0B1")});
+  // Without any backward there is none to miss.
+  check_violations(schedule_of(straight(2, 1), {"0F0 0F1", "1F0"}), {violation(Rule::missing, 1, 1, "1F1")});
+}
+
+BOOST_AUTO_TEST_CASE(backward_before_forward) {
+  check_violation(on_one_rank("0B0 0F0"), violation(Rule::backward_before_forward, 0, 0, "0B0", "0F0"),
+                  "rank 0, op 0, 0B0: runs before 0F0");
+  check_violations(on_one_rank("0I0 0F0 0W0"), {violation(Rule::backward_before_forward, 0, 0, "0I0", "0F0")});
+  check_violations(on_one_rank("0F0 0W0 0I0"), {violation(Rule::backward_before_forward, 0, 1, "0W0", "0I0")});
+}
+
+BOOST_AUTO_TEST_CASE(split_and_full) {
+  check_violation(on_one_rank("0F0 0I0 0B0"), violation(Rule::split_and_full, 0, 2, "0B0", "0I0"),
+                  "rank 0, op 2, 0B0: clashes with 0I0: a backward is either B, or I and W (files written before "
+                  "PyTorch renamed its passes have B for I)");
+  // What zero-bubble schedules look like whose file has B for I.
+  check_violations(on_one_rank("0F0 0B0 0W0"), {violation(Rule::split_and_full, 0, 2, "0W0", "0B0")});
+  check_violations(on_one_rank("0F0 0B0 0I0 0W0"), {violation(Rule::split_and_full, 0, 2, "0I0", "0B0"),
+                                                    violation(Rule::split_and_full, 0, 3, "0W0", "0B0")});
+}
+
+BOOST_AUTO_TEST_CASE(chain_order) {
+  check_violation(on_one_rank("1F0 0F0 1B0 0B0", 2), violation(Rule::chain_order, 0, 0, "1F0", "0F0"),
+                  "rank 0, op 0, 1F0: runs before 0F0, its neighbour in the chain on the same rank");
+  check_violations(on_one_rank("0F0 1F0 0B0 1B0", 2), {violation(Rule::chain_order, 0, 2, "0B0", "1B0")});
+  check_violations(on_one_rank("0F0 1F0 0I0 1I0 1W0 0W0", 2), {violation(Rule::chain_order, 0, 2, "0I0", "1I0")});
+  // Either kind of backward will do, and the W's may come in any order.
+  check_violations(on_one_rank("0F0 1F0 1B0 0I0 0W0", 2), {});
+  check_violations(on_one_rank("0F0 1F0 1I0 0I0 0W0 1W0", 2), {});
+  // Two chains have nothing to do with each other.
+  check_violations(schedule_of(two_way(1), {"1F0 0F0 0B0 1B0"}), {});
+}
+
+BOOST_AUTO_TEST_CASE(pair) {
+  check_violation(on_one_rank("(0F0;0B0)OVERLAP_F_B"), violation(Rule::pair, 0, 0, "0F0+", "0B0"),
+                  "rank 0, op 0, 0F0: cannot overlap with 0B0: an F&B pair is a forward, then a full backward, of two "
+                  "different micro-batches");
+  // The same micro-batch in two stages of a chain, even where the order of the chain allows it.
+  check_violations(on_one_rank("0F0 1F0 (0F1;1B0)OVERLAP_F_B 0B0 1F1 1B1 0B1", 2), {});
+  check_violations(on_one_rank("0F0 (1F0;1B0)OVERLAP_F_B 0B0", 2), {violation(Rule::pair, 0, 1, "1F0+", "1B0")});
+  // The same number in two chains is another micro-batch.
+  check_violations(schedule_of(two_way(1), {"0F0 (1F0;0B0)OVERLAP_F_B 1B0"}), {});
+
+  Schedule schedule = on_one_rank("0F0 0F1 0B0 0B1");
+  for (const auto& [position, first, second] :
+       {std::tuple{std::size_t{0}, "0F0+", "0F1"}, std::tuple{std::size_t{2}, "0B0+", "0B1"}}) {
+    schedule.ops[position].with_next = true;
+    check_violations(schedule, {violation(Rule::pair, 0, position, first, second)});
+    schedule.ops[position].with_next = false;
+  }
+  schedule = on_one_rank("0F0 0F1 0I0 0W0 0B1");
+  schedule.ops[1].with_next = true;
+  check_violations(schedule, {violation(Rule::pair, 0, 1, "0F1+", "0I0")});
+}
+
+BOOST_AUTO_TEST_CASE(half_a_pair) {
+  Schedule schedule = on_one_rank("0F0 0B0 0F1 0B1");
+  schedule.ops.back().with_next = true;
+  check_violation(schedule, violation(Rule::pair, 0, 3, "0B1+"),
+                  "rank 0, op 3, 0B1: is the first half of an F&B pair without a second");
+  // The next rank's first op is no partner.
+  schedule = schedule_of(straight(2, 1), {"0F0 0F1", "1F0 1F1"});
+  schedule.ops[1].with_next = true;
+  check_violations(schedule, {violation(Rule::pair, 0, 1, "0F1+")});
+  // Nor can there be a third.
+  schedule = on_one_rank("0F0 (0F1;0B0)OVERLAP_F_B 0B1");
+  schedule.ops[2].with_next = true;
+  check_violations(schedule, {violation(Rule::pair, 0, 1, "0F1+", "0B0+"), violation(Rule::pair, 0, 2, "0B0+", "0B1")});
+}
+
+BOOST_AUTO_TEST_CASE(not_compute) {
+  Schedule schedule = on_one_rank("0F0 0B0");
+  schedule.ops.push_back(op("0SEND_F0"));
+  schedule.rank_begin.back() = 3;
+  check_violation(schedule, violation(Rule::not_compute, 0, 2, "0SEND_F0"),
+                  "rank 0, op 2, 0SEND_F0: is communication, and a schedule holds only F, B, I and W");
+}
+
+BOOST_AUTO_TEST_CASE(all_are_reported_and_none_twice) {
+  const Schedule schedule =
+      schedule_of(v_shape(2), {"3F0 0B0 0F0 0F0 7F0 3B0", "1F0 (2F0;2B0)OVERLAP_F_B 0F1 1B0 2F1 2I1 2B1"});
+  const auto violations = validate(schedule);
+  check_violations(schedule, {
+                                 violation(Rule::backward_before_forward, 0, 1, "0B0", "0F0"),
+                                 violation(Rule::doubled, 0, 3, "0F0"),
+                                 violation(Rule::no_such_stage, 0, 4, "7F0"),
+                                 violation(Rule::missing, 0, 6, "0F1"),
+                                 violation(Rule::missing, 0, 6, "0B1"),
+                                 violation(Rule::missing, 0, 6, "3F1"),
+                                 violation(Rule::missing, 0, 6, "3B1"),
+                                 violation(Rule::pair, 1, 1, "2F0+", "2B0"),
+                                 violation(Rule::wrong_rank, 1, 3, "0F1"),
+                                 violation(Rule::chain_order, 1, 5, "2F1", "1F1"),
+                                 violation(Rule::split_and_full, 1, 7, "2B1", "2I1"),
+                                 violation(Rule::missing, 1, 8, "1F1"),
+                                 violation(Rule::missing, 1, 8, "1B1"),
+                             });
+  check_none_twice(violations);
+}
+
+// Any two ops of a rank exchanged: whatever it breaks is said once.
+BOOST_AUTO_TEST_CASE(no_exchange_of_ops_is_reported_twice) {
+  std::size_t broken = 0;
+  for (const Case& a_case : {Case{"dualpipe", {4, 8, 1}}, Case{"zb1p", {3, 4, 1}}, Case{"interleaved", {2, 4, 2}}}) {
+    BOOST_TEST_CONTEXT(a_case) {
+      Schedule schedule = generate(a_case.family, a_case.shape);
+      const auto size = schedule.rank(0).size();
+      for (std::size_t i = 0; i < size; ++i) {
+        for (std::size_t j = 0; j < i; ++j) {
+          std::swap(schedule.ops[i], schedule.ops[j]);
+          const auto violations = validate(schedule);
+          if (!violations.empty()) ++broken;
+          check_none_twice(violations);
+          std::swap(schedule.ops[i], schedule.ops[j]);
+        }
+      }
+    }
+  }
+  BOOST_TEST(broken > 100U);
+}
+
+BOOST_AUTO_TEST_CASE(valid_schedules_and_their_programs_have_none) {
+  for (const Case& a_case : small_cases(6, 10)) {
+    BOOST_TEST_CONTEXT(a_case) {
+      Schedule schedule = generate(a_case.family, a_case.shape);
+      check_violations(schedule, {});
+      check_violations(lower(schedule), {});
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(forward_only_schedules_have_none) {
+  for (const Placement& placement : {straight(3, 1), straight(2, 2), v_shape(2), two_way(2)}) {
+    std::vector<std::string> ranks(static_cast<std::size_t>(placement.ranks));
+    for (int micro_batch = 0; micro_batch < 3; ++micro_batch) {
+      for (int stage = 0; stage < placement.stages(); ++stage) {
+        const std::size_t rank = placement.rank_of[static_cast<std::size_t>(stage)];
+        ranks[rank] += " " + std::to_string(stage) + "F" + std::to_string(micro_batch);
+      }
+    }
+    const Schedule schedule = schedule_of(placement, ranks);
+    check_violations(schedule, {});
+    check_violations(lower(schedule), {});
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_broken_schedule_says_nothing_of_its_messages) {
+  check_violations(program_of(straight(2, 1), {"0F0 0SEND_F0 0SEND_F0", "1F0 1F0"}),
+                   {violation(Rule::doubled, 1, 1, "1F0")});
+}
+
+BOOST_AUTO_TEST_CASE(message_unneeded) {
+  check_violation(program_of(straight(2, 1), {"0RECV_F0 0F0 0SEND_F0", "1RECV_F0 1F0"}),
+                  violation(Rule::message_unneeded, 0, 0, "0RECV_F0"),
+                  "rank 0, slot 0, 0RECV_F0: is a message that no stage on another rank needs or makes");
+  // Neighbours on one rank.
+  check_violations(
+      program_of(straight(1, 2), {"0F0 0SEND_F0 1RECV_F0 1F0"}),
+      {violation(Rule::message_unneeded, 0, 1, "0SEND_F0"), violation(Rule::message_unneeded, 0, 1, "1RECV_F0")});
+}
+
+BOOST_AUTO_TEST_CASE(message_missing) {
+  check_violation(program_of(straight(2, 1), {"0F0", "1RECV_F0 1F0"}),
+                  violation(Rule::message_missing, 0, 1, "0SEND_F0"), "rank 0, slot 1, 0SEND_F0: is missing");
+  check_violations(program_of(straight(2, 1), {"0F0 0SEND_F0", "1F0"}),
+                   {violation(Rule::message_missing, 1, 0, "1RECV_F0")});
+  // A program that came from nowhere lacks all.
+  check_violations(
+      program_of(straight(2, 1), {"0F0 0B0", "1F0 1I0 1W0"}),
+      {violation(Rule::message_missing, 0, 1, "0SEND_F0"), violation(Rule::message_missing, 0, 1, "0RECV_B0"),
+       violation(Rule::message_missing, 1, 0, "1RECV_F0"), violation(Rule::message_missing, 1, 2, "1SEND_B0")});
+}
+
+BOOST_AUTO_TEST_CASE(message_doubled) {
+  check_violation(program_of(straight(2, 1), {"0F0 0SEND_F0 0SEND_F0", "1RECV_F0 1F0"}),
+                  violation(Rule::message_doubled, 0, 1, "0SEND_F0"), "rank 0, slot 1, 0SEND_F0: comes a second time");
+}
+
+BOOST_AUTO_TEST_CASE(message_misplaced) {
+  check_violation(program_of(straight(2, 1), {"0SEND_F0 0F0", "1RECV_F0 1F0"}),
+                  violation(Rule::message_misplaced, 0, 0, "0SEND_F0"),
+                  "rank 0, slot 0, 0SEND_F0: comes before the op that makes it");
+  check_violation(program_of(straight(2, 1), {"0F0 0SEND_F0", "1F0 1RECV_F0"}),
+                  violation(Rule::message_misplaced, 1, 1, "1RECV_F0"),
+                  "rank 1, slot 1, 1RECV_F0: comes after the op that needs it");
+}
+
+BOOST_AUTO_TEST_CASE(messages_of_nobody) {
+  const Program program = lower(schedule_of(straight(2, 1), {"0F0", "1F0"}));
+  const auto with = [&](int rank, std::string_view message) {
+    Messages messages(program);
+    messages.slot(rank, 0).insert(messages.slot(rank, 0).begin(), op(message));
+    return messages.program();
+  };
+  check_violation(with(0, "2RECV_F0"), violation(Rule::no_such_stage, 0, 0, "2RECV_F0"),
+                  "rank 0, slot 0, 2RECV_F0: there is no stage 2, the placement has 2");
+  check_violation(with(1, "1RECV_F1"), violation(Rule::no_such_stage, 1, 0, "1RECV_F1"),
+                  "rank 1, slot 0, 1RECV_F1: there is no micro-batch 1");
+  check_violation(with(0, "1RECV_F0"), violation(Rule::wrong_rank, 0, 0, "1RECV_F0"),
+                  "rank 0, slot 0, 1RECV_F0: stage 1 is held by rank 1");
+}
+
+BOOST_AUTO_TEST_CASE(messages_may_come_early_and_late) {
+  check_violations(program_of(straight(2, 1), {"0RECV_B1 0F0 0RECV_B0 0F1 0SEND_F1 0SEND_F0 0B0 0B1",
+                                               "1RECV_F1 1RECV_F0 1F0 1B0 1F1 1B1 1SEND_B1 1SEND_B0"}),
+                   {});
+  check_violations(program_of(straight(2, 1), {"0UNSHARD 0F0 0SEND_F0 0RESHARD", "1RECV_F0 1UNSHARD 1UNSHARD 1F0"}),
+                   {});
+}
+
+BOOST_AUTO_TEST_CASE(a_message_inside_a_pair) {
+  const Schedule schedule = schedule_of(straight(2, 1), {"0F0 (0F1;0B0)OVERLAP_F_B 0B1", "1F0 1B0 1F1 1B1"});
+  // What the pair receives and sends, moved between its two ops: each is told once, although some are also late or
+  // early there.
+  const struct {
+    std::size_t slot;
+    std::string_view message, other, text;
+  } cases[] = {
+      {1, "0SEND_F0", "0F1+", "rank 0, slot 2, 0SEND_F0: stands inside the F&B pair that begins with 0F1"},
+      {1, "0RECV_B0", "0F1+", "rank 0, slot 2, 0RECV_B0: stands inside the F&B pair that begins with 0F1"},
+      {3, "0SEND_F1", "0F1+", "rank 0, slot 2, 0SEND_F1: stands inside the F&B pair that begins with 0F1"},
+      {3, "0RECV_B1", "0F1+", "rank 0, slot 2, 0RECV_B1: stands inside the F&B pair that begins with 0F1"},
+  };
+  const Program program =
+      program_of(schedule.placement, {"0F0 0SEND_F0 0RECV_B0 (0F1;0B0)OVERLAP_F_B 0SEND_F1 0RECV_B1 0B1",
+                                      "1RECV_F0 1F0 1B0 1SEND_B0 1RECV_F1 1F1 1B1 1SEND_B1"});
+  check_violations(program, {});
+  for (const auto& [slot, message, other, text] : cases) {
+    Messages messages(program);
+    std::erase(messages.slot(0, slot), op(message));
+    messages.slot(0, 2).push_back(op(message));
+    check_violation(messages.program(), violation(Rule::message_misplaced, 0, 2, message, other), std::string(text));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(late_in_a_pair_is_told_once) {
+  const Schedule schedule =
+      schedule_of(straight(3, 1), {"0F0 0F1 0B0 0B1", "1F0 (1F1;1B0)OVERLAP_F_B 1B1", "2F0 2B0 2F1 2B1"});
+  Messages messages(lower(schedule));
+  for (std::size_t slot = 0; slot <= 4; ++slot)
+    std::erase_if(messages.slot(1, slot),
+                  [](Op each) { return each.kind == Kind::receive_forward && each.micro_batch == 1; });
+  messages.slot(1, 2).push_back(op("1RECV_F1"));
+  check_violations(messages.program(), {violation(Rule::message_misplaced, 1, 2, "1RECV_F1")});
+}
+
+BOOST_AUTO_TEST_CASE(reductions) {
+  const std::vector<std::string> ranks{"0F0 0SEND_F0 3RECV_F0 3F0 3B0 3SEND_B0 3REDUCE_GRAD 0RECV_B0 0B0 0REDUCE_GRAD",
+                                       "2F0 2SEND_F0 1RECV_F0 1F0 1B0 1SEND_B0 1REDUCE_GRAD 2RECV_B0 2B0 2REDUCE_GRAD"};
+  const Program program = program_of(two_way(2), ranks);
+  check_violations(program, {});
+
+  // Missing on one of two ranks; on both it is the caller's choice.
+  Messages messages(program);
+  messages.slot(1, 4).clear();
+  check_violation(messages.program(), violation(Rule::message_missing, 1, 4, "2REDUCE_GRAD"),
+                  "rank 1, slot 4, 2REDUCE_GRAD: is missing");
+  messages.slot(0, 4).clear();
+  check_violations(messages.program(), {});
+
+  // Before the last backward of its stage.
+  messages = Messages(program);
+  messages.slot(0, 4).clear();
+  messages.slot(0, 3).push_back(op("0REDUCE_GRAD"));
+  check_violation(messages.program(), violation(Rule::message_misplaced, 0, 3, "0REDUCE_GRAD"),
+                  "rank 0, slot 3, 0REDUCE_GRAD: comes before the op that makes it");
+
+  messages = Messages(program);
+  messages.slot(0, 4).push_back(op("3REDUCE_GRAD"));
+  check_violations(messages.program(), {violation(Rule::message_doubled, 0, 4, "3REDUCE_GRAD")});
+
+  // Weights that nobody shares may be reduced, too: over replicas of the pipeline.
+  check_violations(program_of(straight(1, 1), {"0F0 0B0 0REDUCE_GRAD"}), {});
+}
+
+// Every single message of a DualPipe program dropped, doubled, or moved to the wrong side of its op: exactly one
+// violation, which names it.
+BOOST_AUTO_TEST_CASE(every_message_counts) {
+  const Program program = lower(generate("dualpipe", {4, 8, 1}));
+  const Schedule& schedule = program.schedule;
+  std::size_t count = 0;
+  for_each_message(program, [&](int rank, std::size_t slot, std::size_t i, Op message) {
+    ++count;
+    const Op named = alone(message);
+    BOOST_TEST_CONTEXT(named << " in slot " << slot << " of rank " << rank) {
+      const auto check_one = [&](const Messages& messages, Rule rule) {
+        const auto violations = validate(messages.program());
+        BOOST_TEST_REQUIRE(violations.size() == 1U);
+        BOOST_TEST((violations[0].rule == rule));
+        BOOST_TEST(violations[0].rank == rank);
+        BOOST_TEST(alone(violations[0].op) == named);
+        return violations[0].position;
+      };
+      Messages dropped(program);
+      dropped.slot(rank, slot).erase(dropped.slot(rank, slot).begin() + static_cast<std::ptrdiff_t>(i));
+      const std::size_t missing_at = check_one(dropped, Rule::message_missing);
+      // Put there it is as good as before.
+      Messages restored = dropped;
+      restored.slot(rank, missing_at).push_back(named);
+      check_violations(restored.program(), {});
+
+      Messages doubled(program);
+      doubled.slot(rank, slot).push_back(named);
+      BOOST_TEST(check_one(doubled, Rule::message_doubled) == slot);
+
+      if (message.kind == Kind::reduce_gradients) return;
+      const std::size_t op_at = position_of_op(schedule, rank, message);
+      const std::size_t wrong_side = is_send(message.kind) ? op_at : op_at + 1;
+      Messages moved = dropped;
+      moved.slot(rank, wrong_side).push_back(named);
+      BOOST_TEST(check_one(moved, Rule::message_misplaced) == wrong_side);
+    }
+  });
+  BOOST_TEST(count == program.communication.size());
+}
+
+// Moved to another rank it is missing there, and wrong here.
+BOOST_AUTO_TEST_CASE(a_message_on_another_rank) {
+  const Program program = lower(generate("dualpipe", {4, 8, 1}));
+  for_each_message(program, [&](int rank, std::size_t slot, std::size_t i, Op message) {
+    const int other = (rank + 1) % 4;
+    Messages moved(program);
+    moved.slot(rank, slot).erase(moved.slot(rank, slot).begin() + static_cast<std::ptrdiff_t>(i));
+    moved.slot(other, 0).push_back(message);
+    const auto violations = validate(moved.program());
+    BOOST_TEST_REQUIRE(violations.size() == 2U);
+    std::multiset<std::pair<Rule, int>> found, expected{{Rule::wrong_rank, other}, {Rule::message_missing, rank}};
+    for (const Violation& violation : violations) {
+      found.emplace(violation.rule, violation.rank);
+      BOOST_TEST(alone(violation.op) == alone(message));
+    }
+    BOOST_TEST((found == expected));
+  });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace test
+}  // namespace dualpipe

@@ -1,0 +1,38 @@
+// The bubble rates that the zero-bubble paper's scheduler printed (arXiv 2401.10241, Table 5) for the durations that
+// the authors measured (Table 9).
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+
+#include "sim/schedule/lower.h"
+#include "sim/simulate/simulate.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+
+BOOST_AUTO_TEST_SUITE(simulate_published)
+
+// model,p,m,F,I,W,c,v,a,h,rate_1f1b,rate_1f1b_i,rate_zb_h1,rate_zb_h2,…. rate_1f1b_i is no target: the authors' routine
+// does not await most of the messages between chunks.
+BOOST_AUTO_TEST_CASE(bubble_rates_by_span) {
+  const auto rows = read_table("published_zero_bubble.csv");
+  BOOST_TEST_REQUIRE(rows.size() == 8U);
+  for (const auto& row : rows) {
+    const auto time = [&](std::size_t column) {
+      return static_cast<Time>(std::llround(std::stod(row.at(column)) * 1e6));
+    };
+    const Costs costs = uniform(time(3), time(4), time(5), time(6));
+    const Shape shape{std::stoi(row[1]), std::stoll(row[2])};
+    const std::pair<const char*, std::size_t> rates[] = {{"1f1b", 10}, {"zb1p", 12}, {"zb-h2", 13}};
+    for (const auto& [name, column] : rates) {
+      BOOST_TEST_CONTEXT(name << ", " << row[0] << ", " << shape.ranks << " ranks, " << shape.micro_batches) {
+        const Timeline timeline = simulate(lower(generate(name, shape)), costs, Record::ranks);
+        // Printed with four digits.
+        BOOST_TEST(std::abs(timeline.bubble_rate_span() - std::stod(row.at(column))) <= 0.0001);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test

@@ -1,0 +1,206 @@
+// Numbers as people type them: what each text means to the last digit, and which texts mean nothing.
+#include "sim/simulate/quantity.h"
+
+#include <boost/test/unit_test.hpp>
+#include <limits>
+#include <string>
+#include <string_view>
+
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+// What a parser says of a text that it does not take.
+template <typename Parse>
+std::string refusal(const Parse& parse, std::string_view text) {
+  try {
+    (void)parse(text);
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "taken";
+}
+
+const std::string duration_help = "; a duration is a number and ns, us, ms or s, or a bare number of milliseconds";
+const std::string byte_help =
+    "; an amount is a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, or a bare number of bytes";
+const std::string bandwidth_help = "; a bandwidth is bytes per second, as 50e9 or 50GB/s; 0 is infinite";
+
+BOOST_AUTO_TEST_SUITE(simulate_quantity)
+
+BOOST_AUTO_TEST_CASE(durations) {
+  const struct {
+    std::string_view text;
+    Time nanoseconds;
+  } cases[] = {
+      {"0", 0},
+      {"1", 1'000'000},
+      {"18.522", 18'522'000},
+      {"12ns", 12},
+      {"850us", 850'000},
+      {"850\u00b5s", 850'000},  // the micro sign
+      {"850\u03bcs", 850'000},  // the Greek letter, as other keyboards have it
+      {"1.5ms", 1'500'000},
+      {"3s", 3'000'000'000},
+      {"3 s", 3'000'000'000},
+      {"  3  s  ", 3'000'000'000},
+      {".5", 500'000},
+      {"5.", 5'000'000},
+      {"007us", 7'000},
+      // To the nearest nanosecond, and up from the middle.
+      {"0.4ns", 0},
+      {"0.49999999999999999999999ns", 0},
+      {"0.5ns", 1},
+      {"1.5ns", 2},
+      {"2.5ns", 3},
+      {"0.0000005", 1},
+      {"0.0000004999", 0},
+      // Beyond the digits of a float.
+      {"86399.999999999s", 86'399'999'999'999},
+      {"86400s", time_max},
+      {"86400000", time_max},
+      {"86400.0000000004s", time_max},
+  };
+  for (const auto& [text, nanoseconds] : cases) {
+    BOOST_TEST(parse_duration(text) == nanoseconds, text);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_is_no_duration) {
+  for (const std::string_view text :
+       {"",      " ",    ".",    "ns",   "1e3", "1e-3s", "nan",     "inf",     "infinity", "1 h",  "1min",
+        "1MS",   "1Ms",  "1sec", "1n s", "1 2", "1,5",   "1.2.3",   "1..",     "+1",       "0x10", "1_000",
+        "1'000", "1ms2", "\t1",  "1\n",  "ms1", "one",   "\u00b5s", "1\u00b5", "\uff11"}) {
+    BOOST_TEST(refusal(parse_duration, text).find(" cannot be read" + duration_help) != std::string::npos, text);
+  }
+  BOOST_TEST(refusal(parse_duration, "1 h") == "'1 h' cannot be read" + duration_help);
+  BOOST_TEST(refusal(parse_duration, std::string_view("1\0ms", 4)) == "'1\\x00ms' cannot be read" + duration_help);
+  for (const std::string_view text : {"-1", "-0", "-1ms", " -5us", "-nan", "-"}) {
+    BOOST_TEST(refusal(parse_duration, text).find(" is negative" + duration_help) != std::string::npos, text);
+  }
+  BOOST_TEST(refusal(parse_duration, "-1") == "'-1' is negative" + duration_help);
+  for (const std::string_view text : {"86400.000000001s", "86400000.000001", "86400.0000000005s", "86401s", "1000000s",
+                                      "999999999999999999999999s", "999999999999999999999999"}) {
+    BOOST_TEST(refusal(parse_duration, text).find(" is too large" + duration_help) != std::string::npos, text);
+  }
+  BOOST_TEST(refusal(parse_duration, "86401s") == "'86401s' is too large" + duration_help);
+  BOOST_TEST(refusal(parse_duration, "123456789012345678901234567890") ==
+             "'123456789012345678901234567890' has more than 24 digits" + duration_help);
+  BOOST_TEST(refusal(parse_duration, std::string(1'000'000, '9')) ==
+             "'" + std::string(40, '9') + "…' has more than 24 digits" + duration_help);
+}
+
+BOOST_AUTO_TEST_CASE(amounts_of_bytes) {
+  constexpr Bytes kibi = 1024;
+  const struct {
+    std::string_view text;
+    Bytes bytes;
+  } cases[] = {
+      {"0", 0},
+      {"4096", 4096},
+      {"4096B", 4096},
+      {"64KiB", 64 * kibi},
+      {"64 KiB", 64 * kibi},
+      {"64KB", 64'000},
+      {"2MB", 2'000'000},
+      {"2MiB", 2 * kibi * kibi},
+      {"1.5GiB", 3 * kibi * kibi * kibi / 2},
+      {"1.5GB", 1'500'000'000},
+      {"3TB", 3'000'000'000'000},
+      {"0.25TiB", kibi * kibi * kibi * kibi / 4},
+      {"0.5", 1},
+      {"0.0004KB", 0},
+      {"0.0005KB", 1},
+      {"1152921504606846976", bytes_max},
+      {"1048576TiB", bytes_max},
+  };
+  for (const auto& [text, bytes] : cases) BOOST_TEST(parse_bytes(text) == bytes, text);
+
+  for (const std::string_view text :
+       {"", "B", "1K", "1M", "1kB", "1kib", "1Mb", "1Gbit", "1e9", "1GB/s", "nan", "1PiB"}) {
+    BOOST_TEST(refusal(parse_bytes, text).find(" cannot be read" + byte_help) != std::string::npos, text);
+  }
+  BOOST_TEST(refusal(parse_bytes, "1K") == "'1K' cannot be read" + byte_help);
+  BOOST_TEST(refusal(parse_bytes, "-1") == "'-1' is negative" + byte_help);
+  BOOST_TEST(refusal(parse_bytes, "1152921504606846977") == "'1152921504606846977' is too large" + byte_help);
+  BOOST_TEST(refusal(parse_bytes, "1048577TiB") == "'1048577TiB' is too large" + byte_help);
+  BOOST_TEST(refusal(parse_bytes, "999999999999999999999999TiB") ==
+             "'999999999999999999999999TiB' is too large" + byte_help);
+}
+
+BOOST_AUTO_TEST_CASE(bandwidths) {
+  const struct {
+    std::string_view text;
+    double bytes_per_s;
+  } cases[] = {
+      {"0", 0},
+      {"50e9", 50e9},
+      {" 5E+10 ", 50e9},
+      {"50000000000", 50e9},
+      {".5", 0.5},
+      {"1e-3", 0.001},
+      {"50GB/s", 50e9},
+      {"50GB", 50e9},
+      {"50 GB/s", 50e9},
+      {"50 GB /s", 50e9},
+      {"46GiB/s", 46.0 * 1024 * 1024 * 1024},
+      {"0.5KB/s", 500},
+      {"100B/s", 100},
+      {"100/s", 100},
+      {"1e300", 1e300},
+  };
+  for (const auto& [text, bytes_per_s] : cases) BOOST_TEST(parse_bandwidth(text) == bytes_per_s, text);
+
+  // Bits are not bytes.
+  for (const std::string_view text :
+       {"", "/s", "nan", "inf", "1e400", "400Gb/s", "400Gbit/s", "50GB/h", "50GB/s/s", "50e9GB/s", "50e9/s", "fast"}) {
+    BOOST_TEST(refusal(parse_bandwidth, text).find(" cannot be read" + bandwidth_help) != std::string::npos, text);
+  }
+  BOOST_TEST(refusal(parse_bandwidth, "400Gb/s") == "'400Gb/s' cannot be read" + bandwidth_help);
+  for (const std::string_view text : {"-1", "-0", "-50GB/s", "-1e9", "-inf", "-nan"}) {
+    BOOST_TEST(refusal(parse_bandwidth, text).find(" is negative" + bandwidth_help) != std::string::npos, text);
+  }
+  BOOST_TEST(refusal(parse_bandwidth, "2000000TiB/s") == "'2000000TiB/s' is too large" + bandwidth_help);
+}
+
+BOOST_AUTO_TEST_CASE(integers) {
+  constexpr auto least = std::numeric_limits<std::int64_t>::min();
+  constexpr auto most = std::numeric_limits<std::int64_t>::max();
+  const auto parse = [](std::string_view text) { return parse_integer(text, 1, 8); };
+  BOOST_TEST(parse("1") == 1);
+  BOOST_TEST(parse(" 8 ") == 8);
+  BOOST_TEST(parse("0008") == 8);
+  BOOST_TEST(parse_integer("-9223372036854775808", least, most) == least);
+  BOOST_TEST(parse_integer("9223372036854775807", least, most) == most);
+
+  const std::string help = "; a whole number from 1 to 8 is expected";
+  for (const std::string_view text : {"", " ", "-", "1.0", "1e1", "+1", "0x1", "1 2", "1,", "nan", "eight"}) {
+    BOOST_TEST(refusal(parse, text).find(" cannot be read" + help) != std::string::npos, text);
+  }
+  BOOST_TEST(refusal(parse, "1.0") == "'1.0' cannot be read" + help);
+  for (const std::string_view text : {"0", "9", "-1", "1000000000", "9223372036854775808", "-9223372036854775809",
+                                      "99999999999999999999999999999999"}) {
+    BOOST_TEST(refusal(parse, text) == "'" + std::string(text) + "' is out of range" + help);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(reals) {
+  BOOST_TEST(parse_real("0.05") == 0.05);
+  BOOST_TEST(parse_real("1e-3") == 0.001);
+  BOOST_TEST(parse_real(" -2.5 ") == -2.5);
+  BOOST_TEST(parse_real("1.7976931348623157e308") == std::numeric_limits<double>::max());
+
+  const std::string help = "; a finite decimal number is expected";
+  for (const std::string_view text : {"", ".", "e1", "1,5", "+1", "0x10", "1 2", "5%", "half"}) {
+    BOOST_TEST(refusal(parse_real, text) == "'" + std::string(text) + "' cannot be read" + help);
+  }
+  for (const std::string_view text : {"nan", "inf", "-inf", "1e400", "-1e400", "1e-400"}) {
+    BOOST_TEST(refusal(parse_real, text) == "'" + std::string(text) + "' is out of range" + help);
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace
+}  // namespace dualpipe
