@@ -1,0 +1,453 @@
+// The rules that Perfetto's JSON importer sets, and where they are kept:
+//
+//   - ts and dur are microseconds, rounded separately to nanoseconds: integers with exactly three decimals
+//   (microseconds).
+//   - Slices of one thread nest or are disjoint: transfers that overlap get lanes of their own (RankLanes).
+//   - tid 0, and a tid equal to its pid, mean other things: tids start at 1 and step over the pid (tid_of_lane).
+//   - Processes sort by name, as text: ranks are padded with zeros. Threads sort by tid: lanes are numbered in order.
+//   - An arrow's ends come after the slices in the file, at times when these are open, start before finish, an id used
+//     once, "bp":"e" (TraceWriter::arrow).
+//   - The colour is a hash of the name without its trailing number: "F 3", not "3F3".
+#include "sim/report/chrome_trace.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cstdint>
+#include <iterator>
+#include <optional>
+#include <ostream>
+#include <span>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "sim/report/gantt_layout.h"
+#include "sim/simulate/memory.h"
+
+namespace dualpipe {
+namespace {
+
+std::string quoted(std::string_view text) {
+  std::string json = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      json += '\\';
+      json += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      json += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
+    } else {
+      json += c;
+    }
+  }
+  return json + '"';
+}
+
+std::string microseconds(Time time) {
+  const auto bits = static_cast<std::uint64_t>(time);
+  const std::uint64_t size = time < 0 ? ~bits + 1 : bits;
+  return fmt::format("{}{}.{:03}", time < 0 ? "-" : "", size / 1000, size % 1000);
+}
+
+}  // namespace
+
+void TraceArgs::add_key(std::string_view key) {
+  if (!members_.empty()) members_ += ',';
+  members_ += quoted(key) + ":";
+}
+
+TraceArgs& TraceArgs::add(std::string_view key, std::int64_t value) {
+  add_key(key);
+  members_ += fmt::format("{}", value);
+  return *this;
+}
+
+TraceArgs& TraceArgs::add(std::string_view key, std::string_view value) {
+  add_key(key);
+  members_ += quoted(value);
+  return *this;
+}
+
+TraceArgs& TraceArgs::add(std::string_view key, const TraceArgs& value) {
+  add_key(key);
+  members_ += value.json();
+  return *this;
+}
+
+TraceWriter::TraceWriter(std::ostream& out) : out_(out), buffer_("{\"traceEvents\":[") {}
+
+void TraceWriter::event(std::string_view json) {
+  constexpr std::size_t buffer_size = 1U << 16U;
+  buffer_ += first_ ? "\n" : ",\n";
+  first_ = false;
+  buffer_ += json;
+  if (buffer_.size() >= buffer_size) flush();
+}
+
+void TraceWriter::flush() {
+  out_.write(buffer_.data(), static_cast<std::streamsize>(buffer_.size()));
+  buffer_.clear();
+}
+
+void TraceWriter::finish() {
+  buffer_ += "\n]}\n";
+  flush();
+}
+
+void TraceWriter::process(int pid, std::string_view name, int sort_index) {
+  event(fmt::format(R"({{"ph":"M","pid":{},"name":"process_name","args":{{"name":{}}}}})", pid, quoted(name)));
+  event(
+      fmt::format(R"({{"ph":"M","pid":{},"name":"process_sort_index","args":{{"sort_index":{}}}}})", pid, sort_index));
+}
+
+void TraceWriter::thread(TraceTrack track, std::string_view name) {
+  event(fmt::format(R"({{"ph":"M","pid":{},"tid":{},"name":"thread_name","args":{{"name":{}}}}})", track.pid, track.tid,
+                    quoted(name)));
+  event(fmt::format(R"({{"ph":"M","pid":{},"tid":{},"name":"thread_sort_index","args":{{"sort_index":{}}}}})",
+                    track.pid, track.tid, track.tid));
+}
+
+void TraceWriter::slice(TraceTrack track, std::string_view category, std::string_view name, Span span,
+                        const TraceArgs& args) {
+  event(fmt::format(R"({{"ph":"X","pid":{},"tid":{},"ts":{},"dur":{},"cat":{},"name":{},"args":{}}})", track.pid,
+                    track.tid, microseconds(span.start), microseconds(span.end - span.start), quoted(category),
+                    quoted(name), args.json()));
+}
+
+void TraceWriter::counter(int pid, std::string_view name, std::string_view key, Time time, std::int64_t value) {
+  event(fmt::format(R"({{"ph":"C","pid":{},"ts":{},"name":{},"args":{{{}:{}}}}})", pid, microseconds(time),
+                    quoted(name), quoted(key), value));
+}
+
+void TraceWriter::arrow(std::string_view name, TraceTrack from, Time from_time, TraceTrack to, Time to_time) {
+  assert(from_time <= to_time);
+  const std::int64_t id = ++arrows_;
+  const std::string shared = fmt::format(R"("id":{},"cat":"message","name":{})", id, quoted(name));
+  event(
+      fmt::format(R"({{"ph":"s","pid":{},"tid":{},"ts":{},{}}})", from.pid, from.tid, microseconds(from_time), shared));
+  event(fmt::format(R"({{"ph":"f","bp":"e","pid":{},"tid":{},"ts":{},{}}})", to.pid, to.tid, microseconds(to_time),
+                    shared));
+}
+
+namespace {
+
+// Lanes are numbered from 0; the first is computation.
+int tid_of_lane(int lane, int pid) { return 1 + lane < pid ? 1 + lane : 2 + lane; }
+
+// A send, receive or reduction, where it is in the program.
+struct Transfer {
+  std::size_t index = 0;  // in Program::communication
+  Op op;
+  int rank = 0;
+  int peer = 0;  // the rank at the other end; of a reduction its own
+  Time issued = 0;
+  Span span;
+};
+
+// Lanes in order: by peer, the sends before the receives; the reductions last.
+std::tuple<bool, int, bool> lane_order(const Transfer& transfer) {
+  return {transfer.op.kind == Kind::reduce_gradients, transfer.peer, is_receive(transfer.op.kind)};
+}
+
+// One message: an F, or a B or I, of a micro-batch and a stage.
+std::uint64_t key_of(int stage, std::uint32_t micro_batch, bool forward) {
+  return (static_cast<std::uint64_t>(stage) << 33U) | (std::uint64_t{micro_batch} << 1U) | (forward ? 1U : 0U);
+}
+
+// A compute op's slice.
+struct OpSlice {
+  int rank;
+  Span span;
+};
+
+class RunTrace {
+ public:
+  RunTrace(TraceWriter& writer, const Program& program, const Costs& costs, const Timeline& timeline,
+           const TraceFilter& filter, const TraceGroup& group)
+      : writer_(writer),
+        program_(program),
+        costs_(costs),
+        timeline_(timeline),
+        filter_(filter),
+        group_(group),
+        begin_(bounds_of(timeline).start),
+        tids_(program.communication.size()) {
+    assert(timeline.communication.size() == program.communication.size());
+    rank_digits_ = std::max<std::size_t>(2, std::to_string(placement().ranks - 1).size());
+  }
+
+  void write() {
+    for (int rank = 0; rank < placement().ranks; ++rank) {
+      if (filter_.has(rank)) write_rank(rank);
+    }
+    write_arrows();
+  }
+
+ private:
+  [[nodiscard]] const Placement& placement() const { return program_.schedule.placement; }
+  [[nodiscard]] int pid(int rank) const { return group_.first_pid + rank; }
+  [[nodiscard]] TraceTrack compute_track(int rank) const { return {pid(rank), tid_of_lane(0, pid(rank))}; }
+  [[nodiscard]] int rank_of(int stage) const { return placement().rank_of[static_cast<std::size_t>(stage)]; }
+  [[nodiscard]] std::string rank_name(int rank) const { return fmt::format("rank {:0{}}", rank, rank_digits_); }
+
+  void write_rank(int rank) {
+    const std::string label = group_.label.empty() ? "" : fmt::format(" {}", group_.label);
+    writer_.process(pid(rank), rank_name(rank) + label, rank);
+    writer_.thread(compute_track(rank), "compute");
+    const auto units = units_of(program_, timeline_, rank);
+    write_ops(rank, units);
+    write_transfers(rank, units);
+    write_counters(rank);
+  }
+
+  // --- computation
+
+  void write_ops(int rank, std::span<const Unit> units) {
+    Time free_since = begin_;
+    for (const Unit& unit : units) {
+      if (filter_.has(unit.span)) {
+        writer_.slice(compute_track(rank), "compute", unit_name(unit), unit.span,
+                      unit_args(unit).add("wait_ns", unit.span.start - free_since));
+      }
+      free_since = unit.span.end;
+    }
+  }
+
+  [[nodiscard]] static std::string unit_name(const Unit& unit) {
+    const Op first = unit.ops[0];
+    if (!unit.is_pair()) return fmt::format("{} {}", name(first.kind), first.micro_batch);
+    const Op second = unit.ops[1];
+    return fmt::format("{}&{} {} {}", name(first.kind), name(second.kind), first.micro_batch, second.micro_batch);
+  }
+
+  // Stage, chain and micro-batch.
+  void add_place(TraceArgs& args, Op op) const {
+    args.add("stage", op.stage).add("chain", placement().chain_of(op.stage));
+    if (has_micro_batch(op.kind)) args.add("micro_batch", op.micro_batch);
+  }
+
+  [[nodiscard]] TraceArgs unit_args(const Unit& unit) const {
+    TraceArgs args;
+    args.add("op", cell_text(unit.ops));
+    if (!unit.is_pair()) {
+      add_place(args, unit.ops[0]);
+      return args;
+    }
+    for (const Op op : unit.ops) {
+      TraceArgs half;
+      add_place(half, op);
+      args.add(op.kind == Kind::forward ? "forward" : "backward", half);
+    }
+    return args;
+  }
+
+  // --- communication
+
+  void write_transfers(int rank, std::span<const Unit> units) {
+    auto transfers = transfers_of(rank, units);
+    std::sort(transfers.begin(), transfers.end(), [](const Transfer& a, const Transfer& b) {
+      return std::tuple(lane_order(a), a.span.start, a.index) < std::tuple(lane_order(b), b.span.start, b.index);
+    });
+    int lane = 0;  // the last one in use
+    for (std::size_t i = 0; i < transfers.size();) {
+      std::size_t end = i;
+      while (end < transfers.size() && lane_order(transfers[end]) == lane_order(transfers[i])) ++end;
+      lane += write_link(std::span(transfers).subspan(i, end - i), lane + 1);
+      i = end;
+    }
+  }
+
+  // What is drawn: in the filter, and longer than nothing.
+  [[nodiscard]] std::vector<Transfer> transfers_of(int rank, std::span<const Unit> units) const {
+    std::vector<Transfer> transfers;
+    const auto collect = [&](std::size_t position, Time issued) {
+      const std::size_t slot = program_.slot_index(rank, position);
+      for (std::size_t i = program_.slot_begin[slot]; i < program_.slot_begin[slot + 1]; ++i) {
+        const Op op = program_.communication[i];
+        const Span span = timeline_.communication[i];
+        if (span.start == span.end || !filter_.has(span)) continue;
+        const bool message = is_send(op.kind) || is_receive(op.kind);
+        const int peer = message ? rank_of(peer_of(op, placement()).stage) : rank;
+        transfers.push_back({i, op, rank, peer, issued, span});
+      }
+    };
+    Time issued = begin_;
+    for (const Unit& unit : units) {
+      collect(unit.position, issued);
+      issued = unit.span.end;
+    }
+    collect(program_.schedule.rank(rank).size(), issued);
+    return transfers;
+  }
+
+  // The transfers of one link, or the reductions, by start: each goes to the first lane that is free. Returns how many
+  // lanes that took.
+  int write_link(std::span<const Transfer> transfers, int first_lane) {
+    const int process = pid(transfers[0].rank);
+    std::vector<Time> free_at;  // per lane
+    for (const Transfer& transfer : transfers) {
+      const auto free =
+          std::find_if(free_at.begin(), free_at.end(), [&](Time time) { return time <= transfer.span.start; });
+      const auto lane = static_cast<int>(free - free_at.begin());
+      const TraceTrack track{process, tid_of_lane(first_lane + lane, process)};
+      if (free == free_at.end()) {
+        free_at.push_back(0);
+        writer_.thread(track, lane_name(transfer, lane));
+      }
+      free_at[static_cast<std::size_t>(lane)] = transfer.span.end;
+      tids_[transfer.index] = track.tid;
+      write_transfer(track, transfer);
+    }
+    return static_cast<int>(free_at.size());
+  }
+
+  [[nodiscard]] std::string lane_name(const Transfer& transfer, int lane) const {
+    std::string text = "reduce";
+    if (is_send(transfer.op.kind)) text = "send to " + rank_name(transfer.peer);
+    if (is_receive(transfer.op.kind)) text = "receive from " + rank_name(transfer.peer);
+    return lane == 0 ? text : fmt::format("{} ({})", text, lane + 1);
+  }
+
+  void write_transfer(TraceTrack track, const Transfer& transfer) {
+    const Op op = transfer.op;
+    const auto number = has_micro_batch(op.kind) ? op.micro_batch : op.stage;
+    TraceArgs args;
+    args.add("op", to_text(op));
+    add_place(args, op);
+    args.add("bytes", bytes_of(op)).add("wait_ns", std::max<Time>(0, transfer.span.start - transfer.issued));
+    const std::string_view category = op.kind == Kind::reduce_gradients ? "reduce" : "message";
+    writer_.slice(track, category, fmt::format("{} {}", name(op.kind), number), transfer.span, args);
+  }
+
+  // A gradient has the size of the output that it belongs to, that of the stage before.
+  [[nodiscard]] Bytes bytes_of(Op op) const {
+    if (op.kind == Kind::reduce_gradients) return costs_.of(op.stage).gradients;
+    const bool own_output = op.kind == Kind::send_forward || op.kind == Kind::receive_backward;
+    const auto stage = own_output ? std::optional<int>(op.stage) : placement().previous(op.stage);
+    return stage ? costs_.of(*stage).message : 0;
+  }
+
+  // --- counters
+
+  void write_counters(int rank) {
+    const auto points = memory_over_time(program_, costs_, timeline_, rank);
+    const auto activations = [](const MemoryPoint& point) { return std::int64_t{point.activations}; };
+    const auto bytes = [](const MemoryPoint& point) { return point.bytes; };
+    write_counter(rank, "activations", "live", points, activations);
+    if (std::any_of(points.begin(), points.end(), [](const MemoryPoint& point) { return point.bytes != 0; })) {
+      write_counter(rank, "memory", "bytes", points, bytes);
+    }
+  }
+
+  // On change: of points at one time the last counts. What holds at the window's begin is written there.
+  template <typename Value>
+  void write_counter(int rank, std::string_view name, std::string_view key, std::span<const MemoryPoint> points,
+                     Value value_of) {
+    std::optional<std::int64_t> written;
+    for (std::size_t i = 0; i < points.size(); ++i) {
+      const bool last_before_window = points[i].time < filter_.begin;
+      const Time replaced_at = i + 1 < points.size() ? points[i + 1].time : std::numeric_limits<Time>::max();
+      if (replaced_at <= std::max(points[i].time, filter_.begin) || points[i].time >= filter_.end) continue;
+      if (written == value_of(points[i])) continue;
+      written = value_of(points[i]);
+      writer_.counter(pid(rank), name, key, last_before_window ? filter_.begin : points[i].time, *written);
+    }
+  }
+
+  // --- arrows
+
+  void write_arrows() {
+    std::unordered_map<std::uint64_t, std::size_t> receives;  // in Program::communication; never iterated
+    for (std::size_t i = 0; i < program_.communication.size(); ++i) {
+      const Op op = program_.communication[i];
+      if (is_receive(op.kind)) receives[key_of(op.stage, op.micro_batch, op.kind == Kind::receive_forward)] = i;
+    }
+    const auto ops = op_slices();
+    for (std::size_t i = 0; i < program_.communication.size(); ++i) {
+      const Op send = program_.communication[i];
+      if (!is_send(send.kind)) continue;
+      const Op receive = peer_of(send, placement());
+      const auto found = receives.find(key_of(receive.stage, receive.micro_batch, send.kind == Kind::send_forward));
+      if (found == receives.end()) continue;
+      if (timeline_.communication[i].start == timeline_.communication[i].end) {
+        arrow_between_ops(send, receive, timeline_.communication[i].start, ops);
+      } else {
+        arrow_between_transfers(i, found->second);
+      }
+    }
+  }
+
+  using OpSlices = std::unordered_map<std::uint64_t, OpSlice>;
+
+  // The slices of all F, B and I, by what they make. Never iterated.
+  [[nodiscard]] OpSlices op_slices() const {
+    OpSlices slices;
+    for (std::size_t i = 0; i < program_.schedule.ops.size(); ++i) {
+      const Op op = program_.schedule.ops[i];
+      if (op.kind == Kind::weight_gradient) continue;
+      slices[key_of(op.stage, op.micro_batch, op.kind == Kind::forward)] = {rank_of(op.stage), timeline_.ops[i]};
+    }
+    return slices;
+  }
+
+  [[nodiscard]] std::string arrow_name(Op send) const {
+    return send.kind == Kind::send_forward ? "activation" : "gradient";
+  }
+
+  void arrow_between_transfers(std::size_t send, std::size_t receive) {
+    if (tids_[send] == 0 || tids_[receive] == 0) return;
+    const Span from = timeline_.communication[send];
+    const Span to = timeline_.communication[receive];
+    const Time end = std::max(to.start, from.start);
+    if (end >= to.end) return;  // measured by clocks that disagree: received before it was sent
+    const Op op = program_.communication[send];
+    const Op peer = program_.communication[receive];
+    writer_.arrow(arrow_name(op), {pid(rank_of(op.stage)), tids_[send]}, from.start,
+                  {pid(rank_of(peer.stage)), tids_[receive]}, end);
+  }
+
+  // From the last nanosecond of the op that made the message to the start of the one that needs it.
+  void arrow_between_ops(Op send, Op receive, Time sent, const OpSlices& ops) {
+    const bool forward = send.kind == Kind::send_forward;
+    const auto from = ops.find(key_of(send.stage, send.micro_batch, forward));
+    const auto to = ops.find(key_of(receive.stage, receive.micro_batch, forward));
+    if (from == ops.end() || to == ops.end() || !written(from->second) || !written(to->second)) return;
+    const Span made = from->second.span;
+    const Time start = std::clamp(sent - 1, made.start, made.end - 1);
+    if (start > to->second.span.start) return;
+    writer_.arrow(arrow_name(send), compute_track(from->second.rank), start, compute_track(to->second.rank),
+                  to->second.span.start);
+  }
+
+  // Whether an arrow can end there: a slice of no duration is never open.
+  [[nodiscard]] bool written(const OpSlice& slice) const {
+    return filter_.has(slice.rank) && filter_.has(slice.span) && slice.span.start < slice.span.end;
+  }
+
+  TraceWriter& writer_;
+  const Program& program_;
+  const Costs& costs_;
+  const Timeline& timeline_;
+  const TraceFilter& filter_;
+  const TraceGroup& group_;
+  Time begin_;             // of the run
+  std::vector<int> tids_;  // of Program::communication; 0 where no slice is written
+  std::size_t rank_digits_ = 2;
+};
+
+}  // namespace
+
+void write_run(TraceWriter& writer, const Program& program, const Costs& costs, const Timeline& timeline,
+               const TraceFilter& filter, const TraceGroup& group) {
+  RunTrace(writer, program, costs, timeline, filter, group).write();
+}
+
+void write_chrome_trace(std::ostream& out, const Program& program, const Costs& costs, const Timeline& timeline,
+                        const TraceFilter& filter) {
+  TraceWriter writer(out);
+  write_run(writer, program, costs, timeline, filter);
+  writer.finish();
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,98 @@
+// A Timeline as a Chrome trace (JSON), made for Perfetto (https://ui.perfetto.dev); chrome://tracing reads it too.
+//
+//   rank 00                   one process per rank
+//     compute                 F 0 | F 1 | F&B 2 0 | B 1 | W 2 …
+//     send to rank 01         a lane per directed link; a second one, "send to rank 01 (2)", where transfers overlap
+//     receive from rank 01
+//     reduce                  gradient reductions
+//     activations live        counters: forwards whose B or I has not ended,
+//     memory bytes            and bytes, if the costs have any
+//
+// Each op's arguments hold its text (`3B7`), stage, chain, micro-batch and the idle time before it; a message's also
+// its bytes. An arrow leads from each send to its receive. A message that takes no time has no slices; its arrow leads
+// from the op that made it to the op that needs it.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <limits>
+#include <string>
+#include <string_view>
+
+#include "sim/schedule/program.h"
+#include "sim/simulate/costs.h"
+#include "sim/simulate/timeline.h"
+
+namespace dualpipe {
+
+// What to write of a run that is too large for a browser. Slices that reach into the window are written whole, arrows
+// only if both ends are written.
+struct TraceFilter {
+  int first_rank = 0;
+  int last_rank = std::numeric_limits<int>::max();
+  Time begin = std::numeric_limits<Time>::min();
+  Time end = std::numeric_limits<Time>::max();
+
+  [[nodiscard]] bool has(int rank) const { return first_rank <= rank && rank <= last_rank; }
+  [[nodiscard]] bool has(Span span) const { return span.start < end && (span.end > begin || span.start >= begin); }
+};
+
+// The `args` of an event: a JSON object that grows.
+class TraceArgs {
+ public:
+  TraceArgs& add(std::string_view key, std::int64_t value);
+  TraceArgs& add(std::string_view key, std::string_view value);
+  TraceArgs& add(std::string_view key, const TraceArgs& value);
+
+  [[nodiscard]] std::string json() const { return "{" + members_ + "}"; }
+
+ private:
+  void add_key(std::string_view key);
+  std::string members_;
+};
+
+struct TraceTrack {
+  int pid = 0;
+  int tid = 0;
+};
+
+// Writes events, one per line, as they come: nothing is kept. It knows the format, not what a pipeline is.
+class TraceWriter {
+ public:
+  explicit TraceWriter(std::ostream& out);
+
+  void process(int pid, std::string_view name, int sort_index);
+  void thread(TraceTrack track, std::string_view name);  // sorted by tid
+  void slice(TraceTrack track, std::string_view category, std::string_view name, Span span, const TraceArgs& args);
+  void counter(int pid, std::string_view name, std::string_view key, Time time, std::int64_t value);
+  // After both slices, at times when they are open; not backwards in time.
+  void arrow(std::string_view name, TraceTrack from, Time from_time, TraceTrack to, Time to_time);
+
+  // Closes the document. Nothing may be written after it.
+  void finish();
+
+ private:
+  void event(std::string_view json);
+  void flush();
+
+  std::ostream& out_;
+  std::string buffer_;
+  bool first_ = true;
+  std::int64_t arrows_ = 0;
+};
+
+// The processes of one run among others of the same file (a plan and its measured run).
+struct TraceGroup {
+  int first_pid = 1000;    // pid = first_pid + rank
+  std::string_view label;  // "rank 03 measured"
+};
+
+// Writes one run; the timeline must have recorded spans.
+void write_run(TraceWriter& writer, const Program& program, const Costs& costs, const Timeline& timeline,
+               const TraceFilter& filter = {}, const TraceGroup& group = {});
+
+// A whole file.
+void write_chrome_trace(std::ostream& out, const Program& program, const Costs& costs, const Timeline& timeline,
+                        const TraceFilter& filter = {});
+
+}  // namespace dualpipe

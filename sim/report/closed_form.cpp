@@ -1,0 +1,131 @@
+#include "sim/report/closed_form.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <array>
+#include <functional>
+
+#include "sim/report/text_table.h"
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+// What the formulas are written in.
+struct Symbols {
+  std::int64_t p, m, half;  // ranks, micro-batches, half the stages of a DualPipe chain
+  Time f, b, i, w, overlapped;
+};
+
+struct Condition {
+  bool holds;
+  std::string_view text;  // "W <= F"
+  std::string numbers;    // "W = 3 ms, F = 1 ms"
+};
+
+std::string first_broken(std::span<const Condition> conditions) {
+  const auto broken = std::ranges::find(conditions, false, &Condition::holds);
+  if (broken == conditions.end()) return {};
+  return fmt::format("needs {}{}{}", broken->text, broken->numbers.empty() ? "" : ": ", broken->numbers);
+}
+
+std::string times(std::initializer_list<std::pair<std::string_view, Time>> values) {
+  std::string text;
+  for (const auto& [name, value] : values) {
+    text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", name, format_time_exact(value));
+  }
+  return text;
+}
+
+// What every form supposes.
+std::string broken_premise(const Costs& costs) {
+  const StageCosts& stage = costs.stages[0];
+  const auto same_durations = [&](const StageCosts& other) {
+    return std::tie(other.forward, other.backward, other.input_gradient, other.weight_gradient, other.overlapped) ==
+           std::tie(stage.forward, stage.backward, stage.input_gradient, stage.weight_gradient, stage.overlapped);
+  };
+  const bool sends_bytes = std::ranges::any_of(costs.stages, [](const StageCosts& each) { return each.message > 0; });
+  const bool free =
+      costs.latency == 0 && (costs.model == CommunicationModel::latency || costs.bandwidth == 0 || !sends_bytes);
+  const std::array conditions{
+      Condition{std::ranges::all_of(costs.stages, same_durations), "equal stages", ""},
+      Condition{std::ranges::all_of(costs.speed, [](double speed) { return speed == 1; }), "equal ranks", ""},
+      Condition{costs.jitter == 0, "no jitter", ""},
+      Condition{costs.launch == 0, "no launch overhead", ""},
+      Condition{free, "free communication", costs.latency > 0 ? times({{"latency", costs.latency}}) : ""},
+      Condition{!costs.release_early, "pairs that release at their end", ""},
+  };
+  return first_broken(conditions);
+}
+
+Condition at_least(const Symbols& s, std::string_view text, std::int64_t least) {
+  return {s.m >= least, text, fmt::format("M = {}, P = {}", s.m, s.p)};
+}
+
+Condition splits(const Symbols& s) {
+  return {s.b == s.i + s.w, "B = I + W", times({{"B", s.b}, {"I", s.i}, {"W", s.w}})};
+}
+
+ClosedForm plain(const Symbols& s, std::int64_t micro_batches_least) {
+  const std::array conditions{at_least(s, "M >= P", micro_batches_least)};
+  return {"(P-1)(F+B)", (s.p - 1) * (s.f + s.b), false, first_broken(conditions)};
+}
+
+ClosedForm zb_h1(const Symbols& s) {
+  const std::array conditions{
+      splits(s), at_least(s, "M >= P", s.p),
+      Condition{s.w <= std::min(s.f, s.i), "W <= min(F, I)", times({{"F", s.f}, {"I", s.i}, {"W", s.w}})}};
+  return {"(P-1)(F+B-2W)", (s.p - 1) * (s.f + s.b - 2 * s.w), false, first_broken(conditions)};
+}
+
+ClosedForm zb_h2(const Symbols& s) {
+  const std::array conditions{
+      splits(s), at_least(s, "M >= 2P-1", 2 * s.p - 1),
+      Condition{s.w <= s.f, "W <= F", times({{"F", s.f}, {"W", s.w}})},
+      Condition{2 * s.w <= s.f + s.i, "2W <= F+I", times({{"F", s.f}, {"I", s.i}, {"W", s.w}})}};
+  return {"(P-1)(F+B-3W)", (s.p - 1) * (s.f + s.b - 3 * s.w), true, first_broken(conditions)};
+}
+
+ClosedForm dual(const Symbols& s) {
+  const std::array conditions{
+      splits(s), Condition{s.f == s.i, "F = I", times({{"F", s.f}, {"I", s.i}})},
+      Condition{s.w <= s.f, "W <= F", times({{"F", s.f}, {"W", s.w}})},
+      Condition{s.overlapped <= s.f + s.b, "F&B <= F+B", times({{"F&B", s.overlapped}, {"F", s.f}, {"B", s.b}})},
+      Condition{s.overlapped >= std::max(s.f, s.b), "F&B >= max(F, B)",
+                times({{"F&B", s.overlapped}, {"F", s.f}, {"B", s.b}})}};
+  return {"(PP/2-1)(F&B+B-3W)", (s.half - 1) * (s.overlapped + s.b - 3 * s.w), false, first_broken(conditions)};
+}
+
+}  // namespace
+
+ClosedForm closed_form(std::string_view family, const Shape& shape, const Costs& costs) {
+  const StageCosts& stage = costs.stages[0];
+  const std::int64_t half = family == "dualpipe" ? shape.ranks / 2 : shape.ranks;
+  const Symbols symbols{shape.ranks,
+                        shape.micro_batches,
+                        half,
+                        stage.forward,
+                        stage.backward,
+                        stage.input_gradient,
+                        stage.weight_gradient,
+                        stage.overlapped.value_or(stage.forward + stage.backward)};
+  ClosedForm form;
+  if (family == "gpipe" || family == "1f1b") {
+    form = plain(symbols, 0);
+  } else if (family == "interleaved" || family == "looped-bfs") {
+    form = plain(symbols, shape.ranks);
+  } else if (family == "zb1p") {
+    form = zb_h1(symbols);
+  } else if (family == "zb-h2") {
+    form = zb_h2(symbols);
+  } else if (family == "dualpipe" || family == "dualpipev") {
+    form = dual(symbols);
+  } else {
+    throw InputError(fmt::format("no closed form is known for '{}'", family));
+  }
+  if (const std::string premise = broken_premise(costs); !premise.empty()) form.broken = premise;
+  return form;
+}
+
+}  // namespace dualpipe

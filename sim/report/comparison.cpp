@@ -1,0 +1,232 @@
+#include "sim/report/comparison.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "sim/report/text_table.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/lower.h"
+#include "sim/simulate/memory.h"
+#include "sim/simulate/simulate.h"
+
+namespace dualpipe {
+namespace {
+
+// How many stages of one chain a rank holds: what divides the ranks when the number of stages is to be equal.
+int stages_of_chain_per_rank(const Family& family, const Shape& shape) {
+  if (family.takes_chunks) return shape.chunks;
+  return family.name == "dualpipev" ? 2 : 1;
+}
+
+Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
+  const int per_rank = stages_of_chain_per_rank(family, shape);
+  if (terms == EqualTerms::stages) {
+    if (shape.ranks % per_rank != 0) {
+      throw ShapeError(fmt::format("{}: {} stages cannot be {} on every rank", family.name, shape.ranks, per_rank));
+    }
+    shape.ranks /= per_rank;
+  }
+  if (!family.takes_chunks) shape.chunks = 1;
+  return shape;
+}
+
+Time largest_bubble(const Timeline& timeline, Time cost) {
+  const auto least_busy = std::ranges::min_element(timeline.ranks, {}, &RankTimes::busy);
+  return cost - least_busy->busy;
+}
+
+void simulate_row(ComparisonRow& row, const Schedule& schedule, const Costs& costs) {
+  const Program program = lower(schedule);
+  const Timeline timeline = simulate(program, costs, Record::ranks);
+  const auto memory = memory_of_ranks(program, costs);
+
+  row.stages = schedule.placement.stages();
+  row.form = closed_form(row.schedule, row.shape, costs);
+  row.makespan = timeline.makespan();
+  row.span = timeline.span();
+  row.bubble = largest_bubble(timeline, row.form.by_span ? row.span : row.makespan);
+  row.bubble_rate_makespan = timeline.bubble_rate_makespan();
+  row.bubble_rate_span = timeline.bubble_rate_span();
+  const auto [least, most] = std::ranges::minmax_element(memory, {}, &RankMemory::peak_activations);
+  row.peak_activations_least = least->peak_activations;
+  row.peak_activations_most = most->peak_activations;
+  row.peak_memory = std::ranges::max_element(memory, {}, &RankMemory::peak)->peak;
+  row.parameters = std::ranges::max_element(memory, {}, &RankMemory::parameters)->parameters;
+}
+
+ComparisonRow compare_one(const std::string& name, const Shape& shape, EqualTerms terms, const Costs& costs) {
+  ComparisonRow row;
+  row.schedule = name;
+  row.shape = shape;
+  const Family& chosen = family(name);
+  Schedule schedule;
+  try {
+    row.shape = shape_of_row(chosen, shape, terms);
+    schedule = generate(name, row.shape);
+  } catch (const ShapeError& error) {
+    row.unfit = error.what();
+    return row;
+  }
+  simulate_row(row, schedule, costs);
+  return row;
+}
+
+std::string activations_text(const ComparisonRow& row) {
+  return row.peak_activations_least == row.peak_activations_most
+             ? fmt::format("{}", row.peak_activations_most)
+             : fmt::format("{}..{}", row.peak_activations_least, row.peak_activations_most);
+}
+
+TextTable table_for_people(const Comparison& comparison) {
+  const bool counts_bytes = std::ranges::any_of(comparison.rows, [](const auto& row) { return row.peak_memory > 0; });
+  std::vector<Column> columns{{"schedule", Align::left},
+                              {"ranks"},
+                              {"closed form", Align::left},
+                              {"it says"},
+                              {"simulated"},
+                              {"it holds", Align::left},
+                              {"bubble"},
+                              {"by span"},
+                              {"makespan"},
+                              {"activations"},
+                              {"parameters"}};
+  if (counts_bytes) columns.push_back({"memory"});
+  TextTable table(std::move(columns));
+  for (const ComparisonRow& row : comparison.rows) {
+    if (!row.unfit.empty()) continue;
+    std::vector<std::string> cells{row.schedule,
+                                   fmt::format("{}", row.shape.ranks),
+                                   row.form.formula + (row.form.by_span ? " by span" : ""),
+                                   format_time_exact(row.form.bubble),
+                                   format_time_exact(row.bubble),
+                                   row.form.holds() ? "yes" : "no",
+                                   format_rate(row.bubble_rate_makespan),
+                                   format_rate(row.bubble_rate_span),
+                                   format_time_exact(row.makespan),
+                                   activations_text(row),
+                                   fmt::format("{}x", row.parameters)};
+    if (counts_bytes) cells.push_back(format_bytes(row.peak_memory));
+    table.add_row(std::move(cells));
+  }
+  return table;
+}
+
+// What stands under the table: which conditions are broken, and which rows are not there.
+std::vector<std::string> notes_of(const Comparison& comparison) {
+  std::vector<std::string> notes;
+  for (const ComparisonRow& row : comparison.rows) {
+    if (!row.unfit.empty()) {
+      notes.push_back("no row for " + row.unfit);
+    } else if (!row.form.holds()) {
+      notes.push_back(fmt::format("{}: the closed form {}", row.schedule, row.form.broken));
+    }
+  }
+  return notes;
+}
+
+std::string heading(const Comparison& comparison) {
+  const Shape& shape = comparison.shape;
+  return comparison.terms == EqualTerms::stages
+             ? fmt::format("{} stages, {} micro-batches; durations of one stage", shape.ranks, shape.micro_batches)
+             : fmt::format("{} ranks, {} micro-batches; durations of one stage", shape.ranks, shape.micro_batches);
+}
+
+}  // namespace
+
+Comparison compare(const std::vector<std::string>& schedules, const Shape& shape, EqualTerms terms,
+                   const Costs& costs) {
+  Comparison comparison{terms, shape, {}};
+  for (const std::string& name : schedules) comparison.rows.push_back(compare_one(name, shape, terms, costs));
+  return comparison;
+}
+
+std::string to_text(const Comparison& comparison) {
+  std::string text = heading(comparison) + "\n\n" + table_for_people(comparison).to_text() + "\n";
+  for (const std::string& note : notes_of(comparison)) text += note + "\n";
+  text +=
+      "closed form, simulated: idle time of the rank that idles most, makespan - busy, or span - busy for a form by "
+      "span\n"
+      "bubble: idle share of ranks x makespan (DeepSeek's); by span: with the longest rank's span instead (zero-bubble "
+      "papers')\n"
+      "B is the full backward, I + W; activations: live micro-batches of the ranks at their peaks; parameters: stages "
+      "held\n";
+  return text;
+}
+
+std::string to_markdown(const Comparison& comparison) {
+  std::string text = heading(comparison) + "\n\n" + table_for_people(comparison).to_markdown();
+  const auto notes = notes_of(comparison);
+  if (!notes.empty()) text += "\n";
+  for (const std::string& note : notes) text += "- " + note + "\n";
+  return text;
+}
+
+std::string to_csv(const Comparison& comparison) {
+  TextTable table({{"schedule"},
+                   {"ranks"},
+                   {"stages"},
+                   {"microbatches"},
+                   {"closed_form"},
+                   {"closed_form_by"},
+                   {"closed_form_ns"},
+                   {"simulated_ns"},
+                   {"holds"},
+                   {"bubble_rate_makespan"},
+                   {"bubble_rate_span"},
+                   {"makespan_ns"},
+                   {"span_ns"},
+                   {"peak_activations_least"},
+                   {"peak_activations_most"},
+                   {"peak_memory_bytes"},
+                   {"parameters"},
+                   {"note"}});
+  for (const ComparisonRow& row : comparison.rows) {
+    const auto number = [&](auto value) { return row.unfit.empty() ? fmt::format("{}", value) : std::string(); };
+    table.add_row({row.schedule, number(row.shape.ranks), number(row.stages), number(row.shape.micro_batches),
+                   row.form.formula, number(row.form.by_span ? "span" : "makespan"), number(row.form.bubble),
+                   number(row.bubble), number(row.form.holds() ? "yes" : "no"), number(row.bubble_rate_makespan),
+                   number(row.bubble_rate_span), number(row.makespan), number(row.span),
+                   number(row.peak_activations_least), number(row.peak_activations_most), number(row.peak_memory),
+                   number(row.parameters), row.unfit.empty() ? row.form.broken : row.unfit});
+  }
+  return table.to_csv();
+}
+
+std::string to_json(const Comparison& comparison) {
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  for (const ComparisonRow& row : comparison.rows) {
+    if (!row.unfit.empty()) {
+      rows.push_back({{"schedule", row.schedule}, {"unfit", row.unfit}});
+      continue;
+    }
+    rows.push_back({{"schedule", row.schedule},
+                    {"ranks", row.shape.ranks},
+                    {"stages", row.stages},
+                    {"microbatches", row.shape.micro_batches},
+                    {"closed_form",
+                     {{"formula", row.form.formula},
+                      {"by", row.form.by_span ? "span" : "makespan"},
+                      {"bubble_ns", row.form.bubble},
+                      {"holds", row.form.holds()},
+                      {"broken", row.form.broken}}},
+                    {"bubble_ns", row.bubble},
+                    {"makespan_ns", row.makespan},
+                    {"span_ns", row.span},
+                    {"bubble_rate_makespan", row.bubble_rate_makespan},
+                    {"bubble_rate_span", row.bubble_rate_span},
+                    {"peak_activations_least", row.peak_activations_least},
+                    {"peak_activations_most", row.peak_activations_most},
+                    {"peak_memory_bytes", row.peak_memory},
+                    {"parameters", row.parameters}});
+  }
+  const nlohmann::ordered_json document{
+      {"equal", comparison.terms == EqualTerms::stages ? "stages" : "ranks"},
+      {comparison.terms == EqualTerms::stages ? "stages" : "ranks", comparison.shape.ranks},
+      {"microbatches", comparison.shape.micro_batches},
+      {"rows", rows}};
+  return document.dump(2) + "\n";
+}
+
+}  // namespace dualpipe

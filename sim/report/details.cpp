@@ -1,0 +1,229 @@
+#include "sim/report/details.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <ostream>
+
+#include "sim/report/text_table.h"
+#include "sim/simulate/memory.h"
+
+namespace dualpipe {
+namespace {
+
+double share_idle(Time busy, Time cost) {
+  return cost == 0 ? 0 : 1 - static_cast<double>(busy) / static_cast<double>(cost);
+}
+
+std::vector<HeldOfStage> by_stage(const std::vector<Op>& ops) {
+  std::map<int, HeldOfStage> stages;
+  for (const Op op : ops) {
+    HeldOfStage& held = stages[op.stage];
+    held.stage = op.stage;
+    ++(op.kind == Kind::forward ? held.activations : held.weight_gradients);
+  }
+  std::vector<HeldOfStage> held;
+  for (const auto& [stage, each] : stages) held.push_back(each);
+  return held;
+}
+
+// When the rank first holds `bytes`. (The peak may come before its op starts: a receive buffer is held already.)
+std::optional<Time> when_first(Bytes bytes, const Program& program, const Costs& costs, const Timeline& timeline,
+                               int rank) {
+  const auto points = memory_over_time(program, costs, timeline, rank);
+  const auto first =
+      std::find_if(points.begin(), points.end(), [&](const auto& point) { return point.bytes == bytes; });
+  return first == points.end() ? std::nullopt : std::optional(first->time);
+}
+
+Peak peak_of(const Program& program, const Costs& costs, const Timeline& timeline, int rank, const RankMemory& memory) {
+  const auto ops = program.schedule.rank(rank);
+  if (ops.empty()) return {};
+  const bool counts_bytes = memory.peak > memory.resident;
+  std::size_t position = counts_bytes ? memory.peak_position : memory.peak_activations_position;
+  position = std::min(position, ops.size() - 1);  // the slot after the last op
+  if (position > 0 && ops[position - 1].with_next) --position;
+
+  Peak peak;
+  peak.op = cell_text(ops.subspan(position));
+  peak.ops = held_at(program, rank, position);
+  peak.stages = by_stage(peak.ops);
+  if (timeline.ops.empty()) return peak;
+  if (counts_bytes) peak.at = when_first(memory.peak, program, costs, timeline, rank);
+  if (!peak.at) peak.at = timeline.ops[program.schedule.rank_begin[static_cast<std::size_t>(rank)] + position].start;
+  return peak;
+}
+
+RankReport rank_report(const Program& program, const Costs& costs, const Timeline& timeline, int rank,
+                       const RankMemory& memory) {
+  const RankTimes& times = timeline.ranks[static_cast<std::size_t>(rank)];
+  RankReport report;
+  report.rank = rank;
+  report.busy = times.busy;
+  report.idle = timeline.idle(rank);
+  report.span = times.span();
+  report.bubble_rate_makespan = share_idle(times.busy, timeline.makespan());
+  report.bubble_rate_span = share_idle(times.busy, timeline.span());
+  report.parameters = memory.parameters;
+  report.peak_activations = memory.peak_activations;
+  report.peak_memory = memory.peak;
+  report.peak = peak_of(program, costs, timeline, rank, memory);
+  return report;
+}
+
+// "3 x 0F, 1 x 0W": activations, and weight gradients still to come, per stage.
+std::string held_text(const Peak& peak) {
+  std::string text;
+  const auto append = [&](std::size_t count, int stage, std::string_view pass) {
+    if (count > 0) text += fmt::format("{}{} x {}{}", text.empty() ? "" : ", ", count, stage, pass);
+  };
+  for (const HeldOfStage& held : peak.stages) {
+    append(held.activations, held.stage, "F");
+    append(held.weight_gradients, held.stage, "W");
+  }
+  return text;
+}
+
+std::string header(const RunReport& report) {
+  std::string text = fmt::format("{}: {}, {}, {}, {}\n\n", report.schedule,
+                                 format_count(static_cast<std::uint64_t>(report.ranks), "rank"),
+                                 format_count(static_cast<std::uint64_t>(report.stages), "stage"),
+                                 format_count(static_cast<std::uint64_t>(report.chains), "chain"),
+                                 format_count(report.micro_batches, "micro-batch", "es"));
+  const auto append = [&](std::string_view term, const std::string& value, std::string_view meaning) {
+    const std::string padding(display_width(value) < 10 ? 10 - display_width(value) : 0, ' ');
+    text += fmt::format("{:<8}  {}{}   {}\n", term, padding, value, meaning);
+  };
+  append("makespan", format_time(report.makespan), "first start to last end, over all ranks");
+  append("span", format_time(report.span), "the longest first-op-to-last-op span of any one rank");
+  append("bubble", format_rate(report.bubble_rate_makespan),
+         "by makespan: idle share of ranks x makespan (DeepSeek's bubble)");
+  append("", format_rate(report.bubble_rate_span),
+         "by span: the same with the span as cost (the zero-bubble papers' rate)");
+  if (report.reduced > 0) append("reduced", format_time(report.reduced), "the last gradient reduction ends");
+  return text;
+}
+
+TextTable rank_table(const RunReport& report) {
+  const bool has_times = std::any_of(report.per_rank.begin(), report.per_rank.end(),
+                                     [](const RankReport& rank) { return rank.peak.at.has_value(); });
+  std::vector<Column> columns{{"rank"},    {"busy"},       {"idle"},      {"span"},        {"bubble"},
+                              {"by span"}, {"parameters"}, {"peak act."}, {"peak memory"}, {"in op", Align::left}};
+  if (has_times) columns.push_back({"at"});
+  columns.push_back({"held then", Align::left});
+  TextTable table(std::move(columns));
+  for (const RankReport& rank : report.per_rank) {
+    std::vector<std::string> row{std::to_string(rank.rank),
+                                 format_time(rank.busy),
+                                 format_time(rank.idle),
+                                 format_time(rank.span),
+                                 format_rate(rank.bubble_rate_makespan),
+                                 format_rate(rank.bubble_rate_span),
+                                 format_count(static_cast<std::uint64_t>(rank.parameters), "stage"),
+                                 std::to_string(rank.peak_activations),
+                                 format_bytes(rank.peak_memory),
+                                 rank.peak.op};
+    if (has_times) row.push_back(rank.peak.at ? format_time(*rank.peak.at) : "");
+    row.push_back(held_text(rank.peak));
+    table.add_row(std::move(row));
+  }
+  return table;
+}
+
+using Json = nlohmann::ordered_json;
+
+Json to_json(const Peak& peak) {
+  Json json;
+  json["at_ns"] = peak.at ? Json(*peak.at) : Json(nullptr);
+  json["op"] = peak.op;
+  json["stages"] = Json::array();
+  for (const HeldOfStage& held : peak.stages) {
+    json["stages"].push_back(
+        Json{{"stage", held.stage}, {"activations", held.activations}, {"weight_gradients", held.weight_gradients}});
+  }
+  json["held"] = Json::array();
+  for (const Op op : peak.ops) json["held"].push_back(to_text(op));
+  return json;
+}
+
+Json to_json(const RankReport& rank) {
+  Json json;
+  json["rank"] = rank.rank;
+  json["busy_ns"] = rank.busy;
+  json["idle_ns"] = rank.idle;
+  json["span_ns"] = rank.span;
+  json["bubble_rate_makespan"] = rank.bubble_rate_makespan;
+  json["bubble_rate_span"] = rank.bubble_rate_span;
+  json["peak_activations"] = rank.peak_activations;
+  json["peak_memory_bytes"] = rank.peak_memory;
+  json["parameters"] = rank.parameters;
+  json["peak"] = to_json(rank.peak);
+  return json;
+}
+
+}  // namespace
+
+RunReport run_report(const Program& program, const Costs& costs, const Timeline& timeline) {
+  const Placement& placement = program.schedule.placement;
+  RunReport report;
+  report.schedule = program.schedule.name;
+  report.ranks = placement.ranks;
+  report.stages = placement.stages();
+  report.chains = placement.chains();
+  report.micro_batches = program.schedule.total_micro_batches();
+  report.makespan = timeline.makespan();
+  report.span = timeline.span();
+  report.bubble_rate_makespan = timeline.bubble_rate_makespan();
+  report.bubble_rate_span = timeline.bubble_rate_span();
+  report.reduced = timeline.reduced;
+  const auto memory = memory_of_ranks(program, costs);
+  for (int rank = 0; rank < placement.ranks; ++rank) {
+    report.per_rank.push_back(rank_report(program, costs, timeline, rank, memory[static_cast<std::size_t>(rank)]));
+  }
+  return report;
+}
+
+std::string to_text(const RunReport& report) { return header(report) + "\n" + rank_table(report).to_text(); }
+
+std::string to_csv(const RunReport& report) {
+  TextTable table({{"rank"},
+                   {"busy_ns"},
+                   {"idle_ns"},
+                   {"span_ns"},
+                   {"bubble_rate_makespan"},
+                   {"bubble_rate_span"},
+                   {"peak_activations"},
+                   {"peak_memory_bytes"},
+                   {"parameters"},
+                   {"peak_op"},
+                   {"peak_at_ns"}});
+  for (const RankReport& rank : report.per_rank) {
+    table.add_row({std::to_string(rank.rank), std::to_string(rank.busy), std::to_string(rank.idle),
+                   std::to_string(rank.span), fmt::format("{}", rank.bubble_rate_makespan),
+                   fmt::format("{}", rank.bubble_rate_span), std::to_string(rank.peak_activations),
+                   std::to_string(rank.peak_memory), std::to_string(rank.parameters), rank.peak.op,
+                   rank.peak.at ? std::to_string(*rank.peak.at) : ""});
+  }
+  return table.to_csv();
+}
+
+void write_json(std::ostream& out, const RunReport& report) {
+  Json json;
+  json["schedule"] = report.schedule;
+  json["ranks"] = report.ranks;
+  json["stages"] = report.stages;
+  json["chains"] = report.chains;
+  json["microbatches"] = report.micro_batches;
+  json["makespan_ns"] = report.makespan;
+  json["span_ns"] = report.span;
+  json["bubble_rate_makespan"] = report.bubble_rate_makespan;
+  json["bubble_rate_span"] = report.bubble_rate_span;
+  json["reduced_ns"] = report.reduced;
+  json["per_rank"] = Json::array();
+  for (const RankReport& rank : report.per_rank) json["per_rank"].push_back(to_json(rank));
+  out << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,40 @@
+// A Gantt chart for a terminal: a row per rank, time to the right.
+//
+//   dualpipe, 4 ranks, 8 micro-batches, F = I = W = 1 ms, F&B = 2 ms, at 80 columns:
+//
+//   time    |0             |5 ms          |10 ms         |15 ms         |20 ms
+//   rank 0  F0 F1 F2 f0 i0 w0 f1 F3&b1 .  f2&B0 b2 -- f3&B1 b3 -- I2 W2 I3 W3
+//   rank 1  .  F0 f0 F1 f1 F2 b0 -- f2&B0 F3&b1 f3&B1 b2 -- B2 -- i3 I3 w3 W3
+//   rank 2  .  f0 F0 f1 F1 f2 B0 -- F2&b0 f3&B1 F3&b1 B2 -- b2 -- I3 i3 W3 w3
+//   rank 3  f0 f1 f2 F0 I0 W0 F1 f3&B1 .  F2&b0 B2 -- F3&b1 B3 -- i2 w2 i3 w3
+//           F forward   B backward (full)   I input gradient   W weight gradient
+//           F&B pair   . idle   lower case: second chain   one cell: 1 ms
+//
+// `F3` is the forward of micro-batch 3, "--" that it goes on, `F3&b1` an F&B pair, '.' idle time. The chart takes the
+// first of these forms that fits the width:
+//
+//   1. every op with its label, and its stage where a rank holds several:  0F3  7b1
+//   2. the same without stages; lower case is the rank's second stage:     F3   b1
+//   3. dense: no blanks between ops, labels only where they fit:           F3F4--&-B-
+//
+// Forms 1 and 2 need all times to be multiples of a common unit, and draw one cell per unit. So does form 3 where a
+// unit takes a column or more; else a column shows the op that fills most of it (the earlier one of equals), or idle
+// time where that does, and an op much shorter than a column may not show.
+#pragma once
+
+#include <string>
+
+#include "sim/schedule/program.h"
+#include "sim/simulate/timeline.h"
+
+namespace dualpipe {
+
+struct GanttOptions {
+  int width = 100;     // no line is longer (but for a very narrow one: the chart takes at least 20 columns)
+  bool color = false;  // ANSI escapes for 256 colours, a background per pass
+};
+
+// The timeline must have recorded spans. Times are relative to the start of the first op.
+[[nodiscard]] std::string gantt(const Program& program, const Timeline& timeline, const GanttOptions& options = {});
+
+}  // namespace dualpipe

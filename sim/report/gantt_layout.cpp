@@ -1,0 +1,82 @@
+#include "sim/report/gantt_layout.h"
+
+#include <algorithm>
+#include <cassert>
+
+namespace dualpipe {
+
+std::vector<Unit> units_of(const Program& program, const Timeline& timeline, int rank) {
+  const auto ops = program.schedule.rank(rank);
+  const std::size_t begin = program.schedule.rank_begin[static_cast<std::size_t>(rank)];
+  assert(timeline.ops.size() == program.schedule.ops.size());
+  std::vector<Unit> units;
+  units.reserve(ops.size());
+  for (std::size_t i = 0; i < ops.size();) {
+    const std::size_t size = unit_size(ops.subspan(i));
+    units.push_back({ops.subspan(i, size), timeline.ops[begin + i], i});
+    i += size;
+  }
+  return units;
+}
+
+Span bounds_of(const Timeline& timeline) {
+  if (timeline.ops.empty()) return {};
+  Span bounds = timeline.ops.front();
+  for (const Span& span : timeline.ops) {
+    bounds.start = std::min(bounds.start, span.start);
+    bounds.end = std::max(bounds.end, span.end);
+  }
+  return bounds;
+}
+
+Columns columns_over(Span bounds, int count_max) {
+  assert(count_max > 0);
+  const Time length = bounds.end - bounds.start;
+  Time duration = std::max<Time>(1, (length + count_max - 1) / count_max);
+  Time digit = 1;
+  while (duration / digit >= 100) digit *= 10;
+  duration = (duration + digit - 1) / digit * digit;
+  return {bounds.start, duration, static_cast<int>((length + duration - 1) / duration)};
+}
+
+std::vector<std::optional<std::size_t>> fill(const Columns& columns, std::span<const Unit> units) {
+  std::vector<std::optional<std::size_t>> filled(static_cast<std::size_t>(columns.count));
+  std::size_t first = 0;  // the first unit that ends after the column's begin
+  for (int column = 0; column < columns.count; ++column) {
+    const Time begin = columns.begin + columns.duration * column;
+    const Time end = begin + columns.duration;
+    while (first < units.size() && units[first].span.end <= begin) ++first;
+    Time idle = columns.duration;
+    Time most = 0;
+    auto& chosen = filled[static_cast<std::size_t>(column)];
+    for (std::size_t i = first; i < units.size() && units[i].span.start < end; ++i) {
+      const Time covered = std::min(end, units[i].span.end) - std::max(begin, units[i].span.start);
+      idle -= covered;
+      if (covered > most) {
+        most = covered;
+        chosen = i;
+      }
+    }
+    if (idle > most) chosen.reset();
+  }
+  return filled;
+}
+
+Time round_up_to_tick(Time at_least) {
+  Time power = 1;
+  while (true) {
+    for (const Time factor : {1, 2, 5}) {
+      if (factor * power >= at_least) return factor * power;
+    }
+    power *= 10;
+  }
+}
+
+std::vector<int> chunk_of_stages(const Placement& placement) {
+  std::vector<int> count(static_cast<std::size_t>(placement.ranks));
+  std::vector<int> chunks;
+  for (const auto rank : placement.rank_of) chunks.push_back(count[rank]++);
+  return chunks;
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,53 @@
+// What the text and the SVG Gantt share: the units that a rank runs, and how a time axis is cut. Private to sim/report.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "sim/schedule/program.h"
+#include "sim/simulate/timeline.h"
+
+namespace dualpipe {
+
+// What a rank runs as one: an op, or the two of an F&B pair.
+struct Unit {
+  std::span<const Op> ops;
+  Span span;
+  std::size_t position = 0;  // of its first op in the rank
+
+  [[nodiscard]] bool is_pair() const { return ops.size() == 2; }
+  [[nodiscard]] Time duration() const { return span.end - span.start; }
+};
+
+// In the order in which the rank runs them. The timeline must have recorded spans.
+[[nodiscard]] std::vector<Unit> units_of(const Program& program, const Timeline& timeline, int rank);
+
+// From the first start to the last end over all ranks; {0, 0} where nothing runs.
+[[nodiscard]] Span bounds_of(const Timeline& timeline);
+
+// A time axis in columns of equal duration.
+struct Columns {
+  Time begin = 0;
+  Time duration = 1;  // of one column
+  int count = 0;
+
+  // The column that holds the time, or `count` at the end.
+  [[nodiscard]] int at(Time time) const { return static_cast<int>((time - begin) / duration); }
+};
+
+// At most `count_max` columns over `bounds`; the duration of one is rounded up to two digits, to be readable.
+[[nodiscard]] Columns columns_over(Span bounds, int count_max);
+
+// Per column the unit that fills most of it, the earlier one of equals; none where idle time does.
+[[nodiscard]] std::vector<std::optional<std::size_t>> fill(const Columns& columns, std::span<const Unit> units);
+
+// The smallest of 1, 2, 5, 10, 20, 50, … that is not below `at_least`: the distance of ticks.
+[[nodiscard]] Time round_up_to_tick(Time at_least);
+
+// Per stage: which of its rank's stages it is, counted from 0. In DualPipe that is the chain, in a V the half, else the
+// chunk.
+[[nodiscard]] std::vector<int> chunk_of_stages(const Placement& placement);
+
+}  // namespace dualpipe

@@ -1,0 +1,210 @@
+#include "sim/report/text_table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cmath>
+#include <cstdint>
+#include <span>
+
+namespace dualpipe {
+namespace {
+
+// The magnitude, right for the smallest number too.
+std::uint64_t magnitude(std::int64_t value) {
+  const auto bits = static_cast<std::uint64_t>(value);
+  return value < 0 ? ~bits + 1 : bits;
+}
+
+std::string without_trailing_zeros(std::string number) {
+  number.erase(number.find_last_not_of('0') + 1);
+  if (number.back() == '.') number.pop_back();
+  return number;
+}
+
+// value / unit with at most `digits` significant digits, rounded half up; never fewer than the digits before the point.
+std::string quotient(std::uint64_t value, std::uint64_t unit, int digits) {
+  const std::uint64_t whole = value / unit;
+  int decimals = digits;
+  for (std::uint64_t rest = whole; rest > 0 && decimals > 0; rest /= 10) --decimals;
+  std::string fraction;
+  std::uint64_t remainder = value % unit;
+  for (int i = 0; i < decimals; ++i) {
+    remainder *= 10;  // unit is at most 2^50, so there is room
+    fraction += static_cast<char>('0' + remainder / unit);
+    remainder %= unit;
+  }
+  std::string number = fmt::format("{}{}", whole, fraction);
+  if (remainder * 2 >= unit) {  // half up: carry from the last digit on
+    std::size_t i = number.size();
+    while (i > 0 && number[i - 1] == '9') number[--i] = '0';
+    if (i > 0) {
+      ++number[i - 1];
+    } else {
+      number.insert(number.begin(), '1');
+    }
+  }
+  if (decimals == 0) return number;
+  number.insert(number.size() - static_cast<std::size_t>(decimals), ".");
+  return without_trailing_zeros(std::move(number));
+}
+
+struct Unit {
+  std::string_view name;
+  std::uint64_t size;
+};
+
+// `step` is the ratio of neighbouring units: what rounds up to it is written as 1 of the next.
+std::string in_units(std::int64_t value, std::span<const Unit> units, std::string_view step) {
+  const std::uint64_t size = magnitude(value);
+  std::size_t i = units.size() - 1;
+  while (i > 0 && size < units[i].size) --i;
+  std::string number = quotient(size, units[i].size, 4);
+  if (number == step && i + 1 < units.size()) {
+    number = "1";
+    ++i;
+  }
+  return fmt::format("{}{} {}", value < 0 ? "-" : "", number, units[i].name);
+}
+
+constexpr std::array<Unit, 4> time_units{{{"ns", 1}, {"µs", 1'000}, {"ms", 1'000'000}, {"s", 1'000'000'000}}};
+
+constexpr std::array<Unit, 6> byte_units{{{"B", 1},
+                                          {"KiB", 1ULL << 10},
+                                          {"MiB", 1ULL << 20},
+                                          {"GiB", 1ULL << 30},
+                                          {"TiB", 1ULL << 40},
+                                          {"PiB", 1ULL << 50}}};
+
+void append_aligned(std::string& out, std::string_view cell, std::size_t width, Align align) {
+  const std::size_t padding = width - display_width(cell);
+  if (align == Align::right) out.append(padding, ' ');
+  out += cell;
+  if (align == Align::left) out.append(padding, ' ');
+}
+
+std::string markdown_cell(std::string_view cell) {
+  std::string escaped;
+  for (const char c : cell) {
+    if (c == '|') escaped += '\\';
+    escaped += c == '\n' ? ' ' : c;
+  }
+  return escaped;
+}
+
+void append_csv_cell(std::string& out, std::string_view cell) {
+  if (cell.find_first_of(",\"\r\n") == std::string_view::npos) {
+    out += cell;
+    return;
+  }
+  out += '"';
+  for (const char c : cell) {
+    if (c == '"') out += '"';
+    out += c;
+  }
+  out += '"';
+}
+
+}  // namespace
+
+void TextTable::add_row(std::vector<std::string> cells) {
+  assert(cells.size() == columns_.size());
+  rows_.push_back(std::move(cells));
+}
+
+std::vector<std::size_t> TextTable::widths() const {
+  std::vector<std::size_t> widths;
+  for (std::size_t i = 0; i < columns_.size(); ++i) {
+    std::size_t width = display_width(columns_[i].header);
+    for (const auto& row : rows_) width = std::max(width, display_width(row[i]));
+    widths.push_back(width);
+  }
+  return widths;
+}
+
+std::string TextTable::to_text() const {
+  const auto width = widths();
+  std::string out;
+  const auto append_line = [&](const auto& cell_at) {
+    for (std::size_t i = 0; i < columns_.size(); ++i) {
+      if (i > 0) out += "  ";
+      append_aligned(out, cell_at(i), width[i], columns_[i].align);
+    }
+    out.erase(out.find_last_not_of(' ') + 1);
+    out += '\n';
+  };
+  append_line([&](std::size_t i) -> const std::string& { return columns_[i].header; });
+  for (const auto& row : rows_) append_line([&](std::size_t i) -> const std::string& { return row[i]; });
+  return out;
+}
+
+std::string TextTable::to_markdown() const {
+  TextTable escaped({});
+  for (const Column& column : columns_) escaped.columns_.push_back({markdown_cell(column.header), column.align});
+  for (const auto& row : rows_) {
+    auto& cells = escaped.rows_.emplace_back();
+    for (const auto& cell : row) cells.push_back(markdown_cell(cell));
+  }
+  auto width = escaped.widths();
+  for (auto& w : width) w = std::max<std::size_t>(w, 3);  // room for the marks below
+
+  std::string out;
+  const auto append_line = [&](const auto& cell_at) {
+    for (std::size_t i = 0; i < columns_.size(); ++i) {
+      out += "| ";
+      append_aligned(out, cell_at(i), width[i], columns_[i].align);
+      out += ' ';
+    }
+    out += "|\n";
+  };
+  append_line([&](std::size_t i) { return escaped.columns_[i].header; });
+  append_line([&](std::size_t i) {
+    const std::string dashes(width[i] - 1, '-');
+    return columns_[i].align == Align::right ? dashes + ":" : ":" + dashes;
+  });
+  for (const auto& row : escaped.rows_) append_line([&](std::size_t i) { return row[i]; });
+  return out;
+}
+
+std::string TextTable::to_csv() const {
+  std::string out;
+  const auto append_line = [&](const auto& cell_at) {
+    for (std::size_t i = 0; i < columns_.size(); ++i) {
+      if (i > 0) out += ',';
+      append_csv_cell(out, cell_at(i));
+    }
+    out += '\n';
+  };
+  append_line([&](std::size_t i) -> const std::string& { return columns_[i].header; });
+  for (const auto& row : rows_) append_line([&](std::size_t i) -> const std::string& { return row[i]; });
+  return out;
+}
+
+std::size_t display_width(std::string_view text) {
+  const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) == 0x80U; };
+  return text.size() - static_cast<std::size_t>(std::count_if(text.begin(), text.end(), continues));
+}
+
+std::string format_time(Time time) { return in_units(time, time_units, "1000"); }
+
+std::string format_time_exact(Time time) {
+  const std::uint64_t size = magnitude(time);
+  std::size_t i = time_units.size() - 1;
+  while (i > 0 && size < time_units[i].size) --i;
+  return fmt::format("{}{} {}", time < 0 ? "-" : "", quotient(size, time_units[i].size, 20), time_units[i].name);
+}
+
+std::string format_bytes(Bytes bytes) { return in_units(bytes, byte_units, "1024"); }
+
+std::string format_rate(double rate) {
+  const double percent = std::abs(rate) < 0.000'05 ? 0 : rate * 100;  // no "-0.00%"
+  return fmt::format("{:.2f}%", percent);
+}
+
+std::string format_count(std::uint64_t count, std::string_view noun, std::string_view plural_ending) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : plural_ending);
+}
+
+}  // namespace dualpipe

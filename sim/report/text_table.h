@@ -1,0 +1,62 @@
+// A table of text cells, and the one way in which times, bytes and rates are printed for people.
+//
+//   rank  busy   idle  peak op          | rank | busy | idle | peak op |        rank,busy,idle,peak op
+//      0  20 ms  2 ms  (0F1;7B0)        | ---: | ---: | ---: | :------ |        0,20 ms,2 ms,(0F1;7B0)
+//      1  21 ms  1 ms  1F2              |    0 | …
+//
+//   to_text()                           to_markdown()                           to_csv()
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+enum class Align : std::uint8_t { left, right };
+
+struct Column {
+  std::string header;
+  Align align = Align::right;
+};
+
+class TextTable {
+ public:
+  explicit TextTable(std::vector<Column> columns) : columns_(std::move(columns)) {}
+
+  // As many cells as there are columns.
+  void add_row(std::vector<std::string> cells);
+
+  [[nodiscard]] std::string to_text() const;      // aligned, two blanks between columns
+  [[nodiscard]] std::string to_markdown() const;  // a pipe table; '|' in cells is escaped
+  [[nodiscard]] std::string to_csv() const;       // RFC 4180, but for '\n' at the end of lines, as in all of our files
+
+ private:
+  [[nodiscard]] std::vector<std::size_t> widths() const;
+
+  std::vector<Column> columns_;
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// How many columns of a terminal it takes: UTF-8 code points. (No cell of ours has wide or combining ones.)
+[[nodiscard]] std::size_t display_width(std::string_view text);
+
+// In the largest of ns, µs, ms, s in which it is at least 1, with at most four digits: "850 µs", "1.25 ms", "12.35 s".
+// Rounded half up where four are not enough; from 10,000 s on in whole seconds.
+[[nodiscard]] std::string format_time(Time time);
+// The same with all digits: "1.234567 ms".
+[[nodiscard]] std::string format_time_exact(Time time);
+// In the largest of B, KiB, MiB, GiB, TiB, PiB in which it is at least 1, with at most four digits: "1.5 GiB".
+[[nodiscard]] std::string format_bytes(Bytes bytes);
+// "4.55%": two decimals.
+[[nodiscard]] std::string format_rate(double rate);
+
+// "1 rank", "8 ranks", "2 micro-batches".
+[[nodiscard]] std::string format_count(std::uint64_t count, std::string_view noun,
+                                       std::string_view plural_ending = "s");
+
+}  // namespace dualpipe

@@ -1,0 +1,418 @@
+#include "sim/report/chrome_trace.h"
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <regex>
+#include <set>
+#include <sstream>
+
+#include "sim/report/gantt_layout.h"
+#include "sim/schedule/lower.h"
+#include "sim/simulate/deadlock.h"
+#include "sim/simulate/memory.h"
+#include "sim/simulate/simulate.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+namespace {
+
+using Json = nlohmann::json;
+using Track = std::pair<int, int>;  // pid, tid
+
+constexpr Time ms = 1'000'000;
+
+std::string trace_of(const Program& program, const Costs& costs, const Timeline& timeline,
+                     const TraceFilter& filter = {}) {
+  std::ostringstream out;
+  write_chrome_trace(out, program, costs, timeline, filter);
+  return out.str();
+}
+
+// Microseconds with three decimals, back to nanoseconds.
+Time nanoseconds(const Json& microseconds) { return std::llround(microseconds.get<double>() * 1000); }
+
+struct Slice {
+  Track track;
+  Span span;
+  std::string name;
+  Json args;
+  std::size_t line = 0;
+};
+
+struct Arrow {
+  Slice from;
+  Slice to;
+};
+
+// A trace, read by the rules of Perfetto's importer: each that is broken is reported at once.
+class Trace {
+ public:
+  explicit Trace(const std::string& text) : text_(text) {
+    const Json document = Json::parse(text);
+    BOOST_TEST(document.size() == 1U);
+    for (const Json& event : document.at("traceEvents")) read(event);
+    check_text();
+    check_names();
+    check_nesting();
+    check_arrows();
+  }
+
+  std::vector<Slice> slices;
+  std::vector<Arrow> arrows;
+  std::map<std::pair<int, std::string>, std::vector<std::pair<Time, std::int64_t>>> counters;  // by pid, name and key
+  std::map<int, std::string> processes;
+  std::map<Track, std::string> threads;
+
+  [[nodiscard]] std::vector<Slice> in_lane(int pid, std::string_view lane) const {
+    std::vector<Slice> found;
+    for (const Slice& slice : slices) {
+      if (slice.track.first == pid && threads.at(slice.track) == lane) found.push_back(slice);
+    }
+    return found;
+  }
+
+ private:
+  struct End {
+    Track track;
+    Time time;
+    Json event;
+    std::size_t line;
+  };
+
+  void read(const Json& event) {
+    ++line_;
+    const std::string phase = event.at("ph");
+    const int pid = event.at("pid");
+    const Track track{pid, event.value("tid", 0)};
+    if (phase == "M") return read_name(event, track);
+    const Time time = nanoseconds(event.at("ts"));
+    if (phase == "C") {
+      BOOST_TEST(event.at("args").size() == 1U);
+      const auto arg = event.at("args").begin();
+      counters[{pid, event.at("name").get<std::string>() + " " + arg.key()}].emplace_back(time,
+                                                                                          arg->get<std::int64_t>());
+      return;
+    }
+    BOOST_TEST(track.second >= 1);
+    BOOST_TEST(track.second != pid);
+    if (phase == "X") {
+      const Span span{time, time + nanoseconds(event.at("dur"))};
+      BOOST_TEST(span.start <= span.end);
+      slices.push_back({track, span, event.at("name"), event.at("args"), line_});
+    } else {
+      BOOST_REQUIRE_MESSAGE(phase == "s" || phase == "f", event);
+      BOOST_TEST(event.at("id").is_number_integer());
+      (phase == "s" ? starts_ : finishes_).push_back({track, time, event, line_});
+    }
+  }
+
+  void read_name(const Json& event, Track track) {
+    const std::string name = event.at("name");
+    if (name == "process_name") BOOST_TEST(processes.emplace(track.first, event["args"].at("name")).second);
+    if (name == "thread_name") BOOST_TEST(threads.emplace(track, event["args"].at("name")).second);
+    if (name == "thread_sort_index") BOOST_TEST(event["args"].at("sort_index") == track.second);
+  }
+
+  void check_text() const {
+    // ts and dur come from integers, with three decimals.
+    static const std::regex time("\"(ts|dur)\":([^,}]*)");
+    static const std::regex exact("-?[0-9]+\\.[0-9]{3}");
+    std::istringstream in(text_);
+    for (std::string line; std::getline(in, line);) {
+      for (std::sregex_iterator i(line.begin(), line.end(), time), end; i != end; ++i) {
+        BOOST_TEST(std::regex_match((*i)[2].str(), exact), i->str());
+      }
+    }
+  }
+
+  void check_names() const {
+    // The colour is a hash of the name without its numbers at the end.
+    static const std::regex name("(F|B|I|W|F&B [0-9]+|(SEND|RECV)_[FB]|REDUCE_GRAD) [0-9]+");
+    for (const Slice& slice : slices) {
+      BOOST_TEST(std::regex_match(slice.name, name), slice.name);
+      BOOST_TEST(threads.contains(slice.track));
+      BOOST_TEST(processes.contains(slice.track.first));
+    }
+  }
+
+  // In one track, slices are disjoint; touching is fine.
+  void check_nesting() const {
+    std::map<Track, std::vector<Slice>> tracks;
+    for (const Slice& slice : slices) tracks[slice.track].push_back(slice);
+    for (auto& [track, all] : tracks) {
+      std::sort(all.begin(), all.end(), [](const Slice& a, const Slice& b) {
+        return std::tuple(a.span.start, a.span.end) < std::tuple(b.span.start, b.span.end);
+      });
+      for (std::size_t i = 1; i < all.size(); ++i) {
+        BOOST_TEST(all[i - 1].span.end <= all[i].span.start,
+                   all[i - 1].name << " " << all[i - 1].span << " overlaps " << all[i].name << " " << all[i].span);
+      }
+    }
+  }
+
+  // The slice that is open at that time, and written before.
+  std::optional<Slice> open_at(const End& end) const {
+    for (const Slice& slice : slices) {
+      if (slice.track != end.track || slice.line > end.line) continue;
+      if (slice.span.start <= end.time && end.time < slice.span.end) return slice;
+    }
+    return std::nullopt;
+  }
+
+  void check_arrows() {
+    BOOST_TEST(starts_.size() == finishes_.size());
+    std::set<std::int64_t> ids;
+    for (std::size_t i = 0; i < std::min(starts_.size(), finishes_.size()); ++i) {
+      const End& start = starts_[i];
+      const End& finish = finishes_[i];
+      for (const char* key : {"id", "cat", "name"}) BOOST_TEST(start.event.at(key) == finish.event.at(key));
+      BOOST_TEST(ids.insert(start.event.at("id").get<std::int64_t>()).second);
+      BOOST_TEST(finish.event.at("bp") == "e");
+      BOOST_TEST(start.time <= finish.time);
+      BOOST_TEST(start.line < finish.line);
+      const auto from = open_at(start);
+      const auto to = open_at(finish);
+      BOOST_TEST(from.has_value());
+      BOOST_TEST(to.has_value());
+      if (from && to) arrows.push_back({*from, *to});
+    }
+  }
+
+  std::string text_;
+  std::size_t line_ = 0;
+  std::vector<End> starts_;
+  std::vector<End> finishes_;
+};
+
+std::size_t send_count(const Program& program) {
+  return static_cast<std::size_t>(std::count_if(program.communication.begin(), program.communication.end(),
+                                                [](Op op) { return is_send(op.kind); }));
+}
+
+Costs two_way_costs(Time latency) { return uniform(ms, ms, ms, latency, 2 * ms); }
+
+// The compute lane of each rank is the timeline's ops, in order, with the idle time before each.
+void check_compute_lanes(const Trace& trace, const Program& program, const Timeline& timeline) {
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    const auto lane = trace.in_lane(1000 + rank, "compute");
+    const auto units = units_of(program, timeline, rank);
+    BOOST_REQUIRE(lane.size() == units.size());
+    Time free_since = bounds_of(timeline).start;
+    for (std::size_t i = 0; i < units.size(); ++i) {
+      BOOST_TEST(lane[i].span == units[i].span);
+      BOOST_TEST(lane[i].args.at("op") == cell_text(units[i].ops));
+      BOOST_TEST(lane[i].args.at("wait_ns") == units[i].span.start - free_since);
+      free_since = units[i].span.end;
+    }
+  }
+}
+
+// Counters change whenever they are written, and end as memory_over_time() does.
+void check_counters(const Trace& trace, const Program& program, const Costs& costs, const Timeline& timeline) {
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    const auto& live = trace.counters.at({1000 + rank, "activations live"});
+    const auto& bytes = trace.counters.at({1000 + rank, "memory bytes"});
+    for (const auto* counter : {&live, &bytes}) {
+      for (std::size_t i = 1; i < counter->size(); ++i) {
+        BOOST_TEST((*counter)[i - 1].first < (*counter)[i].first);
+        BOOST_TEST((*counter)[i - 1].second != (*counter)[i].second);
+      }
+    }
+    const MemoryPoint last = memory_over_time(program, costs, timeline, rank).back();
+    BOOST_TEST(live.back().second == last.activations);
+    BOOST_TEST(bytes.back().second == last.bytes);
+  }
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(report_chrome_trace)
+
+// Every family, under every model of communication, with random durations, some of them 0.
+BOOST_AUTO_TEST_CASE(keeps_perfettos_rules) {
+  Random random(12);
+  for (const Case& each : small_cases(3, 6)) {
+    const Program program = lower(generate(each.family, each.shape));
+    for (const auto model : {CommunicationModel::latency, CommunicationModel::links, CommunicationModel::stream}) {
+      if (find_deadlock(program, model)) continue;
+      const Costs costs = random_costs(random, program.schedule.placement, model, random.one_in(3));
+      const Timeline timeline = simulate(program, costs);
+      BOOST_TEST_CONTEXT(each << " " << model) {
+        const Trace trace(trace_of(program, costs, timeline));
+        check_compute_lanes(trace, program, timeline);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(first_lines) {
+  const Program program = lower(generate("1f1b", {2, 1}));
+  const Costs costs = uniform(1'234'567, ms, ms, 1'500);
+  const std::string expected =
+      R"({"traceEvents":[
+{"ph":"M","pid":1000,"name":"process_name","args":{"name":"rank 00"}},
+{"ph":"M","pid":1000,"name":"process_sort_index","args":{"sort_index":0}},
+{"ph":"M","pid":1000,"tid":1,"name":"thread_name","args":{"name":"compute"}},
+{"ph":"M","pid":1000,"tid":1,"name":"thread_sort_index","args":{"sort_index":1}},
+{"ph":"X","pid":1000,"tid":1,"ts":0.000,"dur":1234.567,"cat":"compute","name":"F 0",)"
+      R"("args":{"op":"0F0","stage":0,"chain":0,"micro_batch":0,"wait_ns":0}},
+)";
+  BOOST_TEST(trace_of(program, costs, simulate(program, costs)).substr(0, expected.size()) == expected);
+}
+
+BOOST_AUTO_TEST_CASE(an_arrow_from_each_send_to_its_receive) {
+  const Program program = lower(generate("dualpipe", {4, 8}));
+  Costs costs = two_way_costs(ms / 2);
+  costs.stages[0].activation = 600;
+  costs.stages[0].weight_stash = 200;
+  costs.stages[0].message = 30;
+  const Timeline timeline = simulate(program, costs);
+  const Trace trace(trace_of(program, costs, timeline));
+  BOOST_TEST(trace.arrows.size() == send_count(program));
+  for (const Arrow& arrow : trace.arrows) {
+    BOOST_TEST(arrow.from.name.substr(0, 5) == "SEND_");
+    BOOST_TEST(arrow.to.name.substr(0, 5) == "RECV_");
+    BOOST_TEST(arrow.from.name.substr(5) == arrow.to.name.substr(5));
+    BOOST_TEST(arrow.from.track.first != arrow.to.track.first);
+    BOOST_TEST(arrow.from.args.at("bytes") == 30);
+    BOOST_TEST(arrow.to.args.at("bytes") == 30);
+    BOOST_TEST(trace.threads.at(arrow.from.track).substr(0, 15) ==
+               "send to " + trace.processes.at(arrow.to.track.first));
+    BOOST_TEST(trace.threads.at(arrow.to.track).substr(0, 20) ==
+               "receive from " + trace.processes.at(arrow.from.track.first));
+  }
+  check_counters(trace, program, costs, timeline);
+}
+
+// Messages of no duration have no slices; the arrows join the ops instead.
+BOOST_AUTO_TEST_CASE(arrows_between_ops_where_messages_take_no_time) {
+  for (const bool release_early : {false, true}) {
+    const Program program = lower(generate("dualpipe", {4, 8}));
+    Costs costs = two_way_costs(0);
+    costs.release_early = release_early;
+    const Trace trace(trace_of(program, costs, simulate(program, costs)));
+    BOOST_TEST(trace.threads.size() == 4U);
+    BOOST_TEST(trace.arrows.size() == send_count(program));
+    for (const Arrow& arrow : trace.arrows) {
+      BOOST_TEST(arrow.from.track.first != arrow.to.track.first);
+      if (!release_early) BOOST_TEST(arrow.from.span.end <= arrow.to.span.start);
+    }
+  }
+}
+
+// Three forwards are under way at once: a lane each, and the same ones at both ends.
+BOOST_AUTO_TEST_CASE(overlapping_messages_get_lanes_of_their_own) {
+  const Program program = lower(generate("gpipe", {2, 6}));
+  const Costs costs = uniform(ms, ms, ms, 3 * ms);
+  const Trace trace(trace_of(program, costs, simulate(program, costs)));
+  for (const char* lane : {"send to rank 01", "send to rank 01 (2)", "send to rank 01 (3)"}) {
+    BOOST_TEST(trace.in_lane(1000, lane).size() == 2U);
+  }
+  BOOST_TEST(trace.in_lane(1001, "receive from rank 00 (3)").size() == 2U);
+  BOOST_TEST(trace.in_lane(1000, "send to rank 01 (4)").empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_pair_is_one_slice) {
+  const Program program = lower(generate("dualpipe", {4, 8}));
+  const Costs costs = two_way_costs(0);
+  const Trace trace(trace_of(program, costs, simulate(program, costs)));
+  const auto lane = trace.in_lane(1000, "compute");
+  const auto pair = std::find_if(lane.begin(), lane.end(), [](const Slice& slice) { return slice.name == "F&B 3 1"; });
+  BOOST_REQUIRE((pair != lane.end()));
+  BOOST_TEST(pair->args.at("op") == "(0F3;7B1)OVERLAP_F_B");
+  BOOST_TEST(pair->args.at("forward") == Json::parse(R"({"stage": 0, "chain": 0, "micro_batch": 3})"));
+  BOOST_TEST(pair->args.at("backward") == Json::parse(R"({"stage": 7, "chain": 1, "micro_batch": 1})"));
+}
+
+// No tid equals its pid, however many lanes there are: here 1,100 and more.
+BOOST_AUTO_TEST_CASE(many_lanes_step_over_the_pid) {
+  const Program program = lower(generate("gpipe", {2, 1'100}));
+  const Costs costs = uniform(1'000, 1'000, 1'000, 5 * ms);
+  const Trace trace(trace_of(program, costs, simulate(program, costs)));
+  BOOST_TEST(trace.threads.size() > 2'000U);
+}
+
+BOOST_AUTO_TEST_CASE(filter_by_rank_and_time) {
+  const Program program = lower(generate("dualpipe", {4, 8}));
+  const Costs costs = two_way_costs(ms / 2);
+  const Timeline timeline = simulate(program, costs);
+  TraceFilter filter;
+  filter.first_rank = 1;
+  filter.last_rank = 2;
+  filter.begin = 8 * ms;
+  filter.end = 12 * ms;
+  const Trace all(trace_of(program, costs, timeline));
+  const Trace part(trace_of(program, costs, timeline, filter));
+  BOOST_TEST(part.processes.size() == 2U);
+  const auto kept = [&](const Slice& slice) {
+    return filter.has(slice.track.first - 1000) && slice.span.start < filter.end && slice.span.end > filter.begin;
+  };
+  BOOST_TEST(part.slices.size() == static_cast<std::size_t>(std::count_if(all.slices.begin(), all.slices.end(), kept)));
+  BOOST_TEST(std::all_of(part.slices.begin(), part.slices.end(), kept));
+  BOOST_TEST(part.arrows.size() ==
+             static_cast<std::size_t>(std::count_if(all.arrows.begin(), all.arrows.end(), [&](const Arrow& arrow) {
+               return kept(arrow.from) && kept(arrow.to);
+             })));
+  BOOST_TEST(!part.arrows.empty());
+  // A counter begins with what held when the window began.
+  const auto& counter = part.counters.at({1001, "activations live"});
+  const auto& whole = all.counters.at({1001, "activations live"});
+  BOOST_TEST(counter.front().first == filter.begin);
+  const auto after = std::find_if(whole.begin(), whole.end(), [&](const auto& p) { return p.first > filter.begin; });
+  BOOST_TEST(counter.front().second == std::prev(after)->second);
+  BOOST_TEST(counter.back().first < filter.end);
+}
+
+// A plan and its measured run in one file: processes of their own, ids used once.
+BOOST_AUTO_TEST_CASE(two_runs_in_one_file) {
+  const Program program = lower(generate("1f1b", {2, 4}));
+  std::ostringstream out;
+  TraceWriter writer(out);
+  for (const Time latency : {Time{0}, ms}) {
+    const Costs costs = uniform(ms, ms, ms, latency);
+    const TraceGroup group{latency == 0 ? 1000 : 2000, latency == 0 ? "predicted" : "measured"};
+    write_run(writer, program, costs, simulate(program, costs), {}, group);
+  }
+  writer.finish();
+  const Trace trace(out.str());
+  BOOST_TEST(trace.processes.at(1001) == "rank 01 predicted");
+  BOOST_TEST(trace.processes.at(2001) == "rank 01 measured");
+  BOOST_TEST(trace.arrows.size() == 2 * send_count(program));
+}
+
+// Clocks that disagree: a receive ends before its send starts. No arrow leads back in time.
+BOOST_AUTO_TEST_CASE(measured_out_of_order) {
+  const Program program = lower(generate("1f1b", {2, 2}));
+  const Costs costs = uniform(ms, ms, ms, ms / 4);
+  Timeline timeline = simulate(program, costs);
+  for (std::size_t i = 0; i < program.communication.size(); ++i) {
+    if (program.communication[i].kind != Kind::receive_backward) continue;
+    timeline.communication[i].start -= ms;
+    timeline.communication[i].end -= ms;
+  }
+  const Trace trace(trace_of(program, costs, timeline));
+  BOOST_TEST(trace.arrows.size() == 2U);
+}
+
+BOOST_AUTO_TEST_CASE(text_is_escaped) {
+  std::ostringstream out;
+  TraceWriter writer(out);
+  writer.process(1000, "a \"b\"\\\n", 0);
+  writer.thread({1000, 1}, "\x01");
+  writer.slice({1000, 1}, "c", "F 0", {-1'500, 0}, TraceArgs().add("k\"", "v\"").add("n", -7));
+  writer.finish();
+  const Json document = Json::parse(out.str());
+  const Json& events = document.at("traceEvents");
+  BOOST_TEST(events[0]["args"]["name"] == "a \"b\"\\\n");
+  BOOST_TEST(events[2]["args"]["name"] == "\x01");
+  BOOST_TEST(events[4]["args"]["k\""] == "v\"");
+  BOOST_TEST(events[4]["args"]["n"] == -7);
+  BOOST_TEST(out.str().find("\"ts\":-1.500,\"dur\":1.500") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test
