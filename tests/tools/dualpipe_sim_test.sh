@@ -1,0 +1,383 @@
+#!/usr/bin/env bash
+# dualpipe-sim as its users meet it: what it prints, where, and its exit status (0 done, 1 bad input, 2 wrong usage).
+#
+#   tests/tools/dualpipe_sim_test.sh build/release/bin/dualpipe-sim
+set -euo pipefail
+
+dualpipe_sim=$(realpath "$1")
+goldens=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../goldens")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cd "$scratch"
+exec </dev/null
+
+checks=0
+failures=0
+
+fail() {
+  echo "FAILED: dualpipe-sim ${command[*]}"
+  echo "  $1"
+  sed 's/^/  stdout: /' stdout | head -n 20
+  sed 's/^/  stderr: /' stderr | head -n 20
+  failures=$((failures + 1))
+}
+
+# run ARGUMENT...: leaves stdout, stderr and $status. Reads what the caller gives as stdin; `output=FILE run …` writes
+# there, `within=SECONDS run …` gives it less time than a minute.
+run() {
+  command=("$@")
+  checks=$((checks + 1))
+  status=0
+  : >stdout
+  timeout "${within:-60}" "$dualpipe_sim" "$@" >"${output:-stdout}" 2>stderr || status=$?
+}
+
+# succeeds REGEX ARGUMENT...: status 0, nothing on stderr, and the regular expression on stdout.
+succeeds() {
+  local regex=$1
+  shift
+  run "$@"
+  ((status == 0)) || { fail "status $status, not 0"; return; }
+  [[ ! -s stderr ]] || { fail "stderr is not empty"; return; }
+  grep -qE -e "$regex" stdout || fail "stdout lacks: $regex"
+}
+
+# fails STATUS REGEX ARGUMENT...: within seconds, with one error on stderr that matches the regular expression; nothing
+# on stdout, and no file half written.
+fails() {
+  local expected=$1 regex=$2
+  shift 2
+  within=10 run "$@"
+  ((status == expected)) || { fail "status $status, not $expected"; return; }
+  [[ ! -s stdout ]] || { fail "stdout is not empty"; return; }
+  grep -qE -e "$regex" stderr || { fail "stderr lacks: $regex"; return; }
+  [[ $(head -c 7 stderr) == "error: " && $(grep -c '^error:' stderr) == 1 ]] || fail "not one block that starts with error:"
+  [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
+}
+
+# A CSV without what carries no meaning: empty cells, and how lines end.
+cells() { tr -d '\r' <"$1" | sed -E 's/,+/,/g; s/^,//; s/,$//'; }
+
+# generates GOLDEN ARGUMENT...: `convert ARGUMENT...` writes the golden's cells.
+generates() {
+  local golden=$1
+  shift
+  succeeds . convert "$@" --to csv
+  diff <(cells "$golden") <(cells stdout) >/dev/null || fail "differs from $golden"
+}
+
+# holds JSON: stdout, white space aside, contains it.
+holds() { tr -d ' \n' <stdout | grep -qF -e "$1" || fail "stdout lacks: $1"; }
+
+test_help() {
+  succeeds 'table' --help
+  succeeds '^[0-9]+\.[0-9]+\.[0-9]+$' --version
+  for subcommand in table simulate schedules validate convert; do
+    succeeds "dualpipe-sim $subcommand" $subcommand --help  # its examples
+  done
+}
+
+test_usage() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  fails 2 'subcommand'
+  fails 2 'no-such-option' --no-such-option
+  fails 2 'no-such-subcommand' no-such-subcommand
+  fails 2 'no-such-option' simulate dualpipe --no-such-option
+  fails 2 'SCHEDULE' simulate
+  fails 2 'another' simulate "${shape[@]}" another
+  fails 2 '--costs.*--forward' simulate "${shape[@]}" --costs costs.json --forward 1
+  fails 2 '--to' convert "${shape[@]}"
+  fails 2 'xml' convert "${shape[@]}" --to xml
+  fails 2 '--lower.*--strip|--strip.*--lower' convert "${shape[@]}" --to csv --lower --strip
+  fails 2 'xml' table --format xml
+  fails 2 'xml' schedules --format xml
+  fails 2 'pairs' table --equal pairs
+  fails 2 '--gantt' simulate "${shape[@]}" --width 80
+  fails 2 '--trace' simulate "${shape[@]}" --trace-ranks 0 1
+}
+
+test_table() {
+  succeeds 'DualPipeV|dualpipev' table
+  for name in 1f1b zb1p dualpipe dualpipev; do
+    grep -qiE "\b$name\b" stdout || fail "stdout lacks $name"
+  done
+  cp stdout first
+  succeeds . table
+  cmp -s first stdout || fail "differs from one run to the next"
+}
+
+test_table_formats() {
+  for subcommand in table schedules; do
+    succeeds '^\|' $subcommand --format markdown
+    succeeds '^[^,]+,' $subcommand --format csv
+  done
+  succeeds '^[[{]' table --format json
+  check_braces
+  succeeds 'interleaved' table --schedules 1f1b,interleaved --chunks 2 --equal ranks --ranks 4 --microbatches 8
+}
+
+# What is opened is closed: enough to see that a JSON text is all there.
+check_braces() {
+  [[ $(tr -dc '{[' <stdout | wc -c) == $(tr -dc '}]' <stdout | wc -c) ]] || fail "braces do not match"
+}
+
+test_schedules() {
+  succeeds . schedules
+  for name in gpipe 1f1b interleaved looped-bfs zb1p zb-h2 dualpipe dualpipev; do
+    grep -qE "(^|[^[:alnum:]-])$name([^[:alnum:]-]|\$)" stdout || fail "stdout lacks $name"
+  done
+}
+
+# 1F1B: makespan (M + P - 1)(F + B) = 11 * 3 ms; rank r holds P - r activations.
+test_simulate() {
+  succeeds . simulate 1f1b --ranks 4 --microbatches 8 --forward 1 --backward 2 --weight 1 --json -
+  for key in schedule ranks stages chains microbatches makespan_ns span_ns bubble_rate_makespan bubble_rate_span \
+    per_rank rank busy_ns idle_ns peak_activations peak_memory_bytes parameters; do
+    holds "\"$key\":"
+  done
+  holds '"makespan_ns":33000000'
+  check_braces
+  [[ $(grep -oE '"peak_activations": *[0-9]+' stdout | grep -oE '[0-9]+' | tr '\n' ' ') == "4 3 2 1 " ]] ||
+    fail "peak activations are not 4 3 2 1"
+
+  # Durations in any unit are the same.
+  cp stdout first
+  succeeds . simulate 1f1b --ranks 4 --microbatches 8 --forward 1000us --backward 2ms --weight 1000000ns --json -
+  cmp -s first stdout || fail "units change the result"
+
+  # DualPipe counts both directions: PP+1 activations, and the parameters of two stages, on every rank.
+  succeeds . simulate dualpipe --ranks 8 --microbatches 20 --json -
+  holds '"microbatches":20'
+  [[ $(grep -oE '"peak_activations": *9\b' stdout | wc -l) == 8 ]] || fail "not 9 activations on all of 8 ranks"
+  [[ $(grep -oE '"parameters": *2\b' stdout | wc -l) == 8 ]] || fail "not 2 stages on all of 8 ranks"
+}
+
+test_costs() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  # The same costs, written both ways.
+  succeeds . simulate "${shape[@]}" --forward 1us --backward 3us --weight 1us --overlapped 3500ns --activation-bytes 1KiB \
+    --weight-stash-bytes 16 --bytes 4096 --parameter-bytes 2MB --gradient-bytes 2MB --optimizer-bytes 8MB \
+    --comm links --latency 500ns --bandwidth 50GB/s --launch 7ns --speed 1,1,0.5,1 --jitter 0.05 --seed 7 \
+    --release-early --json -
+  cp stdout first
+  cat >costs.json <<'JSON'
+{
+  "format": "dualpipe-costs", "version": 1,
+  "stages": [{"forward_ns": 1000, "backward_ns": 3000, "input_gradient_ns": 2000, "weight_gradient_ns": 1000,
+              "overlapped_ns": 3500, "activation_bytes": 1024, "weight_stash_bytes": 16, "message_bytes": 4096,
+              "parameter_bytes": 2000000, "gradient_bytes": 2000000, "optimizer_bytes": 8000000}],
+  "communication": "links", "latency_ns": 500, "bandwidth_bytes_per_s": 5e10, "launch_ns": 7,
+  "speed": [1, 1, 0.5, 1], "jitter": 0.05, "seed": 7, "release_early": true
+}
+JSON
+  succeeds . simulate "${shape[@]}" --costs costs.json --json -
+  cmp -s first stdout || fail "a file of costs gives another result than the same options"
+
+  # What is not of stages may be given besides the file, and wins.
+  succeeds . simulate "${shape[@]}" --costs costs.json --seed 8 --json -
+  ! cmp -s first stdout || fail "--seed changes nothing"
+
+  # One value for all stages, or one for each.
+  succeeds . simulate "${shape[@]}" --forward 1ms,1ms,1ms,1ms --json -
+  cp stdout first
+  succeeds . simulate "${shape[@]}" --forward 1 --json -
+  cmp -s first stdout || fail "a list of equal values differs from one value"
+  fails 1 '3 stages.*has 4' simulate "${shape[@]}" --forward 1,2,3
+  fails 1 '--backward: 3 values' simulate "${shape[@]}" --forward 1,2 --backward 1,2,3
+  fails 1 '2 ranks.*has 4' simulate "${shape[@]}" --speed 1,2
+  fails 1 '--weight' simulate "${shape[@]}" --weight 3
+}
+
+test_files() {
+  succeeds . simulate dualpipe --ranks 4 --microbatches 8 --trace trace.json --svg gantt.svg --json result.json --csv ops.csv
+  for file in trace.json gantt.svg result.json ops.csv; do
+    [[ -s $file ]] || fail "$file is missing or empty"
+  done
+  grep -q '"traceEvents"' trace.json || fail "trace.json is not a Chrome trace"
+  grep -q '<svg' gantt.svg || fail "gantt.svg is not an SVG file"
+
+  # Output that is not a terminal has no colour. --gantt without a file is stdout.
+  succeeds . simulate 1f1b --ranks 4 --microbatches 8 --gantt
+  ! grep -q $'\033' stdout || fail "colours in a file"
+  cp stdout first
+  succeeds . simulate 1f1b --ranks 4 --microbatches 8 --gantt -
+  cmp -s first stdout || fail "--gantt and --gantt - differ"
+  succeeds . simulate 1f1b --ranks 4 --microbatches 8 --gantt --width 40
+  ! cmp -s first stdout || fail "--width changes nothing"
+
+  # A file that is there is replaced, a link stays one.
+  echo old >result.json
+  ln -s result.json link.json
+  succeeds . simulate 1f1b --ranks 4 --microbatches 8 --json link.json
+  [[ -L link.json ]] && grep -q makespan_ns result.json || fail "does not write through a link"
+
+  # Standard output can hold one.
+  fails 1 'only one' simulate 1f1b --ranks 4 --microbatches 8 --json - --csv -
+  fails 1 'only one' simulate 1f1b --ranks 4 --microbatches 8 --trace --gantt
+}
+
+test_convert() {
+  generates "$goldens/deepseek/dualpipe_8ranks_20mb.csv" dualpipe --ranks 8 --microbatches 20
+  generates "$goldens/deepseek/dualpipev_4ranks_10mb.csv" dualpipev --ranks 4 --microbatches 10
+  generates "$goldens/pytorch/1f1b_4ranks_8mb.csv" 1f1b --ranks 4 --microbatches 8
+  generates "$goldens/pytorch/interleaved_1f1b_4ranks_8mb_v2.csv" interleaved --ranks 4 --microbatches 8 --chunks 2
+
+  # CSV to JSON and back.
+  succeeds . convert "$goldens/deepseek/dualpipe_4ranks_8mb.csv" --chains 2 --to json
+  cp stdout schedule.json
+  generates "$goldens/deepseek/dualpipe_4ranks_8mb.csv" schedule.json
+
+  # Through a pipe, with and without communication.
+  for arguments in '' --lower; do
+    for format in csv json; do
+      succeeds . convert 1f1b --ranks 4 --microbatches 8 --to $format $arguments
+      cp stdout piped
+      succeeds 'all kept' validate - <piped
+      succeeds '"makespan_ns": *33000000' simulate - --json - <piped
+      succeeds '^0F0,0F1,' convert - --to csv --strip <piped
+    done
+  done
+  # Blanks before a file's first character, and a byte order mark.
+  { printf '\xef\xbb\xbf'; cat schedule.json; } >marked.json
+  { printf '\n\n  '; cat schedule.json; } >indented.json
+  for file in marked.json indented.json; do
+    generates "$goldens/deepseek/dualpipe_4ranks_8mb.csv" $file
+  done
+}
+
+test_validate() {
+  succeeds . validate "$goldens/pytorch/zbv_4ranks_8mb.csv"
+  succeeds . validate "$goldens/pytorch/1f1b_4ranks_8mb_comms.csv"
+  succeeds . validate "$goldens/deepseek/dualpipe_4ranks_8mb.csv" --chains 2
+
+  printf '0F0,0B0\n1B0,1F0\n' >backward_first.csv
+  run validate backward_first.csv
+  ((status == 1)) || fail "status $status, not 1"
+  cat stdout stderr | grep -q '1B0' || fail "does not name 1B0"
+}
+
+test_bad_input() {
+  fails 1 'no-such-file.csv' simulate no-such-file.csv
+  fails 1 'no-such-schedule.*dualpipe' simulate no-such-schedule --ranks 4 --microbatches 8
+  fails 1 'folder' simulate .
+  fails 1 '--ranks and --microbatches' simulate 1f1b --ranks 4
+  fails 1 'M|micro' simulate dualpipe --ranks 8 --microbatches 3
+  fails 1 'micro-batches.*1000000000' simulate 1f1b --ranks 4 --microbatches 1000000000
+  fails 1 '65534 ranks.*ops' simulate 1f1b --ranks 65534 --microbatches 16777216
+  fails 1 'telepathy' simulate 1f1b --ranks 4 --microbatches 8 --comm telepathy
+
+  printf '0F0,0B0\n1F0,what\n' >cell.csv
+  fails 1 'cell.csv:2: column 2.*what' simulate cell.csv
+  printf '0F0,0B0\n1F0,2BW2\n' >old.csv
+  fails 1 'old.csv:2: column 2.*older PyTorch' simulate old.csv
+  printf '{"format": "dualpipe-schedule", "version": 1, "na' >truncated.json
+  fails 1 'truncated.json' simulate truncated.json
+  : >empty.csv
+  fails 1 'empty.csv' simulate empty.csv
+  fails 1 'own shape' simulate cell.csv --ranks 4
+  fails 1 '--chains' simulate 1f1b --ranks 4 --microbatches 8 --chains 2
+  fails 1 '--trace-ranks' simulate 1f1b --ranks 4 --microbatches 8 --trace --trace-ranks 3 4
+  fails 1 '--trace-window' simulate 1f1b --ranks 4 --microbatches 8 --trace --trace-window now later
+  fails 1 '--width' simulate 1f1b --ranks 4 --microbatches 8 --gantt --width 1
+}
+
+test_bad_numbers() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  for number in -1 nan inf 1e400 99999999999999999999 123456789012345678901234567890 1x ' '; do
+    for option in --forward --latency --bytes --jitter --seed --speed; do
+      fails 1 . simulate "${shape[@]}" $option "$number"
+    done
+    fails 1 '^error: --ranks: ' simulate 1f1b --ranks "$number" --microbatches 8
+    fails 1 '^error: --microbatches: ' simulate 1f1b --ranks 4 --microbatches "$number"
+  done
+  for number in -1 nan inf 1e400 1x; do
+    fails 1 '^error: --bandwidth: ' simulate "${shape[@]}" --bandwidth $number
+  done
+  for option in --latency --jitter --forward --comm --costs; do
+    fails 2 "$option.*empty" simulate "${shape[@]}" $option ''
+  done
+
+  local stage='"backward_ns": 2, "input_gradient_ns": 1, "weight_gradient_ns": 1'
+  for number in -1 NaN Infinity 1e400 1.5 99999999999999999999 '"1"' null; do
+    printf '{"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": %s, %s}]}' "$number" "$stage" >costs.json
+    fails 1 'costs.json' simulate "${shape[@]}" --costs costs.json
+  done
+  for number in -1 1.5 1000000000 99999999999999999999; do
+    printf '{"format": "dualpipe-schedule", "version": 1, "name": "x", "ranks": 1, "micro_batches": %s,
+             "chains": [[0]], "weights": [0], "ops": [["0F0"]]}' $number >schedule.json
+    fails 1 'schedule.json.*micro_batches|micro-batches' simulate schedule.json
+  done
+}
+
+# What is made to exhaust us.
+test_huge_input() {
+  local four_gigabytes=4294967296
+  truncate -s $four_gigabytes nul.csv
+  fails 1 'nul.csv:1: column 1.*128 characters' simulate nul.csv
+  fails 1 'nul.csv' simulate 1f1b --ranks 4 --microbatches 8 --costs nul.csv
+  rm nul.csv
+  for character in a '"' ' ' 9; do
+    fails 1 'standard input:1: column 1.*128 characters' simulate - < <(endless "$character")
+  done
+  fails 1 'standard input' simulate - < <(printf '{"name": "' && endless a)
+  fails 1 'standard input' simulate - < <(printf '{' && endless ' ')
+  for bracket in '[' '{"ops": [[' '{"ops":'; do
+    { yes "$bracket" || true; } 2>/dev/null | head -n 200000 | tr -d '\n' >nested.json
+    fails 1 'nested.json' simulate nested.json
+    fails 1 'nested.json' simulate 1f1b --ranks 4 --microbatches 8 --costs nested.json
+  done
+}
+
+# endless CHARACTER: 4 GB of it, or what anybody reads of that.
+endless() { yes "$1" 2>/dev/null | tr -d '\n' 2>/dev/null | head -c 4294967296 2>/dev/null || true; }
+
+# What cannot be written is an error, and an error leaves no file behind.
+test_output_errors() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  for option in --trace --svg --json --csv --gantt; do
+    fails 1 '/dev/full: No space' simulate "${shape[@]}" $option /dev/full
+    fails 1 'no/such/folder' simulate "${shape[@]}" $option no/such/folder/file
+    fails 1 'folder' simulate "${shape[@]}" $option .
+  done
+  fails 1 '/dev/full: No space' convert "${shape[@]}" --to csv --output /dev/full
+  mkdir locked
+  chmod 555 locked
+  [[ -w locked ]] || fails 1 'locked/file: Permission denied' simulate "${shape[@]}" --json locked/file
+
+  # A disk that fills up half way.
+  printf '#!/usr/bin/env bash\ntrap "" XFSZ\nulimit -f 8\nexec %q "$@"\n' "$dualpipe_sim" >on_small_disk
+  chmod +x on_small_disk
+  echo kept >there.json
+  for file in there.json new.json; do
+    dualpipe_sim=./on_small_disk fails 1 "(^| |/)$file: File too large" simulate 1f1b --ranks 32 --microbatches 64 --trace $file
+  done
+  [[ $(cat there.json) == kept ]] || fail "changed a file it could not write"
+  [[ ! -e new.json ]] || fail "left a file behind"
+
+  printf '{' >broken.json
+  fails 1 . simulate broken.json --trace left_behind.json --svg left_behind.svg
+  [[ -z $(compgen -G 'left_behind*') ]] || fail "left a file behind"
+
+  for arguments in table schedules "simulate ${shape[*]}" "simulate ${shape[*]} --json -" "validate ${shape[*]}" \
+    "convert ${shape[*]} --to csv" "convert ${shape[*]} --to json"; do
+    output=/dev/full fails 1 'standard output: No space' $arguments
+  done
+}
+
+test_help
+test_usage
+test_table
+test_table_formats
+test_schedules
+test_simulate
+test_costs
+test_files
+test_convert
+test_validate
+test_bad_input
+test_bad_numbers
+test_huge_input
+test_output_errors
+
+echo "$checks commands, $failures failures"
+((failures == 0))

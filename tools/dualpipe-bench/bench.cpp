@@ -1,0 +1,160 @@
+// Benchmarks of the simulator's core, per schedule, shape and communication model:
+//
+//   generate/<schedule>/<ranks>x<microbatches>            generate()
+//   validate/<schedule>/<ranks>x<microbatches>            validate(), and find_deadlock() in `stream`, which covers
+//   both lower/<schedule>/<ranks>x<microbatches>               lower() prepare/<schedule>/<ranks>x<microbatches>
+//   generate(), validate() and lower_checked(), which also tells whether it hangs
+//   simulate/<schedule>/<ranks>x<microbatches>/<comm>     simulate() and memory_of_ranks(): all per-rank figures
+//
+// items_per_second counts F, B, I and W; an F&B pair is two. All run on one core:
+//   dualpipe-bench --benchmark_filter=simulate/1f1b
+//
+// Each runs once before its time is taken, and memory goes back to the allocator, not to the system: what is measured
+// is this code, not how fast the system clears half a gigabyte of fresh pages (on virtual machines often slower than we
+// fill them).
+#include <benchmark/benchmark.h>
+#include <fmt/core.h>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "sim/generate/catalog.h"
+#include "sim/schedule/lower.h"
+#include "sim/schedule/validate.h"
+#include "sim/simulate/deadlock.h"
+#include "sim/simulate/memory.h"
+#include "sim/simulate/simulate.h"
+
+namespace dualpipe {
+namespace {
+
+Costs typical_costs(CommunicationModel model) {
+  StageCosts stage;
+  stage.forward = 18'522;
+  stage.input_gradient = 18'086;
+  stage.weight_gradient = 9'337;
+  stage.backward = stage.input_gradient + stage.weight_gradient;
+  stage.overlapped = 40'000;
+  stage.activation = 64 << 20;
+  stage.weight_stash = 32 << 20;
+  stage.parameters = 200 << 20;
+
+  Costs costs;
+  costs.stages = {stage};
+  costs.model = model;
+  costs.latency = 601;
+  costs.bandwidth = 50e9;
+  return costs;
+}
+
+void count_ops(benchmark::State& state, std::size_t ops) {
+  state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(ops));
+}
+
+void run_generate(benchmark::State& state, std::string_view name, Shape shape) {
+  const std::size_t ops = generate(name, shape).ops.size();
+  for (auto _ : state) benchmark::DoNotOptimize(generate(name, shape));
+  count_ops(state, ops);
+}
+
+void run_validate(benchmark::State& state, std::string_view name, Shape shape) {
+  const Schedule schedule = generate(name, shape);
+  for (auto _ : state) benchmark::DoNotOptimize(validate(schedule));
+  count_ops(state, schedule.ops.size());
+}
+
+void run_lower(benchmark::State& state, std::string_view name, Shape shape) {
+  Schedule schedule = generate(name, shape);
+  Program program = lower(schedule);
+  for (auto _ : state) {
+    state.PauseTiming();
+    schedule = std::move(program.schedule);
+    program = {};
+    state.ResumeTiming();
+    program = lower(std::move(schedule));
+  }
+  count_ops(state, program.schedule.ops.size());
+}
+
+void run_prepare(benchmark::State& state, std::string_view name, Shape shape) {
+  const auto prepare = [&] {
+    Schedule schedule = generate(name, shape);
+    benchmark::DoNotOptimize(validate(schedule));
+    return lower_checked(std::move(schedule));
+  };
+  const std::size_t ops = prepare().program.schedule.ops.size();
+  for (auto _ : state) benchmark::DoNotOptimize(prepare());
+  count_ops(state, ops);
+}
+
+void run_deadlock(benchmark::State& state, std::string_view name, Shape shape) {
+  const Program program = lower(generate(name, shape));
+  for (auto _ : state) benchmark::DoNotOptimize(find_deadlock(program, CommunicationModel::stream));
+  count_ops(state, program.schedule.ops.size());
+}
+
+void run_simulate(benchmark::State& state, std::string_view name, Shape shape, CommunicationModel model) {
+  const Program program = lower(generate(name, shape));
+  const Costs costs = typical_costs(model);
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(simulate(program, costs, Record::ranks));
+    benchmark::DoNotOptimize(memory_of_ranks(program, costs));
+  }
+  count_ops(state, program.schedule.ops.size());
+}
+
+void register_shape(std::string_view name, Shape shape) {
+  const std::string what = fmt::format("{}/{}x{}", name, shape.ranks, shape.micro_batches);
+  const auto add = [&](const std::string& title, auto run, auto... more) {
+    benchmark::RegisterBenchmark(title.c_str(), run, name, shape, more...)->Unit(benchmark::kMillisecond);
+  };
+  add("generate/" + what, run_generate);
+  add("validate/" + what, run_validate);
+  add("lower/" + what, run_lower);
+  add("prepare/" + what, run_prepare);
+  add("deadlock/" + what, run_deadlock);
+  using Model = std::pair<std::string_view, CommunicationModel>;
+  for (const auto& [comm, model] :
+       {Model{"latency", CommunicationModel::latency}, Model{"links", CommunicationModel::links},
+        Model{"stream", CommunicationModel::stream}}) {
+    add(fmt::format("simulate/{}/{}", what, comm), run_simulate, model);
+  }
+}
+
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
+}
+
+void register_all() {
+  for (const Family& family : catalog()) {
+    for (const Shape shape : {Shape{16, 4096}, Shape{1024, 8192}}) {
+      Shape chunked = shape;
+      chunked.chunks = family.takes_chunks ? 2 : 1;
+      register_shape(family.name, chunked);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dualpipe
+
+int main(int argc, char** argv) {
+  dualpipe::keep_freed_memory();
+  dualpipe::register_all();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}

@@ -1,0 +1,14 @@
+// The subcommands. Each adds itself to the command line and runs when it is parsed; what it throws, main() prints.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace dualpipe {
+
+void add_table(CLI::App& app);
+void add_simulate(CLI::App& app);
+void add_schedules(CLI::App& app);
+void add_validate(CLI::App& app);
+void add_convert(CLI::App& app);
+
+}  // namespace dualpipe

@@ -1,0 +1,301 @@
+#include "options.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <istream>
+#include <limits>
+#include <streambuf>
+
+#include "sim/schedule/csv.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/json.h"
+#include "sim/schedule/lower.h"
+#include "sim/simulate/quantity.h"
+
+namespace dualpipe {
+namespace {
+
+std::ifstream open_file(const std::string& path) {
+  errno = 0;
+  std::ifstream in(path, std::ios::binary);
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) throw InputError(fmt::format("{}: is a folder, not a file", path));
+  if (!in) throw InputError(fmt::format("{}: cannot be opened: {}", path, std::strerror(errno)));
+  return in;
+}
+
+// What was already taken from a stream, and then the rest of it.
+class ReadAhead : public std::streambuf {
+ public:
+  ReadAhead(std::string taken, std::streambuf& rest) : block_(std::move(taken)), rest_(rest) { show_block(); }
+
+ protected:
+  int_type underflow() override {
+    constexpr std::size_t block_size = std::size_t{1} << 16U;
+    block_.resize(block_size);
+    block_.resize(static_cast<std::size_t>(rest_.sgetn(block_.data(), block_size)));
+    show_block();
+    return block_.empty() ? traits_type::eof() : traits_type::to_int_type(block_[0]);
+  }
+
+ private:
+  void show_block() { setg(block_.data(), block_.data(), block_.data() + block_.size()); }
+
+  std::string block_;
+  std::streambuf& rest_;
+};
+
+// A file of ours begins with a brace, PyTorch's with an op; blanks may come first, and count in the places that errors
+// name.
+std::variant<Schedule, Program> read_schedule(std::istream& in, const std::string& source, int chains,
+                                              bool chains_given) {
+  constexpr std::size_t blanks_max = 4096;
+  constexpr std::string_view blanks = " \t\r\n\xef\xbb\xbf";  // and a byte order mark
+  std::string taken;
+  while (taken.size() < blanks_max && in.peek() != std::char_traits<char>::eof() &&
+         blanks.find(static_cast<char>(in.peek())) != std::string_view::npos) {
+    taken += static_cast<char>(in.get());
+  }
+  const bool is_json = in.peek() == '{';
+  if (is_json && chains_given) {
+    throw InputError("--chains is for CSV files; a JSON file says itself which chains it has");
+  }
+  const auto read = [&](std::istream& from) -> std::variant<Schedule, Program> {
+    if (is_json) return read_json(from, source);
+    return read_csv(from, source, chains);
+  };
+  if (taken.empty()) return read(in);
+  ReadAhead buffer(std::move(taken), *in.rdbuf());
+  std::istream whole(&buffer);
+  return read(whole);
+}
+
+// Per-stage lists of one field: their common length, 1 where nothing was given.
+class StageLists {
+ public:
+  explicit StageLists(Costs& costs) : costs_(costs) { costs_.stages.resize(1); }
+
+  // `set` is called for every stage with its value.
+  template <typename Parse, typename Set>
+  void apply(std::string_view option, const std::vector<std::string>& list, Parse parse, Set set) {
+    if (list.empty()) return;
+    if (list.size() > 1 && costs_.stages.size() == 1) costs_.stages.resize(list.size(), costs_.stages[0]);
+    if (list.size() > 1 && list.size() != costs_.stages.size()) {
+      throw InputError(
+          fmt::format("{}: {} values, but another option has {}; a list has one value for all stages, or one "
+                      "per stage",
+                      option, list.size(), costs_.stages.size()));
+    }
+    for (std::size_t i = 0; i < costs_.stages.size(); ++i) {
+      set(costs_.stages[i], value_of(option, list.size() == 1 ? list[0] : list[i], parse));
+    }
+  }
+
+ private:
+  Costs& costs_;
+};
+
+CommunicationModel parse_model(std::string_view text) {
+  if (text == "latency") return CommunicationModel::latency;
+  if (text == "links") return CommunicationModel::links;
+  if (text == "stream") return CommunicationModel::stream;
+  throw InputError(fmt::format("there is no communication model '{}'; use latency, links or stream", text));
+}
+
+}  // namespace
+
+void ShapeOptions::add_to(CLI::App& app, const std::string& ranks_help) {
+  const auto add = [&](const char* name, std::string& value, const std::string& help) {
+    app.add_option(name, value, help)->type_name("N")->group("Shape");
+  };
+  add("--ranks,-p", ranks, ranks_help);
+  add("--microbatches,-m", micro_batches, "Micro-batches, the total over both directions");
+  add("--chunks,-v", chunks, "Stages per rank, of interleaved and looped-bfs");
+}
+
+Shape ShapeOptions::shape(const std::optional<Shape>& defaults) const {
+  if (!defaults && (ranks.empty() || micro_batches.empty())) {
+    throw InputError("a schedule of the catalog needs its shape: give --ranks and --microbatches");
+  }
+  Shape shape = defaults.value_or(Shape{});
+  constexpr auto most = std::numeric_limits<std::int64_t>::max();
+  const auto whole = [](std::int64_t limit) {
+    return [limit](std::string_view text) { return parse_integer(text, 1, limit); };
+  };
+  if (!ranks.empty()) shape.ranks = static_cast<int>(value_of("--ranks", ranks, whole(stage_count_max)));
+  if (!micro_batches.empty()) shape.micro_batches = value_of("--microbatches", micro_batches, whole(most));
+  if (!chunks.empty()) shape.chunks = static_cast<int>(value_of("--chunks", chunks, whole(stage_count_max)));
+  return shape;
+}
+
+void CostOptions::add_to(CLI::App& app) {
+  const auto list = [&](const char* name, std::vector<std::string>& values, const char* type, const char* help,
+                        const char* group) {
+    app.add_option(name, values, help)->delimiter(',')->allow_extra_args(false)->type_name(type)->group(group);
+  };
+  const auto value = [&](const char* name, std::string& text, const char* type, const char* help, const char* group) {
+    app.add_option(name, text, help)->type_name(type)->group(group);
+  };
+
+  constexpr auto durations = "Durations of one stage (1.5ms, 850us, …; a bare number is ms; A,B,… is one per stage)";
+  list("--forward,-f", forward, "TIME", "F, forward (1ms)", durations);
+  list("--backward,-b", backward, "TIME", "B, the full backward; I = B - W (2ms)", durations);
+  list("--weight,-w", weight, "TIME", "W, the weight-gradient half of B (1ms)", durations);
+  list("--overlapped", overlapped, "TIME", "F&B, one overlapped pair (F + B: no gain)", durations);
+  value("--costs", file, "FILE", "All costs, from a JSON file (dualpipe-costs), instead of those of stages", durations);
+
+  constexpr auto memory = "Memory of one stage (64MiB, 2GB, …)";
+  list("--activation-bytes", activation, "BYTES", "M_B: held from F to B or I, per micro-batch (0)", memory);
+  list("--weight-stash-bytes", weight_stash, "BYTES", "M_W: what of it stays until W (0)", memory);
+  list("--parameter-bytes", parameters, "BYTES", "Parameters (0)", memory);
+  list("--gradient-bytes", gradients, "BYTES", "Gradients; reduced between stages that share weights (0)", memory);
+  list("--optimizer-bytes", optimizer, "BYTES", "Optimizer state (0)", memory);
+
+  constexpr auto messages = "Communication";
+  value(
+      "--comm", communication, "MODEL",
+      "latency: links never contend (default); links: each carries one message at a time; stream: a rank's messages go "
+      "in order, as in NCCL",
+      messages);
+  value("--latency", latency, "TIME", "Of one message (0)", messages);
+  value("--bandwidth", bandwidth, "BYTES/s", "Of a link, as 50GB/s; 0 is infinite (0)", messages);
+  list("--bytes", message, "BYTES", "Of a message: a stage's output, and its gradient (0)", messages);
+
+  constexpr auto differences = "Ranks that differ";
+  value("--launch", launch, "TIME", "Overhead between two ops of a rank (0)", differences);
+  list("--speed", speed, "X", "Per rank: durations are divided by it (1)", differences);
+  value("--jitter", jitter, "X", "Durations vary evenly by up to this share (0)", differences);
+  value("--seed", seed, "N", "Of the jitter (0)", differences);
+  app.add_flag("--release-early", release_early, "An F&B pair hands over F and B when each is ready, not at its end")
+      ->group(differences);
+}
+
+// Wrong usage: both a file and a value that the file has.
+void CostOptions::check_exclusive() const {
+  const std::initializer_list<std::pair<const char*, const std::vector<std::string>*>> of_stages{
+      {"--forward", &forward},
+      {"--backward", &backward},
+      {"--weight", &weight},
+      {"--overlapped", &overlapped},
+      {"--activation-bytes", &activation},
+      {"--weight-stash-bytes", &weight_stash},
+      {"--parameter-bytes", &parameters},
+      {"--gradient-bytes", &gradients},
+      {"--optimizer-bytes", &optimizer},
+      {"--bytes", &message}};
+  for (const auto& [name, values] : of_stages) {
+    if (!file.empty() && !values->empty()) throw CLI::ExcludesError("--costs", name);
+  }
+}
+
+Costs CostOptions::costs() const {
+  check_exclusive();
+  Costs costs;
+  if (!file.empty()) {
+    auto in = open_file(file);
+    costs = read_costs(in, file);
+  } else {
+    StageLists lists(costs);
+    constexpr Time default_ms = 1'000'000;
+    costs.stages[0].forward = costs.stages[0].weight_gradient = default_ms;
+    costs.stages[0].backward = 2 * default_ms;
+    lists.apply("--forward", forward, parse_duration, [](StageCosts& s, Time t) { s.forward = t; });
+    lists.apply("--backward", backward, parse_duration, [](StageCosts& s, Time t) { s.backward = t; });
+    lists.apply("--weight", weight, parse_duration, [](StageCosts& s, Time t) { s.weight_gradient = t; });
+    lists.apply("--overlapped", overlapped, parse_duration, [](StageCosts& s, Time t) { s.overlapped = t; });
+    lists.apply("--activation-bytes", activation, parse_bytes, [](StageCosts& s, Bytes b) { s.activation = b; });
+    lists.apply("--weight-stash-bytes", weight_stash, parse_bytes, [](StageCosts& s, Bytes b) { s.weight_stash = b; });
+    lists.apply("--parameter-bytes", parameters, parse_bytes, [](StageCosts& s, Bytes b) { s.parameters = b; });
+    lists.apply("--gradient-bytes", gradients, parse_bytes, [](StageCosts& s, Bytes b) { s.gradients = b; });
+    lists.apply("--optimizer-bytes", optimizer, parse_bytes, [](StageCosts& s, Bytes b) { s.optimizer = b; });
+    lists.apply("--bytes", message, parse_bytes, [](StageCosts& s, Bytes b) { s.message = b; });
+    for (StageCosts& stage : costs.stages) {
+      if (stage.weight_gradient > stage.backward) {
+        throw InputError(
+            fmt::format("--weight: W is {} ns and part of the full backward B, which is only {} ns; give a "
+                        "longer --backward (I = B - W)",
+                        stage.weight_gradient, stage.backward));
+      }
+      stage.input_gradient = stage.backward - stage.weight_gradient;
+    }
+  }
+  if (!communication.empty()) costs.model = value_of("--comm", communication, parse_model);
+  if (!latency.empty()) costs.latency = value_of("--latency", latency, parse_duration);
+  if (!bandwidth.empty()) costs.bandwidth = value_of("--bandwidth", bandwidth, parse_bandwidth);
+  if (!launch.empty()) costs.launch = value_of("--launch", launch, parse_duration);
+  if (!jitter.empty()) costs.jitter = value_of("--jitter", jitter, parse_real);
+  if (!seed.empty()) {
+    const auto any = [](std::string_view text) {
+      return parse_integer(text, 0, std::numeric_limits<std::int64_t>::max());
+    };
+    costs.seed = static_cast<std::uint64_t>(value_of("--seed", seed, any));
+  }
+  if (!speed.empty()) costs.speed.clear();
+  for (const std::string& each : speed) costs.speed.push_back(value_of("--speed", each, parse_real));
+  costs.release_early = costs.release_early || release_early;
+  return costs;
+}
+
+void ScheduleOptions::add_to(CLI::App& app) {
+  app.add_option("SCHEDULE", source,
+                 "A name of the catalog (see `dualpipe-sim schedules`), or a CSV or JSON file; - reads one")
+      ->required()
+      ->type_name("");
+  shape.add_to(app);
+  app.add_option("--chains", chains, "Of a CSV file: how many chains its stages are; 2 for DualPipe (1)")
+      ->type_name("N")
+      ->group("Shape");
+}
+
+std::variant<Schedule, Program> ScheduleOptions::load() const {
+  const bool in_catalog = std::ranges::find(catalog(), source, &Family::name) != catalog().end();
+  if (in_catalog) {
+    if (!chains.empty()) throw InputError("--chains is for CSV files; a schedule of the catalog has its own");
+    return generate(source, shape.shape());
+  }
+  std::error_code error;
+  if (source != "-" && !std::filesystem::exists(source, error) && source.find_first_of("./\\") == std::string::npos) {
+    (void)family(source);  // says which names there are
+  }
+  if (shape.given())
+    throw InputError(
+        fmt::format("{}: a file has its own shape; leave out --ranks, --microbatches and --chunks", source));
+  const auto number = [](std::string_view text) { return parse_integer(text, 1, stage_count_max); };
+  const int chain_count = chains.empty() ? 1 : static_cast<int>(value_of("--chains", chains, number));
+  if (source == "-") return read_schedule(std::cin, "standard input", chain_count, !chains.empty());
+  auto in = open_file(source);
+  return read_schedule(in, source, chain_count, !chains.empty());
+}
+
+const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded) {
+  const Program* program = std::get_if<Program>(&loaded);
+  return program != nullptr ? program->schedule : std::get<Schedule>(loaded);
+}
+
+Program lower_valid(std::variant<Schedule, Program> loaded) {
+  const auto violations = std::visit([](const auto& each) { return validate(each); }, loaded);
+  if (!violations.empty()) {
+    throw InputError(fmt::format("the schedule '{}' is not valid:\n{}", schedule_of(loaded).name,
+                                 violations_text(violations, schedule_of(loaded).placement)));
+  }
+  if (auto* program = std::get_if<Program>(&loaded)) return std::move(*program);
+  return lower(std::get<Schedule>(std::move(loaded)));
+}
+
+std::string violations_text(const std::vector<Violation>& violations, const Placement& placement) {
+  constexpr std::size_t shown_max = 20;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(violations.size(), shown_max); ++i) {
+    text += "  " + to_text(violations[i], placement) + "\n";
+  }
+  if (violations.size() > shown_max) text += fmt::format("  … and {} more\n", violations.size() - shown_max);
+  return text;
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,78 @@
+// What the subcommands have in common on the command line: the shape, the costs, and where a schedule comes from.
+#pragma once
+
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "sim/generate/catalog.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/program.h"
+#include "sim/schedule/validate.h"
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+// What is wrong with a value is said by who parses it; here, of which option.
+template <typename Parse>
+auto value_of(std::string_view option, const std::string& text, Parse parse) {
+  try {
+    return parse(text);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", option, error.what()));
+  }
+}
+
+// Values stay text until they are used: a wrong one is bad input (exit 1), not wrong usage (exit 2).
+struct ShapeOptions {
+  std::string ranks;
+  std::string micro_batches;
+  std::string chunks;
+
+  void add_to(CLI::App& app, const std::string& ranks_help = "Pipeline ranks, P");
+  [[nodiscard]] bool given() const { return !ranks.empty() || !micro_batches.empty() || !chunks.empty(); }
+  // What is not given is taken from `defaults`; without, ranks and micro-batches must be. Throws InputError.
+  [[nodiscard]] Shape shape(const std::optional<Shape>& defaults = std::nullopt) const;
+};
+
+struct CostOptions {
+  std::string file;
+  std::vector<std::string> forward, backward, weight, overlapped;  // per stage, or one for all
+  std::vector<std::string> activation, weight_stash, message, parameters, gradients, optimizer;
+  std::string communication, latency, bandwidth, launch, jitter, seed;
+  std::vector<std::string> speed;  // per rank
+  bool release_early = false;
+
+  void add_to(CLI::App& app);
+  // Throws InputError.
+  [[nodiscard]] Costs costs() const;
+
+ private:
+  void check_exclusive() const;
+};
+
+// A name of the catalog with a shape, or a file that has its own.
+struct ScheduleOptions {
+  std::string source;
+  std::string chains;
+  ShapeOptions shape;
+
+  void add_to(CLI::App& app);
+  // A Program where the file has communication of its own. Throws InputError; does not validate.
+  [[nodiscard]] std::variant<Schedule, Program> load() const;
+};
+
+[[nodiscard]] const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded);
+
+// Lowers a schedule. Throws InputError if a rule is broken, naming all that are.
+[[nodiscard]] Program lower_valid(std::variant<Schedule, Program> loaded);
+
+// One per line, no more than a screenful.
+[[nodiscard]] std::string violations_text(const std::vector<Violation>& violations, const Placement& placement);
+
+}  // namespace dualpipe

@@ -1,0 +1,20 @@
+// Where results go: a file that is there whole or not at all, or standard output.
+#pragma once
+
+#include <functional>
+#include <iosfwd>
+#include <string>
+
+namespace dualpipe {
+
+// Calls `write` with a stream for `path`; "-" is standard output. A regular file is written beside its place and moved
+// there only when complete. Throws InputError that names the path and the system's reason; then no file is left or
+// changed.
+void write_output(const std::string& path, const std::function<void(std::ostream&)>& write);
+
+// Standard output is a terminal that wants colour (NO_COLOR is not set).
+[[nodiscard]] bool terminal_has_color();
+// Its columns, or `otherwise` where it is none.
+[[nodiscard]] int terminal_width(int otherwise);
+
+}  // namespace dualpipe

@@ -1,0 +1,57 @@
+#include "sim/schedule/validate.h"
+
+#include <fmt/core.h>
+
+#include <iostream>
+#include <memory>
+
+#include "commands.h"
+#include "options.h"
+#include "output.h"
+#include "sim/report/text_table.h"
+#include "sim/schedule/error.h"
+#include "sim/simulate/deadlock.h"
+
+namespace dualpipe {
+namespace {
+
+void run(const ScheduleOptions& options) {
+  const Program program = lower_valid(options.load());
+  const Schedule& schedule = program.schedule;
+  std::string text = fmt::format(
+      "{}: {}, {}, {}, {}, {}\n", schedule.name, format_count(static_cast<std::uint64_t>(schedule.ranks()), "rank"),
+      format_count(static_cast<std::uint64_t>(schedule.placement.stages()), "stage"),
+      format_count(schedule.total_micro_batches(), "micro-batch", "es"), format_count(schedule.ops.size(), "op"),
+      format_count(program.communication.size(), "message"));
+  text += "rules: all kept\n";
+  std::string hangs;
+  for (const auto& [name, model] : {std::pair{"latency", CommunicationModel::latency},
+                                    {"links", CommunicationModel::links},
+                                    {"stream", CommunicationModel::stream}}) {
+    const auto deadlock = find_deadlock(program, model);
+    text += fmt::format("{}: {}\n", name, deadlock ? "hangs" : "completes");
+    if (deadlock && hangs.empty()) {
+      hangs = fmt::format("{} hangs under {}; each of these waits for the next, and the last for the first:\n{}",
+                          schedule.name, name, to_text(*deadlock, schedule.placement));
+    }
+  }
+  write_output("-", [&](std::ostream& out) { out << text; });
+  if (!hangs.empty()) throw InputError(hangs);
+}
+
+}  // namespace
+
+void add_validate(CLI::App& app) {
+  auto options = std::make_shared<ScheduleOptions>();
+  CLI::App& validate =
+      *app.add_subcommand("validate", "Checks every rule, and whether the program would hang; exit status 1 if so");
+  options->add_to(validate);
+  validate.footer(
+      "Examples:\n"
+      "  dualpipe-sim validate schedule.csv\n"
+      "  dualpipe-sim validate dualpipe.csv --chains 2\n"
+      "  dualpipe-sim validate interleaved --ranks 4 --microbatches 8 --chunks 2");
+  validate.callback([options] { run(*options); });
+}
+
+}  // namespace dualpipe
