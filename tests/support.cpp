@@ -35,7 +35,8 @@ std::ostream& operator<<(std::ostream& out, CommunicationModel model) {
 namespace test {
 namespace {
 
-const std::string goldens_dir = DUALPIPE_TESTS_DIR "/goldens/";
+// A constant, not a variable: test cases are listed while variables are still being initialised.
+constexpr std::string_view goldens_dir = DUALPIPE_TESTS_DIR "/goldens/";
 
 // Takes `text` off the end of `name`, if it ends so.
 bool take_suffix(std::string& name, std::string_view text) {
@@ -71,7 +72,7 @@ Golden golden_of(const std::string& directory, std::string name) {
 std::vector<Golden> find_goldens() {
   std::vector<Golden> found;
   for (const std::string directory : {"deepseek", "pytorch", "zero_bubble"}) {
-    for (const auto& entry : std::filesystem::directory_iterator(goldens_dir + directory)) {
+    for (const auto& entry : std::filesystem::directory_iterator(std::string(goldens_dir) + directory)) {
       const std::string name = entry.path().filename().string();
       if (name != "index.csv") found.push_back(golden_of(directory, name));
     }
@@ -150,8 +151,8 @@ const Golden& golden(std::string_view path) {
 }
 
 std::string text_of(const std::string& path_below_goldens) {
-  std::ifstream file(goldens_dir + path_below_goldens, std::ios::binary);
-  if (!file) throw std::runtime_error("cannot read " + goldens_dir + path_below_goldens);
+  std::ifstream file(std::string(goldens_dir) + path_below_goldens, std::ios::binary);
+  if (!file) throw std::runtime_error("cannot read " + std::string(goldens_dir) + path_below_goldens);
   std::ostringstream text;
   text << file.rdbuf();
   return text.str();

@@ -19,21 +19,22 @@ namespace dualpipe {
 namespace {
 
 constexpr std::array families{
-    Family{"gpipe", "GPipe: all forwards, then all backwards", "arXiv:1811.06965", "any shape", false, 1, false, gpipe},
-    Family{"1f1b", "1F1B with a flush (PipeDream-Flush)", "arXiv:2006.09503", "any shape", false, 1, false,
+    Family{"gpipe", "GPipe: all forwards, then all backwards", "arXiv:1811.06965", "any shape", false, 1, 1, false,
+           gpipe},
+    Family{"1f1b", "1F1B with a flush (PipeDream-Flush)", "arXiv:2006.09503", "any shape", false, 1, 1, false,
            one_f_one_b},
     Family{"interleaved", "1F1B over V chunks per rank (Megatron-LM)", "arXiv:2104.04473",
-           "M divisible by max(1, floor(M/P)) rounds", true, 1, false, interleaved},
-    Family{"looped-bfs", "all forwards chunk by chunk, then all backwards", "arXiv:2211.05953", "any shape", true, 1,
+           "M divisible by max(1, floor(M/P)) rounds", true, 1, 1, false, interleaved},
+    Family{"looped-bfs", "all forwards chunk by chunk, then all backwards", "arXiv:2211.05953", "any shape", true, 1, 1,
            false, looped_bfs},
     Family{"zb1p", "ZB1P, the handcrafted ZB-H1: W fills the bubbles, memory of 1F1B", "arXiv:2401.10241", "any shape",
-           false, 1, true, zb_h1},
-    Family{"zb-h2", "ZB-H2: no bubble by span at F=I=W, twice the memory", "arXiv:2401.10241", "any shape", false, 1,
+           false, 1, 1, true, zb_h1},
+    Family{"zb-h2", "ZB-H2: no bubble by span at F=I=W, twice the memory", "arXiv:2401.10241", "any shape", false, 1, 1,
            true, zb_h2},
     Family{"dualpipe", "DualPipe: two directions, F and B overlapped", "arXiv:2412.19437", "P even, M even, M >= 2P",
-           false, 2, true, dualpipe},
+           false, 2, 2, true, dualpipe},
     Family{"dualpipev", "DualPipeV: DualPipe folded onto half the ranks", "github.com/deepseek-ai/DualPipe", "M >= 2P",
-           false, 2, true, dualpipev},
+           false, 2, 1, true, dualpipev},
 };
 
 }  // namespace

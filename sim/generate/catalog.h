@@ -27,8 +27,9 @@ struct Family {
   std::string_view paper;
   std::string_view rule;  // which shapes it has
   bool takes_chunks;      // whether Shape::chunks is free; else it must be 1
-  int stages_per_rank;    // where it is not free
-  bool splits_backward;   // has I and W ops
+  int stages_per_rank;    // where it is not free; over all chains
+  int chains;
+  bool splits_backward;  // has I and W ops
   Schedule (*generate)(const Shape&);
 };
 

@@ -7,7 +7,6 @@
 #include <functional>
 
 #include "sim/report/text_table.h"
-#include "sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {
@@ -53,6 +52,8 @@ std::string broken_premise(const Costs& costs) {
       Condition{std::ranges::all_of(costs.speed, [](double speed) { return speed == 1; }), "equal ranks", ""},
       Condition{costs.jitter == 0, "no jitter", ""},
       Condition{costs.launch == 0, "no launch overhead", ""},
+      Condition{costs.model != CommunicationModel::stream,
+                "messages that do not wait for each other (--comm latency or links)", ""},
       Condition{free, "free communication", costs.latency > 0 ? times({{"latency", costs.latency}}) : ""},
       Condition{!costs.release_early, "pairs that release at their end", ""},
   };
@@ -99,9 +100,10 @@ ClosedForm dual(const Symbols& s) {
 
 }  // namespace
 
-ClosedForm closed_form(std::string_view family, const Shape& shape, const Costs& costs) {
+std::optional<ClosedForm> closed_form(std::string_view name, const Shape& shape, const Costs& costs) {
   const StageCosts& stage = costs.stages[0];
-  const std::int64_t half = family == "dualpipe" ? shape.ranks / 2 : shape.ranks;
+  const Family& of = family(name);
+  const std::int64_t half = std::int64_t{shape.ranks} * of.stages_per_rank / of.chains / 2;
   const Symbols symbols{shape.ranks,
                         shape.micro_batches,
                         half,
@@ -111,18 +113,18 @@ ClosedForm closed_form(std::string_view family, const Shape& shape, const Costs&
                         stage.weight_gradient,
                         stage.overlapped.value_or(stage.forward + stage.backward)};
   ClosedForm form;
-  if (family == "gpipe" || family == "1f1b") {
+  if (name == "gpipe" || name == "1f1b") {
     form = plain(symbols, 0);
-  } else if (family == "interleaved" || family == "looped-bfs") {
+  } else if (name == "interleaved" || name == "looped-bfs") {
     form = plain(symbols, shape.ranks);
-  } else if (family == "zb1p") {
+  } else if (name == "zb1p") {
     form = zb_h1(symbols);
-  } else if (family == "zb-h2") {
+  } else if (name == "zb-h2") {
     form = zb_h2(symbols);
-  } else if (family == "dualpipe" || family == "dualpipev") {
+  } else if (name == "dualpipe" || name == "dualpipev") {
     form = dual(symbols);
   } else {
-    throw InputError(fmt::format("no closed form is known for '{}'", family));
+    return std::nullopt;
   }
   if (const std::string premise = broken_premise(costs); !premise.empty()) form.broken = premise;
   return form;

@@ -16,15 +16,17 @@ namespace {
 
 // How many stages of one chain a rank holds: what divides the ranks when the number of stages is to be equal.
 int stages_of_chain_per_rank(const Family& family, const Shape& shape) {
-  if (family.takes_chunks) return shape.chunks;
-  return family.name == "dualpipev" ? 2 : 1;
+  return family.takes_chunks ? shape.chunks : family.stages_per_rank / family.chains;
 }
 
 Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
   const int per_rank = stages_of_chain_per_rank(family, shape);
   if (terms == EqualTerms::stages) {
     if (shape.ranks % per_rank != 0) {
-      throw ShapeError(fmt::format("{}: {} stages cannot be {} on every rank", family.name, shape.ranks, per_rank));
+      const int fewer = shape.ranks / per_rank * per_rank;
+      throw ShapeError(fmt::format("{}: {} stages cannot be {} on every rank; nearest that work: {}{} stages",
+                                   family.name, shape.ranks, per_rank, fewer > 0 ? fmt::format("{} or ", fewer) : "",
+                                   fewer + per_rank));
     }
     shape.ranks /= per_rank;
   }
@@ -46,7 +48,7 @@ void simulate_row(ComparisonRow& row, const Schedule& schedule, const Costs& cos
   row.form = closed_form(row.schedule, row.shape, costs);
   row.makespan = timeline.makespan();
   row.span = timeline.span();
-  row.bubble = largest_bubble(timeline, row.form.by_span ? row.span : row.makespan);
+  row.bubble = largest_bubble(timeline, row.form && row.form->by_span ? row.span : row.makespan);
   row.bubble_rate_makespan = timeline.bubble_rate_makespan();
   row.bubble_rate_span = timeline.bubble_rate_span();
   const auto [least, most] = std::ranges::minmax_element(memory, {}, &RankMemory::peak_activations);
@@ -98,10 +100,12 @@ TextTable table_for_people(const Comparison& comparison) {
     if (!row.unfit.empty()) continue;
     std::vector<std::string> cells{row.schedule,
                                    fmt::format("{}", row.shape.ranks),
-                                   row.form.formula + (row.form.by_span ? " by span" : ""),
-                                   format_time_exact(row.form.bubble),
+                                   row.form ? row.form->formula + (row.form->by_span ? " by span" : "") : "",
+                                   row.form ? format_time_exact(row.form->bubble) : "",
                                    format_time_exact(row.bubble),
-                                   row.form.holds() ? "yes" : "no",
+                                   !row.form           ? ""
+                                   : row.form->holds() ? "yes"
+                                                       : "no",
                                    format_rate(row.bubble_rate_makespan),
                                    format_rate(row.bubble_rate_span),
                                    format_time_exact(row.makespan),
@@ -119,18 +123,20 @@ std::vector<std::string> notes_of(const Comparison& comparison) {
   for (const ComparisonRow& row : comparison.rows) {
     if (!row.unfit.empty()) {
       notes.push_back("no row for " + row.unfit);
-    } else if (!row.form.holds()) {
-      notes.push_back(fmt::format("{}: the closed form {}", row.schedule, row.form.broken));
+    } else if (!row.form) {
+      notes.push_back(fmt::format("{}: no closed form is known", row.schedule));
+    } else if (!row.form->holds()) {
+      notes.push_back(fmt::format("{}: the closed form {}", row.schedule, row.form->broken));
     }
   }
   return notes;
 }
 
 std::string heading(const Comparison& comparison) {
-  const Shape& shape = comparison.shape;
-  return comparison.terms == EqualTerms::stages
-             ? fmt::format("{} stages, {} micro-batches; durations of one stage", shape.ranks, shape.micro_batches)
-             : fmt::format("{} ranks, {} micro-batches; durations of one stage", shape.ranks, shape.micro_batches);
+  return fmt::format("{}, {}; durations of one stage",
+                     format_count(static_cast<std::uint64_t>(comparison.shape.ranks),
+                                  comparison.terms == EqualTerms::stages ? "stage" : "rank"),
+                     format_count(static_cast<std::uint64_t>(comparison.shape.micro_batches), "micro-batch", "es"));
 }
 
 }  // namespace
@@ -183,13 +189,16 @@ std::string to_csv(const Comparison& comparison) {
                    {"parameters"},
                    {"note"}});
   for (const ComparisonRow& row : comparison.rows) {
-    const auto number = [&](auto value) { return row.unfit.empty() ? fmt::format("{}", value) : std::string(); };
+    const bool fits = row.unfit.empty();
+    const auto number = [&](auto value) { return fits ? fmt::format("{}", value) : std::string(); };
+    const ClosedForm form = row.form.value_or(ClosedForm{});
+    const auto of_form = [&](auto value) { return row.form ? fmt::format("{}", value) : std::string(); };
     table.add_row({row.schedule, number(row.shape.ranks), number(row.stages), number(row.shape.micro_batches),
-                   row.form.formula, number(row.form.by_span ? "span" : "makespan"), number(row.form.bubble),
-                   number(row.bubble), number(row.form.holds() ? "yes" : "no"), number(row.bubble_rate_makespan),
-                   number(row.bubble_rate_span), number(row.makespan), number(row.span),
-                   number(row.peak_activations_least), number(row.peak_activations_most), number(row.peak_memory),
-                   number(row.parameters), row.unfit.empty() ? row.form.broken : row.unfit});
+                   form.formula, of_form(form.by_span ? "span" : "makespan"), of_form(form.bubble), number(row.bubble),
+                   of_form(form.holds() ? "yes" : "no"), number(row.bubble_rate_makespan), number(row.bubble_rate_span),
+                   number(row.makespan), number(row.span), number(row.peak_activations_least),
+                   number(row.peak_activations_most), number(row.peak_memory), number(row.parameters),
+                   fits ? form.broken : row.unfit});
   }
   return table.to_csv();
 }
@@ -201,16 +210,19 @@ std::string to_json(const Comparison& comparison) {
       rows.push_back({{"schedule", row.schedule}, {"unfit", row.unfit}});
       continue;
     }
+    nlohmann::ordered_json form;  // null where none is known
+    if (row.form) {
+      form = {{"formula", row.form->formula},
+              {"by", row.form->by_span ? "span" : "makespan"},
+              {"bubble_ns", row.form->bubble},
+              {"holds", row.form->holds()},
+              {"broken", row.form->broken}};
+    }
     rows.push_back({{"schedule", row.schedule},
                     {"ranks", row.shape.ranks},
                     {"stages", row.stages},
                     {"microbatches", row.shape.micro_batches},
-                    {"closed_form",
-                     {{"formula", row.form.formula},
-                      {"by", row.form.by_span ? "span" : "makespan"},
-                      {"bubble_ns", row.form.bubble},
-                      {"holds", row.form.holds()},
-                      {"broken", row.form.broken}}},
+                    {"closed_form", form},
                     {"bubble_ns", row.bubble},
                     {"makespan_ns", row.makespan},
                     {"span_ns", row.span},
@@ -221,11 +233,11 @@ std::string to_json(const Comparison& comparison) {
                     {"peak_memory_bytes", row.peak_memory},
                     {"parameters", row.parameters}});
   }
-  const nlohmann::ordered_json document{
-      {"equal", comparison.terms == EqualTerms::stages ? "stages" : "ranks"},
-      {comparison.terms == EqualTerms::stages ? "stages" : "ranks", comparison.shape.ranks},
-      {"microbatches", comparison.shape.micro_batches},
-      {"rows", rows}};
+  const char* equal = comparison.terms == EqualTerms::stages ? "stages" : "ranks";
+  const nlohmann::ordered_json document{{"equal", equal},
+                                        {equal, comparison.shape.ranks},
+                                        {"microbatches", comparison.shape.micro_batches},
+                                        {"rows", rows}};
   return document.dump(2) + "\n";
 }
 

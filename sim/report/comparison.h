@@ -1,8 +1,8 @@
 // Schedules side by side: what the closed form says, what the simulation says, and whether the form's condition holds.
 //
-//   schedule  ranks  stages  closed form         says   simulated  form holds  bubble  by span  peak act.  parameters
-//   1f1b          8       8  (P-1)(F+B)          21 ms      21 ms  yes         25.93%   25.93%          8     1 stage
-//   zb1p          8       8  (P-1)(F+B-2W)        7 ms       7 ms  yes         …
+//   schedule  ranks  closed form    it says  simulated  it holds  bubble  by span  makespan  activations  parameters
+//   1f1b          8  (P-1)(F+B)       21 ms      21 ms  yes       25.93%   25.93%     81 ms         1..8          1x
+//   zb1p          8  (P-1)(F+B-2W)     7 ms       7 ms  yes       10.45%   10.45%     67 ms         1..8          1x
 //
 // "simulated" is the idle time of the rank that idles most, by makespan or, where the form is by span, by span.
 // "bubble" is the idle share of ranks x makespan, "by span" the same with the longest rank's span as the cost.
@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <iosfwd>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,8 +32,8 @@ struct ComparisonRow {
   Shape shape;
   std::string unfit;  // why the schedule has no such shape; then nothing below means anything
   int stages = 0;
-  ClosedForm form;
-  Time bubble = 0;  // what to compare form.bubble with
+  std::optional<ClosedForm> form;  // none: not known
+  Time bubble = 0;                 // what to compare the form with
   Time makespan = 0;
   Time span = 0;
   double bubble_rate_makespan = 0;

@@ -6,6 +6,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <span>
 
 #include "sim/report/text_table.h"
 #include "sim/simulate/memory.h"
@@ -56,16 +57,16 @@ Peak peak_of(const Program& program, const Costs& costs, const Timeline& timelin
   return peak;
 }
 
-RankReport rank_report(const Program& program, const Costs& costs, const Timeline& timeline, int rank,
-                       const RankMemory& memory) {
+RankReport rank_report(const RunReport& run, const Program& program, const Costs& costs, const Timeline& timeline,
+                       int rank, const RankMemory& memory) {
   const RankTimes& times = timeline.ranks[static_cast<std::size_t>(rank)];
   RankReport report;
   report.rank = rank;
   report.busy = times.busy;
-  report.idle = timeline.idle(rank);
+  report.idle = run.makespan - times.busy;
   report.span = times.span();
-  report.bubble_rate_makespan = share_idle(times.busy, timeline.makespan());
-  report.bubble_rate_span = share_idle(times.busy, timeline.span());
+  report.bubble_rate_makespan = share_idle(times.busy, run.makespan);
+  report.bubble_rate_span = share_idle(times.busy, run.span);
   report.parameters = memory.parameters;
   report.peak_activations = memory.peak_activations;
   report.peak_memory = memory.peak;
@@ -73,21 +74,23 @@ RankReport rank_report(const Program& program, const Costs& costs, const Timelin
   return report;
 }
 
-// "3 x 0F, 1 x 0W": activations, and weight gradients still to come, per stage.
+// "3 x 0F, 1 x 0W": activations, and weight gradients still to come, per stage. Of many stages the first ones.
 std::string held_text(const Peak& peak) {
+  constexpr std::size_t stages_max = 6;
   std::string text;
   const auto append = [&](std::size_t count, int stage, std::string_view pass) {
     if (count > 0) text += fmt::format("{}{} x {}{}", text.empty() ? "" : ", ", count, stage, pass);
   };
-  for (const HeldOfStage& held : peak.stages) {
+  for (const HeldOfStage& held : std::span(peak.stages).first(std::min(peak.stages.size(), stages_max))) {
     append(held.activations, held.stage, "F");
     append(held.weight_gradients, held.stage, "W");
   }
+  if (peak.stages.size() > stages_max) text += fmt::format(" and {} more stages", peak.stages.size() - stages_max);
   return text;
 }
 
 std::string header(const RunReport& report) {
-  std::string text = fmt::format("{}: {}, {}, {}, {}\n\n", report.schedule,
+  std::string text = fmt::format("{}: {}, {}, {}, {}\n\n", printable(report.schedule),
                                  format_count(static_cast<std::uint64_t>(report.ranks), "rank"),
                                  format_count(static_cast<std::uint64_t>(report.stages), "stage"),
                                  format_count(static_cast<std::uint64_t>(report.chains), "chain"),
@@ -180,7 +183,8 @@ RunReport run_report(const Program& program, const Costs& costs, const Timeline&
   report.reduced = timeline.reduced;
   const auto memory = memory_of_ranks(program, costs);
   for (int rank = 0; rank < placement.ranks; ++rank) {
-    report.per_rank.push_back(rank_report(program, costs, timeline, rank, memory[static_cast<std::size_t>(rank)]));
+    report.per_rank.push_back(
+        rank_report(report, program, costs, timeline, rank, memory[static_cast<std::size_t>(rank)]));
   }
   return report;
 }

@@ -75,11 +75,14 @@ std::vector<Reduction> completions_of(const Schedule& schedule, int rank, const 
   const auto stages = schedule.placement.stages_on(rank);
   const auto wanted = std::ranges::count_if(stages, [&](int stage) { return shared[static_cast<std::size_t>(stage)]; });
   std::vector<Reduction> found;
+  std::vector<bool> is_found(shared.size());
   const auto ops = schedule.rank(rank);
   for (std::size_t i = ops.size(); i-- > 0 && std::ssize(found) < wanted;) {
     const Op op = ops[i];
     if (!shared[op.stage] || (op.kind != Kind::backward && op.kind != Kind::weight_gradient)) continue;
-    if (std::ranges::find(found, op.stage, &Reduction::stage) == found.end()) found.push_back({i + 1, op.stage});
+    if (is_found[op.stage]) continue;
+    is_found[op.stage] = true;
+    found.push_back({i + 1, op.stage});
   }
   return found;
 }

@@ -22,8 +22,8 @@
 
 namespace dualpipe {
 
-// A pure function, in linear time; the schedule must be valid (validate.h). If its order hangs, so does the program's:
-// then receives that the run did not come to stand right before their ops.
+// A pure function, in time linear in the ops; the schedule must be valid (validate.h). If its order hangs, so does the
+// program's: then receives that the run did not come to stand right before their ops.
 [[nodiscard]] Program lower(Schedule schedule);
 
 // The same, and whether the run came to the end. If so the program hangs under no model of communication, and nobody

@@ -40,7 +40,9 @@ struct Violation {
 // "rank 2, op 5, 3B7: runs before 3F7"
 [[nodiscard]] std::string to_text(const Violation& violation, const Placement& placement);
 
+// At most a million are listed.
 [[nodiscard]] std::vector<Violation> validate(const Schedule& schedule);
-[[nodiscard]] std::vector<Violation> validate(const Program& program);  // the schedule's, then the communication's
+// The schedule's; if it has none, those of the communication.
+[[nodiscard]] std::vector<Violation> validate(const Program& program);
 
 }  // namespace dualpipe

@@ -18,6 +18,7 @@ namespace dualpipe {
 namespace {
 
 constexpr double speed_max = 1e6;
+constexpr double speed_min = 1e-6;
 
 constexpr std::string_view format_name = "dualpipe-costs";
 constexpr int format_version = 1;
@@ -51,11 +52,11 @@ constexpr auto stage_keys = [] {
   return keys;
 }();
 
-bool is_speed(double speed) { return speed > 0 && speed <= speed_max; }
+bool is_speed(double speed) { return speed >= speed_min && speed <= speed_max; }
 bool is_jitter(double jitter) { return jitter >= 0 && jitter < 1; }
 bool is_bandwidth(double bandwidth) { return bandwidth >= 0 && std::isfinite(bandwidth); }
 
-constexpr std::string_view speed_rule = "a speed must be above 0 and at most 1e6";
+constexpr std::string_view speed_rule = "a speed must be from 1e-6 to 1e6";
 constexpr std::string_view jitter_rule = "the jitter must be at least 0 and below 1";
 constexpr std::string_view bandwidth_rule =
     "the bandwidth must be a finite number of bytes per second, or 0 for infinite";

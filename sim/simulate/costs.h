@@ -55,8 +55,8 @@ struct Costs {
   std::vector<double> speed;  // per rank; durations are divided by it. Empty: all 1
   double jitter = 0;          // durations are scaled by a factor drawn evenly from [1 - jitter, 1 + jitter]
   std::uint64_t seed = 0;     // of the jitter: same seed, same draws, whatever the order of evaluation
-  // Results of an F&B pair are out after F and after B of its start, not both at its end. (`stream` waits for the end:
-  // a batch goes as a whole.)
+  // Results of an F&B pair are out after F and after B (without jitter) of its start, not both at its end. (`stream`
+  // waits for the end: a batch goes as a whole.)
   bool release_early = false;
 
   friend bool operator==(const Costs&, const Costs&) = default;

@@ -80,8 +80,8 @@ class Engine {
       ranks_[r].end = ops.data() + ops.size();
       if (shared) find_stops(r);
     }
+    if (record != Record::ranks) op_spans_.resize(program.schedule.ops.size());
     if (record == Record::spans) {
-      op_spans_.resize(program.schedule.ops.size());
       message_spans_.resize(tasks_.box_count() * program.schedule.micro_batches);
     }
   }
@@ -98,7 +98,7 @@ class Engine {
 
   // For the models: a message reaches a stage.
   void deliver(Mailbox& box, std::uint32_t micro_batch, Span transfer) {
-    if (!message_spans_.empty()) message_span(box, micro_batch) = transfer;
+    if (records_messages()) message_span(box, micro_batch) = transfer;
     arrive(box, micro_batch, transfer.end);
   }
   void arrive(Mailbox& box, std::uint32_t micro_batch, Time arrival) {
@@ -108,7 +108,7 @@ class Engine {
     queue_.push(box.rank);
   }
   void wake(std::size_t rank) { queue_.push(rank); }
-  [[nodiscard]] bool records_spans() const { return !op_spans_.empty(); }
+  [[nodiscard]] bool records_messages() const { return !message_spans_.empty(); }
   [[nodiscard]] Span& message_span(const Mailbox& box, std::uint32_t micro_batch) {
     return message_spans_[tasks_.index_of(box) * program_.schedule.micro_batches + micro_batch];
   }
@@ -224,7 +224,7 @@ class Engine {
   }
 
   void finish(Rank& r, std::size_t ops, Time start, Time end) {
-    if (records_spans()) {
+    if (!op_spans_.empty()) {
       Span* spans = &op_spans_[static_cast<std::size_t>(r.next - program_.schedule.ops.data())];
       std::fill_n(spans, ops, Span{start, end});
     }

@@ -171,10 +171,8 @@ Outcome execute_with(const Program& program, const Costs& costs, Record record) 
   for (std::size_t r = 0; r < static_cast<std::size_t>(program.schedule.ranks()); ++r) {
     timeline.ranks.push_back(engine.times(r));
   }
-  if (record == Record::spans) {
-    timeline.ops = engine.take_op_spans();
-    timeline.communication = communication_spans(engine, timeline.ops, reduced);
-  }
+  timeline.ops = engine.take_op_spans();
+  if (record == Record::spans) timeline.communication = communication_spans(engine, timeline.ops, reduced);
   return {std::move(timeline), std::nullopt};
 }
 

@@ -5,6 +5,8 @@
 #include <map>
 #include <utility>
 
+#include "sim/schedule/error.h"
+
 namespace dualpipe {
 namespace {
 
@@ -14,8 +16,7 @@ struct Held {
   int activations = 0;
 };
 
-// Walks a rank's ops and slots in order, and tells `visit(position, moment, held)` at every moment when what is held
-// may have grown or shrunk.
+// When what a rank holds may have grown or shrunk.
 enum class Moment : std::uint8_t {
   slot,   // the op before has ended and released what it could; receive buffers are there
   start,  // the op, or pair, begins: its activation is there
@@ -48,6 +49,8 @@ StageEffects effects_of(const Placement& placement, const Costs& costs, int stag
   return effects;
 }
 
+// Walks a rank's ops and slots in order, and tells `visit(position, moment, held)` at every moment when what is held
+// may have grown or shrunk.
 class Walk {
  public:
   Walk(const Program& program, const Costs& costs) : program_(program), costs_(costs) {
@@ -55,6 +58,7 @@ class Walk {
       effects_.push_back(effects_of(program.schedule.placement, costs, stage));
     }
     receives_ = std::ranges::any_of(effects_, [](const StageEffects& each) { return each.input + each.gradient > 0; });
+    check_total();
   }
 
   // Parameters, gradients and optimizer state.
@@ -83,6 +87,19 @@ class Walk {
   }
 
  private:
+  // Nothing can exceed the sum of all that is ever held.
+  void check_total() const {
+    double total = 0;
+    for (int stage = 0; stage < program_.schedule.placement.stages(); ++stage) {
+      const StageCosts& cost = costs_.of(stage);
+      const double per_micro_batch = static_cast<double>(cost.activation) + static_cast<double>(cost.weight_stash) +
+                                     2 * static_cast<double>(cost.message);
+      total += per_micro_batch * program_.schedule.micro_batches + static_cast<double>(cost.parameters) +
+               static_cast<double>(cost.gradients) + static_cast<double>(cost.optimizer);
+    }
+    if (total >= 9e18) throw InputError("the memory could exceed 8 EiB, more than 64 bits count; use smaller amounts");
+  }
+
   [[nodiscard]] const Effect& effect(Op op) const {
     return effects_[op.stage].of_kind[static_cast<std::size_t>(op.kind)];
   }

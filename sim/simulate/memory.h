@@ -25,6 +25,7 @@ struct RankMemory {
   friend bool operator==(const RankMemory&, const RankMemory&) = default;
 };
 
+// All throw InputError where the bytes could overflow.
 [[nodiscard]] RankMemory rank_memory(const Program& program, const Costs& costs, int rank);
 // Of every rank; quicker than one by one.
 [[nodiscard]] std::vector<RankMemory> memory_of_ranks(const Program& program, const Costs& costs);

@@ -178,7 +178,7 @@ class StreamModel {
     const Time both = std::max(start, other->start);
     const Time end = both + box.transfer;
     offers.erase(op.micro_batch);
-    if (engine.records_spans()) engine.message_span(box, op.micro_batch) = {both, end};
+    if (engine.records_messages()) engine.message_span(box, op.micro_batch) = {both, end};
     streams_[rank].end = std::max(streams_[rank].end, end);
     streams_[peer].end = std::max(streams_[peer].end, end);
     if (--streams_[peer].outstanding > 0) return;

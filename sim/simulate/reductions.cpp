@@ -119,12 +119,11 @@ class Lanes {
         group.ranks, [&](int each) { return std::ranges::find(group.arrived, each) == group.arrived.end(); });
   }
 
-  // The reduction of the same weights on that rank.
+  // The reduction of the same weights that is in that rank's lane.
   [[nodiscard]] Op peer_op(Op op, int rank) const {
-    for (const int stage : program_.schedule.placement.stages_on(rank)) {
-      if (weights_of(stage) == weights_of(op.stage)) return {0, static_cast<std::uint16_t>(stage), op.kind, false};
-    }
-    return op;
+    const auto& queue = lanes_[static_cast<std::size_t>(rank)].queue;
+    return op_of(*std::ranges::find_if(
+        queue, [&](const Reduction& each) { return weights_of(op_of(each).stage) == weights_of(op.stage); }));
   }
 
   const Program& program_;

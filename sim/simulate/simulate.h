@@ -14,7 +14,8 @@ namespace dualpipe {
 
 enum class Record : std::uint8_t {
   ranks,  // per-rank figures only
-  spans,  // and the span of every op and message: 16 bytes each
+  ops,    // and the span of every op: 16 bytes each
+  spans,  // and of every message
 };
 
 // A pure function: the same arguments give the same Timeline on any machine. The program must be valid (validate.h).

@@ -10,6 +10,8 @@
 namespace dualpipe {
 namespace {
 
+constexpr int width_bits = 30;  // of a jitter, behind the point
+
 Time slowed(Time duration, double speed) { return std::llround(static_cast<double>(duration) / speed); }
 
 Time transfer_time(const Costs& costs, Bytes bytes) {
@@ -88,10 +90,6 @@ Time Tasks::reduction_time(const Costs& costs, int stage, std::size_t ranks) {
   if (ranks < 2) return 0;
   const double share = 2.0 * static_cast<double>(ranks - 1) / static_cast<double>(ranks);
   return transfer_time(costs, std::llround(share * static_cast<double>(costs.of(stage).gradients)));
-}
-
-namespace {
-constexpr int width_bits = 30;
 }
 
 Jitter::Jitter(const Costs& costs)

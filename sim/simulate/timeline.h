@@ -31,7 +31,7 @@ struct Timeline {
   std::vector<RankTimes> ranks;
   Time reduced = 0;  // when the last REDUCE_GRAD ended; 0 without any. Not part of the makespan
 
-  // Only where spans are recorded; else empty.
+  // Only where they are recorded; else empty.
   std::vector<Span> ops;            // of Program::schedule.ops, in the same order; both ops of a pair have the pair's
   std::vector<Span> communication;  // of Program::communication, in the same order. A message's two ends have the same
                                     // span, from the start of the transfer to its arrival

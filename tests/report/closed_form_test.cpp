@@ -40,6 +40,7 @@ Costs random_durations(Random& random) {
   costs.stages = {stage};
   if (random.one_in(20)) costs.latency = 1;
   if (random.one_in(20)) costs.launch = 1;
+  costs.model = static_cast<CommunicationModel>(random.between(0, 2));
   return costs;
 }
 
@@ -66,7 +67,7 @@ BOOST_DATA_TEST_CASE(equals_the_simulation_where_it_holds, boost::unit_test::dat
       continue;
     }
     const Costs costs = random_durations(random);
-    const ClosedForm form = closed_form(family.name, shape, costs);
+    const ClosedForm form = *closed_form(family.name, shape, costs);
     const Time simulated = simulated_bubble(schedule, costs, form.by_span);
     if (form.holds()) {
       ++holding;
@@ -82,7 +83,7 @@ BOOST_DATA_TEST_CASE(equals_the_simulation_where_it_holds, boost::unit_test::dat
 std::string broken(std::string_view family, const Shape& shape, const StageCosts& stage) {
   Costs costs;
   costs.stages = {stage};
-  return closed_form(family, shape, costs).broken;
+  return closed_form(family, shape, costs)->broken;
 }
 
 // F, B, I, W in ms; F&B where given.
@@ -118,9 +119,11 @@ BOOST_AUTO_TEST_CASE(premises) {
     Costs costs;
     costs.stages = {stage_of(1, 2, 1, 1)};
     change(costs);
-    return closed_form("1f1b", shape, costs).broken;
+    return closed_form("1f1b", shape, costs)->broken;
   };
   BOOST_TEST(with([](Costs&) {}) == "");
+  BOOST_TEST(with([](Costs& c) { c.model = CommunicationModel::stream; }) ==
+             "needs messages that do not wait for each other (--comm latency or links)");
   BOOST_TEST(with([](Costs& c) { c.latency = 1; }) == "needs free communication: latency = 1 ns");
   BOOST_TEST(with([](Costs& c) { c.launch = 1; }) == "needs no launch overhead");
   BOOST_TEST(with([](Costs& c) { c.jitter = 0.1; }) == "needs no jitter");
@@ -145,7 +148,7 @@ BOOST_AUTO_TEST_CASE(zb1p_beyond_its_condition) {
   Costs costs;
   costs.stages = {stage_of(1, 4, 1, 3)};
   const Shape shape{8, 20};
-  const ClosedForm form = closed_form("zb1p", shape, costs);
+  const ClosedForm form = *closed_form("zb1p", shape, costs);
   BOOST_TEST(form.bubble == -7'000'000);
   BOOST_TEST(!form.holds());
   BOOST_TEST(simulated_bubble(generate("zb1p", shape), costs, false) == 7'000'000);

@@ -149,6 +149,21 @@ BOOST_AUTO_TEST_CASE(crossed_reductions) {
   }
 }
 
+// Rank 0 holds two stages of one set of weights: only the last one's reduction, 2REDUCE_GRAD, meets the other rank.
+BOOST_AUTO_TEST_CASE(two_stages_of_one_set_on_a_rank) {
+  Placement placement = straight(2, 3);
+  placement.weights_of = {0, 0, 0, 3, 3, 5};
+  const Program program = program_of(
+      placement,
+      {"0F0 0SEND_F0 2RECV_F0 2F0 2SEND_F0 4RECV_F0 4F0 4SEND_F0 4RECV_B0 4B0 4SEND_B0 2RECV_B0 2B0 2SEND_B0 "
+       "0RECV_B0 0B0 0REDUCE_GRAD 4REDUCE_GRAD 2REDUCE_GRAD",
+       "1RECV_F0 1F0 1SEND_F0 3RECV_F0 3F0 3SEND_F0 5RECV_F0 5F0 5B0 5SEND_B0 3RECV_B0 3B0 3SEND_B0 1RECV_B0 "
+       "1B0 1SEND_B0 1REDUCE_GRAD 3REDUCE_GRAD"});
+  check_hangs(program, latency,
+              {{reduction, 0, 6, op("4REDUCE_GRAD"), op("3REDUCE_GRAD")},
+               {reduction, 1, 6, op("1REDUCE_GRAD"), op("2REDUCE_GRAD")}});
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace dualpipe::test

@@ -5,6 +5,7 @@
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 
+#include "sim/schedule/error.h"
 #include "sim/schedule/lower.h"
 #include "sim/simulate/simulate.h"
 #include "tests/support.h"
@@ -182,6 +183,16 @@ BOOST_DATA_TEST_CASE(views_agree_on_goldens, boost::unit_test::data::make(golden
   const Costs costs = random_costs(random, program.schedule.placement, CommunicationModel::latency, true);
   BOOST_TEST(disagreement(program, costs) == "");
   BOOST_TEST(disagreement(program, without_messages(costs)) == "");
+}
+
+// More than 64 bits count is an error, not a number.
+BOOST_AUTO_TEST_CASE(bytes_that_overflow_are_refused) {
+  Costs costs = uniform(1, 2, 1);
+  costs.stages[0].activation = bytes_max;
+  const Program program = lower(generate("gpipe", {2, 20}));
+  BOOST_CHECK_THROW((void)memory_of_ranks(program, costs), InputError);
+  costs.stages[0].activation = bytes_max / 20;
+  BOOST_TEST(memory_of_ranks(program, costs)[0].peak == bytes_max / 20 * 20);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -2,10 +2,11 @@
 #include <memory>
 
 #include "commands.h"
-#include "options.h"
-#include "output.h"
 #include "sim/schedule/csv.h"
+#include "sim/schedule/error.h"
 #include "sim/schedule/json.h"
+#include "tools/common/options.h"
+#include "tools/common/output.h"
 
 namespace dualpipe {
 namespace {
@@ -18,10 +19,24 @@ struct ConvertOptions {
   bool strip = false;
 };
 
+// A CSV says nothing of chains: whoever reads it divides the stages evenly, and lets equal places share weights.
+void check_csv_can_hold(const Placement& placement) {
+  const int length = placement.stages() / placement.chains();
+  bool even = placement.stages() % placement.chains() == 0;
+  for (int chain = 0; even && chain < placement.chains(); ++chain) {
+    even = placement.chain_begin[static_cast<std::size_t>(chain)] == chain * length;
+  }
+  for (int stage = 0; even && stage < placement.stages(); ++stage) {
+    even = placement.weights_of[static_cast<std::size_t>(stage)] == stage % length;
+  }
+  if (!even) throw InputError("a CSV cannot say which chains and shared weights this schedule has; use --to json");
+}
+
 void run(const ConvertOptions& options) {
   auto loaded = options.schedule.load();
   if (options.lower) loaded = lower_valid(std::move(loaded));
   if (options.strip) loaded = schedule_of(loaded);
+  if (options.to == "csv") check_csv_can_hold(schedule_of(loaded).placement);
   write_output(options.output, [&](std::ostream& out) {
     std::visit([&](const auto& each) { options.to == "json" ? write_json(out, each) : write_csv(out, each); }, loaded);
   });
@@ -36,7 +51,8 @@ void add_convert(CLI::App& app) {
   convert.add_option("--to", options->to, "csv (PyTorch's) or json")->check(CLI::IsMember({"csv", "json"}))->required();
   convert.add_option("--output,-o", options->output, "A file, or - for stdout")->capture_default_str();
   auto* lower =
-      convert.add_flag("--lower", options->lower, "With sends, receives and reductions (PyTorch's compute_comms)");
+      convert.add_flag("--lower", options->lower,
+                       "With sends, receives and reductions (PyTorch's compute_comms; only JSON keeps their batches)");
   convert.add_flag("--strip", options->strip, "Without the file's communication (compute_only)")->excludes(lower);
   convert.footer(
       "Examples:\n"

@@ -2,9 +2,9 @@
 #include <memory>
 
 #include "commands.h"
-#include "output.h"
 #include "sim/generate/catalog.h"
 #include "sim/report/text_table.h"
+#include "tools/common/output.h"
 
 namespace dualpipe {
 

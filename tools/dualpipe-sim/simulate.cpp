@@ -5,16 +5,17 @@
 #include <algorithm>
 #include <iostream>
 #include <memory>
+#include <set>
 
 #include "commands.h"
-#include "options.h"
-#include "output.h"
 #include "sim/report/chrome_trace.h"
 #include "sim/report/details.h"
 #include "sim/report/gantt.h"
 #include "sim/report/gantt_svg.h"
 #include "sim/schedule/error.h"
 #include "sim/simulate/quantity.h"
+#include "tools/common/options.h"
+#include "tools/common/output.h"
 
 namespace dualpipe {
 namespace {
@@ -39,6 +40,7 @@ TraceFilter trace_filter(const SimulateOptions& options, int ranks) {
   if (!options.trace_window.empty()) {
     filter.begin = value_of("--trace-window", options.trace_window[0], parse_duration);
     filter.end = value_of("--trace-window", options.trace_window[1], parse_duration);
+    if (filter.end <= filter.begin) throw InputError("--trace-window: the end must be after the begin");
   }
   return filter;
 }
@@ -53,23 +55,30 @@ GanttOptions gantt_options(const SimulateOptions& options) {
   return gantt;
 }
 
+// No two results may go to one place.
+void check_destinations(const SimulateOptions& options) {
+  std::set<std::string> seen;
+  for (const std::string& path : {options.trace, options.svg, options.json, options.csv, options.gantt}) {
+    if (path.empty() || seen.insert(path).second) continue;
+    throw InputError(
+        path == "-" ? "only one of --trace, --svg, --json, --csv and --gantt can go to standard output"
+                    : fmt::format("{}: two of --trace, --svg, --json, --csv and --gantt name the same file", path));
+  }
+}
+
 // What is printed for people when nothing else claims standard output.
 bool prints_summary(const SimulateOptions& options) {
   const auto machine = {&options.trace, &options.svg, &options.json, &options.csv};
-  const auto to_stdout = std::ranges::count_if(machine, [](const std::string* path) { return *path == "-"; });
-  if (to_stdout + (options.gantt == "-" ? 1 : 0) > 1) {
-    throw InputError("only one of --trace, --svg, --json, --csv and --gantt can go to standard output");
-  }
-  return to_stdout == 0;
+  return std::ranges::none_of(machine, [](const std::string* path) { return *path == "-"; });
 }
 
 void run(const SimulateOptions& options) {
-  const bool summary = prints_summary(options);
+  check_destinations(options);
   const GanttOptions chart = gantt_options(options);
   const Program program = lower_valid(options.schedule.load());
   const TraceFilter filter = trace_filter(options, program.schedule.ranks());
   const Costs costs = options.costs.costs();
-  const Timeline timeline = simulate(program, costs);
+  const Timeline timeline = simulate(program, costs, options.trace.empty() ? Record::ops : Record::spans);
   const RunReport report = run_report(program, costs, timeline);
 
   const auto write = [](const std::string& path, const std::function<void(std::ostream&)>& writer) {
@@ -80,8 +89,8 @@ void run(const SimulateOptions& options) {
   write(options.json, [&](std::ostream& out) { write_json(out, report); });
   write(options.csv, [&](std::ostream& out) { out << to_csv(report); });
   write(options.gantt, [&](std::ostream& out) { out << gantt(program, timeline, chart); });
-  if (summary)
-    write_output("-", [&](std::ostream& out) { out << (options.gantt == "-" ? "\n" : "") << to_text(report); });
+  if (!prints_summary(options)) return;
+  write_output("-", [&](std::ostream& out) { out << (options.gantt == "-" ? "\n" : "") << to_text(report); });
 }
 
 }  // namespace

@@ -2,9 +2,9 @@
 #include <memory>
 
 #include "commands.h"
-#include "options.h"
-#include "output.h"
 #include "sim/report/comparison.h"
+#include "tools/common/options.h"
+#include "tools/common/output.h"
 
 namespace dualpipe {
 namespace {
@@ -36,11 +36,9 @@ void add_table(CLI::App& app) {
   CLI::App& table = *app.add_subcommand("table", "Compares schedules: bubble by formula and by simulation, memory");
   options->shape.add_to(table, "Stages of the model, on as many ranks for one stage per rank (8)");
   options->costs.add_to(table);
-  table.add_option("--schedules", options->schedules, "Which ones, and in which order")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->group("Table")
-      ->capture_default_str();
+  add_list(table, "--schedules", options->schedules, "Which ones, and in which order (1f1b,zb1p,dualpipe,dualpipev)")
+      ->type_name("NAMES")
+      ->group("Table");
   table
       .add_option("--equal", options->equal,
                   "What is equal when schedules differ in stages per rank: stages (DualPipeV on half the ranks, as in "

@@ -6,23 +6,24 @@
 #include <memory>
 
 #include "commands.h"
-#include "options.h"
-#include "output.h"
 #include "sim/report/text_table.h"
 #include "sim/schedule/error.h"
 #include "sim/simulate/deadlock.h"
+#include "tools/common/options.h"
+#include "tools/common/output.h"
 
 namespace dualpipe {
 namespace {
 
-void run(const ScheduleOptions& options) {
-  const Program program = lower_valid(options.load());
+void run(const ScheduleOptions& options, bool all) {
+  const Program program = lower_valid(options.load(), all);
   const Schedule& schedule = program.schedule;
-  std::string text = fmt::format(
-      "{}: {}, {}, {}, {}, {}\n", schedule.name, format_count(static_cast<std::uint64_t>(schedule.ranks()), "rank"),
-      format_count(static_cast<std::uint64_t>(schedule.placement.stages()), "stage"),
-      format_count(schedule.total_micro_batches(), "micro-batch", "es"), format_count(schedule.ops.size(), "op"),
-      format_count(program.communication.size(), "message"));
+  std::string text =
+      fmt::format("{}: {}, {}, {}, {}, {}\n", printable(schedule.name),
+                  format_count(static_cast<std::uint64_t>(schedule.ranks()), "rank"),
+                  format_count(static_cast<std::uint64_t>(schedule.placement.stages()), "stage"),
+                  format_count(schedule.total_micro_batches(), "micro-batch", "es"),
+                  format_count(schedule.ops.size(), "op"), format_count(program.communication.size(), "message"));
   text += "rules: all kept\n";
   std::string hangs;
   for (const auto& [name, model] : {std::pair{"latency", CommunicationModel::latency},
@@ -32,7 +33,7 @@ void run(const ScheduleOptions& options) {
     text += fmt::format("{}: {}\n", name, deadlock ? "hangs" : "completes");
     if (deadlock && hangs.empty()) {
       hangs = fmt::format("{} hangs under {}; each of these waits for the next, and the last for the first:\n{}",
-                          schedule.name, name, to_text(*deadlock, schedule.placement));
+                          printable(schedule.name), name, to_text(*deadlock, schedule.placement));
     }
   }
   write_output("-", [&](std::ostream& out) { out << text; });
@@ -43,15 +44,17 @@ void run(const ScheduleOptions& options) {
 
 void add_validate(CLI::App& app) {
   auto options = std::make_shared<ScheduleOptions>();
+  auto all = std::make_shared<bool>(false);
   CLI::App& validate =
       *app.add_subcommand("validate", "Checks every rule, and whether the program would hang; exit status 1 if so");
   options->add_to(validate);
+  validate.add_flag("--all", *all, "List all violations, not a screenful");
   validate.footer(
       "Examples:\n"
       "  dualpipe-sim validate schedule.csv\n"
       "  dualpipe-sim validate dualpipe.csv --chains 2\n"
       "  dualpipe-sim validate interleaved --ranks 4 --microbatches 8 --chunks 2");
-  validate.callback([options] { run(*options); });
+  validate.callback([options, all] { run(*options, *all); });
 }
 
 }  // namespace dualpipe

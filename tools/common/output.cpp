@@ -1,4 +1,4 @@
-#include "output.h"
+#include "tools/common/output.h"
 
 #include <fmt/core.h>
 #include <sys/ioctl.h>
@@ -51,6 +51,17 @@ void write_beside(const std::filesystem::path& path, const std::function<void(st
 }
 
 }  // namespace
+
+void check_output(const std::string& path) {
+  if (path == "-") return;
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (std::filesystem::is_directory(status)) throw InputError(fmt::format("cannot write {}: is a folder", path));
+  errno = 0;
+  const bool is_file = !std::filesystem::exists(status) || std::filesystem::is_regular_file(status);
+  const auto folder = std::filesystem::absolute(path).parent_path();
+  if (access(is_file ? folder.c_str() : path.c_str(), W_OK) != 0) fail(path);
+}
 
 void write_output(const std::string& path, const std::function<void(std::ostream&)>& write) {
   if (path == "-") return write_stream(std::cout, "standard output", write);

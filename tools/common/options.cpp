@@ -1,4 +1,4 @@
-#include "options.h"
+#include "tools/common/options.h"
 
 #include <fmt/core.h>
 
@@ -12,6 +12,7 @@
 #include <limits>
 #include <streambuf>
 
+#include "sim/report/text_table.h"
 #include "sim/schedule/csv.h"
 #include "sim/schedule/error.h"
 #include "sim/schedule/json.h"
@@ -110,6 +111,23 @@ CommunicationModel parse_model(std::string_view text) {
 
 }  // namespace
 
+CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                      const std::string& help) {
+  return app.add_option_function<std::string>(
+      name,
+      [&values, name](const std::string& text) {
+        values.clear();
+        for (std::size_t begin = 0; begin <= text.size();) {
+          const std::size_t end = std::min(text.find(',', begin), text.size());
+          values.push_back(text.substr(begin, end - begin));
+          if (values.back().empty())
+            throw CLI::ValidationError(name.substr(0, name.find(',')), "a value of the list is empty");
+          begin = end + 1;
+        }
+      },
+      help);
+}
+
 void ShapeOptions::add_to(CLI::App& app, const std::string& ranks_help) {
   const auto add = [&](const char* name, std::string& value, const std::string& help) {
     app.add_option(name, value, help)->type_name("N")->group("Shape");
@@ -134,44 +152,61 @@ Shape ShapeOptions::shape(const std::optional<Shape>& defaults) const {
   return shape;
 }
 
-void CostOptions::add_to(CLI::App& app) {
-  const auto list = [&](const char* name, std::vector<std::string>& values, const char* type, const char* help,
-                        const char* group) {
-    app.add_option(name, values, help)->delimiter(',')->allow_extra_args(false)->type_name(type)->group(group);
-  };
-  const auto value = [&](const char* name, std::string& text, const char* type, const char* help, const char* group) {
-    app.add_option(name, text, help)->type_name(type)->group(group);
-  };
+namespace {
 
+void add_costs(CLI::App& app, const char* name, std::vector<std::string>& values, const char* type, const char* help,
+               const char* group) {
+  add_list(app, name, values, help)->type_name(type)->group(group);
+}
+
+void add_value(CLI::App& app, const char* name, std::string& text, const char* type, const char* help,
+               const char* group) {
+  app.add_option(name, text, help)->type_name(type)->group(group);
+}
+
+constexpr auto differences = "Ranks that differ";
+
+}  // namespace
+
+void CostOptions::add_durations_to(CLI::App& app) {
   constexpr auto durations = "Durations of one stage (1.5ms, 850us, …; a bare number is ms; A,B,… is one per stage)";
-  list("--forward,-f", forward, "TIME", "F, forward (1ms)", durations);
-  list("--backward,-b", backward, "TIME", "B, the full backward; I = B - W (2ms)", durations);
-  list("--weight,-w", weight, "TIME", "W, the weight-gradient half of B (1ms)", durations);
-  list("--overlapped", overlapped, "TIME", "F&B, one overlapped pair (F + B: no gain)", durations);
-  value("--costs", file, "FILE", "All costs, from a JSON file (dualpipe-costs), instead of those of stages", durations);
+  add_costs(app, "--forward,-f", forward, "TIME", "F, forward (1ms)", durations);
+  add_costs(app, "--backward,-b", backward, "TIME", "B, the full backward; I = B - W (2ms)", durations);
+  add_costs(app, "--weight,-w", weight, "TIME", "W, the weight-gradient half of B (1ms)", durations);
+  add_costs(app, "--overlapped", overlapped, "TIME", "F&B, one overlapped pair (F + B: no gain)", durations);
+  add_value(app, "--costs", file, "FILE", "All costs, from a JSON file (dualpipe-costs), instead of those of stages",
+            durations);
+  add_costs(app, "--speed", speed, "X", "Per rank: durations are divided by it (1)", differences);
+}
+
+bool CostOptions::durations_given() const {
+  return !forward.empty() || !backward.empty() || !weight.empty() || !overlapped.empty() || !speed.empty();
+}
+
+void CostOptions::add_to(CLI::App& app) {
+  add_durations_to(app);
 
   constexpr auto memory = "Memory of one stage (64MiB, 2GB, …)";
-  list("--activation-bytes", activation, "BYTES", "M_B: held from F to B or I, per micro-batch (0)", memory);
-  list("--weight-stash-bytes", weight_stash, "BYTES", "M_W: what of it stays until W (0)", memory);
-  list("--parameter-bytes", parameters, "BYTES", "Parameters (0)", memory);
-  list("--gradient-bytes", gradients, "BYTES", "Gradients; reduced between stages that share weights (0)", memory);
-  list("--optimizer-bytes", optimizer, "BYTES", "Optimizer state (0)", memory);
+  add_costs(app, "--activation-bytes", activation, "BYTES", "M_B: held from F to B or I, per micro-batch (0)", memory);
+  add_costs(app, "--weight-stash-bytes", weight_stash, "BYTES", "M_W: what of it stays until W (0)", memory);
+  add_costs(app, "--parameter-bytes", parameters, "BYTES", "Parameters (0)", memory);
+  add_costs(app, "--gradient-bytes", gradients, "BYTES", "Gradients; reduced between stages that share weights (0)",
+            memory);
+  add_costs(app, "--optimizer-bytes", optimizer, "BYTES", "Optimizer state (0)", memory);
 
   constexpr auto messages = "Communication";
-  value(
-      "--comm", communication, "MODEL",
+  add_value(
+      app, "--comm", communication, "MODEL",
       "latency: links never contend (default); links: each carries one message at a time; stream: a rank's messages go "
       "in order, as in NCCL",
       messages);
-  value("--latency", latency, "TIME", "Of one message (0)", messages);
-  value("--bandwidth", bandwidth, "BYTES/s", "Of a link, as 50GB/s; 0 is infinite (0)", messages);
-  list("--bytes", message, "BYTES", "Of a message: a stage's output, and its gradient (0)", messages);
+  add_value(app, "--latency", latency, "TIME", "Of one message (0)", messages);
+  add_value(app, "--bandwidth", bandwidth, "BYTES/s", "Of a link, as 50GB/s; 0 is infinite (0)", messages);
+  add_costs(app, "--bytes", message, "BYTES", "Of a message: a stage's output, and its gradient (0)", messages);
 
-  constexpr auto differences = "Ranks that differ";
-  value("--launch", launch, "TIME", "Overhead between two ops of a rank (0)", differences);
-  list("--speed", speed, "X", "Per rank: durations are divided by it (1)", differences);
-  value("--jitter", jitter, "X", "Durations vary evenly by up to this share (0)", differences);
-  value("--seed", seed, "N", "Of the jitter (0)", differences);
+  add_value(app, "--launch", launch, "TIME", "Overhead between two ops of a rank (0)", differences);
+  add_value(app, "--jitter", jitter, "X", "Durations vary evenly by up to this share (0)", differences);
+  add_value(app, "--seed", seed, "N", "Of the jitter (0)", differences);
   app.add_flag("--release-early", release_early, "An F&B pair hands over F and B when each is ready, not at its end")
       ->group(differences);
 }
@@ -242,11 +277,11 @@ Costs CostOptions::costs() const {
   return costs;
 }
 
-void ScheduleOptions::add_to(CLI::App& app) {
-  app.add_option("SCHEDULE", source,
+void ScheduleOptions::add_to(CLI::App& app, const std::string& name) {
+  app.add_option(name, source,
                  "A name of the catalog (see `dualpipe-sim schedules`), or a CSV or JSON file; - reads one")
       ->required()
-      ->type_name("");
+      ->type_name(name.starts_with('-') ? "NAME|FILE" : "");
   shape.add_to(app);
   app.add_option("--chains", chains, "Of a CSV file: how many chains its stages are; 2 for DualPipe (1)")
       ->type_name("N")
@@ -278,23 +313,29 @@ const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded) {
   return program != nullptr ? program->schedule : std::get<Schedule>(loaded);
 }
 
-Program lower_valid(std::variant<Schedule, Program> loaded) {
+Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations) {
   const auto violations = std::visit([](const auto& each) { return validate(each); }, loaded);
   if (!violations.empty()) {
-    throw InputError(fmt::format("the schedule '{}' is not valid:\n{}", schedule_of(loaded).name,
-                                 violations_text(violations, schedule_of(loaded).placement)));
+    const Placement& placement = schedule_of(loaded).placement;
+    const bool may_be_two_chains = placement.chains() == 1 && placement.stages() == 2 * placement.ranks;
+    throw InputError(
+        fmt::format("the schedule '{}' is not valid:\n{}{}", printable(schedule_of(loaded).name),
+                    violations_text(violations, placement, all_violations ? violations.size() : 20),
+                    may_be_two_chains ? "if its stages are two chains, as DualPipe's, say --chains 2" : ""));
   }
   if (auto* program = std::get_if<Program>(&loaded)) return std::move(*program);
   return lower(std::get<Schedule>(std::move(loaded)));
 }
 
-std::string violations_text(const std::vector<Violation>& violations, const Placement& placement) {
-  constexpr std::size_t shown_max = 20;
+std::string violations_text(const std::vector<Violation>& violations, const Placement& placement,
+                            std::size_t shown_max) {
   std::string text;
   for (std::size_t i = 0; i < std::min(violations.size(), shown_max); ++i) {
     text += "  " + to_text(violations[i], placement) + "\n";
   }
-  if (violations.size() > shown_max) text += fmt::format("  … and {} more\n", violations.size() - shown_max);
+  if (violations.size() > shown_max) {
+    text += fmt::format("  … and {} more (dualpipe-sim validate --all lists them)\n", violations.size() - shown_max);
+  }
   return text;
 }
 

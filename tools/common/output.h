@@ -12,6 +12,9 @@ namespace dualpipe {
 // changed.
 void write_output(const std::string& path, const std::function<void(std::ostream&)>& write);
 
+// Throws what write_output() would throw for a path that cannot be written, before the work whose result goes there.
+void check_output(const std::string& path);
+
 // Standard output is a terminal that wants colour (NO_COLOR is not set).
 [[nodiscard]] bool terminal_has_color();
 // Its columns, or `otherwise` where it is none.

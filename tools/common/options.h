@@ -1,4 +1,4 @@
-// What the subcommands have in common on the command line: the shape, the costs, and where a schedule comes from.
+// What the tools have in common on the command line: the shape, the costs, and where a schedule comes from.
 #pragma once
 
 #include <fmt/core.h>
@@ -28,6 +28,10 @@ auto value_of(std::string_view option, const std::string& text, Parse parse) {
   }
 }
 
+// An option whose value is a list with commas. An empty item is wrong usage.
+CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                      const std::string& help);
+
 // Values stay text until they are used: a wrong one is bad input (exit 1), not wrong usage (exit 2).
 struct ShapeOptions {
   std::string ranks;
@@ -49,6 +53,9 @@ struct CostOptions {
   bool release_early = false;
 
   void add_to(CLI::App& app);
+  // Those of a stage's ops and of the ranks' speed alone.
+  void add_durations_to(CLI::App& app);
+  [[nodiscard]] bool durations_given() const;
   // Throws InputError.
   [[nodiscard]] Costs costs() const;
 
@@ -62,17 +69,19 @@ struct ScheduleOptions {
   std::string chains;
   ShapeOptions shape;
 
-  void add_to(CLI::App& app);
+  // `name`: of the option, or of the argument without dashes, that names the source.
+  void add_to(CLI::App& app, const std::string& name = "SCHEDULE");
   // A Program where the file has communication of its own. Throws InputError; does not validate.
   [[nodiscard]] std::variant<Schedule, Program> load() const;
 };
 
 [[nodiscard]] const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded);
 
-// Lowers a schedule. Throws InputError if a rule is broken, naming all that are.
-[[nodiscard]] Program lower_valid(std::variant<Schedule, Program> loaded);
+// Lowers a schedule. Throws InputError if a rule is broken, naming what breaks it: a screenful, or all.
+[[nodiscard]] Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations = false);
 
-// One per line, no more than a screenful.
-[[nodiscard]] std::string violations_text(const std::vector<Violation>& violations, const Placement& placement);
+// One per line.
+[[nodiscard]] std::string violations_text(const std::vector<Violation>& violations, const Placement& placement,
+                                          std::size_t shown_max);
 
 }  // namespace dualpipe

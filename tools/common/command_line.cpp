@@ -1,0 +1,51 @@
+#include "tools/common/command_line.h"
+
+#include <csignal>
+#include <exception>
+#include <iostream>
+#include <new>
+#include <string>
+#include <string_view>
+
+namespace dualpipe {
+namespace {
+
+constexpr int exit_failed = 1;
+constexpr int exit_usage = 2;
+
+int report(std::string_view message) {
+  while (message.ends_with('\n')) message.remove_suffix(1);
+  std::cerr << "error: " << message << '\n';
+  return exit_failed;
+}
+
+// A shell variable that is not set makes an empty value; left to itself it would count as an option not given.
+void refuse_empty_values(CLI::App& app) {
+  const auto complaint = [](const std::string& value) {
+    return std::string(value.empty() ? "the value is empty" : "");
+  };
+  for (CLI::Option* option : app.get_options()) option->check(complaint);
+  for (CLI::App* subcommand : app.get_subcommands({})) refuse_empty_values(*subcommand);
+}
+
+}  // namespace
+
+int run_command_line(CLI::App& app, int argc, const char* const* argv, const std::function<void()>& run) {
+  refuse_empty_values(app);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow any more makes its write fail, with a message
+  try {
+    app.parse(argc, argv);
+    run();
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // help, version
+    std::cerr << "error: " << error.what() << "\nRun with --help for more.\n";
+    return exit_usage;
+  } catch (const std::bad_alloc&) {
+    return report("out of memory: the schedule is too large for this machine; use fewer micro-batches or ranks");
+  } catch (const std::exception& error) {
+    return report(error.what());
+  }
+}
+
+}  // namespace dualpipe
