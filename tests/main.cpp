@@ -1,3 +1,3 @@
-// The tests of the library, in one program that is run suite by suite (see CMakeLists.txt).
-#define BOOST_TEST_MODULE sim
+// The tests of the libraries, in programs that are run suite by suite (see CMakeLists.txt).
+#define BOOST_TEST_MODULE dualpipe
 #include <boost/test/unit_test.hpp>

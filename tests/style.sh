@@ -23,7 +23,7 @@ is_listed() {
   local file=$1 folder=${1%%/*}
   case $file in
     tests/consumer/* | tests/fuzz/*) return 0 ;;  # lists of their own, by rule
-    tests/*/*_test.cpp) grep -qE "^dualpipe_test_suites\((.* )?$(test_dir "$file") (.* )?$(test_name "$file")[ )]" tests/CMakeLists.txt ;;
+    tests/*/*_test.cpp) grep -qE "^ *dualpipe_test_suites\((.* )?$(test_dir "$file") (.* )?$(test_name "$file")[ )]" tests/CMakeLists.txt ;;
     *) grep -qE "(^|[ (])${file#"$folder"/}([ )]|\$)" "$folder/CMakeLists.txt" ;;
   esac
 }
@@ -31,10 +31,10 @@ is_listed() {
 test_dir() { basename "$(dirname "$1")"; }
 test_name() { basename "$1" _test.cpp; }
 
-mapfile -t sources < <(find sim tools tests \( -name '*.h' -o -name '*.cpp' \) | sort)
-mapfile -t headers < <(find sim tools tests -name '*.h' | sort)
+mapfile -t sources < <(find sim exec tools tests \( -name '*.h' -o -name '*.cpp' \) | sort)
+mapfile -t headers < <(find sim exec tools tests -name '*.h' | sort)
 mapfile -t tests < <(find tests -name '*_test.cpp' | sort)
-mapfile -t texts < <(find . -path ./.git -prune -o -path ./build -prune -o -type f \
+mapfile -t texts < <(find . -path ./.git -prune -o -path ./build -prune -o -path ./.torch -prune -o -type f \
   \( -name '*.h' -o -name '*.cpp' -o -name '*.sh' -o -name '*.md' -o -name 'CMake*' -o -name '*.cmake' -o -path './.ci/*' \) -print |
   sed 's|^\./||' | sort)
 
@@ -59,9 +59,9 @@ for file in "${tests[@]}"; do
     violation "$file:1: its first suite is not $suite"
 done
 
-# sim/ is silent, and leaves the process alone.
-mapfile -t library < <(find sim -name '*.h' -o -name '*.cpp' | sort)
-forbid "a library does not print or exit" 'std::(cout|cerr|clog|exit|abort|printf|puts)\>|\<(printf|exit|abort)\(' "${library[@]}"
+# The libraries are silent, and leave the process alone.
+mapfile -t library < <(find sim exec -name '*.h' -o -name '*.cpp' | sort)
+forbid "a library does not print or exit" 'std::(cout|cerr|clog|exit|abort|printf|puts)\>|\<(printf|exit)\(|\<abort\(\)' "${library[@]}"
 
 echo "${#texts[@]} files, $violations violations"
 ((violations == 0))

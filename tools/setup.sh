@@ -1,58 +1,101 @@
 #!/usr/bin/env bash
-# Installs what is missing, from the packages of Debian 12.
+# Installs what is missing: packages of Debian 12, and for dualpipe-run LibTorch, into .torch/.
 #
 #   tools/setup.sh tool   to build dualpipe-sim
+#   tools/setup.sh run    and dualpipe-run (1.3 GB)
 #   tools/setup.sh test   and to build and run all tests and benchmarks (the default)
 #   tools/setup.sh fuzz   and to fuzz the parsers
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 tool=(g++ cmake ninja-build libcli11-dev libfmt-dev nlohmann-json3-dev)
+run=(python3-pip)
 test=(libboost-test-dev libbenchmark-dev clang-format-14)
 fuzz=(clang libclang-rt-14-dev)
 
 case ${1:-test} in
   tool) wanted=("${tool[@]}") ;;
-  test) wanted=("${tool[@]}" "${test[@]}") ;;
-  fuzz) wanted=("${tool[@]}" "${test[@]}" "${fuzz[@]}") ;;
+  run) wanted=("${tool[@]}" "${run[@]}") ;;
+  test) wanted=("${tool[@]}" "${run[@]}" "${test[@]}") ;;
+  fuzz) wanted=("${tool[@]}" "${run[@]}" "${test[@]}" "${fuzz[@]}") ;;
   *)
-    echo "usage: tools/setup.sh [tool|test|fuzz]" >&2
+    echo "usage: tools/setup.sh [tool|run|test|fuzz]" >&2
     exit 2
     ;;
 esac
-
-if ! command -v apt-get >/dev/null; then
-  echo "setup: not a Debian system. What these Debian packages hold has to be there: ${wanted[*]}"
-  exit 0
-fi
 
 is_installed() {
   [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
 
-missing=()
-for package in "${wanted[@]}"; do
-  is_installed "$package" || missing+=("$package")
-done
-if ((${#missing[@]} == 0)); then
-  echo "setup: all packages are installed"
-  exit 0
-fi
-
 as_root=()
-if ((EUID != 0)); then
-  if ! command -v sudo >/dev/null; then
-    echo "error: packages are missing, and there is no sudo. As root: apt-get install ${missing[*]}" >&2
-    exit 1
-  fi
-  as_root=(sudo)
-fi
-
 # A script must not wait for an answer, nor fail because another one is installing just now.
 apt_get() {
   ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@"
 }
 
-echo "setup: installing ${missing[*]}"
-apt_get update
-apt_get install --yes --no-install-recommends "${missing[@]}" >/dev/null
+install_packages() {
+  if ! command -v apt-get >/dev/null; then
+    echo "setup: not a Debian system. What these Debian packages hold has to be there: $*"
+    return
+  fi
+
+  local missing=() package
+  for package in "$@"; do
+    is_installed "$package" || missing+=("$package")
+  done
+  if ((${#missing[@]} == 0)); then
+    echo "setup: all packages are installed"
+    return
+  fi
+
+  if ((EUID != 0)); then
+    if ! command -v sudo >/dev/null; then
+      echo "error: packages are missing, and there is no sudo. As root: apt-get install ${missing[*]}" >&2
+      exit 1
+    fi
+    as_root=(sudo)
+  fi
+  echo "setup: installing ${missing[*]}"
+  apt_get update
+  apt_get install --yes --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# The C++ library out of PyTorch's wheel, and the two of its dependencies that libtorch_cpu.so itself loads. Which
+# Python the wheel is for does not matter.
+torch=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+
+# Whether cmake/FindLibTorch.cmake finds one that is recent enough without .torch/.
+has_torch() {
+  [[ -n ${TORCH_ROOT:-} ]] || python3 -c '
+from importlib.metadata import version
+assert tuple(map(int, version("torch").split(".")[:2])) >= (2, 7)' 2>/dev/null
+}
+
+# A complete .torch holds the list of what is in it.
+install_torch() {
+  if has_torch; then
+    echo "setup: there is a LibTorch"
+    return
+  fi
+  if [[ $(cat .torch/installed 2>/dev/null) == "${torch[*]}" ]]; then
+    echo "setup: LibTorch is installed in .torch/"
+    return
+  fi
+  local python=python3
+  [[ ! -x /usr/bin/python3 ]] || python=/usr/bin/python3  # the one that has Debian's pip
+  echo "setup: installing ${torch[*]} into .torch/ (a download of 540 MB)"
+  rm -rf .torch .torch.new
+  "$python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore \
+    --no-deps --no-compile --only-binary=:all: --python-version 3.11 --implementation cp --target .torch.new "${torch[@]}"
+  # Not needed to build with it: Python's part.
+  rm -rf .torch.new/bin .torch.new/functorch .torch.new/torchgen
+  echo "${torch[*]}" >.torch.new/installed
+  mv .torch.new .torch
+}
+
+install_packages "${wanted[@]}"
+case ${1:-test} in
+  run | test | fuzz) install_torch ;;
+esac
 echo "setup: done"

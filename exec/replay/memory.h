@@ -1,0 +1,41 @@
+// Which thread holds how much of the memory of tensors.
+//
+// While a thread has a MemoryMeter, what it allocates through LibTorch's CPU allocator is charged to it, until it is
+// freed, by whichever thread. A tensor that goes to another rank is charged to the receiver from when that takes it.
+// Not seen: what LibTorch allocates on threads of its own (at::set_num_threads above 1), and buffers inside of its
+// matrix libraries.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+class MemoryAccount;
+
+// Measures the calling thread while it lives; one at a time.
+class MemoryMeter {
+ public:
+  MemoryMeter();
+  ~MemoryMeter();
+  MemoryMeter(const MemoryMeter&) = delete;
+  MemoryMeter& operator=(const MemoryMeter&) = delete;
+
+  // What is held now, and the most that was, above what was held at first.
+  [[nodiscard]] Bytes held() const;
+  [[nodiscard]] Bytes peak() const;
+
+ private:
+  std::shared_ptr<MemoryAccount> account_;
+  Bytes first_;
+};
+
+// The storage of a tensor leaves the thread that it is charged to, and is charged to the calling thread. Both leave a
+// tensor alone that was allocated while nobody measured.
+void charge_to_nobody(const at::Tensor& tensor);
+void charge_to_this_thread(const at::Tensor& tensor);
+
+}  // namespace dualpipe

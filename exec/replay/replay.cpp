@@ -1,0 +1,354 @@
+#include "exec/replay/replay.h"
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/AutogradState.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <chrono>
+#include <optional>
+#include <utility>
+
+#include "exec/replay/memory.h"
+
+namespace dualpipe {
+namespace {
+
+Time time_of(std::chrono::steady_clock::time_point point) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(point.time_since_epoch()).count();
+}
+
+Time now() { return time_of(std::chrono::steady_clock::now()); }
+
+// Autograd runs a backward on the thread that calls it. (On a GPU it has one thread per device for all callers.)
+class BackwardOnThisThread {
+ public:
+  BackwardOnThisThread() { set(false); }
+  ~BackwardOnThisThread() { set(before_); }
+  BackwardOnThisThread(const BackwardOnThisThread&) = delete;
+  BackwardOnThisThread& operator=(const BackwardOnThisThread&) = delete;
+
+ private:
+  static void set(bool enabled) { c10::AutogradState::get_tls_state().set_multithreading_enabled(enabled); }
+  bool before_ = c10::AutogradState::get_tls_state().get_multithreading_enabled();
+};
+
+// A value for each input or output of the rank's ops: by stage of the rank, direction and micro-batch.
+template <typename Value>
+class Table {
+ public:
+  Table(std::size_t stages, std::size_t micro_batches)
+      : micro_batches_(micro_batches), values_(2 * stages * micro_batches) {}
+
+  [[nodiscard]] Value& at(std::size_t stage, bool forward, std::uint32_t micro_batch) {
+    return values_[(2 * stage + (forward ? 0 : 1)) * micro_batches_ + micro_batch];
+  }
+
+ private:
+  std::size_t micro_batches_;
+  std::vector<Value> values_;
+};
+
+// Who is next to a stage in its chain, and its number among the stages of this rank if it is one of them.
+struct Neighbour {
+  enum class Where : std::uint8_t { nowhere, this_rank, other_rank };
+  Where where = Where::nowhere;
+  std::size_t index = 0;
+};
+
+struct HeldStage {
+  Stage* stage = nullptr;  // null: another rank's
+  std::size_t index = 0;   // among those of this rank
+  Neighbour previous;
+  Neighbour next;
+};
+
+// By stage.
+std::vector<HeldStage> held_stages(const Placement& placement, int rank, std::span<Stage* const> stages) {
+  const auto here = placement.stages_on(rank);
+  const auto neighbour = [&](std::optional<int> stage) -> Neighbour {
+    if (!stage) return {};
+    const auto found = std::ranges::find(here, *stage);
+    if (found == here.end()) return {Neighbour::Where::other_rank, 0};
+    return {Neighbour::Where::this_rank, static_cast<std::size_t>(found - here.begin())};
+  };
+  std::vector<HeldStage> held(placement.rank_of.size());
+  for (std::size_t i = 0; i < here.size(); ++i) {
+    const auto stage = static_cast<std::size_t>(here[i]);
+    assert(stages[stage] != nullptr);
+    held[stage] = {stages[stage], i, neighbour(placement.previous(here[i])), neighbour(placement.next(here[i]))};
+  }
+  return held;
+}
+
+// A RECV that was posted.
+struct Posted {
+  const Op* message = nullptr;
+  Time time = 0;
+};
+
+class Replay {
+ public:
+  Replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
+         const ReplayOptions& options)
+      : program_(program),
+        rank_(rank),
+        ops_(program.schedule.rank(rank)),
+        messages_(messages_of(program, rank)),
+        transport_(transport),
+        options_(options),
+        record_(record),
+        held_(held_stages(program.schedule.placement, rank, stages)),
+        results_(program.schedule.placement.stages_on(rank).size(), program.schedule.micro_batches),
+        receives_(program.schedule.placement.stages_on(rank).size(), program.schedule.micro_batches) {
+    record_.ops.assign(ops_.size(), {});
+    record_.communication.assign(messages_.size(), {});
+    record_.waited.assign(ops_.size(), 0);
+    record_.done = 0;
+    record_.peak_activations = 0;
+    record_.losses.clear();
+  }
+
+  void run() {
+    const c10::AutoGradMode gradients(c10::GradMode::is_enabled() && !options_.forward_only);
+    const BackwardOnThisThread guard;
+    time_ = now();
+    for (std::size_t position = 0; position < ops_.size();) {
+      issue(position);
+      const auto unit = ops_.subspan(position, unit_size(ops_.subspan(position)));
+      if (const auto wanted = without_skipped(unit); !wanted.empty()) run_unit(position, wanted);
+      position += unit.size();
+      record_.done = position;
+    }
+    issue(ops_.size());
+    for (const Op* reduction : reductions_) reduce(*reduction);
+  }
+
+  // What it is at: "3B7".
+  [[nodiscard]] std::string at() const { return at_.empty() ? "its start" : cell_text(at_); }
+
+  // Only when all is done, since to read one may wait for a device.
+  void read_losses() {
+    for (const at::Tensor& loss : losses_) record_.losses.push_back(loss.item<double>());
+  }
+
+ private:
+  [[nodiscard]] static std::span<const Op> messages_of(const Program& program, int rank) {
+    const std::size_t begin = program.slot_begin[program.slot_index(rank, 0)];
+    const std::size_t end = program.slot_begin[program.slot_index(rank, program.schedule.rank(rank).size()) + 1];
+    return std::span(program.communication).subspan(begin, end - begin);
+  }
+
+  // The forward of a pair comes first.
+  [[nodiscard]] std::span<const Op> without_skipped(std::span<const Op> unit) const {
+    if (!options_.forward_only) return unit;
+    return unit.first(unit[0].kind == Kind::forward ? 1 : 0);
+  }
+  [[nodiscard]] bool skips_message(Kind kind) const {
+    return options_.forward_only && kind != Kind::send_forward && kind != Kind::receive_forward;
+  }
+
+  [[nodiscard]] const HeldStage& held(Op op) const { return held_[op.stage]; }
+  [[nodiscard]] Span& span_of(const Op& message) {
+    return record_.communication[static_cast<std::size_t>(&message - messages_.data())];
+  }
+
+  // What stands in the slot before an op. `time_` goes along: one thing begins when the one before it has ended.
+  void issue(std::size_t position) {
+    for (const Op& message : program_.slot(rank_, position)) {
+      if (skips_message(message.kind)) continue;
+      at_ = {&message, 1};
+      if (is_send(message.kind)) {
+        send(message);
+      } else if (is_receive(message.kind)) {
+        transport_.post_receive(message);
+        const bool forward = message.kind == Kind::receive_forward;
+        receives_.at(held(message).index, forward, message.micro_batch) = {&message, time_};
+      } else if (message.kind == Kind::reduce_gradients) {
+        reductions_.push_back(&message);
+      }
+    }
+  }
+
+  void send(const Op& message) {
+    at::Tensor result = take_result(held(message).index, message.kind == Kind::send_forward, message.micro_batch);
+    charge_to_nobody(result);
+    transport_.send(message, std::move(result));
+    const Time start = std::exchange(time_, now());
+    span_of(message) = {start, time_};
+  }
+
+  // One op, or the two of a pair.
+  void run_unit(std::size_t position, std::span<const Op> unit) {
+    at_ = unit;
+    if (options_.before_op) std::ranges::for_each(unit, options_.before_op);
+    std::array<at::Tensor, 2> inputs;
+    for (std::size_t i = 0; i < unit.size(); ++i) inputs[i] = input_of(unit[i]);
+    const Time start = now();
+    record_.waited[position] = start - time_;
+    count_forwards(unit);
+    if (unit.size() == 2) {
+      run_pair(unit[0], unit[1], std::move(inputs[0]), std::move(inputs[1]));
+    } else {
+      run_op(unit[0], std::move(inputs[0]));
+    }
+    time_ = now();
+    for (std::size_t i = 0; i < unit.size(); ++i) record_.ops[position + i] = {start, time_};
+    count_backwards(unit);
+  }
+
+  void run_op(Op op, at::Tensor input) {
+    Stage& stage = *held(op).stage;
+    switch (op.kind) {
+      case Kind::forward:
+        return keep_output(op, stage.forward(op.micro_batch, std::move(input)));
+      case Kind::backward:
+        return keep_input_gradient(op, stage.backward(op.micro_batch, std::move(input)));
+      case Kind::input_gradient:
+        return keep_input_gradient(op, stage.backward_input(op.micro_batch, std::move(input)));
+      default:
+        assert(op.kind == Kind::weight_gradient);
+        return stage.backward_weight(op.micro_batch);
+    }
+  }
+
+  void run_pair(Op ahead, Op back, at::Tensor input, at::Tensor gradient) {
+    Overlapped results = forward_backward(*held(ahead).stage, ahead.micro_batch, std::move(input), *held(back).stage,
+                                          back.micro_batch, std::move(gradient));
+    keep_output(ahead, std::move(results.output));
+    keep_input_gradient(back, std::move(results.input_gradient));
+  }
+
+  // An activation is held from the start of its F to the end of its B or I; for evaluation, while F runs.
+  void count_forwards(std::span<const Op> unit) {
+    activations_ += static_cast<int>(std::ranges::count(unit, Kind::forward, &Op::kind));
+    record_.peak_activations = std::max(record_.peak_activations, activations_);
+  }
+  void count_backwards(std::span<const Op> unit) {
+    const auto ends = [&](Op op) { return options_.forward_only || is_backward_half(op.kind); };
+    activations_ -= static_cast<int>(std::ranges::count_if(unit, ends));
+  }
+
+  // Undefined where the op takes none: W, and at the ends of a chain.
+  [[nodiscard]] at::Tensor input_of(Op op) {
+    if (op.kind == Kind::weight_gradient) return {};
+    const bool forward = op.kind == Kind::forward;
+    const Neighbour& from = forward ? held(op).previous : held(op).next;
+    switch (from.where) {
+      case Neighbour::Where::this_rank:
+        return take_result(from.index, forward, op.micro_batch);
+      case Neighbour::Where::other_rank:
+        return receive(op, forward);
+      default:
+        return {};
+    }
+  }
+
+  [[nodiscard]] at::Tensor receive(Op op, bool forward) {
+    const auto [message, posted] = receives_.at(held(op).index, forward, op.micro_batch);
+    assert(message != nullptr && "its message was not posted");
+    Received received = transport_.wait(*message);
+    const Time arrived = time_of(received.arrived);
+    span_of(*message) = {std::min(posted, arrived), arrived};
+    charge_to_this_thread(received.tensor);
+    return std::move(received.tensor);
+  }
+
+  void keep_output(Op op, at::Tensor output) {
+    if (held(op).next.where == Neighbour::Where::nowhere) {
+      losses_.push_back(std::move(output));
+    } else {
+      results_.at(held(op).index, true, op.micro_batch) = std::move(output);
+    }
+  }
+  void keep_input_gradient(Op op, at::Tensor gradient) {
+    if (held(op).previous.where == Neighbour::Where::nowhere) return;
+    results_.at(held(op).index, false, op.micro_batch) = std::move(gradient);
+  }
+  [[nodiscard]] at::Tensor take_result(std::size_t stage, bool forward, std::uint32_t micro_batch) {
+    auto& result = results_.at(stage, forward, micro_batch);
+    assert(result && "taken before it was made, or twice");
+    at::Tensor tensor = std::move(*result);
+    result.reset();
+    return tensor;
+  }
+
+  void reduce(const Op& reduction) {
+    at_ = {&reduction, 1};
+    std::vector<at::Tensor> gradients;
+    for (const at::Tensor& parameter : held(reduction).stage->parameters()) {
+      at::Tensor& gradient = parameter.mutable_grad();
+      if (!gradient.defined()) gradient = parameter.detach().clone().zero_();
+      gradients.push_back(gradient);
+    }
+    time_ = now();
+    transport_.reduce(reduction, gradients);
+    const Time start = std::exchange(time_, now());
+    span_of(reduction) = {start, time_};
+  }
+
+  const Program& program_;
+  const int rank_;
+  const std::span<const Op> ops_;
+  const std::span<const Op> messages_;  // of all slots of the rank
+  Transport& transport_;
+  const ReplayOptions& options_;
+  RankRecord& record_;
+
+  std::vector<HeldStage> held_;               // by stage
+  Table<std::optional<at::Tensor>> results_;  // made, and not yet sent or used
+  Table<Posted> receives_;
+  std::vector<const Op*> reductions_;  // reached
+  std::vector<at::Tensor> losses_;
+  int activations_ = 0;
+  Time time_ = 0;           // when the last thing ended
+  std::span<const Op> at_;  // what it is at
+};
+
+// In a handler: what the exception says, without the stack trace that LibTorch adds.
+std::string current_cause() {
+  try {
+    throw;
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    return error.what();
+  } catch (...) {
+    return "an exception without a message";
+  }
+}
+
+}  // namespace
+
+void replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
+            const ReplayOptions& options) {
+  const MemoryMeter meter;
+  Replay replay(program, rank, stages, transport, record, options);
+  const auto close = [&] {
+    replay.read_losses();
+    record.peak_memory = meter.peak();
+  };
+  const auto fail = [&] {
+    const std::string text = fmt::format("rank {} failed in {}: {}", rank, replay.at(), current_cause());
+    transport.abort(text);
+    close();
+    return ReplayError(text);
+  };
+  try {
+    replay.run();
+  } catch (const TimeoutError&) {
+    throw fail();
+  } catch (const TransportError&) {  // another rank failed, and said why
+    close();
+    throw;
+  } catch (...) {
+    throw fail();
+  }
+  close();
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,59 @@
+// Runs one rank's part of a Program, and records what happened. It knows nothing of schedules: it does what the Program
+// says, slot by slot.
+//
+//     for each op: issue the slot before it (sends, receives posted) → wait for its inputs → run it
+//     then the reductions, in their order
+//
+// A reduction waits for other ranks and so may not hold up an op that one of these needs. In the simulator it has a
+// lane of its own; here the rank comes to it when its ops are done.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "exec/stage/stage.h"
+#include "exec/transport/transport.h"
+#include "sim/schedule/program.h"
+#include "sim/simulate/timeline.h"
+
+namespace dualpipe {
+
+// A rank failed in an op: which, and why.
+class ReplayError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// What one rank did in one step; times by the host's monotonic clock. All spans are of the rank's part of the Program,
+// in its order; those that were not reached are empty.
+struct RankRecord {
+  std::vector<Span> ops;            // both of a pair have the pair's
+  std::vector<Span> communication;  // a send: when it was handed over; a receive: from its post, or its arrival if
+                                    // that was earlier, until it was there
+  std::vector<Time> waited;         // before each op, for its inputs; of a pair at its first
+  std::size_t done = 0;             // ops that ran
+  int peak_activations = 0;         // forwards whose B or I had not ended
+  Bytes peak_memory = 0;            // allocated by the rank's thread, above what it held when the step began
+  std::vector<double> losses;       // of the micro-batches, in the order in which their last stage ran
+};
+
+struct ReplayOptions {
+  bool forward_only = false;          // skip all but F and its messages, with gradients off (evaluation)
+  std::function<void(Op)> before_op;  // for tests: called before each op
+};
+
+// `stages`: by stage of the placement; null for those of other ranks. Throws ReplayError naming rank, op and cause
+// after it has aborted the transport, or TransportError if another rank did; `record` then holds what was done so far.
+void replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
+            const ReplayOptions& options = {});
+
+// The records of all ranks as one Timeline whose time 0 is the first start. A message travels from when it was handed
+// over until it was there. What was not reached stands, empty, at the end.
+[[nodiscard]] Timeline merge(const Program& program, std::span<const RankRecord> records);
+
+}  // namespace dualpipe

@@ -1,0 +1,53 @@
+// A stage whose backward is autograd's. A model derives from it and writes down its forward alone.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/edge.h>
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "exec/stage/deferred.h"
+#include "exec/stage/stage.h"
+
+namespace dualpipe {
+
+// What it holds of a micro-batch: from F to B or I, the autograd graph and the input (not the output, unless the graph
+// needs it); from I to W, what the deferred weight gradients need.
+//
+// I defers the weight gradients of layers made with `deferred::`. Those of parameters used in any other way are
+// computed in I, and W does nothing for them: correct, but I is then longer and W shorter than they could be. In a
+// first stage, whose input needs no gradient, I computes the gradients that lead down to the first parameters.
+class AutogradStage : public Stage {
+ public:
+  [[nodiscard]] at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) final;
+  [[nodiscard]] at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) final;
+  [[nodiscard]] at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) final;
+  void backward_weight(std::uint32_t micro_batch) final;
+
+ protected:
+  // The gradient of the last stage's output, the loss, is `loss_scale`.
+  explicit AutogradStage(double loss_scale) : loss_scale_(loss_scale) {}
+
+  // The output for the next stage, or the loss. `input` is undefined in a first stage.
+  [[nodiscard]] virtual at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) = 0;
+
+  // For the layers.
+  [[nodiscard]] WeightGradients& weight_gradients() { return weight_gradients_; }
+
+ private:
+  struct Held {
+    at::Tensor input;            // a leaf
+    torch::autograd::Edge root;  // where the backward starts; none if the output depends on no leaf
+    std::vector<WeightGradient> weight_gradients;
+  };
+  Held take(std::uint32_t micro_batch);
+  at::Tensor differentiate(Held& held, at::Tensor gradient) const;
+
+  WeightGradients weight_gradients_;
+  std::map<std::uint32_t, Held> held_;  // by micro-batch
+  double loss_scale_;
+};
+
+}  // namespace dualpipe

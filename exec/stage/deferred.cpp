@@ -1,0 +1,198 @@
+#include "exec/stage/deferred.h"
+
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/embedding_dense_backward.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/native_layer_norm.h>
+#include <ATen/ops/native_layer_norm_backward.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cstddef>
+#include <optional>
+
+namespace dualpipe::deferred {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr auto gradients_key = "weight_gradients";
+
+void keep(AutogradContext* context, WeightGradients& gradients) {
+  context->saved_data[gradients_key] = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(&gradients));
+}
+
+WeightGradients& kept(AutogradContext* context) {
+  return *reinterpret_cast<WeightGradients*>(static_cast<std::intptr_t>(context->saved_data[gradients_key].toInt()));
+}
+
+// As autograd does: the first gradient is taken over (unless someone else sees it), those that follow are added in
+// place.
+void accumulate(const at::Tensor& parameter, at::Tensor gradient) {
+  if (!parameter.requires_grad() || !gradient.defined()) return;
+  at::Tensor& sum = parameter.mutable_grad();
+  if (sum.defined()) {
+    sum.add_(gradient);
+    return;
+  }
+  const bool is_alone = gradient.use_count() == 1 && gradient.storage().use_count() == 1;
+  sum = is_alone && gradient.is_contiguous() ? std::move(gradient) : gradient.clone(at::MemoryFormat::Contiguous);
+}
+
+// The functions below return no gradient for a parameter: `accumulate` has added it, or will. The parameter is an input
+// of theirs all the same, so that the graph reaches them when nothing else needs a gradient (in a first stage).
+
+struct Linear : torch::autograd::Function<Linear> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias, WeightGradients* gradients) {
+    context->save_for_backward({input, weight, bias.value_or(at::Tensor())});
+    keep(context, *gradients);
+    return at::linear(input, weight, bias);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor& weight = saved[1];
+    const at::Tensor& bias = saved[2];
+    const at::Tensor input = saved[0].detach();  // or W would hold the graph behind it
+    const at::Tensor gradient = output_gradients[0].reshape({-1, weight.size(0)});
+
+    at::Tensor input_gradient;
+    if (context->needs_input_grad(0)) input_gradient = gradient.mm(weight).view(input.sizes());
+    kept(context).add([input, weight, bias, gradient] {
+      if (weight.requires_grad()) accumulate(weight, gradient.t().mm(input.reshape({-1, weight.size(1)})));
+      if (bias.defined() && bias.requires_grad()) accumulate(bias, gradient.sum(0));
+    });
+    return {input_gradient, {}, {}, {}};
+  }
+};
+
+struct Embedding : torch::autograd::Function<Embedding> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& weight, const at::Tensor& indices,
+                            WeightGradients* gradients) {
+    context->save_for_backward({weight, indices});
+    keep(context, *gradients);
+    return at::embedding(weight, indices);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    kept(context).add([weight = saved[0], indices = saved[1], gradient = output_gradients[0]] {
+      constexpr std::int64_t no_padding = -1;
+      accumulate(weight, at::embedding_dense_backward(gradient, indices, weight.size(0), no_padding, false));
+    });
+    return {{}, {}, {}};
+  }
+};
+
+struct LayerNorm : torch::autograd::Function<LayerNorm> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
+                            const at::Tensor& bias, double epsilon, WeightGradients* gradients) {
+    auto [output, mean, rstd] = at::native_layer_norm(input, weight.sizes(), weight, bias, epsilon);
+    context->save_for_backward({input, weight, bias, mean, rstd});
+    keep(context, *gradients);
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const auto run = [input = saved[0].detach(), weight = saved[1], bias = saved[2], mean = saved[3], rstd = saved[4],
+                      gradient = output_gradients[0]](bool of_input, bool of_parameters) {
+      auto [input_gradient, weight_gradient, bias_gradient] = at::native_layer_norm_backward(
+          gradient, input, weight.sizes(), mean, rstd, weight, bias, {of_input, of_parameters, of_parameters});
+      accumulate(weight, std::move(weight_gradient));
+      accumulate(bias, std::move(bias_gradient));
+      return input_gradient;
+    };
+
+    WeightGradients& gradients = kept(context);
+    const bool of_input = context->needs_input_grad(0);
+    at::Tensor input_gradient;
+    if (!gradients.deferred()) {  // one kernel computes all
+      input_gradient = run(of_input, true);
+    } else {
+      if (of_input) input_gradient = run(true, false);
+      gradients.add([run] { static_cast<void>(run(false, true)); });
+    }
+    return {input_gradient, {}, {}, {}, {}};
+  }
+};
+
+using Apply = std::function<at::Tensor(const at::Tensor&)>;
+
+// Builds the layer's own graph inside, cut off from the stage's, and differentiates it part by part.
+struct Layer : torch::autograd::Function<Layer> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, at::TensorList parameters,
+                            const Apply* apply, WeightGradients* gradients) {
+    at::Tensor inner_input = input.detach();
+    inner_input.set_requires_grad(input.requires_grad());
+    at::Tensor inner_output;
+    {
+      const at::AutoGradMode with_gradients(true);
+      inner_output = (*apply)(inner_input);
+    }
+    variable_list saved = {inner_input, inner_output};
+    saved.insert(saved.end(), parameters.begin(), parameters.end());
+    context->save_for_backward(saved);
+    keep(context, *gradients);
+    return inner_output.detach();
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor& input = saved[0];
+    const at::Tensor& output = saved[1];
+    const at::Tensor& gradient = output_gradients[0];
+    variable_list parameters;
+    for (std::size_t i = 2; i < saved.size(); ++i) {
+      if (saved[i].requires_grad()) parameters.push_back(saved[i]);
+    }
+
+    WeightGradients& gradients = kept(context);
+    variable_list result(saved.size() + 1);  // of the input, the parameters and the two pointers
+    const auto differentiate = [output, gradient](const variable_list& inputs, bool again) {
+      return torch::autograd::grad({output}, inputs, {gradient}, again, false, /*allow_unused=*/true);
+    };
+    const auto add_up = [parameters](variable_list found) {
+      for (std::size_t i = 0; i < parameters.size(); ++i) accumulate(parameters[i], std::move(found[i]));
+    };
+    const bool of_parameters = !parameters.empty();
+    if (gradients.deferred()) {
+      if (input.requires_grad()) result[0] = differentiate({input}, /*again=*/of_parameters)[0];
+      if (of_parameters) gradients.add([=] { add_up(differentiate(parameters, false)); });
+    } else {
+      variable_list all = parameters;
+      if (input.requires_grad()) all.push_back(input);
+      variable_list found = differentiate(all, false);
+      if (input.requires_grad()) result[0] = found.back();
+      add_up(std::move(found));
+    }
+    return result;
+  }
+};
+
+}  // namespace
+
+at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                  const at::Tensor& bias) {
+  return Linear::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, &gradients);
+}
+
+at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices) {
+  return Embedding::apply(weight, indices, &gradients);
+}
+
+at::Tensor layer_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                      const at::Tensor& bias, double epsilon) {
+  return LayerNorm::apply(input, weight, bias, epsilon, &gradients);
+}
+
+at::Tensor layer(WeightGradients& gradients, const at::Tensor& input, const std::vector<at::Tensor>& parameters,
+                 const Apply& apply) {
+  if (!at::GradMode::is_enabled()) return apply(input);
+  return Layer::apply(input, at::TensorList(parameters), &apply, &gradients);
+}
+
+}  // namespace dualpipe::deferred

@@ -1,0 +1,80 @@
+// Layers whose weight gradients can wait: I computes the gradients of the inputs and keeps, per layer, what W needs for
+// those of the parameters (the layer's input and the gradient of its output).
+//
+// Each layer calls the kernels that plain autograd calls, with the same arguments, so the gradients have the same bits.
+// One exception: a parameter used by two layers of one stage; autograd adds its two gradients to each other before it
+// adds them to .grad, these layers add them one by one.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cassert>
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
+
+namespace dualpipe {
+
+// Computes parameter gradients of one layer and adds them to the parameters' .grad.
+using WeightGradient = std::function<void()>;
+
+// Where the layers of a stage bring their weight gradients: computed at once (B), or kept for later (I). One per stage,
+// used by the stage's thread alone; it must outlive the autograd graphs that the layers have built with it.
+class WeightGradients {
+ public:
+  WeightGradients() = default;
+  WeightGradients(const WeightGradients&) = delete;
+  WeightGradients& operator=(const WeightGradients&) = delete;
+
+  [[nodiscard]] bool deferred() const { return kept_ != nullptr; }
+  void add(WeightGradient gradient) {
+    if (deferred()) {
+      kept_->push_back(std::move(gradient));
+    } else {
+      gradient();
+    }
+  }
+
+ private:
+  friend class DeferWeightGradients;
+  std::vector<WeightGradient>* kept_ = nullptr;
+};
+
+// While it lives, weight gradients are kept in a list.
+class DeferWeightGradients {
+ public:
+  DeferWeightGradients(WeightGradients& gradients, std::vector<WeightGradient>& kept) : gradients_(gradients) {
+    assert(!gradients.deferred());
+    gradients_.kept_ = &kept;
+  }
+  ~DeferWeightGradients() { gradients_.kept_ = nullptr; }
+  DeferWeightGradients(const DeferWeightGradients&) = delete;
+  DeferWeightGradients& operator=(const DeferWeightGradients&) = delete;
+
+ private:
+  WeightGradients& gradients_;
+};
+
+namespace deferred {
+
+// at::linear; `bias` may be undefined.
+[[nodiscard]] at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                                const at::Tensor& bias);
+
+// at::embedding, with dense gradients.
+[[nodiscard]] at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices);
+
+// at::layer_norm over the last dimension.
+[[nodiscard]] at::Tensor layer_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                                    const at::Tensor& bias, double epsilon);
+
+// Any other layer: `apply` is a function of its argument and of `parameters`, which are leaves. I and W each go through
+// its autograd graph once, and all of the graph is held until W: cheap for one layer (a convolution, an RMSNorm), twice
+// the work for a network of many.
+[[nodiscard]] at::Tensor layer(WeightGradients& gradients, const at::Tensor& input,
+                               const std::vector<at::Tensor>& parameters,
+                               const std::function<at::Tensor(const at::Tensor&)>& apply);
+
+}  // namespace deferred
+}  // namespace dualpipe

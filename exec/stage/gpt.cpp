@@ -1,0 +1,188 @@
+// A GPT: token and position embeddings in the first stage; pre-norm blocks of causal attention and an MLP; the final
+// norm, a head of its own and the cross-entropy in the last stage.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <fmt/format.h>
+
+#include <optional>
+
+#include "exec/stage/autograd_stage.h"
+#include "exec/stage/layers.h"
+#include "exec/stage/models.h"
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+// The random streams of what is no block; blocks have their numbers.
+constexpr std::uint64_t embedding_stream = ~std::uint64_t{0};
+constexpr std::uint64_t head_stream = embedding_stream - 1;
+constexpr double linear_gain = 1;
+
+class Block {
+ public:
+  Block(Random random, const ModelShape& shape, const LayerOptions& options)
+      : heads_(shape.heads),
+        attention_norm_(shape.hidden, options),
+        query_key_value_(random, shape.hidden, 3 * shape.hidden, Linear::Bias::yes, linear_gain, options),
+        projection_(random, shape.hidden, shape.hidden, Linear::Bias::yes, linear_gain, options),
+        mlp_norm_(shape.hidden, options),
+        up_(random, shape.hidden, 4 * shape.hidden, Linear::Bias::yes, linear_gain, options),
+        down_(random, 4 * shape.hidden, shape.hidden, Linear::Bias::yes, linear_gain, options) {}
+
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const {
+    const at::Tensor x = input + projection_(attention(query_key_value_(attention_norm_(input))));
+    return x + down_(at::gelu(up_(mlp_norm_(x))));
+  }
+
+  void append_parameters(std::vector<at::Tensor>& all) const {
+    attention_norm_.append_parameters(all);
+    query_key_value_.append_parameters(all);
+    projection_.append_parameters(all);
+    mlp_norm_.append_parameters(all);
+    up_.append_parameters(all);
+    down_.append_parameters(all);
+  }
+
+ private:
+  // [batch, sequence, 3 * hidden] to [batch, sequence, hidden].
+  [[nodiscard]] at::Tensor attention(const at::Tensor& query_key_value) const {
+    const std::int64_t batch = query_key_value.size(0);
+    const std::int64_t sequence = query_key_value.size(1);
+    const std::int64_t hidden = query_key_value.size(2) / 3;
+    const at::Tensor heads =
+        query_key_value.view({batch, sequence, 3, heads_, hidden / heads_}).permute({2, 0, 3, 1, 4});
+    constexpr bool is_causal = true;
+    const at::Tensor mixed =
+        at::scaled_dot_product_attention(heads[0], heads[1], heads[2], std::nullopt, /*dropout_p=*/0.0, is_causal);
+    return mixed.transpose(1, 2).reshape({batch, sequence, hidden});
+  }
+
+  std::int64_t heads_;
+  LayerNorm attention_norm_;
+  Linear query_key_value_;
+  Linear projection_;
+  LayerNorm mlp_norm_;
+  Linear up_;
+  Linear down_;
+};
+
+struct Embeddings {
+  Embeddings(Random random, const ModelShape& shape, const LayerOptions& options)
+      : tokens(random, shape.vocabulary, shape.hidden, options),
+        positions(random, shape.sequence, shape.hidden, options),
+        every_position(at::arange(shape.sequence)) {}
+
+  Embedding tokens;
+  Embedding positions;
+  at::Tensor every_position;
+};
+
+struct Head {
+  Head(Random random, const ModelShape& shape, const LayerOptions& options)
+      : norm(shape.hidden, options),
+        logits(random, shape.hidden, shape.vocabulary, Linear::Bias::no, linear_gain, options) {}
+
+  LayerNorm norm;
+  Linear logits;
+};
+
+class GptStage final : public AutogradStage {
+ public:
+  GptStage(const ModelShape& shape, int stage, const Feed& feed) : AutogradStage(shape.loss_scale), feed_(feed) {
+    const LayerOptions options = {dtype(shape), &weight_gradients()};
+    const std::int64_t first = layers_before(shape, stage);
+    if (is_first(stage)) embeddings_.emplace(Random(shape.seed, embedding_stream), shape, options);
+    for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
+      blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first + i)), shape, options);
+    }
+    if (is_last(shape, stage)) head_.emplace(Random(shape.seed, head_stream), shape, options);
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> parameters() override {
+    std::vector<at::Tensor> all;
+    if (embeddings_) {
+      embeddings_->tokens.append_parameters(all);
+      embeddings_->positions.append_parameters(all);
+    }
+    for (const Block& block : blocks_) block.append_parameters(all);
+    if (head_) {
+      head_->norm.append_parameters(all);
+      head_->logits.append_parameters(all);
+    }
+    return all;
+  }
+
+ private:
+  at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) override {
+    const std::int64_t sample = feed_.first_micro_batch + micro_batch;
+    at::Tensor x = input;
+    if (embeddings_) {
+      x = embeddings_->tokens(feed_.data->input(feed_.step, sample)) +
+          embeddings_->positions(embeddings_->every_position);
+    }
+    for (const Block& block : blocks_) x = block(x);
+    if (!head_) return x;
+    const at::Tensor logits = head_->logits(head_->norm(x));
+    return at::cross_entropy_loss(logits.flatten(0, 1), feed_.data->target(feed_.step, sample).flatten());
+  }
+
+  const Feed& feed_;
+  std::optional<Embeddings> embeddings_;
+  std::vector<Block> blocks_;
+  std::optional<Head> head_;
+};
+
+// Most tokens follow from the one before by a fixed rule, one in eight is drawn: something that can be learnt.
+class TokenData final : public Data {
+ public:
+  TokenData(const ModelShape& shape, std::uint64_t seed)
+      : seed_(seed), batch_(shape.batch), sequence_(shape.sequence), vocabulary_(shape.vocabulary) {}
+
+  at::Tensor input(std::int64_t step, std::int64_t micro_batch) override {
+    return tokens(step, micro_batch).slice(1, 0, sequence_).contiguous();
+  }
+  at::Tensor target(std::int64_t step, std::int64_t micro_batch) override {
+    return tokens(step, micro_batch).slice(1, 1).contiguous();
+  }
+
+ private:
+  // [batch, sequence + 1].
+  [[nodiscard]] at::Tensor tokens(std::int64_t step, std::int64_t micro_batch) const {
+    Random random(seed_, data_stream(step, micro_batch));
+    at::Tensor result = at::empty({batch_, sequence_ + 1}, at::kLong);
+    std::int64_t* const values = result.mutable_data_ptr<std::int64_t>();
+    for (std::int64_t i = 0; i < result.numel(); ++i) {
+      const bool is_drawn = i % (sequence_ + 1) == 0 || random.next() % 8 == 0;
+      values[i] = is_drawn ? static_cast<std::int64_t>(random.next() % static_cast<std::uint64_t>(vocabulary_))
+                           : (5 * values[i - 1] + 1) % vocabulary_;
+    }
+    return result;
+  }
+
+  std::uint64_t seed_;
+  std::int64_t batch_;
+  std::int64_t sequence_;
+  std::int64_t vocabulary_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> make_gpt(const ModelShape& shape, int stage, const Feed& feed) {
+  if (shape.hidden % shape.heads != 0) {
+    throw InputError(
+        fmt::format("gpt: a hidden size of {} cannot be shared by {} heads; make it a multiple of the heads",
+                    shape.hidden, shape.heads));
+  }
+  return std::make_unique<GptStage>(shape, stage, feed);
+}
+
+std::unique_ptr<Data> gpt_data(const ModelShape& shape, std::uint64_t seed) {
+  return std::make_unique<TokenData>(shape, seed);
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,58 @@
+#include "exec/stage/layers.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+#include <cstddef>
+#include <span>
+
+namespace dualpipe {
+
+at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype) {
+  at::Tensor values = at::empty(sizes, at::kDouble);
+  for (double& value : std::span(values.mutable_data_ptr<double>(), static_cast<std::size_t>(values.numel()))) {
+    value = random.uniform(bound);
+  }
+  return values.to(dtype);
+}
+
+Linear::Linear(Random& random, std::int64_t inputs, std::int64_t outputs, Bias bias, double gain,
+               const LayerOptions& options)
+    : gradients_(options.gradients) {
+  const double bound = gain / std::sqrt(static_cast<double>(inputs));
+  weight_ = uniform(random, {outputs, inputs}, bound, options.dtype).set_requires_grad(true);
+  if (bias == Bias::yes) bias_ = uniform(random, {outputs}, bound, options.dtype).set_requires_grad(true);
+}
+
+at::Tensor Linear::operator()(const at::Tensor& input) const {
+  return deferred::linear(*gradients_, input, weight_, bias_);
+}
+
+void Linear::append_parameters(std::vector<at::Tensor>& all) const {
+  all.push_back(weight_);
+  if (bias_.defined()) all.push_back(bias_);
+}
+
+Embedding::Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options)
+    : gradients_(options.gradients) {
+  const double bound = 0.02 * std::sqrt(3.0);  // GPT-2's standard deviation
+  weight_ = uniform(random, {rows, columns}, bound, options.dtype).set_requires_grad(true);
+}
+
+at::Tensor Embedding::operator()(const at::Tensor& indices) const {
+  return deferred::embedding(*gradients_, weight_, indices);
+}
+
+LayerNorm::LayerNorm(std::int64_t size, const LayerOptions& options)
+    : weight_(at::ones({size}, options.dtype).set_requires_grad(true)),
+      bias_(at::zeros({size}, options.dtype).set_requires_grad(true)),
+      gradients_(options.gradients) {}
+
+at::Tensor LayerNorm::operator()(const at::Tensor& input) const {
+  constexpr double epsilon = 1e-5;
+  return deferred::layer_norm(*gradients_, input, weight_, bias_, epsilon);
+}
+
+}  // namespace dualpipe

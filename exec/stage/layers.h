@@ -1,0 +1,65 @@
+// The layers that the models are made of: parameters, drawn from a generator, and the function. Private to the models.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "exec/stage/deferred.h"
+#include "exec/stage/random.h"
+
+namespace dualpipe {
+
+// What a model's layers share.
+struct LayerOptions {
+  at::ScalarType dtype = at::kFloat;
+  WeightGradients* gradients = nullptr;  // must outlive the layers
+};
+
+// Values in [-bound, bound), drawn in order; rounded to the type.
+[[nodiscard]] at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype);
+
+class Linear {
+ public:
+  enum class Bias : std::uint8_t { no, yes };
+  // Weights are drawn from [-gain / sqrt(inputs), gain / sqrt(inputs)), and so is the bias.
+  Linear(Random& random, std::int64_t inputs, std::int64_t outputs, Bias bias, double gain,
+         const LayerOptions& options);
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
+  void append_parameters(std::vector<at::Tensor>& all) const;
+
+ private:
+  at::Tensor weight_;
+  at::Tensor bias_;  // may be undefined
+  WeightGradients* gradients_;
+};
+
+class Embedding {
+ public:
+  Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options);
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& indices) const;
+  void append_parameters(std::vector<at::Tensor>& all) const { all.push_back(weight_); }
+
+ private:
+  at::Tensor weight_;
+  WeightGradients* gradients_;
+};
+
+class LayerNorm {
+ public:
+  LayerNorm(std::int64_t size, const LayerOptions& options);
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
+  void append_parameters(std::vector<at::Tensor>& all) const {
+    all.push_back(weight_);
+    all.push_back(bias_);
+  }
+
+ private:
+  at::Tensor weight_;
+  at::Tensor bias_;
+  WeightGradients* gradients_;
+};
+
+}  // namespace dualpipe

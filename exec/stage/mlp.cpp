@@ -1,0 +1,90 @@
+// DeepSeek's example stage (deepseek-ai/DualPipe, examples/): each layer Linear h→4h, GELU, Linear 4h→h, no bias.
+// The loss is the mean squared error.
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/mse_loss.h>
+
+#include <cmath>
+
+#include "exec/stage/autograd_stage.h"
+#include "exec/stage/layers.h"
+#include "exec/stage/models.h"
+
+namespace dualpipe {
+namespace {
+
+struct Layer {
+  Layer(Random random, std::int64_t hidden, const LayerOptions& options)
+      : up(random, hidden, 4 * hidden, Linear::Bias::no, gain, options),
+        down(random, 4 * hidden, hidden, Linear::Bias::no, gain, options) {}
+
+  // Outputs about as large as the inputs, however many layers there are.
+  static constexpr double gain = 2;
+  Linear up;
+  Linear down;
+};
+
+class MlpStage final : public AutogradStage {
+ public:
+  MlpStage(const ModelShape& shape, int stage, const Feed& feed)
+      : AutogradStage(shape.loss_scale), feed_(feed), is_last_(is_last(shape, stage)) {
+    const std::int64_t first = layers_before(shape, stage);
+    const LayerOptions options = {dtype(shape), &weight_gradients()};
+    for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
+      layers_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first + i)), shape.hidden, options);
+    }
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> parameters() override {
+    std::vector<at::Tensor> all;
+    for (const Layer& layer : layers_) {
+      layer.up.append_parameters(all);
+      layer.down.append_parameters(all);
+    }
+    return all;
+  }
+
+ private:
+  at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) override {
+    const std::int64_t sample = feed_.first_micro_batch + micro_batch;
+    at::Tensor x = input.defined() ? input : feed_.data->input(feed_.step, sample);
+    for (const Layer& layer : layers_) x = layer.down(at::gelu(layer.up(x)));
+    return is_last_ ? at::mse_loss(x, feed_.data->target(feed_.step, sample)) : x;
+  }
+
+  const Feed& feed_;
+  bool is_last_;
+  std::vector<Layer> layers_;
+};
+
+// Vectors of variance 1, and the same vectors with their elements moved on by one place: something that can be learnt.
+class VectorData final : public Data {
+ public:
+  VectorData(const ModelShape& shape, std::uint64_t seed)
+      : seed_(seed), batch_(shape.batch), hidden_(shape.hidden), dtype_(dtype(shape)) {}
+
+  at::Tensor input(std::int64_t step, std::int64_t micro_batch) override {
+    Random random(seed_, data_stream(step, micro_batch));
+    return uniform(random, {batch_, hidden_}, std::sqrt(3.0), dtype_);
+  }
+  at::Tensor target(std::int64_t step, std::int64_t micro_batch) override {
+    return input(step, micro_batch).roll(1, -1);
+  }
+
+ private:
+  std::uint64_t seed_;
+  std::int64_t batch_;
+  std::int64_t hidden_;
+  at::ScalarType dtype_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> make_mlp(const ModelShape& shape, int stage, const Feed& feed) {
+  return std::make_unique<MlpStage>(shape, stage, feed);
+}
+
+std::unique_ptr<Data> mlp_data(const ModelShape& shape, std::uint64_t seed) {
+  return std::make_unique<VectorData>(shape, seed);
+}
+
+}  // namespace dualpipe

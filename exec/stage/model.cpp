@@ -1,0 +1,85 @@
+#include "exec/stage/model.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <cassert>
+#include <cstddef>
+#include <numeric>
+
+#include "exec/stage/models.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/quote.h"
+
+namespace dualpipe {
+namespace {
+
+struct Model {
+  std::string_view name;
+  MakeStage* stage;
+  MakeData* data;
+};
+
+constexpr std::array models = {
+    Model{"mlp", make_mlp, mlp_data},
+    Model{"gpt", make_gpt, gpt_data},
+    Model{"timed", make_timed, no_data},
+    Model{"empty", make_empty, no_data},
+};
+
+const Model& find_model(std::string_view name) {
+  std::string names;
+  for (const Model& model : models) {
+    if (model.name == name) return model;
+    names += (names.empty() ? "" : ", ") + std::string(model.name);
+  }
+  throw InputError(fmt::format("there is no model {}; there are {}", quote(name), names));
+}
+
+void check_size(std::string_view what, std::int64_t size) {
+  constexpr std::int64_t size_max = std::int64_t{1} << 30U;  // so that the products of two fit
+  if (size < 1 || size > size_max) {
+    throw InputError(fmt::format("the {} is {}; it must be from 1 to {}", what, size, size_max));
+  }
+}
+
+}  // namespace
+
+void check(const ModelShape& shape) {
+  check_size("hidden size", shape.hidden);
+  check_size("number of heads", shape.heads);
+  check_size("sequence length", shape.sequence);
+  check_size("vocabulary", shape.vocabulary);
+  check_size("number of samples per micro-batch", shape.batch);
+  if (shape.layers.empty()) throw InputError("the model has no stage; give the number of layers of each");
+  for (std::size_t stage = 0; stage < shape.layers.size(); ++stage) {
+    const int layers = shape.layers[stage];
+    if (layers < 0) throw InputError(fmt::format("stage {} has {} layers; it must be 0 or more", stage, layers));
+  }
+}
+
+std::int64_t layers_before(const ModelShape& shape, int stage) {
+  return std::accumulate(shape.layers.begin(), shape.layers.begin() + stage, std::int64_t{0});
+}
+
+std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed& feed) {
+  const Model& model = find_model(shape.model);
+  check(shape);
+  assert(stage >= 0 && static_cast<std::size_t>(stage) < shape.layers.size());
+  return model.stage(shape, stage, feed);
+}
+
+std::unique_ptr<Data> synthetic_data(const ModelShape& shape, std::uint64_t seed) {
+  const Model& model = find_model(shape.model);
+  check(shape);
+  return model.data(shape, seed);
+}
+
+std::vector<int> split_evenly(int layers, int stages) {
+  assert(layers >= 0 && stages >= 1);
+  std::vector<int> result(static_cast<std::size_t>(stages), layers / stages);
+  for (int stage = 0; stage < layers % stages; ++stage) ++result[static_cast<std::size_t>(stage)];
+  return result;
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,64 @@
+// The models that dualpipe-run can train. Each is a file of its own that cuts itself into stages.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "exec/stage/stage.h"
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+// The sizes of all models; each takes those that it has.
+struct ModelShape {
+  std::string model = "gpt";  // mlp, gpt, timed, empty
+  std::int64_t hidden = 64;
+  std::int64_t heads = 4;
+  std::int64_t sequence = 32;
+  std::int64_t vocabulary = 256;
+  std::int64_t batch = 2;   // samples per micro-batch
+  std::vector<int> layers;  // per stage of a chain; their number is that of the stages
+  bool float64 = false;
+  std::uint64_t seed = 0;  // of the parameters: those of a layer do not depend on how the model is split
+  double loss_scale = 1;   // the loss of a micro-batch is scaled by it before its backward: 1 / (all micro-batches)
+  Costs costs;             // `timed` only: how long its ops take; one for all stages of a chain or one for each
+
+  friend bool operator==(const ModelShape&, const ModelShape&) = default;
+};
+
+// Where the first stage of a chain gets its input, and the last what the loss compares with. The same for the same
+// arguments, on any rank.
+class Data {
+ public:
+  virtual ~Data() = default;
+  // gpt: int64 [batch, sequence] of tokens, and the tokens that follow each; mlp: [batch, hidden] both.
+  [[nodiscard]] virtual at::Tensor input(std::int64_t step, std::int64_t micro_batch) = 0;
+  [[nodiscard]] virtual at::Tensor target(std::int64_t step, std::int64_t micro_batch) = 0;
+};
+
+// Which samples a stage works on: micro-batch i of its chain is `first_micro_batch` + i of the step.
+struct Feed {
+  Data* data = nullptr;  // must outlive the stage
+  std::int64_t step = 0;
+  std::int64_t first_micro_batch = 0;
+};
+
+// Stage `stage` of the `shape.layers.size()` of a chain. `feed` must outlive it; it is read at each F.
+// Throws InputError for a shape that cannot be split so.
+[[nodiscard]] std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed& feed);
+
+// Synthetic samples, from a seed.
+[[nodiscard]] std::unique_ptr<Data> synthetic_data(const ModelShape& shape, std::uint64_t seed);
+// A file of int32 tokens, mapped into memory; sample k of all begins at token k * sequence, round and round. A step
+// takes `micro_batches`, over all chains. Throws InputError for a file that does not fit the shape.
+[[nodiscard]] std::unique_ptr<Data> token_file(const ModelShape& shape, const std::string& path,
+                                               std::int64_t micro_batches);
+
+// `layers` of `stages` parts, as even as they can be, the first ones larger.
+[[nodiscard]] std::vector<int> split_evenly(int layers, int stages);
+
+}  // namespace dualpipe

@@ -1,0 +1,19 @@
+#include "exec/stage/stage.h"
+
+namespace dualpipe {
+
+Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
+                                              std::uint32_t backward_micro_batch, at::Tensor gradient) {
+  Overlapped result;
+  result.output = forward(forward_micro_batch, std::move(input));
+  result.input_gradient = back.backward(backward_micro_batch, std::move(gradient));
+  return result;
+}
+
+Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
+                            std::uint32_t backward_micro_batch, at::Tensor gradient) {
+  return ahead.overlapped_forward_backward(forward_micro_batch, std::move(input), back, backward_micro_batch,
+                                           std::move(gradient));
+}
+
+}  // namespace dualpipe

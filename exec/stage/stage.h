@@ -1,0 +1,56 @@
+// What an op does: one stage of a model, one micro-batch at a time.
+//
+// A stage is used by one thread, its rank's. Between F and B (or I and W) of a micro-batch it keeps what the backward
+// needs; it frees that as soon as the op that ends its use has run. Tensors that come in and go out are detached: the
+// autograd graphs of two stages never touch.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace dualpipe {
+
+// The results of an F&B pair.
+struct Overlapped {
+  at::Tensor output;
+  at::Tensor input_gradient;
+};
+
+class Stage {
+ public:
+  Stage() = default;
+  Stage(const Stage&) = delete;
+  Stage& operator=(const Stage&) = delete;
+  virtual ~Stage() = default;
+
+  // F. While gradients are off (c10::NoGradGuard: evaluation) it keeps nothing. `input`: the previous stage's output;
+  // undefined for the first stage of a chain, which reads its own data. Returns the output for the next stage; of the
+  // last stage of a chain the loss, a scalar.
+  [[nodiscard]] virtual at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) = 0;
+
+  // B. `gradient`: of the output; undefined for the last stage. Returns the gradient of the input; undefined for the
+  // first stage. Gradients of the parameters are added to their .grad.
+  [[nodiscard]] virtual at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) = 0;
+
+  // I, and later W, whose effects together are B's.
+  [[nodiscard]] virtual at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) = 0;
+  virtual void backward_weight(std::uint32_t micro_batch) = 0;
+
+  // F&B: this stage's F together with the B of another stage of the rank. In order, F then B, unless a stage knows
+  // better.
+  [[nodiscard]] virtual Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input,
+                                                               Stage& back, std::uint32_t backward_micro_batch,
+                                                               at::Tensor gradient);
+
+  // What the optimizer updates, in an order that does not depend on how the model is split.
+  [[nodiscard]] virtual std::vector<at::Tensor> parameters() = 0;
+};
+
+// F&B of two stages of one rank: `ahead` does it.
+[[nodiscard]] Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, at::Tensor input,
+                                          Stage& back, std::uint32_t backward_micro_batch, at::Tensor gradient);
+
+}  // namespace dualpipe

@@ -1,0 +1,84 @@
+// No arithmetic: each op takes its time from `shape.costs`, to the precision of the host's clock. What the machinery
+// around the stages costs can then be told from what they cost themselves.
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+
+#include <chrono>
+#include <thread>
+
+#include "exec/stage/models.h"
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Sleeps to shortly before the end, as the kernel wakes a thread up late (by its timer slack, 50 us), and turns in a
+// loop for what is left. It yields there, as ranks may share a core.
+void take(Time duration) {
+  constexpr auto wake_up = std::chrono::microseconds(100);
+  const Clock::time_point end = Clock::now() + std::chrono::nanoseconds(duration);
+  std::this_thread::sleep_until(end - wake_up);
+  while (Clock::now() < end) std::this_thread::yield();
+}
+
+class TimedStage final : public Stage {
+ public:
+  TimedStage(const StageCosts& costs, bool is_first, bool is_last)
+      : costs_(costs), output_(at::zeros(is_last ? at::IntArrayRef{} : at::IntArrayRef{1})) {
+    if (!is_first) input_gradient_ = at::zeros({1});
+  }
+
+  at::Tensor forward(std::uint32_t /*micro_batch*/, at::Tensor /*input*/) override {
+    take(costs_.forward);
+    return output_;
+  }
+  at::Tensor backward(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override {
+    take(costs_.backward);
+    return input_gradient_;
+  }
+  at::Tensor backward_input(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override {
+    take(costs_.input_gradient);
+    return input_gradient_;
+  }
+  void backward_weight(std::uint32_t /*micro_batch*/) override { take(costs_.weight_gradient); }
+
+  Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
+                                         std::uint32_t backward_micro_batch, at::Tensor gradient) override {
+    const auto* const timed_back = dynamic_cast<const TimedStage*>(&back);
+    if (!costs_.overlapped || timed_back == nullptr) {
+      return Stage::overlapped_forward_backward(forward_micro_batch, std::move(input), back, backward_micro_batch,
+                                                std::move(gradient));
+    }
+    take(*costs_.overlapped);
+    return {output_, timed_back->input_gradient_};
+  }
+
+  std::vector<at::Tensor> parameters() override { return {}; }
+
+ private:
+  StageCosts costs_;
+  at::Tensor output_;
+  at::Tensor input_gradient_;  // undefined in a first stage
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> make_timed(const ModelShape& shape, int stage, const Feed& /*feed*/) {
+  const std::size_t given = shape.costs.stages.size();
+  if (given != 1 && given != shape.layers.size()) {
+    throw InputError(
+        fmt::format("timed: costs are given for {} stages, but a chain has {}; give one for all, or one "
+                    "for each",
+                    given, shape.layers.size()));
+  }
+  if (!shape.costs.speed.empty() || shape.costs.jitter != 0) {
+    throw InputError(
+        "timed: a stage takes the same time on every rank; leave out the speeds and the jitter, or put "
+        "them into the costs of each stage");
+  }
+  return std::make_unique<TimedStage>(shape.costs.of(stage), is_first(stage), is_last(shape, stage));
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,156 @@
+#include "exec/train/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <sstream>
+
+#include "sim/report/text_table.h"
+#include "sim/simulate/memory.h"
+
+namespace dualpipe {
+namespace {
+
+constexpr auto transport_name = "threads";
+
+std::string header(const TrainReport& report) {
+  return fmt::format("{}: {}, {}, {}, {}\n\n", report.schedule,
+                     format_count(static_cast<std::uint64_t>(report.ranks), "rank"),
+                     format_count(static_cast<std::uint64_t>(report.stages), "stage"),
+                     format_count(static_cast<std::uint64_t>(report.chains), "chain"),
+                     format_count(report.micro_batches, "micro-batch", "es"));
+}
+
+std::string steps_text(const TrainReport& report) {
+  TextTable table({{"step"}, {"loss"}, {"time"}});
+  const std::size_t warmup = report.losses.size() - report.durations.size();
+  for (std::size_t step = 0; step < report.losses.size(); ++step) {
+    const std::string time = step < warmup ? "warm-up" : format_time(report.durations[step - warmup]);
+    table.add_row({std::to_string(step), fmt::format("{:.6f}", report.losses[step]), time});
+  }
+  return table.to_text();
+}
+
+double share_of(Time part, Time whole) {
+  return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+std::string ranks_text(const Difference& difference) {
+  TextTable table({{"rank"}, {"busy"}, {"idle"}, {"bubble"}, {"peak act."}, {"peak memory"}});
+  for (const RankDifference& rank : difference.per_rank) {
+    table.add_row({std::to_string(rank.rank), format_time(rank.busy.measured), format_time(rank.idle.measured),
+                   format_rate(share_of(rank.idle.measured, difference.makespan.measured)),
+                   std::to_string(rank.peak.measured.activations), format_bytes(rank.peak.measured.memory)});
+  }
+  return table.to_text();
+}
+
+using Json = nlohmann::ordered_json;
+
+Json to_json(const RankDifference& rank) {
+  return {{"rank", rank.rank},
+          {"busy_ns", rank.busy.measured},
+          {"idle_ns", rank.idle.measured},
+          {"predicted_idle_ns", rank.idle.planned},
+          {"peak_activations", rank.peak.measured.activations},
+          {"predicted_peak_activations", rank.peak.planned.activations},
+          {"peak_memory_bytes", rank.peak.measured.memory},
+          {"predicted_peak_memory_bytes", rank.peak.planned.memory}};
+}
+
+void add_check(Json& json, const CheckReport& check) {
+  json["check_passed"] = check.passed();
+  json["max_loss_difference"] = check.max_loss_difference;
+  json["losses_bitwise_equal"] = check.losses_bitwise_equal;
+  json["max_gradient_difference"] = check.gradients.largest;
+  json["max_gradient_cosine_difference"] = check.gradients.cosine;
+  json["gradients_bitwise_equal"] = check.gradients.bitwise_equal;
+  json["per_stage"] = Json::array();
+  for (std::size_t stage = 0; stage < check.per_stage.size(); ++stage) {
+    const GradientDifference& of_stage = check.per_stage[stage];
+    json["per_stage"].push_back(Json{{"stage", stage},
+                                     {"max_gradient_difference", of_stage.largest},
+                                     {"gradient_cosine_difference", of_stage.cosine},
+                                     {"gradients_bitwise_equal", of_stage.bitwise_equal}});
+  }
+}
+
+// Forwards that no backward follows keep nothing: a rank then holds one activation at a time.
+RankPeak evaluation_peak(const Placement& placement, const Costs& costs, int rank, Bytes resident) {
+  Bytes largest = 0;
+  for (const int stage : placement.stages_on(rank)) largest = std::max(largest, costs.of(stage).activation);
+  return {1, resident + largest};
+}
+
+std::vector<RankPeak> peaks_of(const Program& program, const Costs& costs) {
+  const auto is_forward = [](Op op) { return op.kind == Kind::forward; };
+  const bool evaluates = std::ranges::all_of(program.schedule.ops, is_forward);
+  std::vector<RankPeak> peaks;
+  for (const RankMemory& memory : memory_of_ranks(program, costs)) {
+    const int rank = static_cast<int>(peaks.size());
+    peaks.push_back(evaluates ? evaluation_peak(program.schedule.placement, costs, rank, memory.resident)
+                              : RankPeak{memory.peak_activations, memory.peak});
+  }
+  return peaks;
+}
+
+}  // namespace
+
+TrainReport train_report(const Program& program, const std::string& model, const TrainResult& result,
+                         const Costs& costs, const Timeline& predicted, const Timeline& measured) {
+  const Placement& placement = program.schedule.placement;
+  const std::vector<RankPeak> planned_peaks = peaks_of(program, costs);
+  std::vector<RankPeak> measured_peaks;
+  for (const RankPeaks& peak : result.peaks) measured_peaks.push_back({peak.activations, peak.memory});
+
+  TrainReport report;
+  report.schedule = program.schedule.name;
+  report.ranks = placement.ranks;
+  report.stages = placement.stages();
+  report.chains = placement.chains();
+  report.micro_batches = program.schedule.total_micro_batches();
+  report.model = model;
+  report.losses = result.losses;
+  report.durations = result.durations;
+  report.step_time = result.step_time;
+  report.difference = difference(program, {predicted, measured}, {planned_peaks, measured_peaks});
+  return report;
+}
+
+std::string to_text(const TrainReport& report) {
+  std::string text = header(report) + steps_text(report) + "\n";
+  text += fmt::format("step      {:>9}   the median of {}\n", format_time(report.step_time), report.durations.size());
+  text +=
+      fmt::format("makespan  {:>9}   of the step of median time, from its first op to its last; predicted {}\n\n",
+                  format_time(report.difference.makespan.measured), format_time(report.difference.makespan.planned));
+  text += ranks_text(report.difference);
+  if (report.check) text += "\n" + to_text(*report.check);
+  return text;
+}
+
+void write_json(std::ostream& out, const TrainReport& report) {
+  Json json;
+  json["schedule"] = report.schedule;
+  json["ranks"] = report.ranks;
+  json["stages"] = report.stages;
+  json["chains"] = report.chains;
+  json["microbatches"] = report.micro_batches;
+  json["model"] = report.model;
+  json["transport"] = transport_name;
+  json["losses"] = report.losses;
+  json["steps_ns"] = report.durations;
+  json["step_ns"] = report.step_time;
+  json["predicted_makespan_ns"] = report.difference.makespan.planned;
+  json["measured_makespan_ns"] = report.difference.makespan.measured;
+  json["per_rank"] = Json::array();
+  for (const RankDifference& rank : report.difference.per_rank) json["per_rank"].push_back(to_json(rank));
+  std::stringstream difference;
+  write_json(difference, report.difference);
+  json["compare"] = Json::parse(difference);
+  if (report.check) add_check(json, *report.check);
+  out << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+}
+
+}  // namespace dualpipe

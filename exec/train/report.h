@@ -1,0 +1,51 @@
+// A training as people and programs read it.
+//
+//   1f1b: 2 ranks, 2 stages, 1 chain, 4 micro-batches
+//
+//   step      loss     time
+//      0  5.545177  13.1 ms  warm-up
+//      1  5.544021  12.3 ms
+//
+//   step       12.3 ms   the median of 1
+//   makespan   11.9 ms   of the step of median time, from its first op to its last; predicted 11.7 ms
+//
+//   rank     busy    idle  bubble  peak act.  peak memory
+//      0  10.1 ms  1.8 ms  15.13%          2    1.221 MiB
+//      1  10.0 ms  1.9 ms  15.97%          1    1.175 MiB
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "exec/train/reference.h"
+#include "exec/train/train.h"
+#include "sim/report/difference.h"
+
+namespace dualpipe {
+
+struct TrainReport {
+  std::string schedule;
+  int ranks = 0;
+  int stages = 0;
+  int chains = 0;
+  std::uint64_t micro_batches = 0;  // over all chains
+  std::string model;
+  std::vector<double> losses;   // of all steps
+  std::vector<Time> durations;  // of the measured ones, which come last
+  Time step_time = 0;           // their median
+  Difference difference;        // of the measured step of median time from its prediction
+  std::optional<CheckReport> check;
+};
+
+// `predicted`: of the same program under `costs`; `measured`: of result.records.
+[[nodiscard]] TrainReport train_report(const Program& program, const std::string& model, const TrainResult& result,
+                                       const Costs& costs, const Timeline& predicted, const Timeline& measured);
+
+[[nodiscard]] std::string to_text(const TrainReport& report);
+// One object; times in nanoseconds, `…_ns`.
+void write_json(std::ostream& out, const TrainReport& report);
+
+}  // namespace dualpipe

@@ -1,0 +1,105 @@
+#include "exec/train/stage_set.h"
+
+#include <ATen/Parallel.h>
+#include <c10/core/AutogradState.h>
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+Time scaled(Time time, double speed) { return static_cast<Time>(static_cast<double>(time) / speed); }
+
+// Of one stage, as fast as its rank.
+StageCosts costs_on_rank(const Costs& costs, int stage, int rank) {
+  StageCosts own = costs.of(stage);
+  if (costs.speed.empty()) return own;
+  const double speed = costs.speed[static_cast<std::size_t>(rank)];
+  for (Time StageCosts::*time :
+       {&StageCosts::forward, &StageCosts::backward, &StageCosts::input_gradient, &StageCosts::weight_gradient}) {
+    own.*time = scaled(own.*time, speed);
+  }
+  if (own.overlapped) own.overlapped = scaled(*own.overlapped, speed);
+  return own;
+}
+
+ModelShape shape_of(const Schedule& schedule, const TrainOptions& options, int stage) {
+  const Placement& placement = schedule.placement;
+  ModelShape shape = options.shape;
+  shape.loss_scale = 1 / static_cast<double>(schedule.total_micro_batches());
+  if (!shape.costs.stages.empty()) {
+    shape.costs.speed.clear();
+    shape.costs.stages = {
+        costs_on_rank(options.shape.costs, stage, placement.rank_of[static_cast<std::size_t>(stage)])};
+  }
+  return shape;
+}
+
+void check_layers(const Placement& placement, const ModelShape& shape) {
+  for (int chain = 0; chain < placement.chains(); ++chain) {
+    const auto begin = placement.chain_begin.begin() + chain;
+    const int stages = *(begin + 1) - *begin;
+    if (static_cast<std::size_t>(stages) == shape.layers.size()) continue;
+    throw InputError(fmt::format("the layers are split into {} parts, but chain {} of the schedule has {} stages",
+                                 shape.layers.size(), chain, stages));
+  }
+}
+
+std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
+  if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
+  return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
+}
+
+}  // namespace
+
+StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers)
+    : data_(make_data(schedule, options)), by_number_(schedule.placement.rank_of.size()) {
+  const Placement& placement = schedule.placement;
+  check_layers(placement, options.shape);
+  for (const int number : numbers) {
+    const int chain = placement.chain_of(number);
+    const int in_chain = number - placement.chain_begin[static_cast<std::size_t>(chain)];
+    feeds_.push_back(std::make_unique<Feed>(Feed{data_.get(), 0, std::int64_t{chain} * schedule.micro_batches}));
+    stages_.push_back(make_stage(shape_of(schedule, options, number), in_chain, *feeds_.back()));
+    by_number_[static_cast<std::size_t>(number)] = stages_.back().get();
+    parameters_.push_back(stages_.back()->parameters());
+  }
+}
+
+void StageSet::begin_step(int step) {
+  for (const auto& feed : feeds_) feed->step = step;
+}
+
+std::vector<at::Tensor> StageSet::all_parameters() const {
+  std::vector<at::Tensor> all;
+  for (const auto& each : parameters_) all.insert(all.end(), each.begin(), each.end());
+  return all;
+}
+
+void set_up_thread(int threads) {
+  at::set_num_threads(threads);
+  // Else the backwards of all ranks would run, one after the other, on a thread of the process for each GPU.
+  c10::AutogradState::get_tls_state().set_multithreading_enabled(false);
+}
+
+std::vector<LossPlace> loss_places(const Schedule& schedule, int rank) {
+  const Placement& placement = schedule.placement;
+  std::vector<LossPlace> places;
+  for (const Op op : schedule.rank(rank)) {
+    if (op.kind != Kind::forward || placement.next(op.stage)) continue;
+    const auto chain = static_cast<std::size_t>(placement.chain_of(op.stage));
+    places.push_back({op, chain * schedule.micro_batches + op.micro_batch});
+  }
+  return places;
+}
+
+double mean_loss(std::span<const double> losses) {
+  double sum = 0;
+  for (const double loss : losses) sum += loss;
+  return sum / static_cast<double>(losses.size());
+}
+
+}  // namespace dualpipe

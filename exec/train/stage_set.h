@@ -1,0 +1,53 @@
+// The stages that a thread holds, as train() and the reference both make them. Private to exec/train.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "exec/stage/model.h"
+#include "exec/stage/stage.h"
+#include "exec/train/train.h"
+#include "sim/schedule/schedule.h"
+
+namespace dualpipe {
+
+// Some stages of a placement, with the samples that they read.
+class StageSet {
+ public:
+  // `numbers`: which stages, in ascending order. Throws InputError.
+  StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers);
+
+  // The step whose samples are read from now on.
+  void begin_step(int step);
+
+  // By number in the placement; null for those that are not in the set.
+  [[nodiscard]] std::span<Stage* const> by_number() const { return by_number_; }
+  // Of each stage in the set, in order.
+  [[nodiscard]] std::span<const std::vector<at::Tensor>> parameters() const { return parameters_; }
+  [[nodiscard]] std::vector<at::Tensor> all_parameters() const;
+
+ private:
+  std::unique_ptr<Data> data_;
+  std::vector<std::unique_ptr<Feed>> feeds_;  // stages point at them
+  std::vector<std::unique_ptr<Stage>> stages_;
+  std::vector<Stage*> by_number_;
+  std::vector<std::vector<at::Tensor>> parameters_;
+};
+
+// What this thread needs before it runs ops: so many threads for one op, and a backward that runs on this very thread.
+void set_up_thread(int threads);
+
+// Which op makes each loss that a rank records, and its place among those of the step.
+struct LossPlace {
+  Op op;
+  std::size_t index;  // chain * micro_batches + micro_batch
+};
+[[nodiscard]] std::vector<LossPlace> loss_places(const Schedule& schedule, int rank);
+
+// The loss of a step: the mean over its micro-batches, added in the order of chains and micro-batches.
+[[nodiscard]] double mean_loss(std::span<const double> losses);
+
+}  // namespace dualpipe

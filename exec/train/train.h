@@ -1,0 +1,105 @@
+// Trains a model on a pipeline whose ranks are threads of this process.
+//
+//     every step, every rank:   zero the gradients → replay() its part of the Program → clip → optimizer
+//
+// Between steps all ranks meet, so that a step's time is that of the slowest, and what observers do costs no rank's
+// time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "exec/replay/replay.h"
+#include "exec/stage/model.h"
+#include "exec/stage/stage.h"
+#include "exec/transport/transport.h"
+#include "sim/schedule/program.h"
+#include "sim/simulate/timeline.h"
+
+namespace dualpipe {
+
+enum class OptimizerKind : std::uint8_t { sgd, adamw };
+
+struct TrainOptions {
+  ModelShape shape;  // its costs: of the placement's stages; its loss_scale is set here: 1 / all micro-batches
+  std::string data;  // a file of int32 tokens; empty: synthetic samples, from the shape's seed
+  OptimizerKind optimizer = OptimizerKind::sgd;
+  double learning_rate = 0.01;
+  double clip = 0;  // of the global norm of the gradients; 0: they are left as they are
+  int steps = 1;    // that are measured
+  int warmup = 0;   // before them
+  int threads_per_rank = 1;
+  bool forward_only = false;  // F only, no gradients, no optimizer
+  TransportOptions transport;
+  std::function<void(int rank, Op)> before_op;  // for tests: called by each rank before each op
+  std::stop_token stop;                         // ends the run: train() then throws
+};
+
+using RankRecords = std::vector<RankRecord>;  // of one step, by rank
+
+struct StepReport {
+  int step = 0;  // the warm-up's count
+  bool measured = false;
+  double loss = 0;                      // the mean of those of the micro-batches: the same as without a pipeline
+  Time duration = 0;                    // from when all ranks begin to when all have updated their parameters
+  std::span<const RankRecord> records;  // by rank
+};
+
+// What a caller wants to know while it runs. Each may be left out; what it throws ends the run.
+struct TrainObserver {
+  // The gradients of a step are complete: summed over what shares weights, not yet clipped. `stages` by number in the
+  // placement. All ranks wait.
+  std::function<void(int step, std::span<Stage* const> stages)> on_gradients;
+  std::function<void(const StepReport&)> on_step;  // all ranks wait
+  // The run has failed, and every rank ended. `records` is what was done of the step.
+  std::function<void(int step, std::span<const RankRecord> records)> on_failure;
+};
+
+// What a stage holds and sends.
+struct StageBytes {
+  Bytes parameters = 0;
+  Bytes gradients = 0;
+  Bytes optimizer = 0;
+  Bytes message = 0;  // its output; 0 where no other rank gets it
+
+  friend bool operator==(const StageBytes&, const StageBytes&) = default;
+};
+
+// Over the measured steps.
+struct RankPeaks {
+  int activations = 0;
+  Bytes memory = 0;  // parameters, gradients and optimizer state included
+};
+
+struct TrainResult {
+  std::vector<double> losses;         // of all steps, the warm-up's too
+  std::vector<Time> durations;        // of the measured steps
+  Time step_time = 0;                 // their median
+  RankRecords records;                // of the measured step of median duration
+  std::vector<RankRecords> warm_up;   // the last steps of the warm-up
+  std::vector<RankRecords> measured;  // the last measured steps
+  std::vector<RankPeaks> peaks;       // by rank
+  std::vector<StageBytes> stages;     // by stage
+};
+
+// Throws the first cause where a rank fails, after all ranks have ended: InputError for what the model or its data do
+// not allow, else ReplayError or TransportError. The program must be valid and free of deadlock; `forward_only` takes
+// the program of a schedule that has nothing but F.
+[[nodiscard]] TrainResult train(const Program& program, const TrainOptions& options,
+                                const TrainObserver& observer = {});
+
+// The part of a program that a failed run has done, for its trace: ops and messages that were not reached are left out.
+struct PartialRun {
+  Program program;
+  RankRecords records;
+};
+[[nodiscard]] PartialRun reached(const Program& program, std::span<const RankRecord> records);
+
+// The schedule's forwards alone, in its order: evaluation.
+[[nodiscard]] Schedule forwards_of(const Schedule& schedule);
+
+}  // namespace dualpipe

@@ -1,0 +1,73 @@
+// How tensors move between ranks. One Transport per rank, used by that rank's thread alone.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <chrono>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "sim/schedule/program.h"
+
+namespace dualpipe {
+
+// The run ends: another rank failed, or did not answer in time. Says which rank, and what it was at.
+class TransportError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// What this rank waited for did not come in time. It is the first to know, and has to abort the run.
+class TimeoutError : public TransportError {
+ public:
+  using TransportError::TransportError;
+};
+
+struct Received {
+  at::Tensor tensor;
+  std::chrono::steady_clock::time_point arrived;
+};
+
+class Transport {
+ public:
+  Transport() = default;
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+  virtual ~Transport() = default;
+
+  // Hands over what a SEND op of this rank sends; never waits for the receiver. The tensor must not be changed
+  // afterwards.
+  virtual void send(Op message, at::Tensor tensor) = 0;
+  // Announces that a RECV op is reached, so that the message can be taken in while the rank computes.
+  virtual void post_receive(Op message) = 0;
+  // Waits for a message that was posted. Its shape and type are what the sender sent.
+  // Throws TransportError when the run was aborted, TimeoutError when nothing came within the timeout.
+  [[nodiscard]] virtual Received wait(Op message) = 0;
+
+  // REDUCE_GRAD: each tensor becomes its sum over all stages with the same weights, added in the order of the stages,
+  // so that all get the same bits. Waits for the other ranks. A rank that holds several stages with the same weights
+  // meets the others at its last reduction of them; only then have all of its tensors been summed. Until then neither
+  // the tensors nor their storage may be touched.
+  virtual void reduce(Op reduction, std::span<at::Tensor> gradients) = 0;
+
+  // Between steps: waits for all ranks; every rank gets the sum of the values, added in the order of ranks.
+  [[nodiscard]] virtual double sum(double value) = 0;
+
+  // Ends the run on all ranks: whoever waits, or will wait, throws TransportError with this reason. The first one
+  // counts.
+  virtual void abort(const std::string& reason) = 0;
+};
+
+struct TransportOptions {
+  std::chrono::nanoseconds timeout = std::chrono::seconds(60);  // of one wait
+  std::chrono::nanoseconds link_delay{0};                       // a message arrives no earlier than this after its send
+};
+
+// Ranks that are threads of this process: one Transport each, by rank.
+[[nodiscard]] std::vector<std::unique_ptr<Transport>> thread_transports(const Placement& placement,
+                                                                        const TransportOptions& options);
+
+}  // namespace dualpipe

@@ -1,0 +1,89 @@
+// Two Timelines of one Program: what was planned, and what was measured.
+//
+//               planned   measured  measured / planned
+//   makespan      18 ms   18.21 ms             101.17%
+//   F              1 ms   1.002 ms             100.20%   median of 12
+//   B              2 ms   2.003 ms             100.15%   median of 12
+//   starts                                               off by 41 µs in the median, 180 µs at most: 0B3 of rank 0
+//
+//   rank   busy planned   measured  idle planned   measured  peak act.  measured  peak memory   measured
+//      0          12 ms   12.03 ms          6 ms    6.18 ms          3         3    1.221 MiB  1.221 MiB
+//
+// A start is measured from the start of the run's first op.
+#pragma once
+
+#include <cstddef>
+#include <iosfwd>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "sim/schedule/program.h"
+#include "sim/simulate/costs.h"
+#include "sim/simulate/timeline.h"
+
+namespace dualpipe {
+
+// What a rank needed.
+struct RankPeak {
+  int activations = 0;  // forwards whose B or I has not ended
+  Bytes memory = 0;
+
+  friend bool operator==(const RankPeak&, const RankPeak&) = default;
+};
+
+template <typename T>
+struct PlannedMeasured {
+  T planned{};
+  T measured{};
+
+  friend bool operator==(const PlannedMeasured&, const PlannedMeasured&) = default;
+};
+
+// The ops of one class: F, B, I, W or F&B.
+struct ClassDifference {
+  std::string op_class;
+  std::size_t count = 0;
+  PlannedMeasured<Time> median;  // duration
+
+  friend bool operator==(const ClassDifference&, const ClassDifference&) = default;
+};
+
+struct RankDifference {
+  int rank = 0;
+  PlannedMeasured<Time> busy;
+  PlannedMeasured<Time> idle;  // makespan - busy
+  PlannedMeasured<RankPeak> peak;
+
+  friend bool operator==(const RankDifference&, const RankDifference&) = default;
+};
+
+// How far the start of an op is from its plan.
+struct StartError {
+  Time median = 0;
+  Time largest = 0;
+  std::string op;  // the cell with the largest; empty without ops
+  int rank = 0;
+
+  friend bool operator==(const StartError&, const StartError&) = default;
+};
+
+struct Difference {
+  PlannedMeasured<Time> makespan;
+  std::vector<ClassDifference> classes;  // those that run
+  StartError starts;
+  std::vector<RankDifference> per_rank;
+
+  friend bool operator==(const Difference&, const Difference&) = default;
+};
+
+// Both timelines must have recorded spans; peaks are by rank.
+[[nodiscard]] Difference difference(const Program& program, const PlannedMeasured<const Timeline&>& timelines,
+                                    const PlannedMeasured<std::span<const RankPeak>>& peaks);
+
+[[nodiscard]] std::string to_text(const Difference& difference);
+// One object: times in nanoseconds, `…_ns`.
+void write_json(std::ostream& out, const Difference& difference);
+
+}  // namespace dualpipe

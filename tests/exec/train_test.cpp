@@ -1,0 +1,434 @@
+#include "exec/train/train.h"
+
+#include <ATen/ATen.h>
+
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <limits>
+#include <sstream>
+
+#include "exec/train/calibrate.h"
+#include "exec/train/reference.h"
+#include "exec/train/report.h"
+#include "sim/generate/catalog.h"
+#include "sim/report/chrome_trace.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/lower.h"
+#include "sim/schedule/validate.h"
+#include "sim/simulate/memory.h"
+#include "sim/simulate/simulate.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+namespace {
+
+namespace data = boost::unit_test::data;
+
+constexpr Time us = 1'000;
+
+std::vector<std::string> family_names() {
+  std::vector<std::string> names;
+  for (const Family& family : catalog()) names.emplace_back(family.name);
+  return names;
+}
+
+// The smallest number of micro-batches that every schedule of the catalog has: twice the ranks.
+Program program_of(const std::string& name, int ranks) {
+  return lower(generate(name, {ranks, 2 * ranks, family(name).takes_chunks ? 2 : 1}));
+}
+
+TrainOptions small(const Program& program, const std::string& model) {
+  const Placement& placement = program.schedule.placement;
+  const int stages = placement.chain_begin[1] - placement.chain_begin[0];
+  TrainOptions options;
+  options.shape.model = model;
+  options.shape.hidden = 8;
+  options.shape.heads = 2;
+  options.shape.sequence = 4;
+  options.shape.vocabulary = 11;
+  options.shape.batch = 1;
+  options.shape.layers = split_evenly(stages + 1, stages);
+  options.shape.float64 = true;
+  options.shape.seed = 5;
+  options.learning_rate = 0.1;
+  options.steps = 2;
+  return options;
+}
+
+CheckReport checked(const Program& program, const TrainOptions& options) {
+  Check check(program.schedule, options);
+  TrainObserver observer;
+  observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check.on_gradients(step, stages); };
+  observer.on_step = [&](const StepReport& step) { check.on_step(step); };
+  const TrainResult result = train(program, options, observer);
+  BOOST_TEST(check.report().steps == options.warmup + options.steps);
+  return check.report();
+}
+
+std::vector<at::Tensor> copies_of(const std::vector<at::Tensor>& tensors) {
+  std::vector<at::Tensor> copies;
+  for (const at::Tensor& tensor : tensors) copies.push_back(tensor.detach().clone());
+  return copies;
+}
+
+bool equal(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+  return std::ranges::equal(a, b, [](const at::Tensor& x, const at::Tensor& y) { return x.equal(y); });
+}
+
+// What a run that took exactly the simulator's times would have recorded.
+RankRecords records_of(const Program& program, const Timeline& timeline, Time launch) {
+  RankRecords records(static_cast<std::size_t>(program.schedule.ranks()));
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    RankRecord& record = records[static_cast<std::size_t>(rank)];
+    const auto count = program.schedule.rank(rank).size();
+    const auto first =
+        timeline.ops.begin() + static_cast<std::ptrdiff_t>(program.schedule.rank_begin[static_cast<std::size_t>(rank)]);
+    record.ops.assign(first, first + static_cast<std::ptrdiff_t>(count));
+    record.waited.assign(count, 0);
+    for (std::size_t i = 1; i < count; ++i) {
+      record.waited[i] = std::max<Time>(0, record.ops[i].start - record.ops[i - 1].end - launch);
+    }
+    record.done = count;
+  }
+  return records;
+}
+
+std::string failure_of(const Program& program, const TrainOptions& options, const TrainObserver& observer = {}) {
+  try {
+    (void)train(program, options, observer);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(exec_train)
+
+// Only looped-bfs runs its backwards in another order than that of the micro-batches.
+BOOST_DATA_TEST_CASE(a_pipeline_trains_like_the_model_by_itself,
+                     data::make(family_names()) * data::make({"mlp", "gpt"}) * data::make({2, 4}), name, model, ranks) {
+  const Program program = program_of(name, ranks);
+  const CheckReport report = checked(program, small(program, model));
+  BOOST_TEST(report.failure == "");
+  BOOST_TEST(report.same_order == (name != "looped-bfs"));
+  if (report.same_order) BOOST_TEST(report.losses_bitwise_equal);
+  if (report.same_order) BOOST_TEST(report.gradients.bitwise_equal);
+  BOOST_TEST(report.max_loss_difference < 1e-13);
+  BOOST_TEST(report.gradients.cosine < 1e-13);
+}
+
+BOOST_DATA_TEST_CASE(float32_stays_within_its_tolerance, data::make(family_names()), name) {
+  const Program program = program_of(name, 2);
+  TrainOptions options = small(program, "gpt");
+  options.shape.float64 = false;
+  const CheckReport report = checked(program, options);
+  BOOST_TEST(report.failure == "");
+  BOOST_TEST(report.gradients.cosine < 1e-6);
+}
+
+BOOST_AUTO_TEST_CASE(optimizer_and_clipping_are_those_of_the_reference) {
+  for (const std::string name : {"dualpipe", "zb1p"}) {
+    const Program program = program_of(name, 2);
+    TrainOptions options = small(program, "gpt");
+    options.optimizer = OptimizerKind::adamw;
+    options.clip = 0.01;
+    options.warmup = 1;
+    options.steps = 3;
+    const CheckReport report = checked(program, options);
+    BOOST_TEST(report.failure == "");
+    BOOST_TEST(report.losses_bitwise_equal);
+    BOOST_TEST(report.gradients.bitwise_equal);
+  }
+}
+
+// A check that never fails is none: a gradient is changed behind its back.
+BOOST_AUTO_TEST_CASE(the_check_notices_wrong_gradients) {
+  for (const std::string name : {"1f1b", "looped-bfs"}) {
+    for (const double factor : {1 + 1e-5, 2.0, std::numeric_limits<double>::quiet_NaN()}) {
+      const Program program = program_of(name, 2);
+      TrainOptions options = small(program, "mlp");
+      options.steps = 1;
+      Check check(program.schedule, options);
+      TrainObserver observer;
+      observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
+        stages[1]->parameters()[0].grad().mul_(factor);
+        check.on_gradients(step, stages);
+      };
+      BOOST_TEST_CONTEXT(name << " times " << factor) {
+        (void)failure_of(program, options, observer);
+        BOOST_TEST(!check.report().passed());
+        BOOST_TEST(check.report().failure.find("stage 1") != std::string::npos);
+        BOOST_TEST((check.report().per_stage[0].bitwise_equal || !check.report().same_order));
+        BOOST_TEST(!check.report().per_stage[1].bitwise_equal);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_check_notices_a_wrong_loss) {
+  const Program program = program_of("1f1b", 2);
+  const TrainOptions options = small(program, "mlp");
+  Check check(program.schedule, options);
+  TrainObserver observer;
+  observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check.on_gradients(step, stages); };
+  observer.on_step = [&](StepReport step) {
+    step.loss = std::nextafter(step.loss, 0);
+    check.on_step(step);
+  };
+  (void)train(program, options, observer);
+  BOOST_TEST(check.report().failure.find("step 0: the loss is") == 0U);
+}
+
+// Stages s and P + s hold the same layers on two ranks.
+BOOST_AUTO_TEST_CASE(copies_of_weights_stay_bitwise_equal) {
+  for (const OptimizerKind optimizer : {OptimizerKind::sgd, OptimizerKind::adamw}) {
+    for (const double clip : {0.0, 0.01}) {
+      const Program program = program_of("dualpipe", 4);
+      TrainOptions options = small(program, "gpt");
+      options.optimizer = optimizer;
+      options.clip = clip;
+      options.steps = 4;
+      std::vector<at::Tensor> first;
+      TrainObserver observer;
+      observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
+        for (std::size_t stage = 0; stage < 4; ++stage) {
+          BOOST_TEST(equal(stages[stage]->parameters(), stages[stage + 4]->parameters()));
+        }
+        if (step == 0) first = copies_of(stages[1]->parameters());
+        if (step == 3) BOOST_TEST(!equal(first, stages[1]->parameters()));
+      };
+      (void)train(program, options, observer);
+    }
+  }
+}
+
+// Plain SGD at a rate of 1 moves the parameters by the clipped gradient: its length, over every parameter set once, is
+// the limit. (1e-6 by LibTorch's formula.)
+BOOST_AUTO_TEST_CASE(clipping_is_by_the_global_norm) {
+  for (const std::string name : {"1f1b", "dualpipe"}) {
+    const Program program = program_of(name, 2);
+    TrainOptions options = small(program, "gpt");
+    options.learning_rate = 1;
+    options.clip = 0.125;
+    std::vector<std::vector<at::Tensor>> before;
+    double squares = 0;
+    TrainObserver observer;
+    observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
+      for (std::size_t stage = 0; stage < 2; ++stage) {
+        const auto now = stages[stage]->parameters();
+        if (step == 0) before.push_back(copies_of(now));
+        for (std::size_t i = 0; step == 1 && i < now.size(); ++i) {
+          squares += (now[i] - before[stage][i]).square().sum().item<double>();
+        }
+      }
+    };
+    (void)train(program, options, observer);
+    BOOST_TEST(std::sqrt(squares) == 0.125, boost::test_tools::tolerance(1e-4));
+  }
+}
+
+BOOST_DATA_TEST_CASE(measured_activations_are_the_simulated_ones, data::make(family_names()), name) {
+  const Program program = program_of(name, 4);
+  const TrainResult result = train(program, small(program, "mlp"));
+  Costs costs;
+  costs.stages.resize(1);
+  for (int rank = 0; rank < 4; ++rank) {
+    BOOST_TEST(result.peaks[static_cast<std::size_t>(rank)].activations ==
+               rank_memory(program, costs, rank).peak_activations);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(results_are_those_of_the_measured_steps) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "mlp");
+  options.warmup = 2;
+  options.steps = 3;
+  std::vector<bool> measured;
+  TrainObserver observer;
+  observer.on_step = [&](const StepReport& step) {
+    BOOST_TEST(step.step == static_cast<int>(measured.size()));
+    BOOST_TEST(step.records.size() == 2U);
+    measured.push_back(step.measured);
+  };
+  const TrainResult result = train(program, options, observer);
+  BOOST_TEST(measured == (std::vector{false, false, true, true, true}), boost::test_tools::per_element());
+  BOOST_TEST(result.losses.size() == 5U);
+  BOOST_TEST(result.losses[4] < result.losses[0]);
+  BOOST_TEST(result.warm_up.size() == 2U);
+  BOOST_TEST(result.measured.size() == 3U);
+  auto durations = result.durations;
+  std::ranges::sort(durations);
+  BOOST_TEST(result.step_time == durations[1]);
+  const auto median =
+      static_cast<std::size_t>(std::ranges::find(result.durations, durations[1]) - result.durations.begin());
+  BOOST_TEST((result.records[0].ops == result.measured[median][0].ops));
+  const Timeline timeline = merge(program, result.records);
+  BOOST_TEST(timeline.makespan() <= result.step_time);
+  BOOST_TEST(timeline.makespan() > 0);
+}
+
+// float64, hidden 8, Linear h→4h and 4h→h without biases: 8 * 32 + 32 * 8 = 512 numbers per layer.
+BOOST_AUTO_TEST_CASE(stages_tell_what_they_hold) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "mlp");
+  options.optimizer = OptimizerKind::adamw;
+  options.shape.layers = {2, 1};
+  const TrainResult result = train(program, options);
+  BOOST_TEST((result.stages[0] == StageBytes{2 * 512 * 8, 2 * 512 * 8, 4 * 512 * 8, 1 * 8 * 8}));
+  BOOST_TEST((result.stages[1] == StageBytes{512 * 8, 512 * 8, 2 * 512 * 8, 0}));
+  BOOST_TEST(result.peaks[1].memory > 4 * 512 * 8);
+}
+
+BOOST_AUTO_TEST_CASE(evaluation_runs_forwards_only) {
+  for (const std::string name : {"1f1b", "dualpipe", "interleaved"}) {
+    const Program program = program_of(name, 2);
+    const Program forwards = lower(forwards_of(program.schedule));
+    BOOST_TEST(validate(forwards).empty());
+    BOOST_TEST(std::ranges::all_of(forwards.schedule.ops, [](Op op) { return op.kind == Kind::forward; }));
+    TrainOptions options = small(program, "gpt");
+    options.steps = 1;
+    const double trained = train(program, options).losses[0];
+    options.forward_only = true;
+    BOOST_TEST(train(forwards, options).losses[0] == trained);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_stage_that_fails_ends_the_run) {
+  const Program program = program_of("1f1b", 4);
+  TrainOptions options = small(program, "mlp");
+  options.warmup = 1;
+  int step_now = 0;
+  options.before_op = [&](int rank, Op op) {
+    if (step_now == 1 && rank == 2 && op.kind == Kind::backward && op.micro_batch == 1) {
+      throw std::runtime_error("the disk is on fire");
+    }
+  };
+  int failures = 0;
+  TrainObserver observer;
+  observer.on_step = [&](const StepReport& step) { step_now = step.step + 1; };
+  observer.on_failure = [&](int step, std::span<const RankRecord> records) {
+    ++failures;
+    BOOST_TEST(step == 1);
+    // F0 F1 B0 F2 ran on rank 2, and B1 did not.
+    BOOST_TEST(records[2].done == 4U);
+    const PartialRun partial = reached(program, records);
+    BOOST_TEST(partial.program.schedule.rank(2).size() == 4U);
+    const Timeline timeline = merge(partial.program, partial.records);
+    BOOST_TEST(timeline.ops.size() == partial.program.schedule.ops.size());
+    Costs costs;
+    costs.stages.resize(1);
+    std::ostringstream trace;
+    write_chrome_trace(trace, partial.program, costs, timeline);
+    BOOST_TEST(trace.str().find("\"2F2\"") != std::string::npos);
+    BOOST_TEST(trace.str().find("\"2B1\"") == std::string::npos);
+  };
+  const std::string message = failure_of(program, options, observer);
+  BOOST_TEST(failures == 1);
+  BOOST_TEST(message.find("rank 2") != std::string::npos);
+  BOOST_TEST(message.find("2B1") != std::string::npos);
+  BOOST_TEST(message.find("the disk is on fire") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(what_an_observer_throws_ends_the_run) {
+  const Program program = program_of("1f1b", 2);
+  TrainObserver observer;
+  observer.on_step = [](const StepReport&) { throw std::runtime_error("enough"); };
+  BOOST_TEST(failure_of(program, small(program, "mlp"), observer) == "enough");
+}
+
+BOOST_AUTO_TEST_CASE(a_loss_that_is_no_number_ends_the_run) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "mlp");
+  options.learning_rate = 1e300;
+  options.steps = 10;
+  const std::string message = failure_of(program, options);
+  BOOST_TEST(message.find("rank 1, 1F0: the loss is") == 0U);
+}
+
+BOOST_AUTO_TEST_CASE(a_stop_ends_the_run) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "timed");
+  options.shape.costs = uniform(100 * us, 100 * us, 100 * us);
+  options.steps = 1'000'000;
+  std::stop_source source;
+  options.stop = source.get_token();
+  bool failed = false;
+  TrainObserver observer;
+  // From within a rank's op, as from any other thread.
+  options.before_op = [&](int rank, Op op) {
+    if (rank == 1 && op.kind == Kind::backward && op.micro_batch == 2) source.request_stop();
+  };
+  observer.on_failure = [&](int, std::span<const RankRecord>) { failed = true; };
+  BOOST_TEST(failure_of(program, options, observer).find("interrupted") != std::string::npos);
+  BOOST_TEST(failed);
+}
+
+BOOST_AUTO_TEST_CASE(a_model_that_does_not_fit_is_bad_input) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "gpt");
+  options.shape.layers = {1, 1, 1};
+  BOOST_CHECK_THROW((void)train(program, options), InputError);
+  options = small(program, "gpt");
+  options.shape.heads = 3;
+  BOOST_CHECK_THROW((void)train(program, options), InputError);
+}
+
+// Records with exactly the simulator's times give back the costs that they were simulated with.
+BOOST_DATA_TEST_CASE(calibration_finds_the_costs, data::make(family_names()) * data::make({2, 4}), name, ranks) {
+  const Program program = program_of(name, ranks);
+  const Placement& placement = program.schedule.placement;
+  Costs costs = uniform(5000 * us, 6000 * us, 4000 * us, 70 * us, 13'000 * us);
+  costs.launch = 20 * us;
+  costs.stages.resize(placement.rank_of.size(), costs.stages[0]);
+  for (std::size_t stage = 0; stage < costs.stages.size(); ++stage) {
+    costs.stages[stage].forward += static_cast<Time>(placement.weights_of[stage]) * 100 * us;
+  }
+  const Timeline timeline = simulate(program, costs);
+  const std::vector<RankRecords> steps{records_of(program, timeline, costs.launch)};
+  const Costs found = calibrate(program, steps, std::vector<StageBytes>(costs.stages.size()));
+
+  BOOST_TEST(found.launch == costs.launch);
+  BOOST_TEST(found.latency == costs.latency);
+  for (std::size_t stage = 0; stage < costs.stages.size(); ++stage) {
+    const bool split = family(name).splits_backward;
+    BOOST_TEST(found.stages[stage].forward == costs.stages[stage].forward);
+    BOOST_TEST(found.stages[stage].backward == costs.stages[stage].backward);
+    BOOST_TEST(found.stages[stage].input_gradient == (split ? 6000 : 5000) * us);
+    BOOST_TEST(found.stages[stage].weight_gradient == (split ? 4000 : 5000) * us);
+    if (found.stages[stage].overlapped) BOOST_TEST(*found.stages[stage].overlapped == 13'000 * us);
+  }
+  BOOST_TEST(simulate(program, found).makespan() == timeline.makespan());
+}
+
+// Sleeps never end early, and a median is not far above.
+BOOST_AUTO_TEST_CASE(a_timed_run_is_calibrated_to_its_costs) {
+  const Program program = program_of("zb1p", 2);
+  TrainOptions options = small(program, "timed");
+  options.shape.costs = uniform(1000 * us, 1000 * us, 1000 * us);
+  options.steps = 3;
+  options.transport.link_delay = std::chrono::microseconds(500);
+  const TrainResult result = train(program, options);
+  const Costs found = calibrate(program, result.measured, result.stages);
+  for (const StageCosts& stage : found.stages) {
+    for (const Time time : {stage.forward, stage.input_gradient, stage.weight_gradient}) {
+      BOOST_TEST(time >= 1000 * us);
+      BOOST_TEST(time < 3000 * us);
+    }
+  }
+  BOOST_TEST(found.latency >= 500 * us);
+  BOOST_TEST(found.latency < 5000 * us);
+  const Timeline predicted = simulate(program, found);
+  BOOST_TEST(predicted.makespan() >= 12 * 1000 * us);  // 4 micro-batches of F, I and W
+  std::ostringstream file;
+  write_costs(file, found);
+  std::istringstream in(file.str());
+  BOOST_TEST((read_costs(in, "costs.json") == found));
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test

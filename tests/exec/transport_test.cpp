@@ -1,0 +1,259 @@
+#include "exec/transport/transport.h"
+
+#include <ATen/ATen.h>
+
+#include <boost/test/unit_test.hpp>
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "sim/schedule/placement.h"
+
+namespace dualpipe::test {
+namespace {
+
+using namespace std::chrono_literals;
+
+using Clock = std::chrono::steady_clock;
+
+Op op(Kind kind, int stage, std::uint32_t micro_batch = 0) {
+  return {micro_batch, static_cast<std::uint16_t>(stage), kind, false};
+}
+
+at::Tensor number(double value) { return at::full({1}, value, at::kDouble); }
+
+// Runs one function per rank, and returns what each threw ("": nothing).
+std::vector<std::string> run_ranks(const std::vector<std::function<void()>>& ranks) {
+  std::vector<std::string> errors(ranks.size());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    threads.emplace_back([&, i] {
+      try {
+        ranks[i]();
+      } catch (const std::exception& error) {
+        errors[i] = error.what();
+      }
+    });
+  }
+  for (std::thread& each : threads) each.join();
+  return errors;
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+BOOST_AUTO_TEST_SUITE(exec_transport)
+
+BOOST_AUTO_TEST_CASE(hands_over_the_tensor_itself) {
+  const auto ranks = thread_transports(straight(2, 1), {});
+  const at::Tensor sent = at::arange(12, at::kFloat).view({3, 4});
+  ranks[0]->send(op(Kind::send_forward, 0, 5), sent);
+  ranks[1]->post_receive(op(Kind::receive_forward, 1, 5));
+  const Received received = ranks[1]->wait(op(Kind::receive_forward, 1, 5));
+  BOOST_TEST(received.tensor.is_same(sent));
+  BOOST_TEST((received.arrived <= Clock::now()));
+}
+
+BOOST_AUTO_TEST_CASE(messages_are_told_apart_by_stage_kind_and_micro_batch) {
+  // v_shape(2): stages 0 and 3 on rank 0, 1 and 2 on rank 1.
+  const auto ranks = thread_transports(v_shape(2), {});
+  ranks[0]->send(op(Kind::send_forward, 0, 0), number(100));
+  ranks[0]->send(op(Kind::send_forward, 0, 1), number(101));
+  ranks[0]->send(op(Kind::send_backward, 3, 0), number(300));
+  ranks[0]->send(op(Kind::send_forward, 0, 2), number(102));
+  const auto got = [&](Op message) { return ranks[1]->wait(message).tensor.item<double>(); };
+  BOOST_TEST(got(op(Kind::receive_forward, 1, 2)) == 102);
+  BOOST_TEST(got(op(Kind::receive_backward, 2, 0)) == 300);
+  BOOST_TEST(got(op(Kind::receive_forward, 1, 0)) == 100);
+  BOOST_TEST(got(op(Kind::receive_forward, 1, 1)) == 101);
+}
+
+BOOST_AUTO_TEST_CASE(a_receiver_that_sleeps_is_woken) {
+  const auto ranks = thread_transports(straight(2, 1), {});
+  constexpr std::uint32_t count = 50;
+  std::vector<double> got;
+  const auto errors =
+      run_ranks({[&] {
+                   for (std::uint32_t i = 0; i < count; ++i) {
+                     std::this_thread::sleep_for(200us);  // longer than a receiver spins
+                     ranks[0]->send(op(Kind::send_forward, 0, i), number(i));
+                   }
+                 },
+                 [&] {
+                   for (std::uint32_t i = 0; i < count; ++i) {
+                     got.push_back(ranks[1]->wait(op(Kind::receive_forward, 1, i)).tensor.item<double>());
+                   }
+                 }});
+  BOOST_TEST(errors[0] == "");
+  BOOST_TEST(errors[1] == "");
+  BOOST_REQUIRE(got.size() == count);
+  for (std::uint32_t i = 0; i < count; ++i) BOOST_TEST(got[i] == i);
+}
+
+BOOST_AUTO_TEST_CASE(a_message_is_not_there_before_the_link_delay) {
+  const auto ranks = thread_transports(straight(2, 1), {10s, 30ms});
+  const auto sent = Clock::now();
+  ranks[0]->send(op(Kind::send_forward, 0), number(1));
+  BOOST_TEST((Clock::now() - sent < 20ms), "a send does not wait");
+  const Received received = ranks[1]->wait(op(Kind::receive_forward, 1));
+  BOOST_TEST((Clock::now() - sent >= 30ms));
+  BOOST_TEST((received.arrived - sent >= 30ms));
+  BOOST_TEST((received.arrived <= Clock::now()));
+}
+
+BOOST_AUTO_TEST_CASE(a_timeout_says_what_was_awaited_and_from_whom) {
+  const auto ranks = thread_transports(straight(4, 1), {50ms, 0ns});
+  const auto begin = Clock::now();
+  BOOST_CHECK_EXCEPTION((void)ranks[2]->wait(op(Kind::receive_backward, 2, 7)), TimeoutError, [](const auto& error) {
+    return error.what() == std::string("nothing came from rank 3 for 2RECV_B7 within 0.05 s");
+  });
+  BOOST_TEST((Clock::now() - begin >= 50ms));
+}
+
+BOOST_AUTO_TEST_CASE(a_message_that_is_still_under_way_times_out_too) {
+  const auto ranks = thread_transports(straight(2, 1), {20ms, 10s});
+  ranks[0]->send(op(Kind::send_forward, 0), number(1));
+  BOOST_CHECK_THROW((void)ranks[1]->wait(op(Kind::receive_forward, 1)), TimeoutError);
+}
+
+BOOST_AUTO_TEST_CASE(abort_wakes_whoever_waits_and_the_first_reason_counts) {
+  const auto ranks = thread_transports(two_way(4), {60s, 0ns});
+  std::vector<at::Tensor> gradients{number(1)};
+  const auto begin = Clock::now();
+  const auto errors =
+      run_ranks({[&] { (void)ranks[0]->wait(op(Kind::receive_backward, 0, 3)); },
+                 [&] { ranks[1]->reduce(op(Kind::reduce_gradients, 1), gradients); }, [&] { (void)ranks[2]->sum(1); },
+                 [&] {
+                   std::this_thread::sleep_for(20ms);
+                   ranks[3]->abort("rank 3 failed");
+                   ranks[3]->abort("and again");
+                 }});
+  BOOST_TEST((Clock::now() - begin < 10s));
+  for (std::size_t i = 0; i < 3; ++i) BOOST_TEST(errors[i] == "rank 3 failed");
+  // Who comes later learns it too.
+  BOOST_CHECK_THROW((void)ranks[1]->wait(op(Kind::receive_forward, 1)), TransportError);
+  BOOST_CHECK_THROW((void)ranks[3]->sum(1), TransportError);
+  BOOST_CHECK_THROW(ranks[3]->reduce(op(Kind::reduce_gradients, 3), gradients), TransportError);
+}
+
+// Sums of floats depend on their order: 1e8 + 1 - 1e8 is 0, or 1, or in between.
+BOOST_AUTO_TEST_CASE(reduce_adds_in_the_order_of_stages_whoever_comes_first) {
+  // Three chains over one layer: stages 0, 1, 2 share it, on ranks 0, 1, 2.
+  Placement placement;
+  placement.rank_of = {2, 0, 1};
+  placement.chain_begin = {0, 1, 2, 3};
+  placement.weights_of = {0, 0, 0};
+  placement.ranks = 3;
+  const std::vector<float> values{1e8F, 1.0F, -1e8F};
+  const float expected = (values[0] + values[1]) + values[2];
+  for (int last = 0; last < 3; ++last) {
+    const auto ranks = thread_transports(placement, {});
+    std::vector<at::Tensor> parameters;
+    std::vector<std::function<void()>> bodies(3);
+    for (std::size_t stage = 0; stage < 3; ++stage) {
+      parameters.push_back(at::full({4}, values[stage], at::kFloat));
+      const std::size_t rank = placement.rank_of[stage];
+      bodies[rank] = [&, stage, rank] {
+        if (static_cast<int>(rank) == last) std::this_thread::sleep_for(5ms);
+        std::vector<at::Tensor> gradients{parameters[stage]};
+        ranks[rank]->reduce(op(Kind::reduce_gradients, static_cast<int>(stage)), gradients);
+      };
+    }
+    for (const auto& error : run_ranks(bodies)) BOOST_TEST(error == "");
+    for (const at::Tensor& each : parameters) {
+      BOOST_TEST(at::equal(each, at::full({4}, expected, at::kFloat)));
+    }
+    BOOST_TEST(!parameters[0].is_alias_of(parameters[1]));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_rank_that_holds_two_of_the_stages_meets_the_others_at_its_last) {
+  Placement placement;
+  placement.rank_of = {0, 1, 0};
+  placement.chain_begin = {0, 1, 2, 3};
+  placement.weights_of = {0, 0, 0};
+  placement.ranks = 2;
+  const auto ranks = thread_transports(placement, {5s, 0ns});
+  std::vector<at::Tensor> tensors{number(1), number(2), number(4)};
+  for (int step = 0; step < 2; ++step) {
+    const auto reduce = [&](std::size_t rank, std::size_t stage) {
+      std::vector<at::Tensor> gradients{tensors[stage]};
+      ranks[rank]->reduce(op(Kind::reduce_gradients, static_cast<int>(stage)), gradients);
+    };
+    const auto errors = run_ranks({[&] {
+                                     reduce(0, 2);
+                                     reduce(0, 0);
+                                   },
+                                   [&] { reduce(1, 1); }});
+    BOOST_TEST(errors[0] == "");
+    BOOST_TEST(errors[1] == "");
+    for (const at::Tensor& each : tensors) BOOST_TEST(each.item<double>() == (step == 0 ? 7 : 21));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(weights_of_one_stage_alone_stay_as_they_are) {
+  const auto ranks = thread_transports(straight(2, 1), {20ms, 0ns});
+  std::vector<at::Tensor> gradients{number(3)};
+  ranks[0]->reduce(op(Kind::reduce_gradients, 0), gradients);
+  BOOST_TEST(gradients[0].item<double>() == 3);
+}
+
+BOOST_AUTO_TEST_CASE(a_reduction_that_others_do_not_come_to_says_who) {
+  const auto ranks = thread_transports(two_way(2), {20ms, 0ns});
+  std::vector<at::Tensor> gradients{number(3)};
+  BOOST_CHECK_EXCEPTION(
+      ranks[0]->reduce(op(Kind::reduce_gradients, 0), gradients), TimeoutError, [](const auto& error) {
+        return error.what() == std::string("waited 0.02 s in 0REDUCE_GRAD for the gradients of stage 2 (rank 1)");
+      });
+}
+
+BOOST_AUTO_TEST_CASE(unlike_gradients_are_an_error_that_names_both_sides) {
+  const auto ranks = thread_transports(two_way(2), {5s, 0ns});
+  std::vector<at::Tensor> left{at::zeros({2, 3})};
+  std::vector<at::Tensor> right{at::zeros({3, 2})};
+  const auto errors = run_ranks({[&] { ranks[0]->reduce(op(Kind::reduce_gradients, 0), left); },
+                                 [&] {
+                                   std::this_thread::sleep_for(20ms);
+                                   try {
+                                     ranks[1]->reduce(op(Kind::reduce_gradients, 2), right);
+                                   } catch (const std::exception& error) {
+                                     ranks[1]->abort(error.what());
+                                     throw;
+                                   }
+                                 }});
+  for (const auto& error : errors) {
+    BOOST_TEST(contains(error, "stage 0 (rank 0) has Float[2,3]"), error);
+    BOOST_TEST(contains(error, "stage 2 (rank 1) has Float[3,2]"), error);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(sum_adds_in_the_order_of_ranks_step_after_step) {
+  const auto ranks = thread_transports(straight(3, 1), {});
+  const std::vector<double> values{1e16, 1.0, -1e16};
+  std::vector<std::vector<double>> sums(3);
+  std::vector<std::function<void()>> bodies;
+  for (std::size_t rank = 0; rank < 3; ++rank) {
+    bodies.emplace_back([&, rank] {
+      for (int step = 0; step < 100; ++step) sums[rank].push_back(ranks[rank]->sum(values[rank] + step));
+    });
+  }
+  for (const auto& error : run_ranks(bodies)) BOOST_TEST(error == "");
+  for (int step = 0; step < 100; ++step) {
+    const double expected = ((values[0] + step) + (values[1] + step)) + (values[2] + step);
+    for (const auto& of_rank : sums) BOOST_TEST(of_rank[static_cast<std::size_t>(step)] == expected);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_step_that_a_rank_does_not_end_says_who) {
+  const auto ranks = thread_transports(straight(3, 1), {20ms, 0ns});
+  BOOST_CHECK_EXCEPTION((void)ranks[1]->sum(1), TimeoutError,
+                        [](const auto& error) { return contains(error.what(), "not there: rank 0, 2"); });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace
+}  // namespace dualpipe::test

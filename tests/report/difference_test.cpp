@@ -1,0 +1,122 @@
+#include "sim/report/difference.h"
+
+#include <boost/test/unit_test.hpp>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "sim/schedule/lower.h"
+#include "sim/simulate/simulate.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+namespace {
+
+constexpr Time ms = 1'000'000;
+
+// Two runs of one program, and peaks that tell who is who.
+struct Pair {
+  Program program;
+  Timeline planned;
+  Timeline measured;
+
+  Pair(std::string_view family, const Shape& shape, const Costs& plan, const Costs& real)
+      : program(lower(generate(family, shape))), planned(simulate(program, plan)), measured(simulate(program, real)) {}
+
+  [[nodiscard]] Difference compare() const {
+    std::vector<RankPeak> planned_peaks;
+    std::vector<RankPeak> measured_peaks;
+    for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+      planned_peaks.push_back({10 + rank, 100 + rank});
+      measured_peaks.push_back({20 + rank, 200 + rank});
+    }
+    return difference(program, {planned, measured}, {planned_peaks, measured_peaks});
+  }
+};
+
+void shift(Timeline& timeline, Time by) {
+  for (RankTimes& rank : timeline.ranks) {
+    rank.first_start += by;
+    rank.last_end += by;
+  }
+  for (Span& span : timeline.ops) span = {span.start + by, span.end + by};
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(report_difference)
+
+// 1F1B, P = 2, M = 2:   rank 0: F0 F1 B0 B1     rank 1: F0 B0 F1 B1
+//   planned, F = 1, B = 2:    0-1 1-2 4-6 7-9           1-2 2-4 4-5 5-7     (rank 0: B1 waits for rank 1's, to 7)
+//   measured, F = 2, B = 2:   0-2 2-4 6-8 10-12         2-4 4-6 6-8 8-10
+// Starts are off by        0 1 2 3              1 2 2 3, of which the median (the lower one) is 2.
+BOOST_AUTO_TEST_CASE(every_figure_of_a_small_pair) {
+  const Pair pair("1f1b", {2, 2}, uniform(1 * ms, 1 * ms, 1 * ms), uniform(2 * ms, 1 * ms, 1 * ms));
+  const Difference found = pair.compare();
+  BOOST_TEST((found.makespan == PlannedMeasured<Time>{9 * ms, 12 * ms}));
+  BOOST_TEST(found.classes.size() == 2U);
+  BOOST_TEST((found.classes[0] == ClassDifference{"F", 4, {1 * ms, 2 * ms}}));
+  BOOST_TEST((found.classes[1] == ClassDifference{"B", 4, {2 * ms, 2 * ms}}));
+  BOOST_TEST((found.starts == StartError{2 * ms, 3 * ms, "0B1", 0}));
+  BOOST_TEST(found.per_rank.size() == 2U);
+  BOOST_TEST((found.per_rank[1] ==
+              RankDifference{1, {6 * ms, 8 * ms}, {3 * ms, 4 * ms}, {RankPeak{11, 101}, RankPeak{21, 201}}}));
+}
+
+// With one micro-batch: planned 0-1 1-2 2-4 4-6, measured 0-2 2-4 4-6 6-8, so off by 0 1 2 2: the lower one of 1 and 2.
+BOOST_AUTO_TEST_CASE(of_two_in_the_middle_the_median_is_the_lower) {
+  const Pair pair("1f1b", {2, 1}, uniform(1 * ms, 1 * ms, 1 * ms), uniform(2 * ms, 1 * ms, 1 * ms));
+  BOOST_TEST(pair.compare().starts.median == 1 * ms);
+  BOOST_TEST(pair.compare().starts.largest == 2 * ms);
+}
+
+BOOST_AUTO_TEST_CASE(a_run_does_not_differ_from_itself) {
+  const Costs costs = uniform(1 * ms, 1 * ms, 1 * ms, 0, 2 * ms);
+  for (const std::string_view name : {"1f1b", "zb1p", "dualpipe"}) {
+    Pair pair(name, {4, 8}, costs, costs);
+    shift(pair.measured, 123 * ms);  // its clock began elsewhere
+    const Difference found = pair.compare();
+    BOOST_TEST(found.makespan.planned == found.makespan.measured);
+    BOOST_TEST(found.starts.median == 0);
+    BOOST_TEST(found.starts.largest == 0);
+    for (const ClassDifference& each : found.classes) BOOST_TEST(each.median.planned == each.median.measured);
+    for (const RankDifference& rank : found.per_rank) {
+      BOOST_TEST(rank.busy.planned == rank.busy.measured);
+      BOOST_TEST(rank.idle.planned == rank.idle.measured);
+    }
+  }
+}
+
+// DualPipe's pairs are a class of their own, and count once.
+BOOST_AUTO_TEST_CASE(pairs_are_a_class_of_their_own) {
+  const Pair pair("dualpipe", {2, 4}, uniform(1 * ms, 1 * ms, 1 * ms, 0, 2 * ms),
+                  uniform(1 * ms, 1 * ms, 1 * ms, 0, 3 * ms));
+  const Difference found = pair.compare();
+  std::size_t ops = 0;
+  for (const ClassDifference& each : found.classes) ops += each.op_class == "F&B" ? 2 * each.count : each.count;
+  BOOST_TEST(ops == pair.program.schedule.ops.size());
+  BOOST_TEST(found.classes.back().op_class == "F&B");
+  BOOST_TEST((found.classes.back().median == PlannedMeasured<Time>{2 * ms, 3 * ms}));
+}
+
+BOOST_AUTO_TEST_CASE(text_and_json_have_the_figures) {
+  const Pair pair("1f1b", {2, 2}, uniform(1 * ms, 1 * ms, 1 * ms), uniform(2 * ms, 1 * ms, 1 * ms));
+  const std::string text = to_text(pair.compare());
+  BOOST_TEST(text.find("133.33%") != std::string::npos);  // 12 / 9
+  BOOST_TEST(text.find("off by 2 ms in the median, 3 ms at most: 0B1 of rank 0") != std::string::npos);
+
+  std::ostringstream out;
+  write_json(out, pair.compare());
+  const auto json = nlohmann::json::parse(out.str());
+  BOOST_TEST(json["planned_makespan_ns"] == 9 * ms);
+  BOOST_TEST(json["measured_makespan_ns"] == 12 * ms);
+  BOOST_TEST(json["classes"][0]["class"] == "F");
+  BOOST_TEST(json["classes"][0]["measured_median_ns"] == 2 * ms);
+  BOOST_TEST(json["start_error"]["largest_at"] == "0B1");
+  BOOST_TEST(json["per_rank"][1]["measured_idle_ns"] == 4 * ms);
+  BOOST_TEST(json["per_rank"][1]["planned_peak_activations"] == 11);
+  BOOST_TEST(json["per_rank"][1]["measured_peak_memory_bytes"] == 201);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test

@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# dualpipe-run as its users meet it: what it prints, where, and its exit status (0 done, 1 bad input or failed run, 2
+# wrong usage).
+#
+#   tests/tools/dualpipe_run_test.sh build/release/bin/dualpipe-run build/release/bin/dualpipe-sim
+set -euo pipefail
+
+dualpipe_run=$(realpath "$1")
+dualpipe_sim=$(realpath "$2")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cd "$scratch"
+exec </dev/null
+
+checks=0
+failures=0
+
+fail() {
+  echo "FAILED: dualpipe-run ${command[*]}"
+  echo "  $1"
+  sed 's/^/  stdout: /' stdout | head -n 20
+  sed 's/^/  stderr: /' stderr | head -n 20
+  failures=$((failures + 1))
+}
+
+# run ARGUMENT...: leaves stdout, stderr and $status.
+run() {
+  command=("$@")
+  checks=$((checks + 1))
+  status=0
+  timeout 60 "$dualpipe_run" "$@" >stdout 2>stderr || status=$?
+}
+
+# succeeds REGEX ARGUMENT...: status 0, nothing on stderr, and the regular expression on stdout.
+succeeds() {
+  local regex=$1
+  shift
+  run "$@"
+  ((status == 0)) || { fail "status $status, not 0"; return; }
+  [[ ! -s stderr ]] || { fail "stderr is not empty"; return; }
+  grep -qE -e "$regex" stdout || fail "stdout lacks: $regex"
+}
+
+# fails STATUS REGEX ARGUMENT...: with one error on stderr that matches the regular expression; nothing on stdout, and no
+# file half written.
+fails() {
+  local expected=$1 regex=$2
+  shift 2
+  run "$@"
+  ((status == expected)) || { fail "status $status, not $expected"; return; }
+  [[ ! -s stdout ]] || { fail "stdout is not empty"; return; }
+  grep -qE -e "$regex" stderr || { fail "stderr lacks: $regex"; return; }
+  [[ $(head -c 7 stderr) == "error: " && $(grep -c '^error:' stderr) == 1 ]] || fail "not one block that starts with error:"
+  [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
+}
+
+# holds REGEX [FILE]: the file, or stdout, contains it.
+holds() { grep -qE -e "$1" "${2:-stdout}" || fail "${2:-stdout} lacks: $1"; }
+
+tiny=(--ranks 2 --microbatches 4 --hidden 8 --sequence 4 --batch 1)
+small=("${tiny[@]}" --steps 2 --warmup 2)
+shape=(--schedule 1f1b "${small[@]}")
+
+test_help() {
+  succeeds 'dualpipe-run --schedule' --help
+  succeeds '^[0-9]+\.[0-9]+\.[0-9]+$' --version
+}
+
+test_usage() {
+  fails 2 '--schedule'
+  fails 2 'no-such-option' "${shape[@]}" --no-such-option
+  fails 2 'bert' "${shape[@]}" --model bert
+  fails 2 '--eval.*--check|--check.*--eval' "${shape[@]}" --eval --check
+  fails 2 '--steps.*empty' --schedule 1f1b "${tiny[@]}" --steps ''
+}
+
+test_bad_input() {
+  fails 1 'no-such.*1f1b' --schedule no-such "${small[@]}"
+  fails 1 '--layers.*3 values.*2 stages' "${shape[@]}" --layers 1,2,3
+  fails 1 '--steps.*none' --schedule 1f1b "${tiny[@]}" --steps none
+  fails 1 '--learning-rate' "${shape[@]}" --learning-rate -1
+  fails 1 'heads' "${shape[@]}" --heads 3
+  fails 1 'no-such-file' "${shape[@]}" --data no-such-file
+  fails 1 'no-such-folder/trace.json.*No such' "${shape[@]}" --trace no-such-folder/trace.json
+  fails 1 'standard output' "${shape[@]}" --json - --trace -
+  fails 1 '--forward.*timed' "${shape[@]}" --forward 1ms
+  fails 1 'timed has no parameters' "${shape[@]}" --model timed --check
+}
+
+test_training() {
+  succeeds '^ +1 +[0-9.]+ +warm-up$' "${shape[@]}"
+  holds '^ +3 +[0-9.]+ +[0-9.]+ (µs|ms|s)$'
+  holds '^step +.* the median of 2$'
+  sed -n 's/^ *[0-3]  \([0-9.]*\) .*/\1/p' stdout | head -n 4 >first
+  succeeds . "${shape[@]}"
+  sed -n 's/^ *[0-3]  \([0-9.]*\) .*/\1/p' stdout | head -n 4 >second
+  [[ $(wc -l <first) == 4 ]] || fail "not the losses of 4 steps"
+  cmp -s first second || fail "losses differ from one run to the next"
+}
+
+test_check() {
+  for schedule in 1f1b zb1p dualpipe dualpipev; do
+    succeeds '^check +passed: losses bitwise equal, gradients bitwise equal$' --schedule $schedule "${small[@]}" \
+      --dtype float64 --check --clip 0.1
+  done
+  succeeds '"gradients_bitwise_equal": true' "${shape[@]}" --model mlp --optimizer sgd --check --json -
+  holds '"max_loss_difference": 0'
+  holds '"max_gradient_difference": 0'
+}
+
+test_data() {
+  printf '\1\0\0\0\2\0\0\0\3\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0\10\0\0\0\11\0\0\0' >tokens
+  succeeds 'median of 2' "${shape[@]}" --data tokens
+  fails 1 'vocabulary' "${shape[@]}" --data tokens --vocabulary 5
+}
+
+test_eval() {
+  succeeds 'median of 2' "${shape[@]}" --eval --json json
+  holds '"peak_activations": 1' json
+}
+
+test_results() {
+  succeeds 'measured / planned' --schedule dualpipe "${small[@]}" --compare --profile --trace trace --json json \
+    --calibrate costs
+  holds '^ *F&B '
+  holds 'waiting for'
+  holds 'rank 00 planned' trace
+  holds 'rank 01 measured' trace
+  for key in schedule ranks microbatches model transport losses step_ns predicted_makespan_ns measured_makespan_ns \
+    busy_ns idle_ns predicted_idle_ns peak_activations peak_memory_bytes predicted_peak_memory_bytes; do
+    holds "\"$key\": " json
+  done
+  "$dualpipe_sim" simulate dualpipe --ranks 2 --microbatches 4 --costs costs >stdout 2>stderr || fail "costs not read"
+  succeeds 'predicted' --schedule dualpipe "${small[@]}" --compare --costs costs
+}
+
+# F, I and W of 2 ms: 4 micro-batches cannot take less than 24 ms.
+test_timed() {
+  succeeds '"predicted_makespan_ns": 26000000,' --schedule zb1p "${small[@]}" --model timed --forward 2ms --backward 4ms \
+    --weight 2ms --json -
+  local makespan
+  makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
+  ((makespan >= 26000000 && makespan < 100000000)) || fail "a makespan of $makespan ns"
+}
+
+test_failures() {
+  fails 1 'rank 1, 1F[0-9]: the loss is' --schedule 1f1b "${tiny[@]}" --model mlp --optimizer sgd \
+    --learning-rate 1e30 --trace trace
+  fails 1 'rank 1.*1F0.*rank 0' "${shape[@]}" --model timed --forward 2s --timeout 100ms
+}
+
+test_interrupt() {
+  command=(--model timed --trace partial, interrupted)
+  checks=$((checks + 1))
+  rm -f partial
+  "$dualpipe_run" --schedule 1f1b "${tiny[@]}" --model timed --forward 20ms --steps 1000 --trace partial >stdout 2>stderr &
+  local pid=$!
+  sleep 0.7
+  kill -INT $pid
+  status=0
+  wait $pid || status=$?
+  ((status == 1)) || fail "status $status, not 1"
+  grep -q '^error: .*interrupted' stderr || fail "stderr lacks: interrupted"
+  holds '"0F0"' partial
+  [[ $(tail -n 1 partial) == "]}" ]] || fail "the trace does not end"
+}
+
+test_help
+test_usage
+test_bad_input
+test_training
+test_check
+test_data
+test_eval
+test_results
+test_timed
+test_failures
+test_interrupt
+
+echo "$checks commands, $failures failures"
+((failures == 0))

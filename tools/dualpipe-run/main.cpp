@@ -1,0 +1,24 @@
+// dualpipe-run: parses the command line, calls the library, prints.
+//
+// Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.
+#include "options.h"
+#include "tools/common/command_line.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{"Trains a model on a pipeline of threads, by any schedule, and compares with the simulator.",
+               "dualpipe-run"};
+  app.set_version_flag("--version", DUALPIPE_VERSION);
+  app.get_formatter()->column_width(34);
+  app.footer(
+      "Examples:\n"
+      "  dualpipe-run --schedule dualpipe --ranks 4 --microbatches 16 --model gpt --check\n"
+      "  dualpipe-run --schedule zb1p --ranks 2 --microbatches 8 --compare --trace out.json\n"
+      "  dualpipe-run --schedule 1f1b --ranks 2 --microbatches 8 --calibrate costs.json\n"
+      "  dualpipe-run --schedule dualpipev --ranks 4 --microbatches 8 --model timed --forward 5ms --backward 10ms "
+      "--compare\n"
+      "\n"
+      "Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.");
+  dualpipe::RunOptions options;
+  options.add_to(app);
+  return dualpipe::run_command_line(app, argc, argv, [&] { dualpipe::run(options); });
+}

@@ -1,0 +1,191 @@
+#include "options.h"
+
+#include <fmt/format.h>
+
+#include <limits>
+
+#include "sim/schedule/lower.h"
+#include "sim/simulate/deadlock.h"
+#include "sim/simulate/quantity.h"
+
+namespace dualpipe {
+namespace {
+
+constexpr std::int64_t size_max = std::int64_t{1} << 30U;
+constexpr std::int64_t steps_max = 1'000'000'000;
+
+std::int64_t whole_number(std::string_view option, const std::string& text, std::int64_t least, std::int64_t most,
+                          std::int64_t otherwise) {
+  if (text.empty()) return otherwise;
+  return value_of(option, text, [&](std::string_view value) { return parse_integer(value, least, most); });
+}
+
+double positive_number(std::string_view option, const std::string& text, double otherwise) {
+  if (text.empty()) return otherwise;
+  const double value = value_of(option, text, parse_real);
+  if (!(value > 0)) throw InputError(fmt::format("{}: it must be above 0, and is {}", option, text));
+  return value;
+}
+
+int stages_per_chain(const Placement& placement) { return placement.chain_begin[1] - placement.chain_begin[0]; }
+
+void add_model(CLI::App& app, RunOptions& options) {
+  constexpr auto group = "Model";
+  const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
+    app.add_option(name, text, help)->type_name(type)->group(group);
+  };
+  app.add_option("--model", options.model,
+                 "gpt; mlp; timed: no arithmetic, ops take the durations given; empty: nothing at all")
+      ->check(CLI::IsMember({"gpt", "mlp", "timed", "empty"}))
+      ->group(group)
+      ->capture_default_str();
+  app.add_option("--layers", options.layers, "N: split evenly; A,B,…: of each stage (one per stage)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->type_name("N")
+      ->group(group);
+  value("--hidden", options.hidden, "N", "Width (64)");
+  value("--heads", options.heads, "N", "Of the attention, gpt (4)");
+  value("--sequence", options.sequence, "N", "Tokens of a sample, gpt (32)");
+  value("--vocabulary", options.vocabulary, "N", "Different tokens, gpt (256)");
+  value("--batch", options.batch, "N", "Samples per micro-batch (2)");
+  app.add_option("--dtype", options.dtype, "float32 or float64")
+      ->check(CLI::IsMember({"float32", "float64"}))
+      ->group(group)
+      ->capture_default_str();
+}
+
+void add_training(CLI::App& app, RunOptions& options) {
+  constexpr auto group = "Training";
+  const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
+    return app.add_option(name, text, help)->type_name(type)->group(group);
+  };
+  value("--steps", options.steps, "N", "Measured (10)");
+  value("--warmup", options.warmup, "N", "Steps before them; costs are measured in these (3)");
+  app.add_option("--optimizer", options.optimizer, "sgd or adamw")
+      ->check(CLI::IsMember({"sgd", "adamw"}))
+      ->group(group)
+      ->capture_default_str();
+  value("--learning-rate", options.learning_rate, "X", "(0.001 for adamw, 0.1 for sgd)");
+  value("--clip", options.clip, "X", "Largest global norm of the gradients (any)");
+  value("--seed", options.seed, "N", "Of parameters and synthetic samples (0)");
+  value("--data", options.data, "FILE", "int32 tokens, for gpt (synthetic samples)");
+  app.add_flag("--eval", options.eval, "Forwards only")->group(group);
+}
+
+void add_machine(CLI::App& app, RunOptions& options) {
+  constexpr auto group = "Machine";
+  const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
+    app.add_option(name, text, help)->type_name(type)->group(group);
+  };
+  value("--threads-per-rank", options.threads_per_rank, "N", "For one op (1)");
+  value("--timeout", options.timeout, "TIME", "A rank that waits longer ends the run (60s)");
+  value("--link-delay", options.link_delay, "TIME", "A message arrives so long after it was sent (0)");
+}
+
+void add_results(CLI::App& app, RunOptions& options) {
+  constexpr auto group = "Results (a file, or - for stdout)";
+  const auto output = [&](const char* name, std::string& path, const char* help) {
+    app.add_option(name, path, help)->type_name("FILE")->group(group);
+  };
+  auto* check = app.add_flag("--check", options.check,
+                             "Runs the same without a pipeline, and compares losses and gradients; exit status 1 if "
+                             "they differ")
+                    ->group(group);
+  check->excludes(app.get_option("--eval"));
+  app.add_flag("--compare", options.compare,
+               "The simulator's prediction beside the measurement, from costs measured in the warm-up or from --costs; "
+               "the trace then has both")
+      ->group(group);
+  app.add_flag("--profile", options.profile, "Where the time of each rank went")->group(group);
+  output("--calibrate", options.calibrate, "Measured costs, for dualpipe-sim --costs");
+  output("--trace", options.trace, "Chrome trace of the step of median time, for ui.perfetto.dev");
+  output("--json", options.json, "All figures");
+}
+
+}  // namespace
+
+void RunOptions::add_to(CLI::App& app) {
+  schedule.add_to(app, "--schedule");
+  add_model(app, *this);
+  add_training(app, *this);
+  add_machine(app, *this);
+  add_results(app, *this);
+  costs.add_durations_to(app);
+}
+
+Program RunOptions::program() const {
+  Program program = lower_valid(schedule.load());
+  if (eval) program = lower(forwards_of(program.schedule));
+  if (const auto deadlock = find_deadlock(program, CommunicationModel::latency)) {
+    throw DeadlockError(*deadlock, program.schedule.placement);
+  }
+  return program;
+}
+
+std::vector<int> RunOptions::layers_of_stages(const Placement& placement) const {
+  const int stages = stages_per_chain(placement);
+  std::vector<int> given;
+  for (const std::string& each : layers) {
+    given.push_back(static_cast<int>(whole_number("--layers", each, 0, std::numeric_limits<int>::max(), 0)));
+  }
+  if (given.size() > 1 && given.size() != static_cast<std::size_t>(stages)) {
+    throw InputError(
+        fmt::format("--layers: {} values, but the model is cut into {} stages; give one for each, or the "
+                    "number of all",
+                    given.size(), stages));
+  }
+  if (given.size() > 1) return given;
+  return split_evenly(given.empty() ? stages : given[0], stages);
+}
+
+ModelShape RunOptions::shape(const Placement& placement) const {
+  ModelShape shape;
+  shape.model = model;
+  shape.hidden = whole_number("--hidden", hidden, 1, size_max, shape.hidden);
+  shape.heads = whole_number("--heads", heads, 1, size_max, shape.heads);
+  shape.sequence = whole_number("--sequence", sequence, 1, size_max, shape.sequence);
+  shape.vocabulary = whole_number("--vocabulary", vocabulary, 1, size_max, shape.vocabulary);
+  shape.batch = whole_number("--batch", batch, 1, size_max, shape.batch);
+  shape.layers = layers_of_stages(placement);
+  shape.float64 = dtype == "float64";
+  shape.seed = static_cast<std::uint64_t>(whole_number("--seed", seed, 0, std::numeric_limits<std::int64_t>::max(), 0));
+  if (model == "timed") {
+    shape.costs = costs.costs();
+    dualpipe::check(shape.costs, placement);
+  } else if (costs.durations_given()) {
+    throw InputError(
+        fmt::format("--forward, --backward, --weight, --overlapped and --speed are for --model timed; the "
+                    "ops of {} take the time they take",
+                    model));
+  }
+  return shape;
+}
+
+TrainOptions RunOptions::train(const Placement& placement) const {
+  TrainOptions train;
+  train.shape = shape(placement);
+  train.data = data;
+  train.optimizer = optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
+  train.learning_rate = positive_number("--learning-rate", learning_rate, optimizer == "sgd" ? 0.1 : 0.001);
+  train.clip = positive_number("--clip", clip, 0);
+  train.steps = static_cast<int>(whole_number("--steps", steps, 1, steps_max, 10));
+  train.warmup = static_cast<int>(whole_number("--warmup", warmup, 0, steps_max, 3));
+  train.threads_per_rank = static_cast<int>(whole_number("--threads-per-rank", threads_per_rank, 1, 1024, 1));
+  train.forward_only = eval;
+  if (!timeout.empty())
+    train.transport.timeout = std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
+  if (!link_delay.empty()) {
+    train.transport.link_delay = std::chrono::nanoseconds(value_of("--link-delay", link_delay, parse_duration));
+  }
+  if (train.transport.timeout <= train.transport.link_delay) {
+    throw InputError("--timeout: it must be longer than --link-delay");
+  }
+  if (check && train.shape.model != "gpt" && train.shape.model != "mlp") {
+    throw InputError(
+        fmt::format("--check: {} has no parameters to compare; use --model gpt or mlp", train.shape.model));
+  }
+  return train;
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,43 @@
+// The command line of dualpipe-run.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "exec/train/train.h"
+#include "sim/schedule/program.h"
+#include "tools/common/options.h"
+
+namespace dualpipe {
+
+// Values stay text until they are used: a wrong one is bad input (exit 1), not wrong usage (exit 2).
+struct RunOptions {
+  ScheduleOptions schedule;
+  CostOptions costs;
+  std::string model = "gpt";
+  std::vector<std::string> layers;
+  std::string hidden, heads, sequence, vocabulary, batch, dtype = "float32";
+  std::string steps, warmup, optimizer = "adamw", learning_rate, clip, seed, data;
+  std::string threads_per_rank, timeout, link_delay;
+  bool eval = false;
+  bool check = false;
+  bool compare = false;
+  bool profile = false;
+  std::string trace, json, calibrate;
+
+  void add_to(CLI::App& app);
+
+  // Each throws InputError.
+  [[nodiscard]] Program program() const;  // of the forwards alone for --eval
+  [[nodiscard]] TrainOptions train(const Placement& placement) const;
+
+ private:
+  [[nodiscard]] ModelShape shape(const Placement& placement) const;
+  [[nodiscard]] std::vector<int> layers_of_stages(const Placement& placement) const;
+};
+
+// Trains, compares, checks and writes what the options ask for. Throws where the run, or the check, fails.
+void run(const RunOptions& options);
+
+}  // namespace dualpipe

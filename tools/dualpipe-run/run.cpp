@@ -1,0 +1,163 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <iostream>
+#include <optional>
+
+#include "exec/replay/replay.h"
+#include "exec/train/calibrate.h"
+#include "exec/train/reference.h"
+#include "exec/train/report.h"
+#include "interrupt.h"
+#include "options.h"
+#include "sim/report/chrome_trace.h"
+#include "sim/report/difference.h"
+#include "sim/report/profile.h"
+#include "sim/report/text_table.h"
+#include "sim/schedule/error.h"
+#include "sim/simulate/simulate.h"
+#include "tools/common/output.h"
+
+namespace dualpipe {
+namespace {
+
+// One line on a terminal, written over step by step; nothing elsewhere.
+class Progress {
+ public:
+  explicit Progress(int steps) : steps_(steps), shown_(isatty(STDERR_FILENO) != 0) {}
+  ~Progress() {
+    if (shown_) std::cerr << "\r\033[K" << std::flush;
+  }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void show(const StepReport& step) const {
+    if (!shown_) return;
+    std::cerr << fmt::format("\r\033[Kstep {} of {}{}: loss {:.6f}, {}", step.step + 1, steps_,
+                             step.measured ? "" : " (warm-up)", step.loss, format_time(step.duration))
+              << std::flush;
+  }
+
+ private:
+  int steps_;
+  bool shown_;
+};
+
+constexpr auto all_outputs = {&RunOptions::trace, &RunOptions::json, &RunOptions::calibrate};
+
+// What cannot be written is better known before the run than after it. Returns whether people's text goes to stdout.
+bool check_outputs(const RunOptions& options) {
+  int to_stdout = 0;
+  for (const auto path : all_outputs) {
+    if (!(options.*path).empty()) check_output(options.*path);
+    if (options.*path == "-") ++to_stdout;
+  }
+  if (to_stdout > 1) throw InputError("only one of --trace, --json and --calibrate can go to standard output");
+  return to_stdout == 0;
+}
+
+// The trace of what a failed run has done. It must not hide why the run failed.
+void write_partial_trace(const std::string& path, const Program& program, std::span<const RankRecord> records,
+                         const Costs& costs) {
+  if (path.empty()) return;
+  try {
+    const PartialRun partial = reached(program, records);
+    const Timeline timeline = merge(partial.program, partial.records);
+    write_output(path, [&](std::ostream& out) { write_chrome_trace(out, partial.program, costs, timeline); });
+  } catch (const std::exception& error) {
+    std::cerr << "warning: no partial trace: " << error.what() << '\n';
+  }
+}
+
+// The measured run, and for --compare the plan: rank 00 measured, rank 00 planned, rank 01 measured, …
+void write_trace(std::ostream& out, const Program& program, const Costs& costs, const Timeline& measured,
+                 const Timeline* planned) {
+  if (planned == nullptr) return write_chrome_trace(out, program, costs, measured);
+  TraceGroup measured_group;
+  measured_group.label = "measured";
+  TraceGroup planned_group;
+  planned_group.first_pid = measured_group.first_pid + program.schedule.ranks();
+  planned_group.label = "planned";
+  TraceWriter writer(out);
+  write_run(writer, program, costs, *planned, {}, planned_group);
+  write_run(writer, program, costs, measured, {}, measured_group);
+  writer.finish();
+}
+
+// The first step of a warm-up is not like the others: memory is allocated, code is loaded.
+Costs measured_costs(const Program& program, const TrainResult& result) {
+  const auto& steps = result.warm_up.empty() ? result.measured : result.warm_up;
+  const auto first = static_cast<std::size_t>(steps.size() > 1 ? 1 : 0);
+  return calibrate(program, std::span(steps).subspan(first), result.stages);
+}
+
+// What the prediction is made from.
+Costs predicted_costs(const RunOptions& options, const TrainOptions& train, const Program& program,
+                      const TrainResult& result) {
+  if (train.shape.model == "timed") {
+    Costs costs = train.shape.costs;
+    costs.latency += train.transport.link_delay.count();
+    return costs;
+  }
+  if (!options.costs.file.empty()) {
+    Costs costs = options.costs.costs();
+    dualpipe::check(costs, program.schedule.placement);
+    return costs;
+  }
+  return measured_costs(program, result);
+}
+
+TrainResult train_observed(const RunOptions& options, const Program& program, const TrainOptions& train_options,
+                           Check* check) {
+  const Progress progress(train_options.warmup + train_options.steps);
+  TrainObserver observer;
+  observer.on_step = [&](const StepReport& step) {
+    progress.show(step);
+    if (check != nullptr) check->on_step(step);
+  };
+  if (check != nullptr) {
+    observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check->on_gradients(step, stages); };
+  }
+  observer.on_failure = [&](int, std::span<const RankRecord> records) {
+    Costs costs;
+    costs.stages.resize(1);
+    write_partial_trace(options.trace, program, records, costs);
+  };
+  return train(program, train_options, observer);
+}
+
+}  // namespace
+
+void run(const RunOptions& options) {
+  const bool prints_text = check_outputs(options);
+  const Program program = options.program();
+  const Interrupt interrupt;
+  TrainOptions train_options = options.train(program.schedule.placement);
+  train_options.stop = interrupt.token();
+  std::optional<Check> check;
+  if (options.check) check.emplace(program.schedule, train_options);
+
+  const TrainResult result = train_observed(options, program, train_options, check ? &*check : nullptr);
+  const Timeline measured = merge(program, result.records);
+  const Costs costs = predicted_costs(options, train_options, program, result);
+  const Timeline planned = simulate(program, costs);
+  TrainReport report = train_report(program, train_options.shape.model, result, costs, planned, measured);
+  if (check) report.check = check->report();
+
+  const auto write = [](const std::string& path, const std::function<void(std::ostream&)>& writer) {
+    if (!path.empty()) write_output(path, writer);
+  };
+  write(options.calibrate, [&](std::ostream& out) { write_costs(out, measured_costs(program, result)); });
+  write(options.trace,
+        [&](std::ostream& out) { write_trace(out, program, costs, measured, options.compare ? &planned : nullptr); });
+  write(options.json, [&](std::ostream& out) { write_json(out, report); });
+  if (prints_text) {
+    std::string text = to_text(report);
+    if (options.compare) text += "\n" + to_text(report.difference);
+    if (options.profile) text += "\n" + to_text(profile(program, measured));
+    write_output("-", [&](std::ostream& out) { out << text; });
+  }
+  if (check && !check->report().passed()) throw InputError("the check failed: " + check->report().failure);
+}
+
+}  // namespace dualpipe
