@@ -7,52 +7,8 @@ set -euo pipefail
 
 dualpipe_run=$(realpath "$1")
 dualpipe_sim=$(realpath "$2")
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-cd "$scratch"
-exec </dev/null
-
-checks=0
-failures=0
-
-fail() {
-  echo "FAILED: dualpipe-run ${command[*]}"
-  echo "  $1"
-  sed 's/^/  stdout: /' stdout | head -n 20
-  sed 's/^/  stderr: /' stderr | head -n 20
-  failures=$((failures + 1))
-}
-
-# run ARGUMENT...: leaves stdout, stderr and $status.
-run() {
-  command=("$@")
-  checks=$((checks + 1))
-  status=0
-  timeout 60 "$dualpipe_run" "$@" >stdout 2>stderr || status=$?
-}
-
-# succeeds REGEX ARGUMENT...: status 0, nothing on stderr, and the regular expression on stdout.
-succeeds() {
-  local regex=$1
-  shift
-  run "$@"
-  ((status == 0)) || { fail "status $status, not 0"; return; }
-  [[ ! -s stderr ]] || { fail "stderr is not empty"; return; }
-  grep -qE -e "$regex" stdout || fail "stdout lacks: $regex"
-}
-
-# fails STATUS REGEX ARGUMENT...: with one error on stderr that matches the regular expression; nothing on stdout, and no
-# file half written.
-fails() {
-  local expected=$1 regex=$2
-  shift 2
-  run "$@"
-  ((status == expected)) || { fail "status $status, not $expected"; return; }
-  [[ ! -s stdout ]] || { fail "stdout is not empty"; return; }
-  grep -qE -e "$regex" stderr || { fail "stderr lacks: $regex"; return; }
-  [[ $(head -c 7 stderr) == "error: " && $(grep -c '^error:' stderr) == 1 ]] || fail "not one block that starts with error:"
-  [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
-}
+tool=$dualpipe_run
+source "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 
 # holds REGEX [FILE]: the file, or stdout, contains it.
 holds() { grep -qE -e "$1" "${2:-stdout}" || fail "${2:-stdout} lacks: $1"; }

@@ -6,54 +6,8 @@ set -euo pipefail
 
 dualpipe_sim=$(realpath "$1")
 goldens=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../goldens")
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-cd "$scratch"
-exec </dev/null
-
-checks=0
-failures=0
-
-fail() {
-  echo "FAILED: dualpipe-sim ${command[*]}"
-  echo "  $1"
-  sed 's/^/  stdout: /' stdout | head -n 20
-  sed 's/^/  stderr: /' stderr | head -n 20
-  failures=$((failures + 1))
-}
-
-# run ARGUMENT...: leaves stdout, stderr and $status. Reads what the caller gives as stdin; `output=FILE run …` writes
-# there, `within=SECONDS run …` gives it less time than a minute.
-run() {
-  command=("$@")
-  checks=$((checks + 1))
-  status=0
-  : >stdout
-  timeout "${within:-60}" "$dualpipe_sim" "$@" >"${output:-stdout}" 2>stderr || status=$?
-}
-
-# succeeds REGEX ARGUMENT...: status 0, nothing on stderr, and the regular expression on stdout.
-succeeds() {
-  local regex=$1
-  shift
-  run "$@"
-  ((status == 0)) || { fail "status $status, not 0"; return; }
-  [[ ! -s stderr ]] || { fail "stderr is not empty"; return; }
-  grep -qE -e "$regex" stdout || fail "stdout lacks: $regex"
-}
-
-# fails STATUS REGEX ARGUMENT...: within seconds, with one error on stderr that matches the regular expression; nothing
-# on stdout, and no file half written.
-fails() {
-  local expected=$1 regex=$2
-  shift 2
-  within=10 run "$@"
-  ((status == expected)) || { fail "status $status, not $expected"; return; }
-  [[ ! -s stdout ]] || { fail "stdout is not empty"; return; }
-  grep -qE -e "$regex" stderr || { fail "stderr lacks: $regex"; return; }
-  [[ $(head -c 7 stderr) == "error: " && $(grep -c '^error:' stderr) == 1 ]] || fail "not one block that starts with error:"
-  [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
-}
+tool=$dualpipe_sim
+source "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 
 # A CSV without what carries no meaning: empty cells, and how lines end.
 cells() { tr -d '\r' <"$1" | sed -E 's/,+/,/g; s/^,//; s/,$//'; }
@@ -345,11 +299,11 @@ test_output_errors() {
   [[ -w locked ]] || fails 1 'locked/file: Permission denied' simulate "${shape[@]}" --json locked/file
 
   # A disk that fills up half way.
-  printf '#!/usr/bin/env bash\ntrap "" XFSZ\nulimit -f 8\nexec %q "$@"\n' "$dualpipe_sim" >on_small_disk
+  printf '#!/usr/bin/env bash\nulimit -f 8\nexec %q "$@"\n' "$dualpipe_sim" >on_small_disk
   chmod +x on_small_disk
   echo kept >there.json
   for file in there.json new.json; do
-    dualpipe_sim=./on_small_disk fails 1 "(^| |/)$file: File too large" simulate 1f1b --ranks 32 --microbatches 64 --trace $file
+    tool=./on_small_disk fails 1 "(^| |/)$file: File too large" simulate 1f1b --ranks 32 --microbatches 64 --trace $file
   done
   [[ $(cat there.json) == kept ]] || fail "changed a file it could not write"
   [[ ! -e new.json ]] || fail "left a file behind"

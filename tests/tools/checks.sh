@@ -1,0 +1,51 @@
+# What the tests of the command line tools share. Sourced by them; $tool is the program under test. They run in a scratch
+# folder of their own.
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cd "$scratch"
+exec </dev/null
+
+checks=0
+failures=0
+
+fail() {
+  echo "FAILED: ${tool##*/} ${command[*]}"
+  echo "  $1"
+  sed 's/^/  stdout: /' stdout | head -n 20
+  sed 's/^/  stderr: /' stderr | head -n 20
+  failures=$((failures + 1))
+}
+
+# run ARGUMENT...: leaves stdout, stderr and $status. Reads what the caller gives as stdin; `output=FILE run …` writes
+# there, `within=SECONDS run …` gives it less time than a minute.
+run() {
+  command=("$@")
+  checks=$((checks + 1))
+  status=0
+  : >stdout
+  timeout "${within:-60}" "$tool" "$@" >"${output:-stdout}" 2>stderr || status=$?
+}
+
+# succeeds REGEX ARGUMENT...: status 0, nothing on stderr, and the regular expression on stdout.
+succeeds() {
+  local regex=$1
+  shift
+  run "$@"
+  ((status == 0)) || { fail "status $status, not 0"; return; }
+  [[ ! -s stderr ]] || { fail "stderr is not empty"; return; }
+  grep -qE -e "$regex" stdout || fail "stdout lacks: $regex"
+}
+
+# fails STATUS REGEX ARGUMENT...: within seconds, with one error on stderr that matches the regular expression; nothing
+# on stdout, and no file half written.
+fails() {
+  local expected=$1 regex=$2
+  shift 2
+  within=10 run "$@"
+  ((status == expected)) || { fail "status $status, not $expected"; return; }
+  [[ ! -s stdout ]] || { fail "stdout is not empty"; return; }
+  grep -qE -e "$regex" stderr || { fail "stderr lacks: $regex"; return; }
+  [[ $(head -c 7 stderr) == "error: " && $(grep -c '^error:' stderr) == 1 ]] || fail "not one block that starts with error:"
+  [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
+}
