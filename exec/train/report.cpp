@@ -126,7 +126,7 @@ std::string to_text(const TrainReport& report) {
       fmt::format("makespan  {:>9}   of the step of median time, from its first op to its last; predicted {}\n\n",
                   format_time(report.difference.makespan.measured), format_time(report.difference.makespan.planned));
   text += ranks_text(report.difference);
-  if (report.check) text += "\n" + to_text(*report.check);
+  if (report.check) text.append("\n").append(to_text(*report.check));
   return text;
 }
 
