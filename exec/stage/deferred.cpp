@@ -1,5 +1,8 @@
 #include "exec/stage/deferred.h"
 
+#include <ATen/ExpandUtils.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/linear.h>
@@ -39,6 +42,19 @@ void accumulate(const at::Tensor& parameter, at::Tensor gradient) {
   }
   const bool is_alone = gradient.use_count() == 1 && gradient.storage().use_count() == 1;
   sum = is_alone && gradient.is_contiguous() ? std::move(gradient) : gradient.clone(at::MemoryFormat::Contiguous);
+}
+
+// For a layer one kernel of which makes all gradients, `run(of_input, of_parameters)`: it accumulates those of the
+// parameters, and returns that of the input. B runs it once, I and W each for their part.
+template <typename Run>
+at::Tensor run_in_parts(AutogradContext* context, const Run& run) {
+  WeightGradients& gradients = kept(context);
+  const bool of_input = context->needs_input_grad(0);
+  if (!gradients.deferred()) return run(of_input, true);
+  at::Tensor input_gradient;
+  if (of_input) input_gradient = run(true, false);
+  gradients.add([run] { static_cast<void>(run(false, true)); });
+  return input_gradient;
 }
 
 // The functions below return no gradient for a parameter: `accumulate` has added it, or will. The parameter is an input
@@ -107,16 +123,79 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
       return input_gradient;
     };
 
-    WeightGradients& gradients = kept(context);
-    const bool of_input = context->needs_input_grad(0);
-    at::Tensor input_gradient;
-    if (!gradients.deferred()) {  // one kernel computes all
-      input_gradient = run(of_input, true);
-    } else {
-      if (of_input) input_gradient = run(true, false);
-      gradients.add([run] { static_cast<void>(run(false, true)); });
+    return {run_in_parts(context, run), {}, {}, {}, {}};
+  }
+};
+
+// at::rms_norm has no kernel of its own on a CPU; these are the steps it takes, and those of their backwards:
+//
+//     scale = 1 / sqrt(mean(input^2) + epsilon)      output = input * scale * weight
+//
+// The input reaches the output in two ways, and plain autograd adds the two gradients to what else it has for the input
+// (a residual connection's) one after the other. So `input` comes in twice here.
+struct RmsNorm : torch::autograd::Function<RmsNorm> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& /*input*/,
+                            const at::Tensor& weight, double epsilon, WeightGradients* gradients) {
+    const at::Tensor scale = input.pow(2).mean(-1, /*keepdim=*/true).add_(epsilon).rsqrt();
+    context->save_for_backward({input, weight, scale});
+    keep(context, *gradients);
+    return input.mul(scale).mul_(weight);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor input = saved[0].detach();
+    const at::Tensor& weight = saved[1];
+    const at::Tensor& scale = saved[2];
+    const at::Tensor& gradient = output_gradients[0];
+
+    at::Tensor by_product;
+    at::Tensor by_scale;
+    if (context->needs_input_grad(0)) {
+      const at::Tensor of_product = gradient.mul(weight);
+      by_product = of_product.mul(scale);
+      const at::Tensor of_scale = of_product.mul(input).sum(-1, /*keepdim=*/true);
+      const at::Tensor of_mean = of_scale.mul(-0.5).mul_(scale.pow(3));
+      by_scale = input.mul(2).mul_(of_mean.div(input.size(-1)));
     }
-    return {input_gradient, {}, {}, {}, {}};
+    kept(context).add([input, weight, scale, gradient] {
+      if (weight.requires_grad()) accumulate(weight, at::sum_to(gradient.mul(input.mul(scale)), weight.sizes()));
+    });
+    return {by_product, by_scale, {}, {}, {}};
+  }
+};
+
+struct Conv2d : torch::autograd::Function<Conv2d> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias, const Conv2dOptions& options,
+                            WeightGradients* gradients) {
+    context->save_for_backward({input, weight, bias.value_or(at::Tensor())});
+    context->saved_data["stride"] = options.stride;
+    context->saved_data["padding"] = options.padding;
+    context->saved_data["dilation"] = options.dilation;
+    context->saved_data["groups"] = options.groups;
+    keep(context, *gradients);
+    return at::conv2d(input, weight, bias, options.stride, options.padding, options.dilation, options.groups);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const auto run = [input = saved[0].detach(), weight = saved[1], bias = saved[2], gradient = output_gradients[0],
+                      stride = context->saved_data["stride"].toIntVector(),
+                      padding = context->saved_data["padding"].toIntVector(),
+                      dilation = context->saved_data["dilation"].toIntVector(),
+                      groups = context->saved_data["groups"].toInt()](bool of_input, bool of_parameters) {
+      const bool of_weight = of_parameters && weight.requires_grad();
+      const bool of_bias = of_parameters && bias.defined() && bias.requires_grad();
+      const auto bias_sizes = bias.defined() ? at::OptionalIntArrayRef(bias.sizes()) : std::nullopt;
+      auto [input_gradient, weight_gradient, bias_gradient] =
+          at::convolution_backward(gradient, input, weight, bias_sizes, stride, padding, dilation, /*transposed=*/false,
+                                   /*output_padding=*/{0, 0}, groups, {of_input, of_weight, of_bias});
+      if (of_weight) accumulate(weight, std::move(weight_gradient));
+      if (of_bias) accumulate(bias, std::move(bias_gradient));
+      return input_gradient;
+    };
+    return {run_in_parts(context, run), {}, {}, {}, {}};
   }
 };
 
@@ -187,6 +266,15 @@ at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const
 at::Tensor layer_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
                       const at::Tensor& bias, double epsilon) {
   return LayerNorm::apply(input, weight, bias, epsilon, &gradients);
+}
+
+at::Tensor rms_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight, double epsilon) {
+  return RmsNorm::apply(input, input, weight, epsilon, &gradients);
+}
+
+at::Tensor conv2d(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
+                  const Conv2dOptions& options) {
+  return Conv2d::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, options, &gradients);
 }
 
 at::Tensor layer(WeightGradients& gradients, const at::Tensor& input, const std::vector<at::Tensor>& parameters,

@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <cassert>
 #include <cstdint>
 #include <functional>
@@ -69,9 +70,25 @@ namespace deferred {
 [[nodiscard]] at::Tensor layer_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
                                     const at::Tensor& bias, double epsilon);
 
+// at::rms_norm over the last dimension, which `weight` scales; float32 or float64.
+[[nodiscard]] at::Tensor rms_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                                  double epsilon);
+
+// Each for height and width.
+struct Conv2dOptions {
+  std::array<std::int64_t, 2> stride = {1, 1};
+  std::array<std::int64_t, 2> padding = {0, 0};
+  std::array<std::int64_t, 2> dilation = {1, 1};
+  std::int64_t groups = 1;
+};
+
+// at::conv2d of [samples, channels, height, width]; `bias` may be undefined.
+[[nodiscard]] at::Tensor conv2d(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                                const at::Tensor& bias, const Conv2dOptions& options = {});
+
 // Any other layer: `apply` is a function of its argument and of `parameters`, which are leaves. I and W each go through
-// its autograd graph once, and all of the graph is held until W: cheap for one layer (a convolution, an RMSNorm), twice
-// the work for a network of many.
+// its autograd graph once, and all of the graph is held until W: cheap for one layer (a PReLU, a transposed
+// convolution), twice the work for a network of many.
 [[nodiscard]] at::Tensor layer(WeightGradients& gradients, const at::Tensor& input,
                                const std::vector<at::Tensor>& parameters,
                                const std::function<at::Tensor(const at::Tensor&)>& apply);
