@@ -14,22 +14,21 @@ namespace dualpipe {
 
 at::Tensor AutogradStage::forward(std::uint32_t micro_batch, at::Tensor input) {
   const bool with_gradients = c10::GradMode::is_enabled();
-  if (input.defined()) input = input.detach().set_requires_grad(with_gradients);
-  const at::Tensor output = compute(micro_batch, input);
-  if (with_gradients) {
-    // Not std::map::emplace: a step that was broken off may have left something behind.
-    held_.insert_or_assign(micro_batch, Held{std::move(input), torch::autograd::impl::gradient_edge(output), {}});
-  }
+  const c10::AutoGradMode with_graph(with_gradients && !recomputes_);
+  Held held{std::move(input), {}, {}};
+  const at::Tensor output = run(micro_batch, held);
+  // Not std::map::emplace: a step that was broken off may have left something behind.
+  if (with_gradients) held_.insert_or_assign(micro_batch, std::move(held));
   return output.detach();
 }
 
 at::Tensor AutogradStage::backward(std::uint32_t micro_batch, at::Tensor gradient) {
-  Held held = take(micro_batch);
+  Held held = take_with_graph(micro_batch);
   return differentiate(held, std::move(gradient));
 }
 
 at::Tensor AutogradStage::backward_input(std::uint32_t micro_batch, at::Tensor gradient) {
-  Held held = take(micro_batch);
+  Held held = take_with_graph(micro_batch);
   std::vector<WeightGradient> kept;
   at::Tensor input_gradient;
   {
@@ -47,6 +46,24 @@ void AutogradStage::backward_weight(std::uint32_t micro_batch) {
     gradient();
     gradient = nullptr;  // what it held is free before the next one allocates
   }
+}
+
+// The forward. While gradients are on it leaves a graph.
+at::Tensor AutogradStage::run(std::uint32_t micro_batch, Held& held) {
+  const bool with_graph = c10::GradMode::is_enabled();
+  if (held.input.defined()) held.input = held.input.detach().set_requires_grad(with_graph);
+  at::Tensor output = compute(micro_batch, held.input);
+  if (with_graph) held.root = torch::autograd::impl::gradient_edge(output);
+  return output;
+}
+
+AutogradStage::Held AutogradStage::take_with_graph(std::uint32_t micro_batch) {
+  Held held = take(micro_batch);
+  if (recomputes_) {
+    const c10::AutoGradMode with_graph(true);
+    static_cast<void>(run(micro_batch, held));
+  }
+  return held;
 }
 
 AutogradStage::Held AutogradStage::take(std::uint32_t micro_batch) {

@@ -9,12 +9,13 @@
 #include <vector>
 
 #include "exec/stage/deferred.h"
+#include "exec/stage/recompute.h"
 #include "exec/stage/stage.h"
 
 namespace dualpipe {
 
 // What it holds of a micro-batch: from F to B or I, the autograd graph and the input (not the output, unless the graph
-// needs it); from I to W, what the deferred weight gradients need.
+// needs it), or, if it recomputes in full, the input alone; from I to W, what the deferred weight gradients need.
 //
 // I defers the weight gradients of layers made with `deferred::`. Those of parameters used in any other way are
 // computed in I, and W does nothing for them: correct, but I is then longer and W shorter than they could be. In a
@@ -27,10 +28,13 @@ class AutogradStage : public Stage {
   void backward_weight(std::uint32_t micro_batch) final;
 
  protected:
-  // The gradient of the last stage's output, the loss, is `loss_scale`.
-  explicit AutogradStage(double loss_scale) : loss_scale_(loss_scale) {}
+  // The gradient of the last stage's output, the loss, is `loss_scale`. `recompute`: `full` is done here; `attention`
+  // is up to the model.
+  explicit AutogradStage(double loss_scale, Recompute recompute = Recompute::none)
+      : loss_scale_(loss_scale), recomputes_(recompute == Recompute::full) {}
 
-  // The output for the next stage, or the loss. `input` is undefined in a first stage.
+  // The output for the next stage, or the loss. `input` is undefined in a first stage. Called twice for a micro-batch
+  // whose forward is recomputed, and must then do the same again.
   [[nodiscard]] virtual at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) = 0;
 
   // For the layers.
@@ -42,12 +46,15 @@ class AutogradStage : public Stage {
     torch::autograd::Edge root;  // where the backward starts; none if the output depends on no leaf
     std::vector<WeightGradient> weight_gradients;
   };
+  at::Tensor run(std::uint32_t micro_batch, Held& held);
   Held take(std::uint32_t micro_batch);
+  Held take_with_graph(std::uint32_t micro_batch);
   at::Tensor differentiate(Held& held, at::Tensor gradient) const;
 
   WeightGradients weight_gradients_;
   std::map<std::uint32_t, Held> held_;  // by micro-batch
   double loss_scale_;
+  bool recomputes_;
 };
 
 }  // namespace dualpipe

@@ -13,6 +13,7 @@
 #include "exec/stage/autograd_stage.h"
 #include "exec/stage/layers.h"
 #include "exec/stage/models.h"
+#include "exec/stage/recompute.h"
 #include "sim/schedule/error.h"
 
 namespace dualpipe {
@@ -23,19 +24,33 @@ constexpr std::uint64_t embedding_stream = ~std::uint64_t{0};
 constexpr std::uint64_t head_stream = embedding_stream - 1;
 constexpr double linear_gain = 1;
 
+// [batch, sequence, 3 * hidden] to [batch, sequence, hidden].
+at::Tensor attention(const at::Tensor& query_key_value, std::int64_t head_count) {
+  const std::int64_t batch = query_key_value.size(0);
+  const std::int64_t sequence = query_key_value.size(1);
+  const std::int64_t hidden = query_key_value.size(2) / 3;
+  const at::Tensor heads =
+      query_key_value.view({batch, sequence, 3, head_count, hidden / head_count}).permute({2, 0, 3, 1, 4});
+  constexpr bool is_causal = true;
+  const at::Tensor mixed =
+      at::scaled_dot_product_attention(heads[0], heads[1], heads[2], std::nullopt, /*dropout_p=*/0.0, is_causal);
+  return mixed.transpose(1, 2).reshape({batch, sequence, hidden});
+}
+
 class Block {
  public:
   Block(Random random, const ModelShape& shape, const LayerOptions& options)
       : heads_(shape.heads),
-        attention_norm_(shape.hidden, options),
+        recomputes_attention_(shape.recompute == Recompute::attention),
+        attention_norm_(shape.norm, shape.hidden, options),
         query_key_value_(random, shape.hidden, 3 * shape.hidden, Linear::Bias::yes, linear_gain, options),
         projection_(random, shape.hidden, shape.hidden, Linear::Bias::yes, linear_gain, options),
-        mlp_norm_(shape.hidden, options),
+        mlp_norm_(shape.norm, shape.hidden, options),
         up_(random, shape.hidden, 4 * shape.hidden, Linear::Bias::yes, linear_gain, options),
         down_(random, 4 * shape.hidden, shape.hidden, Linear::Bias::yes, linear_gain, options) {}
 
   [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const {
-    const at::Tensor x = input + projection_(attention(query_key_value_(attention_norm_(input))));
+    const at::Tensor x = input + projection_(mixed(query_key_value_(attention_norm_(input))));
     return x + down_(at::gelu(up_(mlp_norm_(x))));
   }
 
@@ -49,24 +64,17 @@ class Block {
   }
 
  private:
-  // [batch, sequence, 3 * hidden] to [batch, sequence, hidden].
-  [[nodiscard]] at::Tensor attention(const at::Tensor& query_key_value) const {
-    const std::int64_t batch = query_key_value.size(0);
-    const std::int64_t sequence = query_key_value.size(1);
-    const std::int64_t hidden = query_key_value.size(2) / 3;
-    const at::Tensor heads =
-        query_key_value.view({batch, sequence, 3, heads_, hidden / heads_}).permute({2, 0, 3, 1, 4});
-    constexpr bool is_causal = true;
-    const at::Tensor mixed =
-        at::scaled_dot_product_attention(heads[0], heads[1], heads[2], std::nullopt, /*dropout_p=*/0.0, is_causal);
-    return mixed.transpose(1, 2).reshape({batch, sequence, hidden});
+  [[nodiscard]] at::Tensor mixed(const at::Tensor& query_key_value) const {
+    const auto mix = [heads = heads_](const at::Tensor& x) { return attention(x, heads); };
+    return recomputes_attention_ ? recomputed(query_key_value, mix) : mix(query_key_value);
   }
 
   std::int64_t heads_;
-  LayerNorm attention_norm_;
+  bool recomputes_attention_;
+  Norm attention_norm_;
   Linear query_key_value_;
   Linear projection_;
-  LayerNorm mlp_norm_;
+  Norm mlp_norm_;
   Linear up_;
   Linear down_;
 };
@@ -84,16 +92,17 @@ struct Embeddings {
 
 struct Head {
   Head(Random random, const ModelShape& shape, const LayerOptions& options)
-      : norm(shape.hidden, options),
+      : norm(shape.norm, shape.hidden, options),
         logits(random, shape.hidden, shape.vocabulary, Linear::Bias::no, linear_gain, options) {}
 
-  LayerNorm norm;
+  Norm norm;
   Linear logits;
 };
 
 class GptStage final : public AutogradStage {
  public:
-  GptStage(const ModelShape& shape, int stage, const Feed& feed) : AutogradStage(shape.loss_scale), feed_(feed) {
+  GptStage(const ModelShape& shape, int stage, const Feed& feed)
+      : AutogradStage(shape.loss_scale, shape.recompute), feed_(feed) {
     const LayerOptions options = {dtype(shape), &weight_gradients()};
     const std::int64_t first = layers_before(shape, stage);
     if (is_first(stage)) embeddings_.emplace(Random(shape.seed, embedding_stream), shape, options);

@@ -45,13 +45,14 @@ at::Tensor Embedding::operator()(const at::Tensor& indices) const {
   return deferred::embedding(*gradients_, weight_, indices);
 }
 
-LayerNorm::LayerNorm(std::int64_t size, const LayerOptions& options)
-    : weight_(at::ones({size}, options.dtype).set_requires_grad(true)),
-      bias_(at::zeros({size}, options.dtype).set_requires_grad(true)),
-      gradients_(options.gradients) {}
+Norm::Norm(NormKind kind, std::int64_t size, const LayerOptions& options)
+    : weight_(at::ones({size}, options.dtype).set_requires_grad(true)), gradients_(options.gradients) {
+  if (kind == NormKind::layer) bias_ = at::zeros({size}, options.dtype).set_requires_grad(true);
+}
 
-at::Tensor LayerNorm::operator()(const at::Tensor& input) const {
+at::Tensor Norm::operator()(const at::Tensor& input) const {
   constexpr double epsilon = 1e-5;
+  if (!bias_.defined()) return deferred::rms_norm(*gradients_, input, weight_, epsilon);
   return deferred::layer_norm(*gradients_, input, weight_, bias_, epsilon);
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "exec/stage/deferred.h"
+#include "exec/stage/model.h"
 #include "exec/stage/random.h"
 
 namespace dualpipe {
@@ -47,18 +48,19 @@ class Embedding {
   WeightGradients* gradients_;
 };
 
-class LayerNorm {
+// A LayerNorm, or an RMSNorm, which has no bias.
+class Norm {
  public:
-  LayerNorm(std::int64_t size, const LayerOptions& options);
+  Norm(NormKind kind, std::int64_t size, const LayerOptions& options);
   [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
   void append_parameters(std::vector<at::Tensor>& all) const {
     all.push_back(weight_);
-    all.push_back(bias_);
+    if (bias_.defined()) all.push_back(bias_);
   }
 
  private:
   at::Tensor weight_;
-  at::Tensor bias_;
+  at::Tensor bias_;  // undefined in an RMSNorm
   WeightGradients* gradients_;
 };
 

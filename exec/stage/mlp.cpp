@@ -26,7 +26,7 @@ struct Layer {
 class MlpStage final : public AutogradStage {
  public:
   MlpStage(const ModelShape& shape, int stage, const Feed& feed)
-      : AutogradStage(shape.loss_scale), feed_(feed), is_last_(is_last(shape, stage)) {
+      : AutogradStage(shape.loss_scale, shape.recompute), feed_(feed), is_last_(is_last(shape, stage)) {
     const std::int64_t first = layers_before(shape, stage);
     const LayerOptions options = {dtype(shape), &weight_gradients()};
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {

@@ -18,11 +18,12 @@ struct Model {
   std::string_view name;
   MakeStage* stage;
   MakeData* data;
+  bool is_transformer = false;  // has attention and norms
 };
 
 constexpr std::array models = {
     Model{"mlp", make_mlp, mlp_data},
-    Model{"gpt", make_gpt, gpt_data},
+    Model{"gpt", make_gpt, gpt_data, /*is_transformer=*/true},
     Model{"timed", make_timed, no_data},
     Model{"empty", make_empty, no_data},
 };
@@ -34,6 +35,16 @@ const Model& find_model(std::string_view name) {
     names += (names.empty() ? "" : ", ") + std::string(model.name);
   }
   throw InputError(fmt::format("there is no model {}; there are {}", quote(name), names));
+}
+
+// What only a transformer has.
+void check_features(const Model& model, const ModelShape& shape) {
+  if (model.is_transformer) return;
+  const auto refuse = [&](std::string_view what, std::string_view remedy) {
+    throw InputError(fmt::format("{} has no {}; {}, or use --model gpt", model.name, what, remedy));
+  };
+  if (shape.recompute == Recompute::attention) refuse("attention to recompute", "leave out --recompute attention");
+  if (shape.norm != NormKind::layer) refuse("norm", "leave out --norm");
 }
 
 void check_size(std::string_view what, std::int64_t size) {
@@ -65,6 +76,7 @@ std::int64_t layers_before(const ModelShape& shape, int stage) {
 std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed& feed) {
   const Model& model = find_model(shape.model);
   check(shape);
+  check_features(model, shape);
   assert(stage >= 0 && static_cast<std::size_t>(stage) < shape.layers.size());
   return model.stage(shape, stage, feed);
 }

@@ -8,10 +8,13 @@
 #include <string_view>
 #include <vector>
 
+#include "exec/stage/recompute.h"
 #include "exec/stage/stage.h"
 #include "sim/simulate/costs.h"
 
 namespace dualpipe {
+
+enum class NormKind : std::uint8_t { layer, rms };
 
 // The sizes of all models; each takes those that it has.
 struct ModelShape {
@@ -22,6 +25,8 @@ struct ModelShape {
   std::int64_t vocabulary = 256;
   std::int64_t batch = 2;   // samples per micro-batch
   std::vector<int> layers;  // per stage of a chain; their number is that of the stages
+  NormKind norm = NormKind::layer;
+  Recompute recompute = Recompute::none;
   bool float64 = false;
   std::uint64_t seed = 0;  // of the parameters: those of a layer do not depend on how the model is split
   double loss_scale = 1;   // the loss of a micro-batch is scaled by it before its backward: 1 / (all micro-batches)

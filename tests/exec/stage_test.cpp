@@ -132,6 +132,7 @@ at::Tensor plain_gpt(const Tensors& parameters, const ModelShape& shape, const a
   };
   const auto norm = [&next, &shape](const at::Tensor& x) {
     const at::Tensor weight = *next++;
+    if (shape.norm == NormKind::rms) return at::rms_norm(x, {shape.hidden}, weight, 1e-5);
     return at::layer_norm(x, {shape.hidden}, weight, *next++, 1e-5);
   };
   const std::int64_t size = shape.hidden / shape.heads;
@@ -201,6 +202,37 @@ Result run_stages(const ModelShape& shape, Passes passes) {
   return result;
 }
 
+// A model, and how it is put together and run.
+struct Variant {
+  std::string model;
+  Recompute recompute = Recompute::none;
+  NormKind norm = NormKind::layer;
+
+  void apply_to(ModelShape& shape) const {
+    shape.recompute = recompute;
+    shape.norm = norm;
+  }
+};
+std::ostream& operator<<(std::ostream& out, const Variant& variant) {
+  return out << variant.model << std::array{"", ", full", ", attention"}[static_cast<std::size_t>(variant.recompute)]
+             << (variant.norm == NormKind::rms ? ", rms" : "");
+}
+
+ModelShape small(const Variant& variant, std::vector<int> layers) {
+  ModelShape shape = small(variant.model, std::move(layers));
+  variant.apply_to(shape);
+  return shape;
+}
+
+const std::vector<Variant> variants = {
+    {"mlp"},
+    {"mlp", Recompute::full},
+    {"gpt", Recompute::none, NormKind::rms},
+    {"gpt", Recompute::full, NormKind::rms},
+    {"gpt"},
+    {"gpt", Recompute::attention},
+    {"gpt", Recompute::full},
+};
 const std::vector<std::string> models = {"mlp", "gpt"};
 const std::vector<Passes> all_passes = {Passes::full, Passes::halves, Passes::late_weights};
 const std::vector<bool> both_types = {false, true};
@@ -229,10 +261,11 @@ struct OneThread {
 BOOST_AUTO_TEST_SUITE(exec_stage, *boost::unit_test::fixture<OneThread>())
 
 BOOST_DATA_TEST_CASE(stages_have_the_bits_of_plain_autograd,
-                     boost::unit_test::data::make(models) * boost::unit_test::data::make(both_types), model, float64) {
+                     boost::unit_test::data::make(variants) * boost::unit_test::data::make(both_types), variant,
+                     float64) {
   for (const std::vector<int>& layers :
        std::vector<std::vector<int>>{{4}, {2, 2}, {2, 1, 1}, {1, 1, 1, 1}, {0, 4, 0}}) {
-    ModelShape shape = small(model, layers);
+    ModelShape shape = small(variant, layers);
     shape.float64 = float64;
     const Result expected = run_plain(shape);
     for (const Passes passes : all_passes) {
@@ -261,16 +294,16 @@ BOOST_DATA_TEST_CASE(parameters_do_not_depend_on_the_split, boost::unit_test::da
 }
 
 BOOST_DATA_TEST_CASE(a_micro_batch_leaves_nothing_behind,
-                     boost::unit_test::data::make(models) * boost::unit_test::data::make(all_passes), model, passes) {
-  Chain chain(small(model, {1, 2, 1}));
+                     boost::unit_test::data::make(variants) * boost::unit_test::data::make(all_passes), variant,
+                     passes) {
+  Chain chain(small(variant, {1, 2, 1}));
   for (std::uint32_t i = 0; i < 2; ++i) {  // from here on each parameter has its gradient
     static_cast<void>(chain.forward(i));
     chain.backward(i);
   }
   const MemoryMeter meter;
   for (std::uint32_t i = 0; i < 3; ++i) static_cast<void>(chain.forward(i));
-  const std::int64_t after_forward = meter.held();
-  BOOST_TEST(after_forward > 0);
+  BOOST_TEST(meter.held() > 0);
   if (passes == Passes::full) {
     for (std::uint32_t i = 0; i < 3; ++i) chain.backward(i);
   } else {
@@ -326,6 +359,54 @@ BOOST_AUTO_TEST_CASE(input_gradient_frees_what_only_the_graph_needs) {
   BOOST_TEST(meter.held() == 2 * 4 * row);  // the input of `down`, and the gradient of `up`'s output
   stage.backward_weight(0);
   BOOST_TEST(meter.held() == 0);
+}
+
+// Bytes held from F on, and from I on, for one micro-batch of the middle stage. The input comes from another stage.
+struct HeldBytes {
+  Bytes after_forward = 0;
+  Bytes after_input_gradient = 0;
+};
+
+HeldBytes held_bytes(const ModelShape& shape) {
+  Chain chain(shape);
+  Stage& stage = *chain.stages[1];
+  const at::Tensor input = chain.stages[0]->forward(0, {});
+  const at::Tensor gradient = at::ones_like(input);
+  static_cast<void>(stage.forward(0, input));  // from here on each parameter has its gradient
+  static_cast<void>(stage.backward(0, gradient));
+  HeldBytes held;
+  const MemoryMeter meter;
+  static_cast<void>(stage.forward(0, input.clone()));
+  held.after_forward = meter.held();
+  static_cast<void>(stage.backward_input(0, gradient));
+  held.after_input_gradient = meter.held();
+  stage.backward_weight(0);
+  BOOST_TEST(meter.held() == 0);
+  return held;
+}
+
+BOOST_AUTO_TEST_CASE(recomputation_holds_less) {
+  for (const std::string& model : models) {
+    ModelShape shape = small(model, {1, 2, 1});
+    const HeldBytes all = held_bytes(shape);
+    shape.recompute = Recompute::full;
+    const HeldBytes of_input = held_bytes(shape);
+    const Bytes row = shape.batch * shape.hidden * 8;
+    BOOST_TEST(of_input.after_forward == (model == "gpt" ? shape.sequence : 1) * row);
+    BOOST_TEST(of_input.after_input_gradient == all.after_input_gradient);
+  }
+}
+
+// LibTorch's attention keeps no scores, but the logarithm of their sum for each query, and its output, which the
+// projection after it needs anyway.
+BOOST_AUTO_TEST_CASE(recomputed_attention_holds_less) {
+  ModelShape shape = small("gpt", {1, 2, 1});
+  const HeldBytes all = held_bytes(shape);
+  shape.recompute = Recompute::attention;
+  const HeldBytes less = held_bytes(shape);
+  const Bytes sums = shape.batch * shape.heads * shape.sequence * 8;
+  BOOST_TEST(all.after_forward - less.after_forward == 2 * sums);
+  BOOST_TEST(less.after_input_gradient == all.after_input_gradient);
 }
 
 BOOST_AUTO_TEST_CASE(evaluation_keeps_nothing) {
@@ -721,6 +802,12 @@ BOOST_AUTO_TEST_CASE(shapes_that_cannot_be) {
              "more");
   BOOST_TEST(refused([](ModelShape& shape) { shape.model = "gtp"; }) ==
              "there is no model 'gtp'; there are mlp, gpt, timed, empty");
+  BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "mlp") ==
+             "mlp has no attention to recompute; leave out --recompute attention, or use --model gpt");
+  BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "timed")
+                 .starts_with("timed has no attention"));
+  BOOST_TEST(refused([](ModelShape& shape) { shape.norm = NormKind::rms; }, "mlp") ==
+             "mlp has no norm; leave out --norm, or use --model gpt");
   BOOST_TEST(refused([](ModelShape& shape) { shape.costs.stages.resize(3); }, "timed") ==
              "timed: costs are given for 3 stages, but a chain has 2; give one for all, or one for each");
   BOOST_TEST(refused(
