@@ -286,7 +286,7 @@ class Replay {
       gradients.push_back(gradient);
     }
     time_ = now();
-    transport_.reduce(reduction, gradients);
+    transport_.reduce(program_.schedule.placement.sharers_of(reduction.stage), reduction.stage, gradients);
     const Time start = std::exchange(time_, now());
     span_of(reduction) = {start, time_};
   }

@@ -42,7 +42,9 @@ class MeasuredTransport : public Transport {
   }
   void post_receive(Op message) override { transport_.post_receive(message); }
   [[nodiscard]] Received wait(Op message) override { return transport_.wait(message); }
-  void reduce(Op reduction, std::span<at::Tensor> gradients) override { transport_.reduce(reduction, gradients); }
+  void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override {
+    transport_.reduce(stages, stage, tensors);
+  }
   [[nodiscard]] double sum(double value) override { return transport_.sum(value); }
   void abort(const std::string& reason) override { transport_.abort(reason); }
 

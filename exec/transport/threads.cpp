@@ -171,9 +171,9 @@ class Meeting {
 
 using Tensors = std::vector<at::Tensor>;
 
-// The stages that share one set of weights, in order, and where their gradients meet.
-struct Sharers {
-  explicit Sharers(std::vector<int> all) : stages(std::move(all)), meeting(stages.size()) {}
+// Stages whose tensors are summed, in order, and where these meet.
+struct Group {
+  explicit Group(std::vector<int> all) : stages(std::move(all)), meeting(stages.size()) {}
 
   [[nodiscard]] std::size_t index_of(int stage) const {
     return static_cast<std::size_t>(std::ranges::find(stages, stage) - stages.begin());
@@ -196,12 +196,8 @@ class Hub {
       previous_.push_back(placement.previous(stage));
       next_.push_back(placement.next(stage));
     }
-    std::map<int, std::vector<int>> stages_with;  // by weights
-    for (int stage = 0; stage < placement.stages(); ++stage) stages_with[weights_of(stage)].push_back(stage);
-    for (auto& [weights, stages] : stages_with) sharers_.try_emplace(weights, std::move(stages));
   }
 
-  [[nodiscard]] int weights_of(int stage) const { return placement_.weights_of[static_cast<std::size_t>(stage)]; }
   [[nodiscard]] int rank_of(int stage) const { return placement_.rank_of[static_cast<std::size_t>(stage)]; }
 
   void send(Op message, at::Tensor tensor) {
@@ -222,18 +218,16 @@ class Hub {
                                    seconds(options_.timeout)));
   }
 
-  // `left`: the tensors of this rank's other stages with the same weights, which wait for its last.
-  void reduce(Op reduction, std::span<at::Tensor> gradients, std::vector<Tensors>& left) {
-    Sharers& sharers = sharers_.at(weights_of(reduction.stage));
-    if (sharers.stages.size() == 1) return;
-    const auto same_rank = [&](int stage) { return rank_of(stage) == rank_of(reduction.stage); };
-    const std::size_t index = sharers.index_of(reduction.stage);
-    const Tensors& own = left.emplace_back(gradients.begin(), gradients.end());
-    if (std::ssize(left) < std::ranges::count_if(sharers.stages, same_rank)) return sharers.meeting.leave(index, own);
-    const auto sums = sharers.meeting.meet(index, own, Clock::now() + options_.timeout, verdict_,
-                                           [&](const auto& parts) { return add(sharers, parts); });
-    if (!sums) throw TimeoutError(absent(sharers, reduction));
-    for (const Tensors& tensors : std::exchange(left, {})) write(*sums, tensors);
+  // `left`: the tensors of the rank's other stages of this group, which wait for its last.
+  void reduce(Group& group, int stage, std::span<at::Tensor> tensors, std::vector<Tensors>& left) {
+    const auto same_rank = [&](int other) { return rank_of(other) == rank_of(stage); };
+    const std::size_t index = group.index_of(stage);
+    const Tensors& own = left.emplace_back(tensors.begin(), tensors.end());
+    if (std::ssize(left) < std::ranges::count_if(group.stages, same_rank)) return group.meeting.leave(index, own);
+    const auto sums = group.meeting.meet(index, own, Clock::now() + options_.timeout, verdict_,
+                                         [&](const auto& parts) { return add(group, parts); });
+    if (!sums) throw TimeoutError(absent(group));
+    for (const Tensors& each : std::exchange(left, {})) write(*sums, each);
   }
 
   [[nodiscard]] double sum(int rank, double value) {
@@ -252,8 +246,15 @@ class Hub {
   void abort(const std::string& reason) {
     verdict_.abort(reason);
     for (Mailbox& each : mailboxes_) each.wake();
-    for (auto& each : sharers_) each.second.meeting.wake();
     sum_.wake();
+    const std::lock_guard lock(groups_mutex_);
+    for (auto& each : groups_) each.second.meeting.wake();
+  }
+
+  // Made when a rank first comes to it.
+  [[nodiscard]] Group& group_of(const std::vector<int>& stages) {
+    const std::lock_guard lock(groups_mutex_);
+    return groups_.try_emplace(stages, stages).first->second;
   }
 
  private:
@@ -263,30 +264,30 @@ class Hub {
   }
 
   // In the order of the stages, whoever comes last.
-  [[nodiscard]] Tensors add(const Sharers& sharers, const std::vector<std::optional<Tensors>>& parts) const {
+  [[nodiscard]] Tensors add(const Group& group, const std::vector<std::optional<Tensors>>& parts) const {
     const c10::NoGradGuard no_grad;
     Tensors sums;
     for (const at::Tensor& each : *parts[0]) sums.push_back(each.clone());
     for (std::size_t i = 1; i < parts.size(); ++i) {
-      check_alike(sharers, *parts[0], i, *parts[i]);
+      check_alike(group, *parts[0], i, *parts[i]);
       for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add_((*parts[i])[k]);
     }
     return sums;
   }
 
-  void check_alike(const Sharers& sharers, const Tensors& first, std::size_t index, const Tensors& other) const {
+  void check_alike(const Group& group, const Tensors& first, std::size_t index, const Tensors& other) const {
     const auto describe = [&](std::size_t i, const Tensors& tensors) {
       std::string sizes;
       for (const at::Tensor& each : tensors)
         sizes += fmt::format(" {}[{}]", c10::toString(each.scalar_type()), fmt::join(each.sizes(), ","));
-      return fmt::format("stage {} (rank {}) has{}", sharers.stages[i], rank_of(sharers.stages[i]), sizes);
+      return fmt::format("stage {} (rank {}) has{}", group.stages[i], rank_of(group.stages[i]), sizes);
     };
     const bool alike = std::ranges::equal(first, other, [](const at::Tensor& a, const at::Tensor& b) {
       return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type();
     });
     if (alike) return;
-    throw std::runtime_error(fmt::format("stages that share weights have unlike gradients: {}; {}", describe(0, first),
-                                         describe(index, other)));
+    throw std::runtime_error(
+        fmt::format("gradients to be summed are unlike: {}; {}", describe(0, first), describe(index, other)));
   }
 
   static void write(const Tensors& sums, const Tensors& tensors) {
@@ -294,13 +295,12 @@ class Hub {
     for (std::size_t k = 0; k < sums.size(); ++k) tensors[k].copy_(sums[k]);
   }
 
-  [[nodiscard]] std::string absent(const Sharers& sharers, Op reduction) const {
+  [[nodiscard]] std::string absent(const Group& group) const {
     std::vector<std::string> stages;
-    for (const std::size_t i : sharers.meeting.missing()) {
-      stages.push_back(fmt::format("stage {} (rank {})", sharers.stages[i], rank_of(sharers.stages[i])));
+    for (const std::size_t i : group.meeting.missing()) {
+      stages.push_back(fmt::format("stage {} (rank {})", group.stages[i], rank_of(group.stages[i])));
     }
-    return fmt::format("waited {} in {} for the gradients of {}", seconds(options_.timeout), to_text(reduction),
-                       fmt::join(stages, ", "));
+    return fmt::format("waited {} for the gradients of {}", seconds(options_.timeout), fmt::join(stages, ", "));
   }
 
   Placement placement_;
@@ -310,7 +310,8 @@ class Hub {
   std::vector<std::optional<int>> next_;
   std::vector<Box> boxes_;          // of each stage, for its input and for the gradient of its output
   std::vector<Mailbox> mailboxes_;  // by rank
-  std::map<int, Sharers> sharers_;  // by weights
+  std::mutex groups_mutex_;
+  std::map<std::vector<int>, Group> groups_;  // by stages
   Meeting<double, double> sum_;
   Verdict verdict_;
 };
@@ -322,8 +323,10 @@ class ThreadTransport final : public Transport {
   void send(Op message, at::Tensor tensor) override { hub_->send(message, std::move(tensor)); }
   void post_receive(Op) override {}  // what is sent is here at once
   [[nodiscard]] Received wait(Op message) override { return hub_->wait(message); }
-  void reduce(Op reduction, std::span<at::Tensor> gradients) override {
-    hub_->reduce(reduction, gradients, left_[hub_->weights_of(reduction.stage)]);
+  void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override {
+    if (stages.size() == 1) return;
+    Group& group = hub_->group_of({stages.begin(), stages.end()});
+    hub_->reduce(group, stage, tensors, left_[&group]);
   }
   [[nodiscard]] double sum(double value) override { return hub_->sum(rank_, value); }
   void abort(const std::string& reason) override { hub_->abort(reason); }
@@ -331,7 +334,7 @@ class ThreadTransport final : public Transport {
  private:
   std::shared_ptr<Hub> hub_;
   int rank_;
-  std::map<int, std::vector<Tensors>> left_;  // by weights
+  std::map<const Group*, std::vector<Tensors>> left_;
 };
 
 }  // namespace

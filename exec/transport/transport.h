@@ -47,11 +47,11 @@ class Transport {
   // Throws TransportError when the run was aborted, TimeoutError when nothing came within the timeout.
   [[nodiscard]] virtual Received wait(Op message) = 0;
 
-  // REDUCE_GRAD: each tensor becomes its sum over all stages with the same weights, added in the order of the stages,
-  // so that all get the same bits. Waits for the other ranks. A rank that holds several stages with the same weights
-  // meets the others at its last reduction of them; only then have all of its tensors been summed. Until then neither
-  // the tensors nor their storage may be touched.
-  virtual void reduce(Op reduction, std::span<at::Tensor> gradients) = 0;
+  // Each tensor becomes its sum over `stages`, added in their order, so that all get the same bits. `stages`: all that
+  // take part, in ascending order, the same on all ranks; `stage`: which of them brings these tensors. Waits for the
+  // other ranks. A rank that holds several of the stages meets the others at the last of them that it brings; only then
+  // have all of its tensors been summed. Until then neither the tensors nor their storage may be touched.
+  virtual void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) = 0;
 
   // Between steps: waits for all ranks; every rank gets the sum of the values, added in the order of ranks.
   [[nodiscard]] virtual double sum(double value) = 0;

@@ -81,6 +81,16 @@ std::optional<int> Placement::next(int stage) const {
   return last ? std::nullopt : std::optional(stage + 1);
 }
 
+std::vector<int> Placement::sharers_of(int stage) const {
+  std::vector<int> sharers;
+  for (int other = 0; other < stages(); ++other) {
+    if (weights_of[static_cast<std::size_t>(other)] == weights_of[static_cast<std::size_t>(stage)]) {
+      sharers.push_back(other);
+    }
+  }
+  return sharers;
+}
+
 std::vector<int> Placement::stages_on(int rank) const {
   std::vector<int> result;
   for (int stage = 0; stage < stages(); ++stage) {

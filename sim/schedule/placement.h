@@ -23,6 +23,8 @@ struct Placement {
   [[nodiscard]] std::optional<int> previous(int stage) const;
   [[nodiscard]] std::optional<int> next(int stage) const;
   [[nodiscard]] std::vector<int> stages_on(int rank) const;
+  // Those with the same weights, itself among them, in order.
+  [[nodiscard]] std::vector<int> sharers_of(int stage) const;
 };
 
 // One chain whose stage s is on rank_of[s], no shared weights.

@@ -123,30 +123,27 @@ BOOST_AUTO_TEST_CASE(abort_wakes_whoever_waits_and_the_first_reason_counts) {
   const auto ranks = thread_transports(two_way(4), {60s, 0ns});
   std::vector<at::Tensor> gradients{number(1)};
   const auto begin = Clock::now();
-  const auto errors =
-      run_ranks({[&] { (void)ranks[0]->wait(op(Kind::receive_backward, 0, 3)); },
-                 [&] { ranks[1]->reduce(op(Kind::reduce_gradients, 1), gradients); }, [&] { (void)ranks[2]->sum(1); },
-                 [&] {
-                   std::this_thread::sleep_for(20ms);
-                   ranks[3]->abort("rank 3 failed");
-                   ranks[3]->abort("and again");
-                 }});
+  const auto errors = run_ranks({[&] { (void)ranks[0]->wait(op(Kind::receive_backward, 0, 3)); },
+                                 [&] {
+                                   ranks[1]->reduce({{1, 5}}, 1, gradients);
+                                 },
+                                 [&] { (void)ranks[2]->sum(1); },
+                                 [&] {
+                                   std::this_thread::sleep_for(20ms);
+                                   ranks[3]->abort("rank 3 failed");
+                                   ranks[3]->abort("and again");
+                                 }});
   BOOST_TEST((Clock::now() - begin < 10s));
   for (std::size_t i = 0; i < 3; ++i) BOOST_TEST(errors[i] == "rank 3 failed");
   // Who comes later learns it too.
   BOOST_CHECK_THROW((void)ranks[1]->wait(op(Kind::receive_forward, 1)), TransportError);
   BOOST_CHECK_THROW((void)ranks[3]->sum(1), TransportError);
-  BOOST_CHECK_THROW(ranks[3]->reduce(op(Kind::reduce_gradients, 3), gradients), TransportError);
+  BOOST_CHECK_THROW(ranks[3]->reduce({{3, 7}}, 3, gradients), TransportError);
 }
 
 // Sums of floats depend on their order: 1e8 + 1 - 1e8 is 0, or 1, or in between.
 BOOST_AUTO_TEST_CASE(reduce_adds_in_the_order_of_stages_whoever_comes_first) {
-  // Three chains over one layer: stages 0, 1, 2 share it, on ranks 0, 1, 2.
-  Placement placement;
-  placement.rank_of = {2, 0, 1};
-  placement.chain_begin = {0, 1, 2, 3};
-  placement.weights_of = {0, 0, 0};
-  placement.ranks = 3;
+  const Placement placement = one_chain({{2, 0, 1}});
   const std::vector<float> values{1e8F, 1.0F, -1e8F};
   const float expected = (values[0] + values[1]) + values[2];
   for (int last = 0; last < 3; ++last) {
@@ -159,7 +156,7 @@ BOOST_AUTO_TEST_CASE(reduce_adds_in_the_order_of_stages_whoever_comes_first) {
       bodies[rank] = [&, stage, rank] {
         if (static_cast<int>(rank) == last) std::this_thread::sleep_for(5ms);
         std::vector<at::Tensor> gradients{parameters[stage]};
-        ranks[rank]->reduce(op(Kind::reduce_gradients, static_cast<int>(stage)), gradients);
+        ranks[rank]->reduce({{0, 1, 2}}, static_cast<int>(stage), gradients);
       };
     }
     for (const auto& error : run_ranks(bodies)) BOOST_TEST(error == "");
@@ -171,17 +168,13 @@ BOOST_AUTO_TEST_CASE(reduce_adds_in_the_order_of_stages_whoever_comes_first) {
 }
 
 BOOST_AUTO_TEST_CASE(a_rank_that_holds_two_of_the_stages_meets_the_others_at_its_last) {
-  Placement placement;
-  placement.rank_of = {0, 1, 0};
-  placement.chain_begin = {0, 1, 2, 3};
-  placement.weights_of = {0, 0, 0};
-  placement.ranks = 2;
+  const Placement placement = one_chain({{0, 1, 0}});
   const auto ranks = thread_transports(placement, {5s, 0ns});
   std::vector<at::Tensor> tensors{number(1), number(2), number(4)};
   for (int step = 0; step < 2; ++step) {
     const auto reduce = [&](std::size_t rank, std::size_t stage) {
       std::vector<at::Tensor> gradients{tensors[stage]};
-      ranks[rank]->reduce(op(Kind::reduce_gradients, static_cast<int>(stage)), gradients);
+      ranks[rank]->reduce({{0, 1, 2}}, static_cast<int>(stage), gradients);
     };
     const auto errors = run_ranks({[&] {
                                      reduce(0, 2);
@@ -194,31 +187,61 @@ BOOST_AUTO_TEST_CASE(a_rank_that_holds_two_of_the_stages_meets_the_others_at_its
   }
 }
 
-BOOST_AUTO_TEST_CASE(weights_of_one_stage_alone_stay_as_they_are) {
+// As for shared weights, and an embedding that first and last stages share.
+BOOST_AUTO_TEST_CASE(groups_are_told_apart_by_their_stages) {
+  const auto ranks = thread_transports(two_way(2), {5s, 0ns});  // stages 0 and 3 on rank 0, 1 and 2 on rank 1
+  std::vector<at::Tensor> weights{number(1), number(10), number(100), number(1000)};
+  std::vector<at::Tensor> embedding = weights;
+  for (at::Tensor& each : embedding) each = each + 1;
+  const auto reduce = [&](std::size_t rank, std::vector<int> stages, std::size_t stage, auto& of_stages) {
+    ranks[rank]->reduce(stages, static_cast<int>(stage), {&of_stages[stage], 1});
+  };
+  const auto errors = run_ranks({[&] {
+                                   reduce(0, {0, 2}, 0, weights);
+                                   reduce(0, {0, 1, 2, 3}, 0, embedding);
+                                   reduce(0, {1, 3}, 3, weights);
+                                   reduce(0, {0, 1, 2, 3}, 3, embedding);
+                                 },
+                                 [&] {
+                                   reduce(1, {0, 1, 2, 3}, 1, embedding);
+                                   reduce(1, {0, 2}, 2, weights);
+                                   reduce(1, {1, 3}, 1, weights);
+                                   reduce(1, {0, 1, 2, 3}, 2, embedding);
+                                 }});
+  for (const auto& error : errors) BOOST_TEST(error == "");
+  const std::vector<double> expected{101, 1010, 101, 1010};
+  for (std::size_t stage = 0; stage < 4; ++stage) {
+    BOOST_TEST(weights[stage].item<double>() == expected[stage]);
+    BOOST_TEST(embedding[stage].item<double>() == 1115);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_sum_over_one_stage_is_what_it_brings) {
   const auto ranks = thread_transports(straight(2, 1), {20ms, 0ns});
   std::vector<at::Tensor> gradients{number(3)};
-  ranks[0]->reduce(op(Kind::reduce_gradients, 0), gradients);
+  ranks[0]->reduce({{0}}, 0, gradients);
   BOOST_TEST(gradients[0].item<double>() == 3);
 }
 
 BOOST_AUTO_TEST_CASE(a_reduction_that_others_do_not_come_to_says_who) {
   const auto ranks = thread_transports(two_way(2), {20ms, 0ns});
   std::vector<at::Tensor> gradients{number(3)};
-  BOOST_CHECK_EXCEPTION(
-      ranks[0]->reduce(op(Kind::reduce_gradients, 0), gradients), TimeoutError, [](const auto& error) {
-        return error.what() == std::string("waited 0.02 s in 0REDUCE_GRAD for the gradients of stage 2 (rank 1)");
-      });
+  BOOST_CHECK_EXCEPTION(ranks[0]->reduce({{0, 2}}, 0, gradients), TimeoutError, [](const auto& error) {
+    return error.what() == std::string("waited 0.02 s for the gradients of stage 2 (rank 1)");
+  });
 }
 
 BOOST_AUTO_TEST_CASE(unlike_gradients_are_an_error_that_names_both_sides) {
   const auto ranks = thread_transports(two_way(2), {5s, 0ns});
   std::vector<at::Tensor> left{at::zeros({2, 3})};
   std::vector<at::Tensor> right{at::zeros({3, 2})};
-  const auto errors = run_ranks({[&] { ranks[0]->reduce(op(Kind::reduce_gradients, 0), left); },
+  const auto errors = run_ranks({[&] {
+                                   ranks[0]->reduce({{0, 2}}, 0, left);
+                                 },
                                  [&] {
                                    std::this_thread::sleep_for(20ms);
                                    try {
-                                     ranks[1]->reduce(op(Kind::reduce_gradients, 2), right);
+                                     ranks[1]->reduce({{0, 2}}, 2, right);
                                    } catch (const std::exception& error) {
                                      ranks[1]->abort(error.what());
                                      throw;

@@ -38,6 +38,7 @@ BOOST_AUTO_TEST_CASE(straight_repeats_the_ranks) {
   BOOST_TEST(placement.weights_of == Numbers({0, 1, 2, 3, 4, 5, 6, 7}));
   BOOST_TEST(placement.ranks == 4);
   BOOST_TEST(placement.stages_on(1) == std::vector<int>({1, 5}));
+  BOOST_TEST(placement.sharers_of(1) == std::vector<int>({1}));
 }
 
 BOOST_AUTO_TEST_CASE(v_shape_turns_on_the_last_rank) {
@@ -52,6 +53,8 @@ BOOST_AUTO_TEST_CASE(two_way_holds_every_layer_twice) {
   BOOST_TEST(placement.rank_of == v_shape(4).rank_of);
   BOOST_TEST(placement.chain_begin == Numbers({0, 4, 8}));
   BOOST_TEST(placement.weights_of == Numbers({0, 1, 2, 3, 0, 1, 2, 3}));
+  BOOST_TEST(placement.sharers_of(1) == std::vector<int>({1, 5}));
+  BOOST_TEST(placement.sharers_of(5) == std::vector<int>({1, 5}));
   BOOST_TEST(placement.chains() == 2);
 }
 
