@@ -280,7 +280,7 @@ class Replay {
   void reduce(const Op& reduction) {
     at_ = {&reduction, 1};
     std::vector<at::Tensor> gradients;
-    for (const at::Tensor& parameter : held(reduction).stage->parameters()) {
+    for (const at::Tensor& parameter : untied_parameters(*held(reduction).stage)) {
       at::Tensor& gradient = parameter.mutable_grad();
       if (!gradient.defined()) gradient = parameter.detach().clone().zero_();
       gradients.push_back(gradient);

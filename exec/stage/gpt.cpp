@@ -1,5 +1,6 @@
 // A GPT: token and position embeddings in the first stage; pre-norm blocks of causal attention and an MLP; the final
-// norm, a head of its own and the cross-entropy in the last stage.
+// norm, the head and the cross-entropy in the last stage. The head has a weight of its own, or is tied: its weight is
+// the token embedding's, of which the first and the last stage then hold a copy each.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cross_entropy_loss.h>
@@ -91,9 +92,14 @@ struct Embeddings {
 };
 
 struct Head {
-  Head(Random random, const ModelShape& shape, const LayerOptions& options)
+  // `tied`: the weight; undefined: one of its own.
+  Head(const ModelShape& shape, const at::Tensor& tied, const LayerOptions& options)
       : norm(shape.norm, shape.hidden, options),
-        logits(random, shape.hidden, shape.vocabulary, Linear::Bias::no, linear_gain, options) {}
+        logits(tied.defined() ? Linear(tied, options) : own_logits(Random(shape.seed, head_stream), shape, options)) {}
+
+  static Linear own_logits(Random random, const ModelShape& shape, const LayerOptions& options) {
+    return {random, shape.hidden, shape.vocabulary, Linear::Bias::no, linear_gain, options};
+  }
 
   Norm norm;
   Linear logits;
@@ -109,7 +115,13 @@ class GptStage final : public AutogradStage {
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
       blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first + i)), shape, options);
     }
-    if (is_last(shape, stage)) head_.emplace(Random(shape.seed, head_stream), shape, options);
+    if (shape.tied && embeddings_) tied_ = embeddings_->tokens.weight();
+    if (!is_last(shape, stage)) return;
+    if (shape.tied && !embeddings_) {  // the same numbers as in the first stage
+      Random random(shape.seed, embedding_stream);
+      tied_ = Embedding(random, shape.vocabulary, shape.hidden, options).weight();
+    }
+    head_.emplace(shape, tied_, options);
   }
 
   [[nodiscard]] std::vector<at::Tensor> parameters() override {
@@ -121,9 +133,14 @@ class GptStage final : public AutogradStage {
     for (const Block& block : blocks_) block.append_parameters(all);
     if (head_) {
       head_->norm.append_parameters(all);
-      head_->logits.append_parameters(all);
+      const bool is_the_embedding = embeddings_ && tied_.defined();
+      if (!is_the_embedding) head_->logits.append_parameters(all);
     }
     return all;
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> tied_parameters() override {
+    return tied_.defined() ? std::vector{tied_} : std::vector<at::Tensor>();
   }
 
  private:
@@ -144,6 +161,7 @@ class GptStage final : public AutogradStage {
   std::optional<Embeddings> embeddings_;
   std::vector<Block> blocks_;
   std::optional<Head> head_;
+  at::Tensor tied_;  // in the first and last stage of a tied model
 };
 
 // Most tokens follow from the one before by a fixed rule, one in eight is drawn: something that can be learnt.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "exec/stage/deferred.h"
@@ -28,6 +29,8 @@ class Linear {
   // Weights are drawn from [-gain / sqrt(inputs), gain / sqrt(inputs)), and so is the bias.
   Linear(Random& random, std::int64_t inputs, std::int64_t outputs, Bias bias, double gain,
          const LayerOptions& options);
+  // Of a weight that another layer has, too, and without bias.
+  Linear(at::Tensor weight, const LayerOptions& options) : weight_(std::move(weight)), gradients_(options.gradients) {}
   [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
   void append_parameters(std::vector<at::Tensor>& all) const;
 
@@ -41,6 +44,7 @@ class Embedding {
  public:
   Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options);
   [[nodiscard]] at::Tensor operator()(const at::Tensor& indices) const;
+  [[nodiscard]] const at::Tensor& weight() const { return weight_; }
   void append_parameters(std::vector<at::Tensor>& all) const { all.push_back(weight_); }
 
  private:

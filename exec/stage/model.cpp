@@ -18,7 +18,7 @@ struct Model {
   std::string_view name;
   MakeStage* stage;
   MakeData* data;
-  bool is_transformer = false;  // has attention and norms
+  bool is_transformer = false;  // has attention, norms, and a token embedding
 };
 
 constexpr std::array models = {
@@ -45,6 +45,7 @@ void check_features(const Model& model, const ModelShape& shape) {
   };
   if (shape.recompute == Recompute::attention) refuse("attention to recompute", "leave out --recompute attention");
   if (shape.norm != NormKind::layer) refuse("norm", "leave out --norm");
+  if (shape.tied) refuse("token embedding to tie the head to", "leave out --tied");
 }
 
 void check_size(std::string_view what, std::int64_t size) {
@@ -79,6 +80,15 @@ std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed
   check_features(model, shape);
   assert(stage >= 0 && static_cast<std::size_t>(stage) < shape.layers.size());
   return model.stage(shape, stage, feed);
+}
+
+std::vector<int> tied_stages(const ModelShape& shape) {
+  std::vector<int> stages;
+  const auto count = static_cast<int>(shape.layers.size());
+  for (int stage = 0; shape.tied && stage < count; ++stage) {
+    if (is_first(stage) || is_last(shape, stage)) stages.push_back(stage);
+  }
+  return stages;
 }
 
 std::unique_ptr<Data> synthetic_data(const ModelShape& shape, std::uint64_t seed) {

@@ -26,6 +26,7 @@ struct ModelShape {
   std::int64_t batch = 2;   // samples per micro-batch
   std::vector<int> layers;  // per stage of a chain; their number is that of the stages
   NormKind norm = NormKind::layer;
+  bool tied = false;  // gpt: the weight of the head is that of the token embedding
   Recompute recompute = Recompute::none;
   bool float64 = false;
   std::uint64_t seed = 0;  // of the parameters: those of a layer do not depend on how the model is split
@@ -55,6 +56,9 @@ struct Feed {
 // Stage `stage` of the `shape.layers.size()` of a chain. `feed` must outlive it; it is read at each F.
 // Throws InputError for a shape that cannot be split so.
 [[nodiscard]] std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed& feed);
+
+// The stages of a chain that have tied_parameters(), in order: none, or those that hold copies of the same ones.
+[[nodiscard]] std::vector<int> tied_stages(const ModelShape& shape);
 
 // Synthetic samples, from a seed.
 [[nodiscard]] std::unique_ptr<Data> synthetic_data(const ModelShape& shape, std::uint64_t seed);

@@ -1,5 +1,7 @@
 #include "exec/stage/stage.h"
 
+#include <algorithm>
+
 namespace dualpipe {
 
 Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
@@ -8,6 +10,15 @@ Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch,
   result.output = forward(forward_micro_batch, std::move(input));
   result.input_gradient = back.backward(backward_micro_batch, std::move(gradient));
   return result;
+}
+
+std::vector<at::Tensor> untied_parameters(Stage& stage) {
+  std::vector<at::Tensor> parameters = stage.parameters();
+  const std::vector<at::Tensor> tied = stage.tied_parameters();
+  std::erase_if(parameters, [&](const at::Tensor& parameter) {
+    return std::ranges::any_of(tied, [&](const at::Tensor& other) { return other.is_same(parameter); });
+  });
+  return parameters;
 }
 
 Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,

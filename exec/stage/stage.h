@@ -45,9 +45,16 @@ class Stage {
                                                                Stage& back, std::uint32_t backward_micro_batch,
                                                                at::Tensor gradient);
 
-  // What the optimizer updates, in an order that does not depend on how the model is split.
+  // What the optimizer updates, in an order that does not depend on how the model is split. Each once.
   [[nodiscard]] virtual std::vector<at::Tensor> parameters() = 0;
+
+  // Those of parameters() of which other stages of the chain hold a copy: an embedding that is the head, too. Their
+  // gradients are summed over all stages that have them (tied_stages() in model.h), so that the copies stay equal.
+  [[nodiscard]] virtual std::vector<at::Tensor> tied_parameters() { return {}; }
 };
+
+// parameters() without tied_parameters(): what REDUCE_GRAD sums over the stages with the same weights.
+[[nodiscard]] std::vector<at::Tensor> untied_parameters(Stage& stage);
 
 // F&B of two stages of one rank: `ahead` does it.
 [[nodiscard]] Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, at::Tensor input,

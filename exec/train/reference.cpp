@@ -28,6 +28,12 @@ bool adds_in_order(const Schedule& schedule) {
   });
 }
 
+// What a pipeline recomputes is kept here: it must be the same.
+TrainOptions without_recomputation(TrainOptions options) {
+  options.shape.recompute = Recompute::none;
+  return options;
+}
+
 // How far losses may be apart once gradients that only agree within their tolerance have gone into the parameters.
 double loss_tolerance(bool float64) { return float64 ? 1e-9 : 1e-3; }
 double cosine_tolerance(bool float64) { return float64 ? 1e-13 : 1e-6; }
@@ -36,7 +42,10 @@ double cosine_tolerance(bool float64) { return float64 ? 1e-13 : 1e-6; }
 
 struct Reference::Parts {
   Parts(const Schedule& s, const TrainOptions& o)
-      : schedule(s), options(o), stages(s, o, all_stages(s.placement)), optimizer(o, stages.all_parameters()) {}
+      : schedule(s),
+        options(o),
+        stages(s, without_recomputation(o), all_stages(s.placement)),
+        optimizer(o, stages.all_parameters()) {}
 
   const Schedule& schedule;
   const TrainOptions& options;
@@ -61,16 +70,10 @@ struct Reference::Parts {
   // Every copy of a parameter gets the sum of the gradients of all, added in the order of the stages.
   void reduce() {
     const Placement& placement = schedule.placement;
-    for (int first = 0; first < placement.stages(); ++first) {
-      if (!is_first_with_weights(placement, first)) continue;
-      const auto& sums = stages.parameters()[static_cast<std::size_t>(first)];
-      for (int copy = first + 1; copy < placement.stages(); ++copy) {
-        if (shares_weights(first, copy)) add_gradients(sums, stages.parameters()[static_cast<std::size_t>(copy)]);
-      }
-      for (int copy = first + 1; copy < placement.stages(); ++copy) {
-        if (shares_weights(first, copy)) copy_gradients(sums, stages.parameters()[static_cast<std::size_t>(copy)]);
-      }
+    for (int stage = 0; stage < placement.stages(); ++stage) {
+      if (is_first_with_weights(placement, stage)) sum_gradients(placement.sharers_of(stage), untied_parameters);
     }
+    sum_gradients(stages.tied_stages(), [](Stage& stage) { return stage.tied_parameters(); });
   }
 
   // In the order in which ranks add them: per rank, then over the ranks.
@@ -79,8 +82,7 @@ struct Reference::Parts {
     for (int rank = 0; rank < schedule.ranks(); ++rank) {
       double of_rank = 0;
       for (const int stage : schedule.placement.stages_on(rank)) {
-        if (!is_first_with_weights(schedule.placement, stage)) continue;
-        of_rank += squared_norm(stages.parameters()[static_cast<std::size_t>(stage)]);
+        of_rank += squared_norm(stages.counted_parameters()[static_cast<std::size_t>(stage)]);
       }
       sum += of_rank;
     }
@@ -88,9 +90,14 @@ struct Reference::Parts {
   }
 
  private:
-  [[nodiscard]] bool shares_weights(int a, int b) const {
-    const auto& weights = schedule.placement.weights_of;
-    return weights[static_cast<std::size_t>(a)] == weights[static_cast<std::size_t>(b)];
+  template <typename ParametersOf>
+  void sum_gradients(std::span<const int> numbers, ParametersOf parameters_of) {
+    std::vector<std::vector<at::Tensor>> copies;
+    for (const int number : numbers) {
+      copies.push_back(parameters_of(*stages.by_number()[static_cast<std::size_t>(number)]));
+    }
+    for (std::size_t i = 1; i < copies.size(); ++i) add_gradients(copies[0], copies[i]);
+    for (std::size_t i = 1; i < copies.size(); ++i) copy_gradients(copies[0], copies[i]);
   }
   static void add_gradients(const std::vector<at::Tensor>& to, const std::vector<at::Tensor>& from) {
     for (std::size_t i = 0; i < to.size(); ++i) to[i].grad().add_(from[i].grad());

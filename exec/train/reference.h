@@ -1,9 +1,10 @@
 // The same training without a pipeline, and how a pipeline compares with it.
 //
-// One thread takes the micro-batches in order, each forward and backward through the whole model. Where two chains have
-// weights of their own copies, each copy takes its chain's micro-batches, and their gradients are added in the order of
-// the chains. So all sums have one order, that of the micro-batches; a pipeline whose stages run their backwards in
-// that order, too, must give the same bits.
+// One thread takes the micro-batches in order, each forward and backward through the whole model, and recomputes
+// nothing. Where two chains have copies of their own of the weights, each copy takes its chain's micro-batches, and
+// their gradients are added in the order of the chains; those of the copies of a tied parameter in the order of the
+// stages. So all sums have one order, that of the micro-batches; a pipeline whose stages run their backwards in that
+// order, too, must give the same bits.
 #pragma once
 
 #include <memory>

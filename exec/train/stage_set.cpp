@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "exec/train/optimizer.h"
 #include "sim/schedule/error.h"
 
 namespace dualpipe {
@@ -48,6 +49,17 @@ void check_layers(const Placement& placement, const ModelShape& shape) {
   }
 }
 
+// Of all chains.
+std::vector<int> tied_stages_of(const Placement& placement, const ModelShape& shape) {
+  std::vector<int> stages;
+  for (int chain = 0; chain < placement.chains(); ++chain) {
+    for (const int stage : tied_stages(shape)) {
+      stages.push_back(placement.chain_begin[static_cast<std::size_t>(chain)] + stage);
+    }
+  }
+  return stages;
+}
+
 std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
   if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
   return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
@@ -56,7 +68,9 @@ std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& op
 }  // namespace
 
 StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers)
-    : data_(make_data(schedule, options)), by_number_(schedule.placement.rank_of.size()) {
+    : data_(make_data(schedule, options)),
+      by_number_(schedule.placement.rank_of.size()),
+      tied_stages_(tied_stages_of(schedule.placement, options.shape)) {
   const Placement& placement = schedule.placement;
   check_layers(placement, options.shape);
   for (const int number : numbers) {
@@ -66,6 +80,12 @@ StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::s
     stages_.push_back(make_stage(shape_of(schedule, options, number), in_chain, *feeds_.back()));
     by_number_[static_cast<std::size_t>(number)] = stages_.back().get();
     parameters_.push_back(stages_.back()->parameters());
+    std::vector<at::Tensor>& counted = counted_parameters_.emplace_back();
+    if (is_first_with_weights(placement, number)) counted = untied_parameters(*stages_.back());
+    if (!tied_stages_.empty() && number == tied_stages_.front()) {
+      const std::vector<at::Tensor> tied = stages_.back()->tied_parameters();
+      counted.insert(counted.end(), tied.begin(), tied.end());
+    }
   }
 }
 

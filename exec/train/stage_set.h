@@ -28,6 +28,11 @@ class StageSet {
   // Of each stage in the set, in order.
   [[nodiscard]] std::span<const std::vector<at::Tensor>> parameters() const { return parameters_; }
   [[nodiscard]] std::vector<at::Tensor> all_parameters() const;
+  // Of each stage in the set, in order: those that count for the global norm, which are no copies of an earlier
+  // stage's.
+  [[nodiscard]] std::span<const std::vector<at::Tensor>> counted_parameters() const { return counted_parameters_; }
+  // The stages of the placement that have tied parameters, in order; also those that are not in the set.
+  [[nodiscard]] std::span<const int> tied_stages() const { return tied_stages_; }
 
  private:
   std::unique_ptr<Data> data_;
@@ -35,6 +40,8 @@ class StageSet {
   std::vector<std::unique_ptr<Stage>> stages_;
   std::vector<Stage*> by_number_;
   std::vector<std::vector<at::Tensor>> parameters_;
+  std::vector<std::vector<at::Tensor>> counted_parameters_;
+  std::vector<int> tied_stages_;
 };
 
 // What this thread needs before it runs ops: so many threads for one op, and a backward that runs on this very thread.

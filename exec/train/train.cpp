@@ -175,8 +175,9 @@ class Training {
     take_losses(rank, record, losses);
     if (options_.forward_only) return;
 
+    reduce_tied(stages, transport);
     if (observer_.on_gradients) meeting_.meet([this] { observer_.on_gradients(step_, stages_); });
-    if (options_.clip > 0) clip(rank, stages, transport);
+    if (options_.clip > 0) clip(stages, transport);
     optimizer.step();
   }
 
@@ -192,13 +193,21 @@ class Training {
     }
   }
 
-  // Every rank adds what it holds, but no parameter set counts twice.
-  void clip(int rank, const StageSet& stages, Transport& transport) const {
-    const std::vector<int> numbers = program_.schedule.placement.stages_on(rank);
-    double own = 0;
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      if (is_first_with_weights(program_.schedule.placement, numbers[i])) own += squared_norm(stages.parameters()[i]);
+  // The copies of a tied parameter get the sum of their gradients.
+  static void reduce_tied(const StageSet& stages, Transport& transport) {
+    for (const int number : stages.tied_stages()) {
+      Stage* const stage = stages.by_number()[static_cast<std::size_t>(number)];
+      if (stage == nullptr) continue;
+      std::vector<at::Tensor> gradients;
+      for (const at::Tensor& parameter : stage->tied_parameters()) gradients.push_back(parameter.grad());
+      transport.reduce(stages.tied_stages(), number, gradients);
     }
+  }
+
+  // Every rank adds what it holds, but no parameter counts twice.
+  void clip(const StageSet& stages, Transport& transport) const {
+    double own = 0;
+    for (const auto& parameters : stages.counted_parameters()) own += squared_norm(parameters);
     const double global = transport.sum(own);
     for (const auto& parameters : stages.parameters()) clip_gradients(parameters, global, options_.clip);
   }

@@ -1,6 +1,7 @@
 // Trains a model on a pipeline whose ranks are threads of this process.
 //
-//     every step, every rank:   zero the gradients → replay() its part of the Program → clip → optimizer
+//     every step, every rank:   zero the gradients → replay() its part of the Program → sum the gradients of tied
+//                               parameters → clip → optimizer
 //
 // Between steps all ranks meet, so that a step's time is that of the slowest, and what observers do costs no rank's
 // time.
@@ -51,8 +52,8 @@ struct StepReport {
 
 // What a caller wants to know while it runs. Each may be left out; what it throws ends the run.
 struct TrainObserver {
-  // The gradients of a step are complete: summed over what shares weights, not yet clipped. `stages` by number in the
-  // placement. All ranks wait.
+  // The gradients of a step are complete: summed over what shares weights or is tied, not yet clipped. `stages` by
+  // number in the placement. All ranks wait.
   std::function<void(int step, std::span<Stage* const> stages)> on_gradients;
   std::function<void(const StepReport&)> on_step;  // all ranks wait
   // The run has failed, and every rank ended. `records` is what was done of the step.

@@ -148,7 +148,7 @@ at::Tensor plain_gpt(const Tensors& parameters, const ModelShape& shape, const a
     x = x + linear(at::gelu(up));
   }
   const at::Tensor last = norm(x);
-  const at::Tensor logits = at::linear(last, *next++);
+  const at::Tensor logits = at::linear(last, shape.tied ? parameters[0] : *next++);
   BOOST_TEST((next == parameters.end()));
   return at::cross_entropy_loss(logits.view({-1, shape.vocabulary}), target.view(-1));
 }
@@ -291,6 +291,42 @@ BOOST_DATA_TEST_CASE(parameters_do_not_depend_on_the_split, boost::unit_test::da
   other.seed = 12;
   BOOST_TEST(!same_bits(whole[0], Chain(other).parameters()[0]));
   if (model == "mlp") BOOST_TEST(!same_bits(whole[0], whole[2]), "two layers with the same parameters");
+}
+
+// Autograd adds the gradients of both uses to each other first, a stage one by one.
+BOOST_DATA_TEST_CASE(a_tied_head_is_the_embedding, boost::unit_test::data::make(all_passes), passes) {
+  ModelShape shape = small("gpt", {2});
+  shape.tied = true;
+  const Result expected = run_plain(shape);
+  const Result result = run_stages(shape, passes);
+  BOOST_REQUIRE_EQUAL(result.gradients.size(), expected.gradients.size());
+  for (std::size_t i = 0; i < micro_batches; ++i) BOOST_TEST(same_bits(result.losses[i], expected.losses[i]));
+  BOOST_TEST(at::allclose(result.gradients[0], expected.gradients[0], 1e-12, 1e-15));
+  for (std::size_t i = 1; i < expected.gradients.size(); ++i) {
+    BOOST_TEST(same_bits(result.gradients[i], expected.gradients[i]), "gradient of parameter " << i);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_tied_parameter_has_a_copy_in_the_first_and_last_stage) {
+  ModelShape shape = small("gpt", {1, 1, 1});
+  shape.tied = true;
+  Chain chain(shape);
+  BOOST_TEST(tied_stages(shape) == (std::vector{0, 2}), boost::test_tools::per_element());
+  const at::Tensor first = chain.stages[0]->tied_parameters().at(0);
+  const at::Tensor last = chain.stages[2]->tied_parameters().at(0);
+  BOOST_TEST(chain.stages[1]->tied_parameters().empty());
+  BOOST_TEST(!first.is_same(last));
+  BOOST_TEST(same_bits(first, last));
+  for (const auto& stage : chain.stages) {
+    BOOST_TEST(stage->parameters().size() - untied_parameters(*stage).size() == stage->tied_parameters().size());
+  }
+
+  shape.layers = {3};
+  BOOST_TEST(tied_stages(shape) == (std::vector{0}), boost::test_tools::per_element());
+  BOOST_TEST(Chain(shape).stages[0]->tied_parameters().size() == 1U);
+  shape.tied = false;
+  BOOST_TEST(tied_stages(shape).empty());
+  BOOST_TEST(Chain(shape).stages[0]->tied_parameters().empty());
 }
 
 BOOST_DATA_TEST_CASE(a_micro_batch_leaves_nothing_behind,
@@ -806,6 +842,8 @@ BOOST_AUTO_TEST_CASE(shapes_that_cannot_be) {
              "mlp has no attention to recompute; leave out --recompute attention, or use --model gpt");
   BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "timed")
                  .starts_with("timed has no attention"));
+  BOOST_TEST(refused([](ModelShape& shape) { shape.tied = true; }, "mlp") ==
+             "mlp has no token embedding to tie the head to; leave out --tied, or use --model gpt");
   BOOST_TEST(refused([](ModelShape& shape) { shape.norm = NormKind::rms; }, "mlp") ==
              "mlp has no norm; leave out --norm, or use --model gpt");
   BOOST_TEST(refused([](ModelShape& shape) { shape.costs.stages.resize(3); }, "timed") ==

@@ -130,6 +130,91 @@ BOOST_DATA_TEST_CASE(float32_stays_within_its_tolerance, data::make(family_names
   BOOST_TEST(report.gradients.cosine < 1e-6);
 }
 
+// The reference keeps everything.
+BOOST_DATA_TEST_CASE(recomputation_changes_no_bit,
+                     data::make(family_names()) * data::make({"mlp", "gpt", "gpt attention"}), name, model) {
+  const Program program = program_of(name, 2);
+  const std::string text = model;
+  TrainOptions options = small(program, text.substr(0, 3));
+  options.shape.recompute = text == "gpt attention" ? Recompute::attention : Recompute::full;
+  const CheckReport report = checked(program, options);
+  BOOST_TEST(report.failure == "");
+  if (report.same_order) BOOST_TEST(report.gradients.bitwise_equal);
+}
+
+BOOST_AUTO_TEST_CASE(recomputation_takes_less_memory) {
+  const Program program = program_of("gpipe", 2);
+  TrainOptions options = small(program, "gpt");
+  const auto peak_with = [&](Recompute recompute) {
+    options.shape.recompute = recompute;
+    return train(program, options).peaks[0].memory;
+  };
+  const Bytes all = peak_with(Recompute::none);
+  const Bytes less = peak_with(Recompute::attention);
+  const Bytes least = peak_with(Recompute::full);
+  BOOST_TEST(less < all);
+  BOOST_TEST(least < less);
+}
+
+BOOST_DATA_TEST_CASE(a_tied_head_trains_like_the_model_by_itself, data::make(family_names()) * data::make({2, 4}), name,
+                     ranks) {
+  const Program program = program_of(name, ranks);
+  TrainOptions options = small(program, "gpt");
+  options.shape.tied = true;
+  options.clip = 0.01;
+  const CheckReport report = checked(program, options);
+  BOOST_TEST(report.failure == "");
+  if (report.same_order) BOOST_TEST(report.gradients.bitwise_equal);
+}
+
+// Where one stage has all, one parameter is used twice; else each chain has two copies of it.
+BOOST_AUTO_TEST_CASE(a_tied_head_does_not_depend_on_the_split) {
+  const auto losses_on = [](const std::string& name, int ranks) {
+    const Program program = lower(generate(name, {ranks, 8}));
+    TrainOptions options = small(program, "gpt");
+    options.shape.layers = split_evenly(4, static_cast<int>(options.shape.layers.size()));
+    options.shape.tied = true;
+    options.optimizer = OptimizerKind::adamw;
+    options.learning_rate = 0.01;
+    options.clip = 0.1;
+    options.steps = 4;
+    return train(program, options).losses;
+  };
+  const std::vector<double> expected = losses_on("1f1b", 1);
+  BOOST_TEST(expected[3] < expected[0]);
+  for (const auto& [name, ranks] : std::vector<std::pair<std::string, int>>{
+           {"1f1b", 2}, {"1f1b", 4}, {"zb1p", 4}, {"dualpipe", 2}, {"dualpipe", 4}, {"dualpipev", 2}}) {
+    const std::vector<double> losses = losses_on(name, ranks);
+    for (std::size_t step = 0; step < 4; ++step) {
+      BOOST_TEST(losses[step] == expected[step], boost::test_tools::tolerance(1e-12));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(copies_of_a_tied_parameter_stay_bitwise_equal) {
+  const Program program = program_of("dualpipe", 4);
+  TrainOptions options = small(program, "gpt");
+  options.shape.tied = true;
+  options.clip = 0.01;
+  options.steps = 3;
+  std::vector<std::vector<at::Tensor>> first;
+  TrainObserver observer;
+  observer.on_gradients = [&](int, std::span<Stage* const> stages) {
+    for (const std::size_t stage : {1U, 2U, 5U, 6U}) BOOST_TEST(stages[stage]->tied_parameters().empty());
+    const at::Tensor tied = stages[0]->tied_parameters().at(0);
+    BOOST_TEST(tied.grad().abs().max().item<double>() > 0);
+    for (const std::size_t stage : {3U, 4U, 7U}) {
+      const at::Tensor copy = stages[stage]->tied_parameters().at(0);
+      BOOST_TEST(!copy.is_same(tied));
+      BOOST_TEST(copy.equal(tied));
+      BOOST_TEST(copy.grad().equal(tied.grad()));
+    }
+    first.push_back(copies_of({tied}));
+  };
+  (void)train(program, options, observer);
+  BOOST_TEST(!equal(first[0], first[2]));
+}
+
 BOOST_AUTO_TEST_CASE(optimizer_and_clipping_are_those_of_the_reference) {
   for (const std::string name : {"dualpipe", "zb1p"}) {
     const Program program = program_of(name, 2);

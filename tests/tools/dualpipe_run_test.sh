@@ -40,6 +40,8 @@ test_bad_input() {
   fails 1 'no-such-folder/trace.json.*No such' "${shape[@]}" --trace no-such-folder/trace.json
   fails 1 'standard output' "${shape[@]}" --json - --trace -
   fails 1 '--forward.*timed' "${shape[@]}" --forward 1ms
+  fails 1 'mlp has no attention.*gpt' "${shape[@]}" --model mlp --recompute attention
+  fails 1 'mlp.*--tied' "${shape[@]}" --model mlp --tied
   fails 1 'timed has no parameters' "${shape[@]}" --model timed --check
 }
 
@@ -58,6 +60,10 @@ test_check() {
   for schedule in 1f1b zb1p dualpipe dualpipev; do
     succeeds '^check +passed: losses bitwise equal, gradients bitwise equal$' --schedule $schedule "${small[@]}" \
       --dtype float64 --check --clip 0.1
+  done
+  for recompute in full attention; do
+    succeeds 'losses bitwise equal, gradients bitwise equal$' --schedule dualpipe "${small[@]}" --dtype float64 --check \
+      --tied --norm rms --recompute $recompute
   done
   succeeds '"gradients_bitwise_equal": true' "${shape[@]}" --model mlp --optimizer sgd --check --json -
   holds '"max_loss_difference": 0'

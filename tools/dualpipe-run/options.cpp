@@ -49,6 +49,17 @@ void add_model(CLI::App& app, RunOptions& options) {
   value("--sequence", options.sequence, "N", "Tokens of a sample, gpt (32)");
   value("--vocabulary", options.vocabulary, "N", "Different tokens, gpt (256)");
   value("--batch", options.batch, "N", "Samples per micro-batch (2)");
+  app.add_option("--norm", options.norm, "LayerNorm (layer) or RMSNorm (rms), gpt")
+      ->check(CLI::IsMember({"layer", "rms"}))
+      ->group(group)
+      ->capture_default_str();
+  app.add_flag("--tied", options.tied, "The head's weight is the token embedding's, gpt")->group(group);
+  app.add_option("--recompute", options.recompute,
+                 "What is not kept for the backward but computed again: none; full: all of a stage but its input; "
+                 "attention: selective, gpt")
+      ->check(CLI::IsMember({"none", "full", "attention"}))
+      ->group(group)
+      ->capture_default_str();
   app.add_option("--dtype", options.dtype, "float32 or float64")
       ->check(CLI::IsMember({"float32", "float64"}))
       ->group(group)
@@ -148,6 +159,11 @@ ModelShape RunOptions::shape(const Placement& placement) const {
   shape.vocabulary = whole_number("--vocabulary", vocabulary, 1, size_max, shape.vocabulary);
   shape.batch = whole_number("--batch", batch, 1, size_max, shape.batch);
   shape.layers = layers_of_stages(placement);
+  shape.norm = norm == "rms" ? NormKind::rms : NormKind::layer;
+  shape.tied = tied;
+  shape.recompute = recompute == "full"        ? Recompute::full
+                    : recompute == "attention" ? Recompute::attention
+                                               : Recompute::none;
   shape.float64 = dtype == "float64";
   shape.seed = static_cast<std::uint64_t>(whole_number("--seed", seed, 0, std::numeric_limits<std::int64_t>::max(), 0));
   if (model == "timed") {

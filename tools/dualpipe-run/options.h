@@ -17,7 +17,9 @@ struct RunOptions {
   CostOptions costs;
   std::string model = "gpt";
   std::vector<std::string> layers;
-  std::string hidden, heads, sequence, vocabulary, batch, dtype = "float32";
+  std::string hidden, heads, sequence, vocabulary, batch, norm = "layer", dtype = "float32";
+  bool tied = false;
+  std::string recompute = "none";
   std::string steps, warmup, optimizer = "adamw", learning_rate, clip, seed, data;
   std::string threads_per_rank, timeout, link_delay;
   bool eval = false;
