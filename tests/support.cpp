@@ -251,10 +251,16 @@ Costs random_costs(Random& random, const Placement& placement, CommunicationMode
     s.input_gradient = time();
     s.weight_gradient = time();
     s.backward = random.one_in(4) ? time() : s.input_gradient + s.weight_gradient;
+    if (random.one_in(4)) s.recompute = time();
     if (random.one_in(2)) s.overlapped = time();
     s.activation = random.between(0, 1000);
     s.weight_stash = random.one_in(4) ? random.between(0, 2000) : random.between(0, s.activation);
     s.message = random.between(0, 300);
+    s.forward_workspace = random.between(0, 200);
+    s.backward_workspace = random.between(0, 200);
+    s.input_gradient_workspace = random.between(0, 200);
+    s.weight_gradient_workspace = random.between(0, 200);
+    if (random.one_in(2)) s.overlapped_workspace = random.between(0, 300);
     s.parameters = random.between(0, 100);
     s.gradients = random.between(0, 100);
     s.optimizer = random.between(0, 100);

@@ -31,18 +31,18 @@ class TimedStage final : public Stage {
   }
 
   at::Tensor forward(std::uint32_t /*micro_batch*/, at::Tensor /*input*/) override {
-    take(costs_.forward);
+    take(costs_.duration(Kind::forward));
     return output_;
   }
   at::Tensor backward(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override {
-    take(costs_.backward);
+    take(costs_.duration(Kind::backward));
     return input_gradient_;
   }
   at::Tensor backward_input(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override {
-    take(costs_.input_gradient);
+    take(costs_.duration(Kind::input_gradient));
     return input_gradient_;
   }
-  void backward_weight(std::uint32_t /*micro_batch*/) override { take(costs_.weight_gradient); }
+  void backward_weight(std::uint32_t /*micro_batch*/) override { take(costs_.duration(Kind::weight_gradient)); }
 
   Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
                                          std::uint32_t backward_micro_batch, at::Tensor gradient) override {

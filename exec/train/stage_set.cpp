@@ -19,8 +19,8 @@ StageCosts costs_on_rank(const Costs& costs, int stage, int rank) {
   StageCosts own = costs.of(stage);
   if (costs.speed.empty()) return own;
   const double speed = costs.speed[static_cast<std::size_t>(rank)];
-  for (Time StageCosts::*time :
-       {&StageCosts::forward, &StageCosts::backward, &StageCosts::input_gradient, &StageCosts::weight_gradient}) {
+  for (Time StageCosts::*time : {&StageCosts::forward, &StageCosts::backward, &StageCosts::input_gradient,
+                                 &StageCosts::weight_gradient, &StageCosts::recompute}) {
     own.*time = scaled(own.*time, speed);
   }
   if (own.overlapped) own.overlapped = scaled(*own.overlapped, speed);

@@ -41,8 +41,9 @@ std::string times(std::initializer_list<std::pair<std::string_view, Time>> value
 std::string broken_premise(const Costs& costs) {
   const StageCosts& stage = costs.stages[0];
   const auto same_durations = [&](const StageCosts& other) {
-    return std::tie(other.forward, other.backward, other.input_gradient, other.weight_gradient, other.overlapped) ==
-           std::tie(stage.forward, stage.backward, stage.input_gradient, stage.weight_gradient, stage.overlapped);
+    return std::tie(other.forward, other.backward, other.input_gradient, other.weight_gradient, other.recompute,
+                    other.overlapped) == std::tie(stage.forward, stage.backward, stage.input_gradient,
+                                                  stage.weight_gradient, stage.recompute, stage.overlapped);
   };
   const bool sends_bytes = std::ranges::any_of(costs.stages, [](const StageCosts& each) { return each.message > 0; });
   const bool free =
@@ -104,14 +105,15 @@ std::optional<ClosedForm> closed_form(std::string_view name, const Shape& shape,
   const StageCosts& stage = costs.stages[0];
   const Family& of = family(name);
   const std::int64_t half = std::int64_t{shape.ranks} * of.stages_per_rank / of.chains / 2;
+  const Time backward = stage.duration(Kind::backward);
   const Symbols symbols{shape.ranks,
                         shape.micro_batches,
                         half,
                         stage.forward,
-                        stage.backward,
-                        stage.input_gradient,
+                        backward,
+                        stage.duration(Kind::input_gradient),
                         stage.weight_gradient,
-                        stage.overlapped.value_or(stage.forward + stage.backward)};
+                        stage.overlapped.value_or(stage.forward + backward)};
   ClosedForm form;
   if (name == "gpipe" || name == "1f1b") {
     form = plain(symbols, 0);

@@ -9,8 +9,8 @@
 //   dualpipe(v)       (PP/2-1)(F&B+B-3W)       F = I, W <= F, max(F,B) <= F&B <= F+B     DeepSeek's README
 //
 // and all of them only for B = I + W, equal stages and ranks, and free communication that does not queue (`latency`,
-// `links`). P ranks, M micro-batches, PP stages of a chain; durations of one stage. The formula gives the idle time of
-// the rank that idles most: makespan - busy, or for zb-h2 span - busy.
+// `links`). P ranks, M micro-batches, PP stages of a chain; durations of one stage, B and I with what they recompute.
+// The formula gives the idle time of the rank that idles most: makespan - busy, or for zb-h2 span - busy.
 #pragma once
 
 #include <optional>

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cmath>
 #include <istream>
 #include <ostream>
@@ -11,7 +12,6 @@
 
 #include "sim/schedule/error.h"
 #include "sim/schedule/json_reader.h"
-#include "sim/schedule/op.h"
 #include "sim/schedule/quote.h"
 
 namespace dualpipe {
@@ -32,23 +32,31 @@ struct Field {
   std::string_view key;
   std::int64_t StageCosts::*member;
 };
-constexpr std::array<Field, 4> durations = {{{"forward_ns", &StageCosts::forward},
-                                             {"backward_ns", &StageCosts::backward},
-                                             {"input_gradient_ns", &StageCosts::input_gradient},
-                                             {"weight_gradient_ns", &StageCosts::weight_gradient}}};
-constexpr std::array<Field, 6> sizes = {{{"activation_bytes", &StageCosts::activation},
-                                         {"weight_stash_bytes", &StageCosts::weight_stash},
-                                         {"message_bytes", &StageCosts::message},
-                                         {"parameter_bytes", &StageCosts::parameters},
-                                         {"gradient_bytes", &StageCosts::gradients},
-                                         {"optimizer_bytes", &StageCosts::optimizer}}};
+constexpr std::array<Field, 4> required_durations = {{{"forward_ns", &StageCosts::forward},
+                                                      {"backward_ns", &StageCosts::backward},
+                                                      {"input_gradient_ns", &StageCosts::input_gradient},
+                                                      {"weight_gradient_ns", &StageCosts::weight_gradient}}};
+constexpr Field recompute = {"recompute_ns", &StageCosts::recompute};
+constexpr std::array<Field, 10> sizes = {{{"activation_bytes", &StageCosts::activation},
+                                          {"weight_stash_bytes", &StageCosts::weight_stash},
+                                          {"message_bytes", &StageCosts::message},
+                                          {"forward_workspace_bytes", &StageCosts::forward_workspace},
+                                          {"backward_workspace_bytes", &StageCosts::backward_workspace},
+                                          {"input_gradient_workspace_bytes", &StageCosts::input_gradient_workspace},
+                                          {"weight_gradient_workspace_bytes", &StageCosts::weight_gradient_workspace},
+                                          {"parameter_bytes", &StageCosts::parameters},
+                                          {"gradient_bytes", &StageCosts::gradients},
+                                          {"optimizer_bytes", &StageCosts::optimizer}}};
 constexpr std::string_view overlapped_key = "overlapped_ns";
+constexpr std::string_view overlapped_workspace_key = "overlapped_workspace_bytes";
 
 constexpr auto stage_keys = [] {
-  std::array<std::string_view, durations.size() + sizes.size() + 1> keys;
-  auto* end = std::ranges::transform(durations, keys.begin(), &Field::key).out;
+  std::array<std::string_view, required_durations.size() + sizes.size() + 3> keys;
+  auto* end = std::ranges::transform(required_durations, keys.begin(), &Field::key).out;
+  *end++ = recompute.key;
   *end++ = overlapped_key;
-  std::ranges::transform(sizes, end, &Field::key);
+  end = std::ranges::transform(sizes, end, &Field::key).out;
+  *end++ = overlapped_workspace_key;
   return keys;
 }();
 
@@ -68,21 +76,29 @@ void check_time(std::string_view what, Time time) {
 }
 
 void check_stage(const StageCosts& costs, std::size_t stage) {
-  for (const Field& field : durations) check_time(fmt::format("stage {}: {}", stage, field.key), costs.*field.member);
-  if (costs.overlapped) check_time(fmt::format("stage {}: {}", stage, overlapped_key), *costs.overlapped);
-  for (const Field& field : sizes) {
-    const Bytes bytes = costs.*field.member;
-    if (bytes < 0 || bytes > bytes_max) {
-      throw InputError(fmt::format("stage {}: {} is {}; it must be from 0 to 2^60 bytes", stage, field.key, bytes));
-    }
-  }
+  const auto check_duration = [&](std::string_view key, Time time) {
+    check_time(fmt::format("stage {}: {}", stage, key), time);
+  };
+  const auto check_size = [&](std::string_view key, Bytes bytes) {
+    if (bytes >= 0 && bytes <= bytes_max) return;
+    throw InputError(fmt::format("stage {}: {} is {}; it must be from 0 to 2^60 bytes", stage, key, bytes));
+  };
+  for (const Field& field : required_durations) check_duration(field.key, costs.*field.member);
+  check_duration(recompute.key, costs.recompute);
+  if (costs.overlapped) check_duration(overlapped_key, *costs.overlapped);
+  for (const Field& field : sizes) check_size(field.key, costs.*field.member);
+  if (costs.overlapped_workspace) check_size(overlapped_workspace_key, *costs.overlapped_workspace);
 }
 
 StageCosts read_stage(const JsonValue& object) {
   object.allow_keys(stage_keys);
   StageCosts costs;
-  for (const Field& field : durations) costs.*field.member = object.at(field.key).integer(0, time_max);
+  for (const Field& field : required_durations) costs.*field.member = object.at(field.key).integer(0, time_max);
+  if (const auto value = object.find(recompute.key)) costs.*recompute.member = value->integer(0, time_max);
   if (const auto value = object.find(overlapped_key)) costs.overlapped = value->integer(0, time_max);
+  if (const auto value = object.find(overlapped_workspace_key)) {
+    costs.overlapped_workspace = value->integer(0, bytes_max);
+  }
   for (const Field& field : sizes) {
     if (const auto value = object.find(field.key)) costs.*field.member = value->integer(0, bytes_max);
   }
@@ -121,6 +137,34 @@ std::vector<double> read_speeds(const JsonValue& list) {
 }
 
 }  // namespace
+
+Time StageCosts::duration(Kind pass) const {
+  switch (pass) {
+    case Kind::forward:
+      return forward;
+    case Kind::backward:
+      return recompute + backward;
+    case Kind::input_gradient:
+      return recompute + input_gradient;
+    default:
+      assert(pass == Kind::weight_gradient);
+      return weight_gradient;
+  }
+}
+
+Bytes StageCosts::workspace(Kind pass) const {
+  switch (pass) {
+    case Kind::forward:
+      return forward_workspace;
+    case Kind::backward:
+      return backward_workspace;
+    case Kind::input_gradient:
+      return input_gradient_workspace;
+    default:
+      assert(pass == Kind::weight_gradient);
+      return weight_gradient_workspace;
+  }
+}
 
 void check(const Costs& costs, const Placement& placement) {
   const auto stages = placement.rank_of.size();
@@ -168,11 +212,13 @@ void write_costs(std::ostream& out, const Costs& costs) {
   std::string_view separator = "\n    {";
   for (const StageCosts& stage : costs.stages) {
     out << separator;
-    for (const Field& field : durations) {
-      out << fmt::format("{}\"{}\": {}", &field == durations.data() ? "" : ", ", field.key, stage.*field.member);
-    }
+    for (const Field& field : required_durations) out << fmt::format("\"{}\": {}, ", field.key, stage.*field.member);
+    out << fmt::format("\"{}\": {}", recompute.key, stage.recompute);
     if (stage.overlapped) out << fmt::format(", \"{}\": {}", overlapped_key, *stage.overlapped);
     for (const Field& field : sizes) out << fmt::format(", \"{}\": {}", field.key, stage.*field.member);
+    if (stage.overlapped_workspace) {
+      out << fmt::format(", \"{}\": {}", overlapped_workspace_key, *stage.overlapped_workspace);
+    }
     out << '}';
     separator = ",\n    {";
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "sim/schedule/op.h"
 #include "sim/schedule/placement.h"
 
 namespace dualpipe {
@@ -23,20 +24,34 @@ struct StageCosts {
   Time backward = 0;         // B, the full backward
   Time input_gradient = 0;   // I; B = I + W unless measured otherwise
   Time weight_gradient = 0;  // W
-  // F&B: an overlapped pair whose forward is this stage's. Unset: F + B of the two stages, no gain.
+  Time recompute = 0;        // the forward that runs again at the start of B or I; comes on top of them
+  // F&B: an overlapped pair whose forward is this stage's, recomputation and all. Unset: F + B of the two stages, one
+  // after the other, no gain.
   std::optional<Time> overlapped;
 
-  // Memory of one micro-batch (arXiv:2401.10241, section 4): F adds M_B, I changes it by M_W - M_B, W frees M_W; B
-  // frees M_B.
+  // Memory of one micro-batch (arXiv:2401.10241, section 4): F adds M_B, its input included; I changes it by
+  // M_W - M_B, W frees M_W; B frees M_B.
   Bytes activation = 0;    // M_B
   Bytes weight_stash = 0;  // M_W
   Bytes message = 0;       // the stage's output, and so the gradient that comes back for it
+  // What an op holds only while it runs, at most: above what is held before it, for F above that and M_B.
+  Bytes forward_workspace = 0;
+  Bytes backward_workspace = 0;
+  Bytes input_gradient_workspace = 0;
+  Bytes weight_gradient_workspace = 0;
+  // Of a pair whose forward is this stage's, above what is held before it and M_B. Unset: the F's and then the B's,
+  // while the output, which is part of the F's, waits.
+  std::optional<Bytes> overlapped_workspace;
   // Held all the time.
   Bytes parameters = 0;
   Bytes gradients = 0;
   Bytes optimizer = 0;
 
   friend bool operator==(const StageCosts&, const StageCosts&) = default;
+
+  // Of an F, B, I or W that runs by itself, recomputation included.
+  [[nodiscard]] Time duration(Kind pass) const;
+  [[nodiscard]] Bytes workspace(Kind pass) const;
 };
 
 enum class CommunicationModel : std::uint8_t {
@@ -74,13 +89,16 @@ void check(const Costs& costs, const Placement& placement);
 //   {
 //     "format": "dualpipe-costs", "version": 1,
 //     "stages": [{"forward_ns": 1000, "backward_ns": 2000, "input_gradient_ns": 1000, "weight_gradient_ns": 1000,
-//                 "overlapped_ns": 2500, "activation_bytes": 0, "weight_stash_bytes": 0, "message_bytes": 0,
+//                 "recompute_ns": 0, "overlapped_ns": 2500,
+//                 "activation_bytes": 0, "weight_stash_bytes": 0, "message_bytes": 0,
+//                 "forward_workspace_bytes": 0, "backward_workspace_bytes": 0, "input_gradient_workspace_bytes": 0,
+//                 "weight_gradient_workspace_bytes": 0, "overlapped_workspace_bytes": 0,
 //                 "parameter_bytes": 0, "gradient_bytes": 0, "optimizer_bytes": 0}],
 //     "communication": "links", "latency_ns": 500, "bandwidth_bytes_per_s": 5e10, "launch_ns": 0,
 //     "speed": [1, 1, 0.5, 1], "jitter": 0.05, "seed": 7, "release_early": false
 //   }
 //
-// All but format, version and stages may be left out; so may all bytes, and `overlapped_ns`.
+// All but format, version and stages may be left out; of a stage all but F, B, I and W.
 // Throws InputError with the place in the file.
 [[nodiscard]] Costs read_costs(std::istream& in, const std::string& source);
 void write_costs(std::ostream& out, const Costs& costs);

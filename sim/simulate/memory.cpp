@@ -14,38 +14,51 @@ namespace {
 struct Held {
   Bytes bytes = 0;
   int activations = 0;
+
+  friend Held operator+(const Held& a, const Held& b) { return {a.bytes + b.bytes, a.activations + b.activations}; }
 };
 
 // When what a rank holds may have grown or shrunk.
 enum class Moment : std::uint8_t {
   slot,   // the op before has ended and released what it could; receive buffers are there
-  start,  // the op, or pair, begins: its activation is there
+  start,  // the op, or pair, begins: its activation and its workspace are there
 };
 
-// What the ops of one stage change, F B I W, and how much is received for its forward and its backward.
+// What an op changes: while it runs, and once it has ended.
 struct Effect {
-  Held start, end;
+  Held during, after;
 };
+
+constexpr std::array passes{Kind::forward, Kind::backward, Kind::input_gradient, Kind::weight_gradient};
+
+// Of the ops of one stage: F B I W.
 struct StageEffects {
-  std::array<Effect, 4> of_kind;
-  Bytes input = 0;
-  Bytes gradient = 0;
+  std::array<Effect, passes.size()> of_kind;
+  Bytes input = 0;     // of F
+  Bytes gradient = 0;  // of the output, for B or I
+
+  [[nodiscard]] Effect& of(Kind pass) { return of_kind[static_cast<std::size_t>(pass)]; }
 };
 
 StageEffects effects_of(const Placement& placement, const Costs& costs, int stage) {
-  const auto rank_of = [&](int s) { return placement.rank_of[static_cast<std::size_t>(s)]; };
-  const auto received = [&](std::optional<int> from, int message_of) {
-    return from && rank_of(*from) != rank_of(stage) ? costs.of(message_of).message : 0;
-  };
   const StageCosts& cost = costs.of(stage);
+  const auto previous = placement.previous(stage);
+  const auto next = placement.next(stage);
+  const auto rank_of = [&](int s) { return placement.rank_of[static_cast<std::size_t>(s)]; };
+  const auto is_here = [&](std::optional<int> neighbour) { return neighbour && rank_of(*neighbour) == rank_of(stage); };
+
   StageEffects effects;
-  if (const auto previous = placement.previous(stage)) effects.input = received(previous, *previous);
-  effects.gradient = received(placement.next(stage), stage);
-  effects.of_kind[static_cast<std::size_t>(Kind::forward)].start = {cost.activation - effects.input, 1};
-  effects.of_kind[static_cast<std::size_t>(Kind::backward)].end = {-cost.activation - effects.gradient, -1};
-  effects.of_kind[static_cast<std::size_t>(Kind::input_gradient)].end = {
-      cost.weight_stash - cost.activation - effects.gradient, -1};
-  effects.of_kind[static_cast<std::size_t>(Kind::weight_gradient)].end = {-cost.weight_stash, 0};
+  effects.input = previous ? costs.of(*previous).message : 0;
+  effects.gradient = next ? cost.message : 0;
+  const Bytes output_waits = is_here(next) ? effects.gradient : 0;
+  const Bytes input_gradient_waits = is_here(previous) ? effects.input : 0;
+  const Bytes forward = cost.activation - effects.input;
+  const Bytes backward = input_gradient_waits - cost.activation - effects.gradient;
+  effects.of(Kind::forward) = {{forward, 1}, {forward + output_waits, 1}};
+  effects.of(Kind::backward).after = {backward, -1};
+  effects.of(Kind::input_gradient).after = {backward + cost.weight_stash, -1};
+  effects.of(Kind::weight_gradient).after = {-cost.weight_stash, 0};
+  for (const Kind pass : passes) effects.of(pass).during.bytes += cost.workspace(pass);
   return effects;
 }
 
@@ -57,7 +70,7 @@ class Walk {
     for (int stage = 0; stage < program.schedule.placement.stages(); ++stage) {
       effects_.push_back(effects_of(program.schedule.placement, costs, stage));
     }
-    receives_ = std::ranges::any_of(effects_, [](const StageEffects& each) { return each.input + each.gradient > 0; });
+    receives_ = std::ranges::any_of(costs.stages, [](const StageCosts& each) { return each.message > 0; });
     check_total();
   }
 
@@ -78,10 +91,15 @@ class Walk {
     for (std::size_t i = 0; i < ops.size(); ++i) {
       if (receives_) enter(program_.slot(rank, i), held);
       visit(i, Moment::slot, held);
-      add(effect(ops[i]).start, held);  // a pair's backward takes nothing at its start
-      visit(i, Moment::start, held);
-      add(effect(ops[i]).end, held);
-      if (ops[i].with_next) add(effect(ops[++i]).end, held);
+      const Effect& effect = effect_of(ops[i]);
+      if (!ops[i].with_next) {
+        visit(i, Moment::start, held + effect.during);
+        held = held + effect.after;
+      } else {
+        const Op backward = ops[++i];
+        visit(i - 1, Moment::start, held + during_pair(ops[i - 1], backward));
+        held = held + effect.after + effect_of(backward).after;
+      }
     }
     visit(ops.size(), Moment::slot, held);
   }
@@ -95,17 +113,28 @@ class Walk {
       const double per_micro_batch = static_cast<double>(cost.activation) + static_cast<double>(cost.weight_stash) +
                                      2 * static_cast<double>(cost.message);
       total += per_micro_batch * program_.schedule.micro_batches + static_cast<double>(cost.parameters) +
-               static_cast<double>(cost.gradients) + static_cast<double>(cost.optimizer);
+               static_cast<double>(cost.gradients) + static_cast<double>(cost.optimizer) + largest_workspace(cost);
     }
     if (total >= 9e18) throw InputError("the memory could exceed 8 EiB, more than 64 bits count; use smaller amounts");
   }
 
-  [[nodiscard]] const Effect& effect(Op op) const {
+  static double largest_workspace(const StageCosts& cost) {
+    Bytes largest = cost.overlapped_workspace.value_or(0);
+    for (const Kind pass : passes) largest = std::max(largest, cost.workspace(pass));
+    return static_cast<double>(largest);
+  }
+
+  [[nodiscard]] const Effect& effect_of(Op op) const {
     return effects_[op.stage].of_kind[static_cast<std::size_t>(op.kind)];
   }
-  static void add(const Held& change, Held& held) {
-    held.bytes += change.bytes;
-    held.activations += change.activations;
+  [[nodiscard]] Held during_pair(Op forward, Op backward) const {
+    const StageCosts& ahead = costs_.of(forward.stage);
+    const Bytes output = std::min(effects_[forward.stage].gradient, ahead.forward_workspace);
+    const Bytes one_by_one =
+        std::max(ahead.forward_workspace, output + costs_.of(backward.stage).workspace(backward.kind));
+    const Held during = effect_of(forward).during;
+    const Bytes workspace = ahead.overlapped_workspace.value_or(one_by_one);
+    return {during.bytes - ahead.forward_workspace + workspace, during.activations};
   }
 
   void enter(std::span<const Op> slot, Held& held) const {

@@ -2,7 +2,9 @@
 //
 // An op's F holds its activation from its start. Its B, or I, releases it at its end; an F&B pair holds its forward
 // before its backward is released. A receive buffer is held from the slot of its RECV: a forward's until the forward
-// starts (the buffer is then part of the activation), a gradient's until the end of the op that reads it.
+// starts (the buffer is then part of the activation), a gradient's until the end of the op that reads it. What one
+// stage makes for another of its rank is held likewise, from the end of the op that makes it. While an op runs it holds
+// its workspace besides.
 #pragma once
 
 #include <cstddef>

@@ -58,13 +58,13 @@ Tasks::Tasks(const Program& program, const Costs& costs) {
     const StageCosts& cost = costs.of(stage);
     const double speed = costs.speed.empty() ? 1.0 : costs.speed[rank_of(stage)];
     StageTasks& tasks = of_stage_[static_cast<std::size_t>(stage)];
-    tasks.of_kind[static_cast<std::size_t>(Kind::forward)] = {slowed(cost.forward, speed), input, output};
-    tasks.of_kind[static_cast<std::size_t>(Kind::backward)] = {slowed(cost.backward, speed), output_gradient,
-                                                               input_gradient};
-    tasks.of_kind[static_cast<std::size_t>(Kind::input_gradient)] = {slowed(cost.input_gradient, speed),
-                                                                     output_gradient, input_gradient};
-    tasks.of_kind[static_cast<std::size_t>(Kind::weight_gradient)] = {slowed(cost.weight_gradient, speed), nullptr,
-                                                                      nullptr};
+    const auto set = [&](Kind pass, Mailbox* in, Mailbox* out) {
+      tasks.of_kind[static_cast<std::size_t>(pass)] = {slowed(cost.duration(pass), speed), in, out};
+    };
+    set(Kind::forward, input, output);
+    set(Kind::backward, output_gradient, input_gradient);
+    set(Kind::input_gradient, output_gradient, input_gradient);
+    set(Kind::weight_gradient, nullptr, nullptr);
     tasks.overlaps = cost.overlapped.has_value();
     tasks.overlapped = slowed(cost.overlapped.value_or(0), speed);
   }

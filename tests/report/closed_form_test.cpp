@@ -24,7 +24,7 @@ Time simulated_bubble(const Schedule& schedule, const Costs& costs, bool by_span
   return largest;
 }
 
-// Half of the draws favour what the conditions ask for, or most would not hold.
+// Half of the draws favour what the conditions ask for, or most would not hold. What is recomputed is part of B and I.
 Costs random_durations(Random& random) {
   StageCosts stage;
   stage.forward = random.between(0, 20);
@@ -36,6 +36,11 @@ Costs random_durations(Random& random) {
   if (random.one_in(2))
     stage.overlapped =
         std::max(stage.forward, stage.backward) + random.between(0, std::min(stage.forward, stage.backward));
+  if (random.one_in(2)) {
+    stage.recompute = random.between(0, stage.input_gradient);
+    stage.input_gradient -= stage.recompute;
+    stage.backward -= stage.recompute;
+  }
   Costs costs;
   costs.stages = {stage};
   if (random.one_in(20)) costs.latency = 1;
@@ -131,6 +136,10 @@ BOOST_AUTO_TEST_CASE(premises) {
   BOOST_TEST(with([](Costs& c) { c.speed = {1, 1, 1, 1}; }) == "");
   BOOST_TEST(with([](Costs& c) { c.stages.resize(4, c.stages[0]); }) == "");
   BOOST_TEST(with([](Costs& c) { c.stages.resize(4); }) == "needs equal stages");
+  BOOST_TEST(with([](Costs& c) {
+               c.stages.resize(4, c.stages[0]);
+               c.stages[2].recompute = 1;
+             }) == "needs equal stages");
   BOOST_TEST(with([](Costs& c) { c.release_early = true; }) == "needs pairs that release at their end");
   const auto bytes = [](Costs& c) {
     c.stages[0].message = 1'000;

@@ -61,12 +61,15 @@ BOOST_AUTO_TEST_CASE(reads_what_the_header_shows) {
   const Costs costs = read(
       R"({"format": "dualpipe-costs", "version": 1,
           "stages": [{"forward_ns": 1000, "backward_ns": 2000, "input_gradient_ns": 1001, "weight_gradient_ns": 1002,
-                      "overlapped_ns": 2500, "activation_bytes": 1, "weight_stash_bytes": 2, "message_bytes": 3,
-                      "parameter_bytes": 4, "gradient_bytes": 5, "optimizer_bytes": 6}],
+                      "recompute_ns": 1003, "overlapped_ns": 2500,
+                      "activation_bytes": 1, "weight_stash_bytes": 2, "message_bytes": 3,
+                      "forward_workspace_bytes": 4, "backward_workspace_bytes": 5, "input_gradient_workspace_bytes": 6,
+                      "weight_gradient_workspace_bytes": 7, "overlapped_workspace_bytes": 8,
+                      "parameter_bytes": 9, "gradient_bytes": 10, "optimizer_bytes": 11}],
           "communication": "links", "latency_ns": 500, "bandwidth_bytes_per_s": 5e10, "launch_ns": 7,
           "speed": [1, 1, 0.5, 1], "jitter": 0.05, "seed": 18446744073709551615, "release_early": true})");
   Costs expected;
-  expected.stages = {{1000, 2000, 1001, 1002, 2500, 1, 2, 3, 4, 5, 6}};
+  expected.stages = {{1000, 2000, 1001, 1002, 1003, 2500, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}};
   expected.model = CommunicationModel::links;
   expected.latency = 500;
   expected.bandwidth = 5e10;
@@ -80,8 +83,21 @@ BOOST_AUTO_TEST_CASE(reads_what_the_header_shows) {
 
 BOOST_AUTO_TEST_CASE(all_but_the_durations_may_be_left_out) {
   Costs expected;
-  expected.stages = {{1, 2, 1, 1, std::nullopt}};
+  expected.stages = {{1, 2, 1, 1, 0, std::nullopt, 0, 0, 0, 0, 0, 0, 0, std::nullopt, 0, 0, 0}};
   BOOST_TEST((read(header + "\"stages\": [" + stage + "]}") == expected));
+}
+
+BOOST_AUTO_TEST_CASE(a_backward_starts_with_what_it_recomputes) {
+  StageCosts costs;
+  costs.forward = 10;
+  costs.backward = 20;
+  costs.input_gradient = 13;
+  costs.weight_gradient = 8;
+  costs.recompute = 100;
+  BOOST_TEST(costs.duration(Kind::forward) == 10);
+  BOOST_TEST(costs.duration(Kind::backward) == 120);
+  BOOST_TEST(costs.duration(Kind::input_gradient) == 113);
+  BOOST_TEST(costs.duration(Kind::weight_gradient) == 8);
 }
 
 BOOST_AUTO_TEST_CASE(whole_numbers_may_have_an_exponent) {
@@ -107,7 +123,8 @@ BOOST_AUTO_TEST_CASE(random_costs_round_trip) {
 
 BOOST_AUTO_TEST_CASE(the_limits_are_taken) {
   Costs costs;
-  costs.stages = {{time_max, time_max, time_max, time_max, time_max, Bytes{1} << 60U, 0, 0, 0, 0, Bytes{1} << 60U}};
+  costs.stages = {{time_max, time_max, time_max, time_max, time_max, time_max, bytes_max, 0, 0, 0, 0, 0, 0, bytes_max,
+                   0, 0, bytes_max}};
   costs.latency = time_max;
   costs.bandwidth = std::numeric_limits<double>::max();
   costs.launch = time_max;
@@ -160,8 +177,10 @@ BOOST_AUTO_TEST_CASE(stages_that_do_not_fit_are_named) {
              "f.json: stages[1]: \"backward_ns\" is missing");
   BOOST_TEST(refusal_of_stage(R"({"forward": 1})") ==
              "f.json: stages[0]: unknown key 'forward'; known are forward_ns, backward_ns, input_gradient_ns, "
-             "weight_gradient_ns, overlapped_ns, activation_bytes, weight_stash_bytes, message_bytes, parameter_bytes, "
-             "gradient_bytes, optimizer_bytes");
+             "weight_gradient_ns, recompute_ns, overlapped_ns, activation_bytes, weight_stash_bytes, message_bytes, "
+             "forward_workspace_bytes, backward_workspace_bytes, input_gradient_workspace_bytes, "
+             "weight_gradient_workspace_bytes, parameter_bytes, gradient_bytes, optimizer_bytes, "
+             "overlapped_workspace_bytes");
   BOOST_TEST(refusal_of_stage(R"({"forward_ns": 1, "forward_ns": 1})") ==
              "f.json: stages[0].forward_ns: is there twice");
   BOOST_TEST(refusal_of_stage(R"({"forward_ns": -5})") ==
@@ -200,6 +219,12 @@ BOOST_AUTO_TEST_CASE(check_names_what_does_not_fit) {
   BOOST_TEST(refused([](Costs& c) {
                c.stages[0].optimizer = (Bytes{1} << 60U) + 1;
              }).starts_with("stage 0: optimizer_bytes is 1152921504606846977"));
+  BOOST_TEST(refused([](Costs& c) { c.stages[0].recompute = -1; }) ==
+             "stage 0: recompute_ns is -1 ns; it must be from 0 to 86400000000000 ns, a day");
+  BOOST_TEST(refused([](Costs& c) { c.stages[0].backward_workspace = -1; }) ==
+             "stage 0: backward_workspace_bytes is -1; it must be from 0 to 2^60 bytes");
+  BOOST_TEST(refused([](Costs& c) { c.stages[0].overlapped_workspace = -1; }) ==
+             "stage 0: overlapped_workspace_bytes is -1; it must be from 0 to 2^60 bytes");
   BOOST_TEST(refused([](Costs& c) { c.latency = -7; }).starts_with("the latency is -7 ns"));
   BOOST_TEST(refused([](Costs& c) { c.launch = std::numeric_limits<Time>::max(); }).starts_with("the launch overhead"));
   BOOST_TEST(refused([](Costs& c) { c.speed = {1}; }) ==

@@ -47,6 +47,17 @@ std::string held_text(const Program& program, int rank, std::size_t position) {
   return text;
 }
 
+Bytes workspace_at(const Program& program, const Costs& costs, int rank, std::size_t position) {
+  const auto ops = program.schedule.rank(rank);
+  const StageCosts& stage = costs.of(ops[position].stage);
+  if (!ops[position].with_next) return stage.workspace(ops[position].kind);
+  if (stage.overlapped_workspace) return *stage.overlapped_workspace;
+  const bool is_last = !program.schedule.placement.next(ops[position].stage).has_value();
+  const Bytes output = is_last ? 0 : std::min(stage.message, stage.forward_workspace);
+  const Op backward = ops[position + 1];
+  return std::max(stage.forward_workspace, output + costs.of(backward.stage).workspace(backward.kind));
+}
+
 // The three views agree: on the peaks, on when they are reached, on what holds them.
 std::string disagreement(const Program& program, const Costs& costs) {
   const Timeline timeline = simulate(program, costs);
@@ -66,7 +77,7 @@ std::string disagreement(const Program& program, const Costs& costs) {
     const auto bytes_of = [&](Op op) {
       return op.kind == Kind::forward ? costs.of(op.stage).activation : costs.of(op.stage).weight_stash;
     };
-    Bytes held = memory.resident;
+    Bytes held = memory.resident + workspace_at(program, costs, rank, memory.peak_position);
     for (const Op op : held_at(program, rank, memory.peak_position)) held += bytes_of(op);
     // What is received is in no op's name.
     const bool receives = std::ranges::any_of(costs.stages, [](const StageCosts& stage) { return stage.message > 0; });
@@ -122,6 +133,50 @@ BOOST_AUTO_TEST_CASE(split_backward) {
   BOOST_TEST(held_text(program, 0, 3) == "0I0 0F1");
   BOOST_TEST(held_text(program, 0, 4) == "0F1");
   BOOST_TEST(held_text(program, 0, 5) == "0I1");
+}
+
+// M_B 100, M_W 40, workspaces F 5, I 90, W 70:  F0 105 | I0 100 + 90 | W0 40 + 70
+BOOST_AUTO_TEST_CASE(an_op_holds_its_workspace_while_it_runs) {
+  const Program program = lower(schedule_of(straight(1, 1), {"0F0 0I0 0W0"}));
+  Costs costs = activations_only(100, 40);
+  costs.stages[0].forward_workspace = 5;
+  costs.stages[0].input_gradient_workspace = 90;
+  costs.stages[0].weight_gradient_workspace = 70;
+  BOOST_TEST((rank_memory(program, costs, 0) == RankMemory{1, 0, 1, 0, 190, 1}));
+  const std::vector<MemoryPoint> points{{0, 0, 0},  {0, 105, 1}, {2, 100, 1}, {2, 190, 1},
+                                        {4, 40, 0}, {4, 110, 0}, {5, 0, 0}};
+  BOOST_TEST(memory_over_time(program, costs, simulate(program, costs), 0) == points, boost::test_tools::per_element());
+}
+
+// Stages 0 and 1 on one rank, M_B 5, message 3: what F0 makes is held until F1 starts, and is then part of its M_B; the
+// gradient that B1 makes, until the end of B0.
+//
+//   F0 5 | +3 waits: 8 | F1 10 | B1 5 + 3 | B0 0
+BOOST_AUTO_TEST_CASE(what_a_stage_of_the_same_rank_waits_for_is_held) {
+  const Program program = lower(schedule_of(v_shape(1), {"0F0 1F0 1B0 0B0"}));
+  Costs costs = activations_only(5, 0);
+  costs.stages[0].message = 3;
+  const std::vector<MemoryPoint> points{{0, 0, 0}, {0, 5, 1}, {2, 8, 1}, {2, 10, 2}, {7, 8, 1}, {10, 0, 0}};
+  BOOST_TEST(memory_over_time(program, costs, simulate(program, costs), 0) == points, boost::test_tools::per_element());
+}
+
+// A pair runs its F and then its B, while the output of the F waits; or so much as is measured.
+BOOST_AUTO_TEST_CASE(workspace_of_a_pair) {
+  const Program program = lower(schedule_of(v_shape(1), {"0F0 1F0 (0F1;1B0)OVERLAP_F_B 1F1 0B0 1B1 0B1"}));
+  const auto peak = [&](Bytes forward, Bytes backward, std::optional<Bytes> overlapped) {
+    Costs costs = activations_only(100, 0);
+    costs.stages[0].message = 10;
+    costs.stages.resize(2, costs.stages[0]);
+    costs.stages[0].forward_workspace = forward;
+    costs.stages[1].backward_workspace = backward;
+    costs.stages[0].overlapped_workspace = overlapped;
+    const RankMemory memory = rank_memory(program, costs, 0);
+    BOOST_TEST(memory.peak_position == 2U);
+    return memory.peak;
+  };
+  BOOST_TEST(peak(70, 50, std::nullopt) == 370);
+  BOOST_TEST(peak(70, 65, std::nullopt) == 375);
+  BOOST_TEST(peak(70, 65, 300) == 600);
 }
 
 // Where W keeps more than the forward did, I makes it more: it is there from the end of I, and so at the op after.
@@ -193,6 +248,9 @@ BOOST_AUTO_TEST_CASE(bytes_that_overflow_are_refused) {
   BOOST_CHECK_THROW((void)memory_of_ranks(program, costs), InputError);
   costs.stages[0].activation = bytes_max / 20;
   BOOST_TEST(memory_of_ranks(program, costs)[0].peak == bytes_max / 20 * 20);
+  costs.stages.resize(2, costs.stages[0]);
+  for (StageCosts& stage : costs.stages) stage.overlapped_workspace = 4 * (bytes_max / 5 * 5);
+  BOOST_CHECK_THROW((void)memory_of_ranks(program, costs), InputError);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -36,10 +36,10 @@ Time work_of(const Schedule& schedule, const Costs& costs, int rank) {
         work += stage.forward;
         break;
       case Kind::backward:
-        work += stage.backward;
+        work += stage.backward + stage.recompute;
         break;
       case Kind::input_gradient:
-        work += stage.input_gradient;
+        work += stage.input_gradient + stage.recompute;
         break;
       default:
         work += stage.weight_gradient;
@@ -252,6 +252,8 @@ BOOST_AUTO_TEST_CASE(more_of_any_cost_never_makes_it_faster) {
       slower("bytes");
       costs.bandwidth /= 2;
       slower("bandwidth");
+      costs.stages[0].recompute += random.between(1, 9);
+      slower("recompute");
       costs.launch += random.between(1, 9);
       slower("launch");
       costs.speed.assign(static_cast<std::size_t>(program.schedule.ranks()), 1);

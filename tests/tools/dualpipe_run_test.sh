@@ -103,6 +103,11 @@ test_timed() {
   local makespan
   makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
   ((makespan >= 26000000 && makespan < 100000000)) || fail "a makespan of $makespan ns"
+
+  # 4 micro-batches of F 1 ms and B 2 + 1 ms on each of 2 ranks, and a bubble of one.
+  succeeds '"predicted_makespan_ns": 20000000,' --schedule 1f1b "${small[@]}" --model timed --recompute-time 1ms --json -
+  makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
+  ((makespan >= 20000000 && makespan < 100000000)) || fail "a makespan of $makespan ns"
 }
 
 test_failures() {

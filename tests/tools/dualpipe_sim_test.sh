@@ -109,8 +109,9 @@ test_simulate() {
 test_costs() {
   local shape=(1f1b --ranks 4 --microbatches 8)
   # The same costs, written both ways.
-  succeeds . simulate "${shape[@]}" --forward 1us --backward 3us --weight 1us --overlapped 3500ns --activation-bytes 1KiB \
-    --weight-stash-bytes 16 --bytes 4096 --parameter-bytes 2MB --gradient-bytes 2MB --optimizer-bytes 8MB \
+  succeeds . simulate "${shape[@]}" --forward 1us --backward 3us --weight 1us --recompute-time 900ns \
+    --overlapped 3500ns --activation-bytes 1KiB --weight-stash-bytes 16 --workspace-bytes 512 --bytes 4096 \
+    --parameter-bytes 2MB --gradient-bytes 2MB --optimizer-bytes 8MB \
     --comm links --latency 500ns --bandwidth 50GB/s --launch 7ns --speed 1,1,0.5,1 --jitter 0.05 --seed 7 \
     --release-early --json -
   cp stdout first
@@ -118,7 +119,10 @@ test_costs() {
 {
   "format": "dualpipe-costs", "version": 1,
   "stages": [{"forward_ns": 1000, "backward_ns": 3000, "input_gradient_ns": 2000, "weight_gradient_ns": 1000,
-              "overlapped_ns": 3500, "activation_bytes": 1024, "weight_stash_bytes": 16, "message_bytes": 4096,
+              "recompute_ns": 900, "overlapped_ns": 3500,
+              "activation_bytes": 1024, "weight_stash_bytes": 16, "message_bytes": 4096,
+              "forward_workspace_bytes": 512, "backward_workspace_bytes": 512, "input_gradient_workspace_bytes": 512,
+              "weight_gradient_workspace_bytes": 512,
               "parameter_bytes": 2000000, "gradient_bytes": 2000000, "optimizer_bytes": 8000000}],
   "communication": "links", "latency_ns": 500, "bandwidth_bytes_per_s": 5e10, "launch_ns": 7,
   "speed": [1, 1, 0.5, 1], "jitter": 0.05, "seed": 7, "release_early": true
@@ -126,6 +130,9 @@ test_costs() {
 JSON
   succeeds . simulate "${shape[@]}" --costs costs.json --json -
   cmp -s first stdout || fail "a file of costs gives another result than the same options"
+
+  # B of 2 ms and a recomputed 1 ms: 4 ranks, 8 micro-batches of F + B, and the bubble of 3 more.
+  succeeds '"makespan_ns": 44000000\b' simulate "${shape[@]}" --recompute-time 1ms --json -
 
   # What is not of stages may be given besides the file, and wins.
   succeeds . simulate "${shape[@]}" --costs costs.json --seed 8 --json -

@@ -173,6 +173,8 @@ void CostOptions::add_durations_to(CLI::App& app) {
   add_costs(app, "--forward,-f", forward, "TIME", "F, forward (1ms)", durations);
   add_costs(app, "--backward,-b", backward, "TIME", "B, the full backward; I = B - W (2ms)", durations);
   add_costs(app, "--weight,-w", weight, "TIME", "W, the weight-gradient half of B (1ms)", durations);
+  add_costs(app, "--recompute-time", recompute, "TIME", "The forward that runs again before B or I, on top of them (0)",
+            durations);
   add_costs(app, "--overlapped", overlapped, "TIME", "F&B, one overlapped pair (F + B: no gain)", durations);
   add_value(app, "--costs", file, "FILE", "All costs, from a JSON file (dualpipe-costs), instead of those of stages",
             durations);
@@ -180,7 +182,8 @@ void CostOptions::add_durations_to(CLI::App& app) {
 }
 
 bool CostOptions::durations_given() const {
-  return !forward.empty() || !backward.empty() || !weight.empty() || !overlapped.empty() || !speed.empty();
+  return !forward.empty() || !backward.empty() || !weight.empty() || !recompute.empty() || !overlapped.empty() ||
+         !speed.empty();
 }
 
 void CostOptions::add_to(CLI::App& app) {
@@ -189,6 +192,8 @@ void CostOptions::add_to(CLI::App& app) {
   constexpr auto memory = "Memory of one stage (64MiB, 2GB, …)";
   add_costs(app, "--activation-bytes", activation, "BYTES", "M_B: held from F to B or I, per micro-batch (0)", memory);
   add_costs(app, "--weight-stash-bytes", weight_stash, "BYTES", "M_W: what of it stays until W (0)", memory);
+  add_costs(app, "--workspace-bytes", workspace, "BYTES", "What an op, of any pass, needs besides while it runs (0)",
+            memory);
   add_costs(app, "--parameter-bytes", parameters, "BYTES", "Parameters (0)", memory);
   add_costs(app, "--gradient-bytes", gradients, "BYTES", "Gradients; reduced between stages that share weights (0)",
             memory);
@@ -217,9 +222,11 @@ void CostOptions::check_exclusive() const {
       {"--forward", &forward},
       {"--backward", &backward},
       {"--weight", &weight},
+      {"--recompute-time", &recompute},
       {"--overlapped", &overlapped},
       {"--activation-bytes", &activation},
       {"--weight-stash-bytes", &weight_stash},
+      {"--workspace-bytes", &workspace},
       {"--parameter-bytes", &parameters},
       {"--gradient-bytes", &gradients},
       {"--optimizer-bytes", &optimizer},
@@ -243,9 +250,13 @@ Costs CostOptions::costs() const {
     lists.apply("--forward", forward, parse_duration, [](StageCosts& s, Time t) { s.forward = t; });
     lists.apply("--backward", backward, parse_duration, [](StageCosts& s, Time t) { s.backward = t; });
     lists.apply("--weight", weight, parse_duration, [](StageCosts& s, Time t) { s.weight_gradient = t; });
+    lists.apply("--recompute-time", recompute, parse_duration, [](StageCosts& s, Time t) { s.recompute = t; });
     lists.apply("--overlapped", overlapped, parse_duration, [](StageCosts& s, Time t) { s.overlapped = t; });
     lists.apply("--activation-bytes", activation, parse_bytes, [](StageCosts& s, Bytes b) { s.activation = b; });
     lists.apply("--weight-stash-bytes", weight_stash, parse_bytes, [](StageCosts& s, Bytes b) { s.weight_stash = b; });
+    lists.apply("--workspace-bytes", workspace, parse_bytes, [](StageCosts& s, Bytes b) {
+      s.forward_workspace = s.backward_workspace = s.input_gradient_workspace = s.weight_gradient_workspace = b;
+    });
     lists.apply("--parameter-bytes", parameters, parse_bytes, [](StageCosts& s, Bytes b) { s.parameters = b; });
     lists.apply("--gradient-bytes", gradients, parse_bytes, [](StageCosts& s, Bytes b) { s.gradients = b; });
     lists.apply("--optimizer-bytes", optimizer, parse_bytes, [](StageCosts& s, Bytes b) { s.optimizer = b; });

@@ -46,8 +46,8 @@ struct ShapeOptions {
 
 struct CostOptions {
   std::string file;
-  std::vector<std::string> forward, backward, weight, overlapped;  // per stage, or one for all
-  std::vector<std::string> activation, weight_stash, message, parameters, gradients, optimizer;
+  std::vector<std::string> forward, backward, weight, recompute, overlapped;  // per stage, or one for all
+  std::vector<std::string> activation, weight_stash, workspace, message, parameters, gradients, optimizer;
   std::string communication, latency, bandwidth, launch, jitter, seed;
   std::vector<std::string> speed;  // per rank
   bool release_early = false;

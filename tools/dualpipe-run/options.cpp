@@ -171,8 +171,8 @@ ModelShape RunOptions::shape(const Placement& placement) const {
     dualpipe::check(shape.costs, placement);
   } else if (costs.durations_given()) {
     throw InputError(
-        fmt::format("--forward, --backward, --weight, --overlapped and --speed are for --model timed; the "
-                    "ops of {} take the time they take",
+        fmt::format("--forward, --backward, --weight, --recompute-time, --overlapped and --speed are for --model "
+                    "timed; the ops of {} take the time they take",
                     model));
   }
   return shape;
