@@ -110,6 +110,15 @@ test_timed() {
   ((makespan >= 20000000 && makespan < 100000000)) || fail "a makespan of $makespan ns"
 }
 
+# 1F1B takes (M + P - 1)(F + B); B begins with an F.
+test_timed_recomputation() {
+  succeeds '"predicted_makespan_ns": 20000000,' "${shape[@]}" --model timed --forward 1ms --backward 2ms \
+    --recompute full --json -
+  local makespan
+  makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
+  ((makespan >= 20000000)) || fail "a makespan of $makespan ns"
+}
+
 test_failures() {
   fails 1 'rank 1, 1F[0-9]: the loss is' --schedule 1f1b "${tiny[@]}" --model mlp --optimizer sgd \
     --learning-rate 1e30 --trace trace
@@ -141,6 +150,7 @@ test_data
 test_eval
 test_results
 test_timed
+test_timed_recomputation
 test_failures
 test_interrupt
 

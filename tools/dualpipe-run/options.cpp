@@ -29,6 +29,13 @@ double positive_number(std::string_view option, const std::string& text, double 
 
 int stages_per_chain(const Placement& placement) { return placement.chain_begin[1] - placement.chain_begin[0]; }
 
+// A forward that runs again takes as long as it did, unless --recompute-time says otherwise.
+void add_recomputation(Costs& costs) {
+  for (StageCosts& stage : costs.stages) {
+    if (stage.recompute == 0) stage.recompute = stage.forward;
+  }
+}
+
 void add_model(CLI::App& app, RunOptions& options) {
   constexpr auto group = "Model";
   const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
@@ -168,6 +175,7 @@ ModelShape RunOptions::shape(const Placement& placement) const {
   shape.seed = static_cast<std::uint64_t>(whole_number("--seed", seed, 0, std::numeric_limits<std::int64_t>::max(), 0));
   if (model == "timed") {
     shape.costs = costs.costs();
+    if (shape.recompute == Recompute::full) add_recomputation(shape.costs);
     dualpipe::check(shape.costs, placement);
   } else if (costs.durations_given()) {
     throw InputError(
