@@ -10,9 +10,12 @@ namespace dualpipe {
 
 enum class Recompute : std::uint8_t {
   none,
-  full,       // a stage keeps its input alone; B or I begins with its forward
-  attention,  // "selective activation recomputation" (arXiv:2205.05198, section 5): an attention keeps its queries,
-              // keys and values alone
+  // A stage keeps its input alone; B or I begins with its forward.
+  full,
+  // "Selective activation recomputation" (arXiv:2205.05198, section 5): an attention keeps its queries, keys and values
+  // alone. The scores, which are most of what the paper saves, are never kept where LibTorch's attention is one kernel,
+  // as on a CPU; it then saves a number for each query and head, the logarithm of the scores' sum.
+  attention,
 };
 
 // apply(input), of which the input alone is kept: the backward calls `apply` again. It must be a function of nothing
