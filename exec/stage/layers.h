@@ -5,10 +5,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "exec/stage/deferred.h"
 #include "exec/stage/random.h"
+#include "exec/stage/stage.h"
 
 namespace dualpipe {
 
@@ -28,7 +30,7 @@ class Linear {
   Linear(Random& random, std::int64_t inputs, std::int64_t outputs, Bias bias, double gain,
          const LayerOptions& options);
   [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
-  void append_parameters(std::vector<at::Tensor>& all) const;
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const;
 
  private:
   at::Tensor weight_;
@@ -40,7 +42,9 @@ class Embedding {
  public:
   Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options);
   [[nodiscard]] at::Tensor operator()(const at::Tensor& indices) const;
-  void append_parameters(std::vector<at::Tensor>& all) const { all.push_back(weight_); }
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    all.push_back({name + ".weight", weight_});
+  }
 
  private:
   at::Tensor weight_;
@@ -51,9 +55,9 @@ class LayerNorm {
  public:
   LayerNorm(std::int64_t size, const LayerOptions& options);
   [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
-  void append_parameters(std::vector<at::Tensor>& all) const {
-    all.push_back(weight_);
-    all.push_back(bias_);
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    all.push_back({name + ".weight", weight_});
+    all.push_back({name + ".bias", bias_});
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "exec/train/checkpoint.h"
 #include "exec/train/optimizer.h"
 #include "exec/train/stage_set.h"
 
@@ -36,7 +37,11 @@ double cosine_tolerance(bool float64) { return float64 ? 1e-13 : 1e-6; }
 
 struct Reference::Parts {
   Parts(const Schedule& s, const TrainOptions& o)
-      : schedule(s), options(o), stages(s, o, all_stages(s.placement)), optimizer(o, stages.all_parameters()) {}
+      : schedule(s), options(o), stages(s, o, all_stages(s.placement)), optimizer(o, stages.all_parameters()) {
+    if (o.resume.empty()) return;
+    const Checkpoint checkpoint(s, o);
+    checkpoint.check_complete(checkpoint.load(stages, optimizer));
+  }
 
   const Schedule& schedule;
   const TrainOptions& options;
@@ -73,18 +78,14 @@ struct Reference::Parts {
     }
   }
 
-  // In the order in which ranks add them: per rank, then over the ranks.
   [[nodiscard]] double global_squared_norm() const {
-    double sum = 0;
-    for (int rank = 0; rank < schedule.ranks(); ++rank) {
-      double of_rank = 0;
-      for (const int stage : schedule.placement.stages_on(rank)) {
-        if (!is_first_with_weights(schedule.placement, stage)) continue;
-        of_rank += squared_norm(stages.parameters()[static_cast<std::size_t>(stage)]);
-      }
-      sum += of_rank;
+    std::vector<double> all;
+    for (int stage = 0; stage < schedule.placement.stages(); ++stage) {
+      if (!is_first_with_weights(schedule.placement, stage)) continue;
+      const std::vector<double> own = gradient_squares(stages.parameters()[static_cast<std::size_t>(stage)]);
+      all.insert(all.end(), own.begin(), own.end());
     }
-    return sum;
+    return sum_in_any_order(all, plain_sum(all));
   }
 
  private:

@@ -48,11 +48,6 @@ void check_layers(const Placement& placement, const ModelShape& shape) {
   }
 }
 
-std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
-  if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
-  return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
-}
-
 }  // namespace
 
 StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers)
@@ -77,6 +72,19 @@ std::vector<at::Tensor> StageSet::all_parameters() const {
   std::vector<at::Tensor> all;
   for (const auto& each : parameters_) all.insert(all.end(), each.begin(), each.end());
   return all;
+}
+
+std::vector<NamedTensor> StageSet::named_parameters() const {
+  std::vector<NamedTensor> all;
+  for (const auto& stage : stages_) {
+    for (NamedTensor& parameter : stage->named_parameters()) all.push_back(std::move(parameter));
+  }
+  return all;
+}
+
+std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
+  if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
+  return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
 }
 
 void set_up_thread(int threads) {

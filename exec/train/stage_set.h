@@ -28,6 +28,7 @@ class StageSet {
   // Of each stage in the set, in order.
   [[nodiscard]] std::span<const std::vector<at::Tensor>> parameters() const { return parameters_; }
   [[nodiscard]] std::vector<at::Tensor> all_parameters() const;
+  [[nodiscard]] std::vector<NamedTensor> named_parameters() const;
 
  private:
   std::unique_ptr<Data> data_;
@@ -36,6 +37,9 @@ class StageSet {
   std::vector<Stage*> by_number_;
   std::vector<std::vector<at::Tensor>> parameters_;
 };
+
+// The samples that options.data, or the seed, stand for. Throws InputError.
+[[nodiscard]] std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options);
 
 // What this thread needs before it runs ops: so many threads for one op, and a backward that runs on this very thread.
 void set_up_thread(int threads);

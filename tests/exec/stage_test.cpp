@@ -372,7 +372,9 @@ class MixedStage final : public AutogradStage {
     const at::Tensor x = plain_ ? apply(input) : deferred::layer(weight_gradients(), input, {weight_, bias_}, apply);
     return at::tanh(x) * scale_;
   }
-  Tensors parameters() override { return {weight_, bias_, scale_}; }
+  std::vector<NamedTensor> named_parameters() override {
+    return {{"weight", weight_}, {"bias", bias_}, {"scale", scale_}};
+  }
 
  private:
   static at::Tensor values(at::IntArrayRef sizes, double factor) {
@@ -418,7 +420,7 @@ BOOST_AUTO_TEST_CASE(a_taken_over_gradient_is_nobody_elses) {
     at::Tensor compute(std::uint32_t /*micro_batch*/, const at::Tensor& input) override {
       return deferred::layer(weight_gradients(), input, {shift}, [this](const at::Tensor& x) { return x + shift; });
     }
-    Tensors parameters() override { return {shift}; }
+    std::vector<NamedTensor> named_parameters() override { return {{"shift", shift}}; }
     at::Tensor shift = at::zeros({3}).set_requires_grad(true);
   };
   Shift stage;

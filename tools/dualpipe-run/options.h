@@ -19,6 +19,7 @@ struct RunOptions {
   std::vector<std::string> layers;
   std::string hidden, heads, sequence, vocabulary, batch, dtype = "float32";
   std::string steps, warmup, optimizer = "adamw", learning_rate, clip, seed, data;
+  std::string save, save_every, resume;
   std::string threads_per_rank, timeout, link_delay;
   bool eval = false;
   bool check = false;
