@@ -55,13 +55,13 @@ class Block {
     return x + down_(at::gelu(up_(mlp_norm_(x))));
   }
 
-  void append_parameters(std::vector<at::Tensor>& all) const {
-    attention_norm_.append_parameters(all);
-    query_key_value_.append_parameters(all);
-    projection_.append_parameters(all);
-    mlp_norm_.append_parameters(all);
-    up_.append_parameters(all);
-    down_.append_parameters(all);
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    attention_norm_.append_parameters(name + ".attention_norm", all);
+    query_key_value_.append_parameters(name + ".query_key_value", all);
+    projection_.append_parameters(name + ".projection", all);
+    mlp_norm_.append_parameters(name + ".mlp_norm", all);
+    up_.append_parameters(name + ".up", all);
+    down_.append_parameters(name + ".down", all);
   }
 
  private:
@@ -108,12 +108,11 @@ struct Head {
 class GptStage final : public AutogradStage {
  public:
   GptStage(const ModelShape& shape, int stage, const Feed& feed)
-      : AutogradStage(shape.loss_scale, shape.recompute), feed_(feed) {
+      : AutogradStage(shape.loss_scale, shape.recompute), feed_(feed), first_block_(layers_before(shape, stage)) {
     const LayerOptions options = {dtype(shape), &weight_gradients()};
-    const std::int64_t first = layers_before(shape, stage);
     if (is_first(stage)) embeddings_.emplace(Random(shape.seed, embedding_stream), shape, options);
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
-      blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first + i)), shape, options);
+      blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_block_ + i)), shape, options);
     }
     if (shape.tied && embeddings_) tied_ = embeddings_->tokens.weight();
     if (!is_last(shape, stage)) return;
@@ -124,17 +123,18 @@ class GptStage final : public AutogradStage {
     head_.emplace(shape, tied_, options);
   }
 
-  [[nodiscard]] std::vector<at::Tensor> parameters() override {
-    std::vector<at::Tensor> all;
+  [[nodiscard]] std::vector<NamedTensor> named_parameters() override {
+    std::vector<NamedTensor> all;
     if (embeddings_) {
-      embeddings_->tokens.append_parameters(all);
-      embeddings_->positions.append_parameters(all);
+      embeddings_->tokens.append_parameters("tokens", all);
+      embeddings_->positions.append_parameters("positions", all);
     }
-    for (const Block& block : blocks_) block.append_parameters(all);
+    std::int64_t number = first_block_;
+    for (const Block& block : blocks_) block.append_parameters(fmt::format("blocks.{}", number++), all);
     if (head_) {
-      head_->norm.append_parameters(all);
+      head_->norm.append_parameters("head.norm", all);
       const bool is_the_embedding = embeddings_ && tied_.defined();
-      if (!is_the_embedding) head_->logits.append_parameters(all);
+      if (!is_the_embedding) head_->logits.append_parameters(tied_.defined() ? "tokens" : "head.logits", all);
     }
     return all;
   }
@@ -158,6 +158,7 @@ class GptStage final : public AutogradStage {
   }
 
   const Feed& feed_;
+  std::int64_t first_block_;
   std::optional<Embeddings> embeddings_;
   std::vector<Block> blocks_;
   std::optional<Head> head_;

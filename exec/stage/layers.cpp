@@ -30,9 +30,9 @@ at::Tensor Linear::operator()(const at::Tensor& input) const {
   return deferred::linear(*gradients_, input, weight_, bias_);
 }
 
-void Linear::append_parameters(std::vector<at::Tensor>& all) const {
-  all.push_back(weight_);
-  if (bias_.defined()) all.push_back(bias_);
+void Linear::append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+  all.push_back({name + ".weight", weight_});
+  if (bias_.defined()) all.push_back({name + ".bias", bias_});
 }
 
 Embedding::Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options)

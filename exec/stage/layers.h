@@ -5,12 +5,14 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "exec/stage/deferred.h"
 #include "exec/stage/model.h"
 #include "exec/stage/random.h"
+#include "exec/stage/stage.h"
 
 namespace dualpipe {
 
@@ -32,7 +34,7 @@ class Linear {
   // Of a weight that another layer has, too, and without bias.
   Linear(at::Tensor weight, const LayerOptions& options) : weight_(std::move(weight)), gradients_(options.gradients) {}
   [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
-  void append_parameters(std::vector<at::Tensor>& all) const;
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const;
 
  private:
   at::Tensor weight_;
@@ -45,7 +47,9 @@ class Embedding {
   Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options);
   [[nodiscard]] at::Tensor operator()(const at::Tensor& indices) const;
   [[nodiscard]] const at::Tensor& weight() const { return weight_; }
-  void append_parameters(std::vector<at::Tensor>& all) const { all.push_back(weight_); }
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    all.push_back({name + ".weight", weight_});
+  }
 
  private:
   at::Tensor weight_;
@@ -57,9 +61,9 @@ class Norm {
  public:
   Norm(NormKind kind, std::int64_t size, const LayerOptions& options);
   [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
-  void append_parameters(std::vector<at::Tensor>& all) const {
-    all.push_back(weight_);
-    if (bias_.defined()) all.push_back(bias_);
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    all.push_back({name + ".weight", weight_});
+    if (bias_.defined()) all.push_back({name + ".bias", bias_});
   }
 
  private:

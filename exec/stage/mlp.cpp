@@ -2,6 +2,7 @@
 // The loss is the mean squared error.
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/mse_loss.h>
+#include <fmt/format.h>
 
 #include <cmath>
 
@@ -26,19 +27,23 @@ struct Layer {
 class MlpStage final : public AutogradStage {
  public:
   MlpStage(const ModelShape& shape, int stage, const Feed& feed)
-      : AutogradStage(shape.loss_scale, shape.recompute), feed_(feed), is_last_(is_last(shape, stage)) {
-    const std::int64_t first = layers_before(shape, stage);
+      : AutogradStage(shape.loss_scale, shape.recompute),
+        feed_(feed),
+        is_last_(is_last(shape, stage)),
+        first_layer_(layers_before(shape, stage)) {
     const LayerOptions options = {dtype(shape), &weight_gradients()};
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
-      layers_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first + i)), shape.hidden, options);
+      layers_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_layer_ + i)), shape.hidden, options);
     }
   }
 
-  [[nodiscard]] std::vector<at::Tensor> parameters() override {
-    std::vector<at::Tensor> all;
+  [[nodiscard]] std::vector<NamedTensor> named_parameters() override {
+    std::vector<NamedTensor> all;
+    std::int64_t number = first_layer_;
     for (const Layer& layer : layers_) {
-      layer.up.append_parameters(all);
-      layer.down.append_parameters(all);
+      const std::string name = fmt::format("layers.{}", number++);
+      layer.up.append_parameters(name + ".up", all);
+      layer.down.append_parameters(name + ".down", all);
     }
     return all;
   }
@@ -53,6 +58,7 @@ class MlpStage final : public AutogradStage {
 
   const Feed& feed_;
   bool is_last_;
+  std::int64_t first_layer_;
   std::vector<Layer> layers_;
 };
 

@@ -44,6 +44,8 @@ class Data {
   // gpt: int64 [batch, sequence] of tokens, and the tokens that follow each; mlp: [batch, hidden] both.
   [[nodiscard]] virtual at::Tensor input(std::int64_t step, std::int64_t micro_batch) = 0;
   [[nodiscard]] virtual at::Tensor target(std::int64_t step, std::int64_t micro_batch) = 0;
+  // Tells one source of samples from another: "synthetic" for those that follow from the seed, or what is in the file.
+  [[nodiscard]] virtual std::string description() { return "synthetic"; }
 };
 
 // Which samples a stage works on: micro-batch i of its chain is `first_micro_batch` + i of the step.

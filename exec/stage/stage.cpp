@@ -4,6 +4,12 @@
 
 namespace dualpipe {
 
+std::vector<at::Tensor> Stage::parameters() {
+  std::vector<at::Tensor> all;
+  for (NamedTensor& parameter : named_parameters()) all.push_back(std::move(parameter.tensor));
+  return all;
+}
+
 Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
                                               std::uint32_t backward_micro_batch, at::Tensor gradient) {
   Overlapped result;

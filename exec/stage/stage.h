@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,11 @@ namespace dualpipe {
 struct Overlapped {
   at::Tensor output;
   at::Tensor input_gradient;
+};
+
+struct NamedTensor {
+  std::string name;
+  at::Tensor tensor;
 };
 
 class Stage {
@@ -45,8 +51,10 @@ class Stage {
                                                                Stage& back, std::uint32_t backward_micro_batch,
                                                                at::Tensor gradient);
 
-  // What the optimizer updates, in an order that does not depend on how the model is split. Each once.
-  [[nodiscard]] virtual std::vector<at::Tensor> parameters() = 0;
+  // What the optimizer updates, each once. Names and their order are the model's, however it is split:
+  // "blocks.3.up.weight" is the same parameter in any stage. Stages that hold copies of one parameter give it one name.
+  [[nodiscard]] virtual std::vector<NamedTensor> named_parameters() = 0;
+  [[nodiscard]] std::vector<at::Tensor> parameters();
 
   // Those of parameters() of which other stages of the chain hold a copy: an embedding that is the head, too. Their
   // gradients are summed over all stages that have them (tied_stages() in model.h), so that the copies stay equal.

@@ -55,7 +55,7 @@ class TimedStage final : public Stage {
     return {output_, timed_back->input_gradient_};
   }
 
-  std::vector<at::Tensor> parameters() override { return {}; }
+  std::vector<NamedTensor> named_parameters() override { return {}; }
 
  private:
   StageCosts costs_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 namespace dualpipe {
@@ -15,7 +16,7 @@ struct Optimizer::Algorithm {
 };
 
 Optimizer::Optimizer(const TrainOptions& options, std::vector<at::Tensor> parameters)
-    : parameters_(std::move(parameters)) {
+    : kind_(options.optimizer), parameters_(std::move(parameters)) {
   for (at::Tensor& parameter : parameters_) parameter.mutable_grad() = at::zeros_like(parameter);
   if (parameters_.empty()) return;
   algorithm_ = std::make_unique<Algorithm>();
@@ -41,18 +42,53 @@ void Optimizer::step() {
   if (algorithm_) algorithm_->of_torch->step();
 }
 
+std::vector<std::vector<NamedTensor>> Optimizer::state() const {
+  std::vector<std::vector<NamedTensor>> all(parameters_.size());
+  if (!algorithm_ || kind_ != OptimizerKind::adamw) return all;
+  const auto& states = algorithm_->of_torch->state();
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const auto found = states.find(parameters_[i].unsafeGetTensorImpl());
+    if (found == states.end()) continue;  // before the first step
+    const auto& adamw = static_cast<const torch::optim::AdamWParamState&>(*found->second);
+    all[i] = {{"exp_avg", adamw.exp_avg()}, {"exp_avg_sq", adamw.exp_avg_sq()}};
+  }
+  return all;
+}
+
+void Optimizer::begin_at(std::int64_t steps) {
+  if (!algorithm_ || kind_ != OptimizerKind::adamw) return;
+  for (const at::Tensor& parameter : parameters_) {
+    auto state = std::make_unique<torch::optim::AdamWParamState>();
+    state->step(steps);
+    state->exp_avg(at::zeros_like(parameter));
+    state->exp_avg_sq(at::zeros_like(parameter));
+    algorithm_->of_torch->state()[parameter.unsafeGetTensorImpl()] = std::move(state);
+  }
+}
+
 bool is_first_with_weights(const Placement& placement, int stage) {
   const auto& weights = placement.weights_of;
   const auto last = weights.begin() + stage;
   return std::find(weights.begin(), last, *last) == last;
 }
 
-double squared_norm(std::span<const at::Tensor> parameters) {
-  double sum = 0;
+std::vector<double> gradient_squares(std::span<const at::Tensor> parameters) {
+  std::vector<double> all;
   for (const at::Tensor& parameter : parameters) {
-    sum += parameter.grad().to(at::kDouble).square().sum().item<double>();
+    all.push_back(parameter.grad().to(at::kDouble).square().sum().item<double>());
   }
-  return sum;
+  return all;
+}
+
+double plain_sum(std::span<const double> squares) { return std::accumulate(squares.begin(), squares.end(), 0.0); }
+
+double sum_in_any_order(std::span<const double> squares, double sum_of_all) {
+  if (!std::isfinite(sum_of_all) || sum_of_all == 0) return plain_sum(squares);
+  constexpr int bits = 50;  // of the sum; there are 53, and each rounding can add half a unit
+  const int unit = std::ilogb(sum_of_all) - bits;
+  double units = 0;
+  for (const double square : squares) units += std::nearbyint(std::scalbn(square, -unit));
+  return std::scalbn(units, unit);
 }
 
 void clip_gradients(std::span<const at::Tensor> parameters, double global_squared_norm, double clip) {

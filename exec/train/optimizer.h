@@ -4,10 +4,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "exec/stage/stage.h"
 #include "exec/train/train.h"
 #include "sim/schedule/placement.h"
 
@@ -22,9 +24,16 @@ class Optimizer {
   void zero_gradients();
   void step();
 
+  // What the algorithm keeps of each parameter, in their order, from its first step on: of AdamW "exp_avg" and
+  // "exp_avg_sq". To be saved, or to be overwritten by what was.
+  [[nodiscard]] std::vector<std::vector<NamedTensor>> state() const;
+  // As if so many steps had been done; what is kept of them is to be filled in.
+  void begin_at(std::int64_t steps);
+
  private:
   struct Algorithm;
 
+  OptimizerKind kind_;
   std::vector<at::Tensor> parameters_;
   std::unique_ptr<Algorithm> algorithm_;  // none without parameters
 };
@@ -32,8 +41,14 @@ class Optimizer {
 // A stage counts for the global norm if no stage before it has the same weights.
 [[nodiscard]] bool is_first_with_weights(const Placement& placement, int stage);
 
-// Of the gradients of these parameters, added in their order.
-[[nodiscard]] double squared_norm(std::span<const at::Tensor> parameters);
+// The square of the global norm has a term for each parameter: that of its gradient.
+[[nodiscard]] std::vector<double> gradient_squares(std::span<const at::Tensor> parameters);
+[[nodiscard]] double plain_sum(std::span<const double> squares);
+
+// The sum of some of the terms, such that the sum of these sums has the same bits whichever rank holds which parameter.
+// Each term is rounded to a unit that is 2^-50 of the sum of all, of which only the magnitude counts; after that no
+// addition rounds any more (Demmel and Nguyen, "Fast Reproducible Floating-Point Summation", 2013).
+[[nodiscard]] double sum_in_any_order(std::span<const double> squares, double sum_of_all);
 
 // Scales the gradients so that the global norm is at most `clip`: by clip / (norm + 1e-6), as LibTorch does.
 void clip_gradients(std::span<const at::Tensor> parameters, double global_squared_norm, double clip);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "exec/train/checkpoint.h"
 #include "exec/train/optimizer.h"
 #include "exec/train/stage_set.h"
 
@@ -45,7 +46,11 @@ struct Reference::Parts {
       : schedule(s),
         options(o),
         stages(s, without_recomputation(o), all_stages(s.placement)),
-        optimizer(o, stages.all_parameters()) {}
+        optimizer(o, stages.all_parameters()) {
+    if (o.resume.empty()) return;
+    const Checkpoint checkpoint(s, o);
+    checkpoint.check_complete(checkpoint.load(stages, optimizer));
+  }
 
   const Schedule& schedule;
   const TrainOptions& options;
@@ -76,17 +81,9 @@ struct Reference::Parts {
     sum_gradients(stages.tied_stages(), [](Stage& stage) { return stage.tied_parameters(); });
   }
 
-  // In the order in which ranks add them: per rank, then over the ranks.
   [[nodiscard]] double global_squared_norm() const {
-    double sum = 0;
-    for (int rank = 0; rank < schedule.ranks(); ++rank) {
-      double of_rank = 0;
-      for (const int stage : schedule.placement.stages_on(rank)) {
-        of_rank += squared_norm(stages.counted_parameters()[static_cast<std::size_t>(stage)]);
-      }
-      sum += of_rank;
-    }
-    return sum;
+    const std::vector<double> all = gradient_squares(stages.counted_parameters());
+    return sum_in_any_order(all, plain_sum(all));
   }
 
  private:

@@ -19,6 +19,7 @@ namespace dualpipe {
 
 class Reference {
  public:
+  // Begins where options.resume ends, if that is given.
   Reference(const Schedule& schedule, const TrainOptions& options);
   ~Reference();
 

@@ -28,7 +28,8 @@ std::string steps_text(const TrainReport& report) {
   const std::size_t warmup = report.losses.size() - report.durations.size();
   for (std::size_t step = 0; step < report.losses.size(); ++step) {
     const std::string time = step < warmup ? "warm-up" : format_time(report.durations[step - warmup]);
-    table.add_row({std::to_string(step), fmt::format("{:.6f}", report.losses[step]), time});
+    table.add_row({std::to_string(static_cast<std::size_t>(report.first_step) + step),
+                   fmt::format("{:.6f}", report.losses[step]), time});
   }
   return table.to_text();
 }
@@ -112,6 +113,7 @@ TrainReport train_report(const Program& program, const std::string& model, const
   report.chains = placement.chains();
   report.micro_batches = program.schedule.total_micro_batches();
   report.model = model;
+  report.first_step = result.first_step;
   report.losses = result.losses;
   report.durations = result.durations;
   report.step_time = result.step_time;
@@ -139,6 +141,7 @@ void write_json(std::ostream& out, const TrainReport& report) {
   json["microbatches"] = report.micro_batches;
   json["model"] = report.model;
   json["transport"] = transport_name;
+  json["first_step"] = report.first_step;
   json["losses"] = report.losses;
   json["steps_ns"] = report.durations;
   json["step_ns"] = report.step_time;

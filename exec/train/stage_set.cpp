@@ -60,11 +60,6 @@ std::vector<int> tied_stages_of(const Placement& placement, const ModelShape& sh
   return stages;
 }
 
-std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
-  if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
-  return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
-}
-
 }  // namespace
 
 StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers)
@@ -80,12 +75,11 @@ StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::s
     stages_.push_back(make_stage(shape_of(schedule, options, number), in_chain, *feeds_.back()));
     by_number_[static_cast<std::size_t>(number)] = stages_.back().get();
     parameters_.push_back(stages_.back()->parameters());
-    std::vector<at::Tensor>& counted = counted_parameters_.emplace_back();
-    if (is_first_with_weights(placement, number)) counted = untied_parameters(*stages_.back());
-    if (!tied_stages_.empty() && number == tied_stages_.front()) {
-      const std::vector<at::Tensor> tied = stages_.back()->tied_parameters();
-      counted.insert(counted.end(), tied.begin(), tied.end());
-    }
+    const auto count = [this](const std::vector<at::Tensor>& parameters) {
+      counted_parameters_.insert(counted_parameters_.end(), parameters.begin(), parameters.end());
+    };
+    if (is_first_with_weights(placement, number)) count(untied_parameters(*stages_.back()));
+    if (!tied_stages_.empty() && number == tied_stages_.front()) count(stages_.back()->tied_parameters());
   }
 }
 
@@ -97,6 +91,19 @@ std::vector<at::Tensor> StageSet::all_parameters() const {
   std::vector<at::Tensor> all;
   for (const auto& each : parameters_) all.insert(all.end(), each.begin(), each.end());
   return all;
+}
+
+std::vector<NamedTensor> StageSet::named_parameters() const {
+  std::vector<NamedTensor> all;
+  for (const auto& stage : stages_) {
+    for (NamedTensor& parameter : stage->named_parameters()) all.push_back(std::move(parameter));
+  }
+  return all;
+}
+
+std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
+  if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
+  return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
 }
 
 void set_up_thread(int threads) {

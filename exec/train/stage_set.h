@@ -28,9 +28,9 @@ class StageSet {
   // Of each stage in the set, in order.
   [[nodiscard]] std::span<const std::vector<at::Tensor>> parameters() const { return parameters_; }
   [[nodiscard]] std::vector<at::Tensor> all_parameters() const;
-  // Of each stage in the set, in order: those that count for the global norm, which are no copies of an earlier
-  // stage's.
-  [[nodiscard]] std::span<const std::vector<at::Tensor>> counted_parameters() const { return counted_parameters_; }
+  [[nodiscard]] std::vector<NamedTensor> named_parameters() const;
+  // Those that count for the global norm: no copies of an earlier stage's.
+  [[nodiscard]] std::span<const at::Tensor> counted_parameters() const { return counted_parameters_; }
   // The stages of the placement that have tied parameters, in order; also those that are not in the set.
   [[nodiscard]] std::span<const int> tied_stages() const { return tied_stages_; }
 
@@ -40,9 +40,12 @@ class StageSet {
   std::vector<std::unique_ptr<Stage>> stages_;
   std::vector<Stage*> by_number_;
   std::vector<std::vector<at::Tensor>> parameters_;
-  std::vector<std::vector<at::Tensor>> counted_parameters_;
+  std::vector<at::Tensor> counted_parameters_;
   std::vector<int> tied_stages_;
 };
+
+// The samples that options.data, or the seed, stand for. Throws InputError.
+[[nodiscard]] std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options);
 
 // What this thread needs before it runs ops: so many threads for one op, and a backward that runs on this very thread.
 void set_up_thread(int threads);

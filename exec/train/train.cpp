@@ -10,10 +10,12 @@
 #include <cmath>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <utility>
 
+#include "exec/train/checkpoint.h"
 #include "exec/train/optimizer.h"
 #include "exec/train/rendezvous.h"
 #include "exec/train/stage_set.h"
@@ -88,11 +90,17 @@ class Training {
         ranks_(static_cast<std::size_t>(program.schedule.ranks())),
         transports_(thread_transports(program.schedule.placement, options.transport)),
         meeting_(program.schedule.ranks()),
+        loaded_(ranks_),
+        parts_(ranks_),
         records_(ranks_),
         stages_(program.schedule.placement.rank_of.size()),
         losses_(program.schedule.total_micro_batches()) {
     result_.stages.resize(stages_.size());
     result_.peaks.resize(ranks_);
+    if (!options.save.empty()) saver_.emplace(program.schedule, options);
+    if (options.resume.empty()) return;
+    checkpoint_.emplace(program.schedule, options);
+    result_.first_step = step_ = checkpoint_->steps();
   }
 
   TrainResult run() {
@@ -150,13 +158,14 @@ class Training {
       stages_[static_cast<std::size_t>(number)] = stages.by_number()[static_cast<std::size_t>(number)];
     }
     Optimizer optimizer(options_, options_.forward_only ? std::vector<at::Tensor>() : stages.all_parameters());
+    parts_[static_cast<std::size_t>(rank)] = {&stages, &optimizer};
+    if (checkpoint_) loaded_[static_cast<std::size_t>(rank)] = checkpoint_->load(stages, optimizer);
     note_resident(numbers, stages);
     MeasuredTransport transport(*transports_[static_cast<std::size_t>(rank)], result_.stages);
     const std::vector<LossPlace> losses = loss_places(schedule, rank);
 
-    meeting_.meet([this] { begin_step(); });
-    const int steps = options_.warmup + options_.steps;
-    for (int step = 0; step < steps; ++step) {
+    meeting_.meet([this] { begin(); });
+    for (int step = result_.first_step; step < end_of_steps(); ++step) {
       stages.begin_step(step);
       run_step(rank, stages, optimizer, transport, losses);
       meeting_.meet([this] { end_step(); });
@@ -206,9 +215,9 @@ class Training {
 
   // Every rank adds what it holds, but no parameter counts twice.
   void clip(const StageSet& stages, Transport& transport) const {
-    double own = 0;
-    for (const auto& parameters : stages.counted_parameters()) own += squared_norm(parameters);
-    const double global = transport.sum(own);
+    const std::vector<double> own = gradient_squares(stages.counted_parameters());
+    const double magnitude = transport.sum(plain_sum(own));
+    const double global = transport.sum(sum_in_any_order(own, magnitude));
     for (const auto& parameters : stages.parameters()) clip_gradients(parameters, global, options_.clip);
   }
 
@@ -226,6 +235,18 @@ class Training {
 
   // --- all ranks, while they wait
 
+  [[nodiscard]] int end_of_steps() const { return result_.first_step + options_.warmup + options_.steps; }
+
+  void begin() {
+    if (checkpoint_) {
+      std::vector<std::string> all;
+      for (const auto& names : std::exchange(loaded_, {})) all.insert(all.end(), names.begin(), names.end());
+      checkpoint_->check_complete(all);
+      checkpoint_.reset();
+    }
+    begin_step();
+  }
+
   void begin_step() {
     for (RankRecord& record : records_) record = {};
     step_begin_ = now();
@@ -233,8 +254,9 @@ class Training {
 
   void end_step() {
     const Time duration = now() - step_begin_;
-    const bool measured = step_ >= options_.warmup;
-    const auto count = static_cast<std::size_t>(measured ? step_ - options_.warmup : step_);
+    const int in_run = step_ - result_.first_step;
+    const bool measured = in_run >= options_.warmup;
+    const auto count = static_cast<std::size_t>(measured ? in_run - options_.warmup : in_run);
     keep(measured ? result_.measured : result_.warm_up, count, records_);
     result_.losses.push_back(mean_loss(losses_));
     if (measured) {
@@ -243,7 +265,14 @@ class Training {
     }
     if (observer_.on_step) observer_.on_step({step_, measured, result_.losses.back(), duration, records_});
     ++step_;
+    if (saver_ && saver_->is_due(step_, end_of_steps())) save();
     begin_step();
+  }
+
+  void save() const {
+    SafeTensors contents;
+    for (const Part& part : parts_) Saver::add(contents, *part.stages, *part.optimizer);
+    saver_->save(std::move(contents), step_);
   }
 
   void note_peaks() {
@@ -288,6 +317,12 @@ class Training {
     return bytes;
   }
 
+  // What a rank holds, while it runs.
+  struct Part {
+    const StageSet* stages = nullptr;
+    const Optimizer* optimizer = nullptr;
+  };
+
   const Program& program_;
   const TrainOptions& options_;
   const TrainObserver& observer_;
@@ -296,7 +331,12 @@ class Training {
   Rendezvous meeting_;
   Cause cause_;
 
-  int step_ = 0;
+  std::optional<Saver> saver_;
+  std::optional<Checkpoint> checkpoint_;          // until all ranks have loaded it
+  std::vector<std::vector<std::string>> loaded_;  // by rank: the names of the tensors
+  std::vector<Part> parts_;                       // by rank
+
+  int step_ = 0;  // of the training
   Time step_begin_ = 0;
   RankRecords records_;  // of this step
   std::vector<Stage*> stages_;

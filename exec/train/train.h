@@ -3,6 +3,9 @@
 //     every step, every rank:   zero the gradients → replay() its part of the Program → sum the gradients of tied
 //                               parameters → clip → optimizer
 //
+// All steps train, the warm-up's, too. A training can be saved, and gone on with by another run: its steps are numbered
+// on, so that each takes the samples that it would have taken without a break (exec/train/checkpoint.h).
+//
 // Between steps all ranks meet, so that a step's time is that of the slowest, and what observers do costs no rank's
 // time.
 #pragma once
@@ -35,6 +38,9 @@ struct TrainOptions {
   int warmup = 0;   // before them
   int threads_per_rank = 1;
   bool forward_only = false;  // F only, no gradients, no optimizer
+  std::string save;           // a file that the training is saved to after the last step; empty: it is not
+  int save_every = 0;         // also after every so many steps of the training; 0: only then
+  std::string resume;         // a file that the training goes on from; empty: it begins anew
   TransportOptions transport;
   std::function<void(int rank, Op)> before_op;  // for tests: called by each rank before each op
   std::stop_token stop;                         // ends the run: train() then throws
@@ -43,7 +49,7 @@ struct TrainOptions {
 using RankRecords = std::vector<RankRecord>;  // of one step, by rank
 
 struct StepReport {
-  int step = 0;  // the warm-up's count
+  int step = 0;  // of the training: the warm-up's count, and those before a resume
   bool measured = false;
   double loss = 0;                      // the mean of those of the micro-batches: the same as without a pipeline
   Time duration = 0;                    // from when all ranks begin to when all have updated their parameters
@@ -77,7 +83,8 @@ struct RankPeaks {
 };
 
 struct TrainResult {
-  std::vector<double> losses;         // of all steps, the warm-up's too
+  int first_step = 0;                 // how many were done before, of a training that was resumed
+  std::vector<double> losses;         // of all steps from there, the warm-up's too
   std::vector<Time> durations;        // of the measured steps
   Time step_time = 0;                 // their median
   RankRecords records;                // of the measured step of median duration

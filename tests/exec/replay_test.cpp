@@ -66,7 +66,7 @@ class CheckingStage final : public Stage {
     log(Kind::weight_gradient, micro_batch);
     accumulate(micro_batch);
   }
-  std::vector<at::Tensor> parameters() override { return {parameter_}; }
+  std::vector<NamedTensor> named_parameters() override { return {{"parameter", parameter_}}; }
 
   [[nodiscard]] double gradient() const { return parameter_.grad().sum().item<double>(); }
 

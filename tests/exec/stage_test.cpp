@@ -317,6 +317,8 @@ BOOST_AUTO_TEST_CASE(a_tied_parameter_has_a_copy_in_the_first_and_last_stage) {
   BOOST_TEST(chain.stages[1]->tied_parameters().empty());
   BOOST_TEST(!first.is_same(last));
   BOOST_TEST(same_bits(first, last));
+  BOOST_TEST(chain.stages[0]->named_parameters().front().name == "tokens.weight");
+  BOOST_TEST(chain.stages[2]->named_parameters().back().name == "tokens.weight");
   for (const auto& stage : chain.stages) {
     BOOST_TEST(stage->parameters().size() - untied_parameters(*stage).size() == stage->tied_parameters().size());
   }
@@ -490,7 +492,9 @@ class MixedStage final : public AutogradStage {
     const at::Tensor x = plain_ ? apply(input) : deferred::layer(weight_gradients(), input, {weight_, bias_}, apply);
     return at::tanh(x) * scale_;
   }
-  Tensors parameters() override { return {weight_, bias_, scale_}; }
+  std::vector<NamedTensor> named_parameters() override {
+    return {{"weight", weight_}, {"bias", bias_}, {"scale", scale_}};
+  }
 
  private:
   static at::Tensor values(at::IntArrayRef sizes, double factor) {
@@ -599,7 +603,11 @@ class LayerStage final : public AutogradStage {
     const at::Tensor y = function_(weight_gradients(), x, parameters_);
     return y.sizes() == x.sizes() ? x + at::tanh(y) : at::tanh(y);
   }
-  Tensors parameters() override { return parameters_; }
+  std::vector<NamedTensor> named_parameters() override {
+    std::vector<NamedTensor> named;
+    for (const at::Tensor& parameter : parameters_) named.push_back({std::to_string(named.size()), parameter});
+    return named;
+  }
 
  private:
   Layer::Function function_;
@@ -654,7 +662,7 @@ BOOST_AUTO_TEST_CASE(a_taken_over_gradient_is_nobody_elses) {
     at::Tensor compute(std::uint32_t /*micro_batch*/, const at::Tensor& input) override {
       return deferred::layer(weight_gradients(), input, {shift}, [this](const at::Tensor& x) { return x + shift; });
     }
-    Tensors parameters() override { return {shift}; }
+    std::vector<NamedTensor> named_parameters() override { return {{"shift", shift}}; }
     at::Tensor shift = at::zeros({3}).set_requires_grad(true);
   };
   Shift stage;

@@ -1,11 +1,13 @@
 #include "exec/train/train.h"
 
 #include <ATen/ATen.h>
+#include <unistd.h>
 
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <sstream>
 
@@ -214,6 +216,38 @@ BOOST_AUTO_TEST_CASE(copies_of_a_tied_parameter_stay_bitwise_equal) {
   };
   (void)train(program, options, observer);
   BOOST_TEST(!equal(first[0], first[2]));
+}
+
+// Steps 0 and 1 on one schedule, 2 and 3 on another, against all on the first.
+BOOST_AUTO_TEST_CASE(a_tied_training_goes_on_on_other_ranks) {
+  const auto options_on = [](const Program& program) {
+    TrainOptions options = small(program, "gpt");
+    options.shape.layers = split_evenly(4, static_cast<int>(options.shape.layers.size()));
+    options.shape.tied = true;
+    options.optimizer = OptimizerKind::adamw;
+    options.clip = 0.1;
+    return options;
+  };
+  const Program first = lower(generate("1f1b", {2, 8}));
+  TrainOptions whole = options_on(first);
+  whole.steps = 4;
+  const std::vector<double> expected = train(first, whole).losses;
+
+  const std::string file =
+      (std::filesystem::temp_directory_path() / ("dualpipe_tied_" + std::to_string(::getpid()))).string();
+  TrainOptions begun = options_on(first);
+  begun.save = file;
+  (void)train(first, begun);
+  const Program second = lower(generate("zb1p", {4, 8}));
+  TrainOptions resumed = options_on(second);
+  resumed.resume = file;
+  const std::vector<double> losses = train(second, resumed).losses;
+  BOOST_TEST(losses[0] == expected[2]);
+  BOOST_TEST(losses[1] == expected[3]);
+
+  resumed.shape.tied = false;
+  BOOST_TEST(failure_of(second, resumed).find("lacks tensor 'head.logits.weight'") != std::string::npos);
+  std::filesystem::remove(file);
 }
 
 BOOST_AUTO_TEST_CASE(optimizer_and_clipping_are_those_of_the_reference) {

@@ -7,9 +7,8 @@
 
 namespace dualpipe {
 
-// Calls `write` with a stream for `path`; "-" is standard output. A regular file is written beside its place and moved
-// there only when complete. Throws InputError that names the path and the system's reason; then no file is left or
-// changed.
+// write_output_file() (sim/report/output_file.h), or standard output for "-". Throws InputError that names the path and
+// the system's reason.
 void write_output(const std::string& path, const std::function<void(std::ostream&)>& write);
 
 // Throws what write_output() would throw for a path that cannot be written, before the work whose result goes there.

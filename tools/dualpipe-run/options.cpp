@@ -88,7 +88,14 @@ void add_training(CLI::App& app, RunOptions& options) {
   value("--clip", options.clip, "X", "Largest global norm of the gradients (any)");
   value("--seed", options.seed, "N", "Of parameters and synthetic samples (0)");
   value("--data", options.data, "FILE", "int32 tokens, for gpt (synthetic samples)");
-  app.add_flag("--eval", options.eval, "Forwards only")->group(group);
+  auto* const save = value("--save", options.save, "FILE",
+                           "Parameters and optimizer after the last step, as safetensors; replaced as a whole");
+  value("--save-every", options.save_every, "N", "Also after every N steps")->needs(save);
+  value(
+      "--resume", options.resume, "FILE",
+      "Goes on from what was saved; ranks, schedule, split, learning rate and clip may be others. Warm-up steps train, "
+      "too, and count");
+  app.add_flag("--eval", options.eval, "Forwards only")->group(group)->excludes(save);
 }
 
 void add_machine(CLI::App& app, RunOptions& options) {
@@ -197,6 +204,9 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   train.warmup = static_cast<int>(whole_number("--warmup", warmup, 0, steps_max, 3));
   train.threads_per_rank = static_cast<int>(whole_number("--threads-per-rank", threads_per_rank, 1, 1024, 1));
   train.forward_only = eval;
+  train.save = save;
+  train.save_every = static_cast<int>(whole_number("--save-every", save_every, 1, steps_max, 0));
+  train.resume = resume;
   if (!timeout.empty())
     train.transport.timeout = std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
   if (!link_delay.empty()) {
@@ -205,9 +215,12 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   if (train.transport.timeout <= train.transport.link_delay) {
     throw InputError("--timeout: it must be longer than --link-delay");
   }
-  if (check && train.shape.model != "gpt" && train.shape.model != "mlp") {
-    throw InputError(
-        fmt::format("--check: {} has no parameters to compare; use --model gpt or mlp", train.shape.model));
+  if (train.shape.model != "gpt" && train.shape.model != "mlp") {
+    for (const auto& [option, is_given] :
+         {std::pair("--check", check), {"--save", !save.empty()}, {"--resume", !resume.empty()}}) {
+      if (!is_given) continue;
+      throw InputError(fmt::format("{}: {} has no parameters; use --model gpt or mlp", option, train.shape.model));
+    }
   }
   return train;
 }

@@ -21,6 +21,7 @@ struct RunOptions {
   bool tied = false;
   std::string recompute = "none";
   std::string steps, warmup, optimizer = "adamw", learning_rate, clip, seed, data;
+  std::string save, save_every, resume;
   std::string threads_per_rank, timeout, link_delay;
   bool eval = false;
   bool check = false;

@@ -31,15 +31,17 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  void show(const StepReport& step) const {
+  void show(const StepReport& step) {
+    ++done_;
     if (!shown_) return;
-    std::cerr << fmt::format("\r\033[Kstep {} of {}{}: loss {:.6f}, {}", step.step + 1, steps_,
-                             step.measured ? "" : " (warm-up)", step.loss, format_time(step.duration))
+    std::cerr << fmt::format("\r\033[Kstep {} ({} of {}{}): loss {:.6f}, {}", step.step, done_, steps_,
+                             step.measured ? "" : ", warm-up", step.loss, format_time(step.duration))
               << std::flush;
   }
 
  private:
   int steps_;
+  int done_ = 0;
   bool shown_;
 };
 
@@ -52,6 +54,8 @@ bool check_outputs(const RunOptions& options) {
     if (!(options.*path).empty()) check_output(options.*path);
     if (options.*path == "-") ++to_stdout;
   }
+  if (options.save == "-") throw InputError("--save: it needs a file, that can be replaced when it is complete");
+  if (!options.save.empty()) check_output(options.save);
   if (to_stdout > 1) throw InputError("only one of --trace, --json and --calibrate can go to standard output");
   return to_stdout == 0;
 }
@@ -109,7 +113,7 @@ Costs predicted_costs(const RunOptions& options, const TrainOptions& train, cons
 
 TrainResult train_observed(const RunOptions& options, const Program& program, const TrainOptions& train_options,
                            Check* check) {
-  const Progress progress(train_options.warmup + train_options.steps);
+  Progress progress(train_options.warmup + train_options.steps);
   TrainObserver observer;
   observer.on_step = [&](const StepReport& step) {
     progress.show(step);

@@ -1,0 +1,200 @@
+#include "exec/train/checkpoint.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <set>
+#include <utility>
+
+#include "sim/report/output_file.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/quote.h"
+#include "sim/simulate/quantity.h"
+
+namespace dualpipe {
+namespace {
+
+constexpr auto format_key = "format";
+constexpr auto format_name = "dualpipe-training";
+constexpr auto version_key = "version";
+constexpr std::int64_t version = 1;
+constexpr auto steps_key = "steps";
+constexpr auto data_key = "data";
+constexpr auto synthetic = "synthetic";
+constexpr std::string_view optimizer_prefix = "optimizer.";
+
+[[noreturn]] void refuse(const std::string& path, std::string_view why) {
+  throw InputError(fmt::format("{}: {}", path, why));
+}
+
+// What two trainings must have in common: the name of the option, and its value.
+using Field = std::pair<std::string, std::string>;
+
+std::vector<Field> model_fields(const ModelShape& shape) {
+  const auto layers = std::accumulate(shape.layers.begin(), shape.layers.end(), std::int64_t{0});
+  return {{"model", shape.model},
+          {"layers", std::to_string(layers)},
+          {"hidden", std::to_string(shape.hidden)},
+          {"heads", std::to_string(shape.heads)},
+          {"sequence", std::to_string(shape.sequence)},
+          {"vocabulary", std::to_string(shape.vocabulary)},
+          {"norm", shape.norm == NormKind::rms ? "rms" : "layer"},
+          {"dtype", shape.float64 ? "float64" : "float32"}};
+}
+
+std::vector<Field> training_fields(const Schedule& schedule, const TrainOptions& options) {
+  std::vector<Field> fields = {{"optimizer", options.optimizer == OptimizerKind::adamw ? "adamw" : "sgd"},
+                               {"batch", std::to_string(options.shape.batch)},
+                               {"microbatches", std::to_string(schedule.total_micro_batches())},
+                               {data_key, make_data(schedule, options)->description()}};
+  if (fields.back().second == synthetic) fields.emplace_back("seed", std::to_string(options.shape.seed));
+  return fields;
+}
+
+std::vector<Field> fields_of(const Schedule& schedule, const TrainOptions& options) {
+  std::vector<Field> fields = model_fields(options.shape);
+  if (options.forward_only) return fields;
+  const std::vector<Field> others = training_fields(schedule, options);
+  fields.insert(fields.end(), others.begin(), others.end());
+  return fields;
+}
+
+const std::string& value_of(const std::string& path, const SafeTensors& contents, const std::string& key) {
+  const auto found = contents.metadata.find(key);
+  if (found != contents.metadata.end()) return found->second;
+  refuse(path, fmt::format("its metadata lack {}; give a file that --save wrote", quote(key)));
+}
+
+void check_format(const std::string& path, const SafeTensors& contents) {
+  const auto format = contents.metadata.find(format_key);
+  if (format == contents.metadata.end() || format->second != format_name) {
+    refuse(path, "is a safetensors file, but of no training; give one that --save wrote");
+  }
+  const std::string& number = value_of(path, contents, version_key);
+  if (number != std::to_string(version)) {
+    refuse(path, fmt::format("made by another version: its format is {}, this one reads {}", quote(number), version));
+  }
+}
+
+void check_field(const std::string& path, const SafeTensors& contents, const Field& field) {
+  const auto& [key, own] = field;
+  const std::string& saved = value_of(path, contents, key);
+  if (saved == own) return;
+  if (key != data_key) {
+    refuse(path, fmt::format("was saved with --{0} {1}, but this run has {2}; give --{0} {1}, or leave --resume out",
+                             key, saved, own));
+  }
+  refuse(path, fmt::format("was trained on other data ({}, and not {}); {}, or leave --resume out", saved, own,
+                           saved == synthetic ? "leave --data out" : "give the same file to --data"));
+}
+
+int steps_of(const std::string& path, const SafeTensors& contents, const TrainOptions& options) {
+  const std::string& text = value_of(path, contents, steps_key);
+  const std::int64_t most =
+      std::numeric_limits<int>::max() - std::int64_t{options.warmup} - std::int64_t{options.steps};
+  try {
+    return static_cast<int>(parse_integer(text, 0, most));
+  } catch (const InputError& error) {
+    refuse(path, fmt::format("its number of steps: {}", error.what()));
+  }
+}
+
+// A name means one parameter, whichever chain holds it.
+void check_chains(const Placement& placement) {
+  for (int stage = 0; stage < placement.stages(); ++stage) {
+    const auto begin =
+        static_cast<std::size_t>(placement.chain_begin[static_cast<std::size_t>(placement.chain_of(stage))]);
+    const auto number = static_cast<std::size_t>(stage);
+    if (placement.weights_of[number] == placement.weights_of[number - begin]) continue;
+    throw InputError(fmt::format(
+        "stage {} has not the weights of stage {}, its counterpart in the first chain: the schedule trains two models, "
+        "and --save and --resume know one; have them share their weights",
+        number, number - begin));
+  }
+}
+
+// All that is saved of some stages. What the optimizer has of each parameter is there from its first step on.
+std::vector<NamedTensor> tensors_of(const StageSet& stages, const Optimizer& optimizer) {
+  const std::vector<NamedTensor> parameters = stages.named_parameters();
+  std::vector<NamedTensor> all = parameters;
+  const std::vector<std::vector<NamedTensor>> state = optimizer.state();
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    for (const NamedTensor& each : state[i]) {
+      all.push_back({fmt::format("{}{}.{}", optimizer_prefix, each.name, parameters[i].name), each.tensor});
+    }
+  }
+  return all;
+}
+
+std::string text_of(const TensorView& view) {
+  return fmt::format("{}[{}]", c10::toString(view.dtype), fmt::join(view.shape, ","));
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(const Schedule& schedule, const TrainOptions& options)
+    : path_(options.resume),
+      file_(path_, "a training that --save wrote"),
+      contents_(read_safetensors(file_.bytes(), path_)),
+      parameters_only_(options.forward_only) {
+  check_chains(schedule.placement);
+  check_format(path_, contents_);
+  for (const Field& field : fields_of(schedule, options)) check_field(path_, contents_, field);
+  steps_ = steps_of(path_, contents_, options);
+}
+
+std::vector<std::string> Checkpoint::load(const StageSet& stages, Optimizer& optimizer) const {
+  optimizer.begin_at(steps_);
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : tensors_of(stages, optimizer)) {
+    const auto found = contents_.tensors.find(name);
+    if (found == contents_.tensors.end()) {
+      refuse(path_, fmt::format("lacks tensor {}, which this model has; give the file of the same model", quote(name)));
+    }
+    const TensorView& saved = found->second;
+    const TensorView own = view_of(tensor);
+    if (saved.dtype != own.dtype || saved.shape != own.shape) {
+      refuse(path_, fmt::format("tensor {} is {}, and this model's is {}; give the file of the same model", quote(name),
+                                text_of(saved), text_of(own)));
+    }
+    if (!own.data.empty()) std::memcpy(tensor.mutable_data_ptr(), saved.data.data(), saved.data.size());
+    names.push_back(name);
+  }
+  return names;
+}
+
+void Checkpoint::check_complete(const std::vector<std::string>& loaded) const {
+  const std::set<std::string_view> known(loaded.begin(), loaded.end());
+  for (const auto& [name, tensor] : contents_.tensors) {
+    if (known.contains(name) || (parameters_only_ && name.starts_with(optimizer_prefix))) continue;
+    refuse(path_, fmt::format("has tensor {}, which this model has not; give the file of the same model", quote(name)));
+  }
+}
+
+Saver::Saver(const Schedule& schedule, const TrainOptions& options) : path_(options.save), every_(options.save_every) {
+  check_chains(schedule.placement);
+  check_output_file(path_);
+  for (const auto& [key, value] : fields_of(schedule, options)) metadata_[key] = value;
+  metadata_[format_key] = format_name;
+  metadata_[version_key] = std::to_string(version);
+}
+
+bool Saver::is_due(int steps_done, int last) const {
+  return steps_done == last || (every_ > 0 && steps_done % every_ == 0);
+}
+
+void Saver::add(SafeTensors& contents, const StageSet& stages, const Optimizer& optimizer) {
+  for (const auto& [name, tensor] : tensors_of(stages, optimizer)) contents.tensors.try_emplace(name, view_of(tensor));
+}
+
+void Saver::save(SafeTensors contents, int steps_done) const {
+  contents.metadata = metadata_;
+  contents.metadata[steps_key] = std::to_string(steps_done);
+  write_output_file(
+      path_, [&](std::ostream& out) { write_safetensors(out, contents); }, Durable::yes);
+}
+
+}  // namespace dualpipe
