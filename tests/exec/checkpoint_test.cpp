@@ -155,7 +155,7 @@ BOOST_DATA_TEST_CASE(a_resumed_training_goes_on_bit_for_bit,
   const auto legs = train_in_legs({{"1f1b", 2, 2}, {"dualpipev", 4, 1}, {"interleaved", 2, 1}, {"zb1p", 3, 2}},
                                   scratch / "legs", options);
   BOOST_TEST(legs == whole, boost::test_tools::per_element());
-  BOOST_TEST(bytes_of(scratch / "whole") == bytes_of(scratch / "legs"));
+  BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
 }
 
 BOOST_AUTO_TEST_CASE(any_schedule_that_adds_in_order_goes_on_bit_for_bit) {
@@ -168,7 +168,7 @@ BOOST_AUTO_TEST_CASE(any_schedule_that_adds_in_order_goes_on_bit_for_bit) {
       BOOST_TEST(legs[2] == whole[2], boost::test_tools::tolerance(1e-12));
       if (!adds_in_order(each.name)) continue;
       BOOST_TEST(legs == whole, boost::test_tools::per_element());
-      BOOST_TEST(bytes_of(scratch / "whole") == bytes_of(scratch / "legs"));
+      BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
     }
   }
 }
@@ -179,7 +179,7 @@ BOOST_AUTO_TEST_CASE(dualpipe_goes_on_bit_for_bit_on_other_ranks) {
   const TrainOptions options = options_for(program_of("dualpipe", 2), "gpt");
   (void)train_in_legs({{"dualpipe", 2, 4}}, scratch / "whole", options);
   (void)train_in_legs({{"dualpipe", 4, 2}, {"dualpipe", 2, 2}}, scratch / "legs", options);
-  BOOST_TEST(bytes_of(scratch / "whole") == bytes_of(scratch / "legs"));
+  BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
 }
 
 BOOST_AUTO_TEST_CASE(another_order_of_additions_changes_the_steps_within_rounding) {
@@ -223,7 +223,7 @@ BOOST_AUTO_TEST_CASE(all_steps_count_and_go_on_counting) {
   BOOST_TEST(measured == (std::vector{false, true, true}), boost::test_tools::per_element());
   BOOST_TEST(result.first_step == 2);
   BOOST_TEST(result.durations.size() == 2U);
-  BOOST_TEST(bytes_of(scratch / "a") == bytes_of(scratch / "whole"));
+  BOOST_TEST((bytes_of(scratch / "a") == bytes_of(scratch / "whole")));
 }
 
 BOOST_AUTO_TEST_CASE(saves_every_so_many_steps_of_the_training) {
@@ -529,7 +529,7 @@ BOOST_AUTO_TEST_CASE(what_is_written_is_read_back) {
     BOOST_TEST((other.dtype == tensor.dtype && other.shape == tensor.shape));
     BOOST_TEST(std::ranges::equal(other.data, tensor.data), name);
   }
-  BOOST_TEST(text_of(back) == text);
+  BOOST_TEST((text_of(back) == text));
   std::uint64_t length = 0;
   std::memcpy(&length, text.data(), sizeof length);
   BOOST_TEST(length % 8 == 0U);
@@ -565,7 +565,7 @@ BOOST_AUTO_TEST_CASE(a_full_disk_leaves_the_last_save) {
   BOOST_TEST(what == fmt::format("cannot write {}: File too large", options.save));
   BOOST_TEST(failed_at == 2);
   BOOST_TEST(read(saved).metadata.at("steps") == "1");
-  BOOST_TEST(bytes_of(options.save) == saved);
+  BOOST_TEST((bytes_of(options.save) == saved));
   BOOST_TEST(scratch.files() == std::vector<std::string>{"a"}, boost::test_tools::per_element());
 }
 
