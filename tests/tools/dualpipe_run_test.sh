@@ -93,7 +93,7 @@ test_resume() {
     --steps 2 --resume legs --save legs --save-every 1 --check
   same whole legs
   succeeds '"first_step": 6,' --schedule dualpipe --ranks 2 "${one_chain[@]}" --eval --resume legs --json -
-  fails 1 'legs: was saved with --dtype float32, but this run has float64; give --dtype float32' --schedule 1f1b \
+  fails 1 "legs: was saved with --dtype 'float32', but this run has 'float64'; give the same --dtype" --schedule 1f1b \
     --ranks 2 "${one_chain[@]}" --dtype float64 --resume legs
   head -c 1000 legs >cut
   fails 1 'cut: .*cut short' --schedule 1f1b --ranks 2 "${one_chain[@]}" --resume cut
