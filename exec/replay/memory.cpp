@@ -117,6 +117,11 @@ Bytes MemoryMeter::held() const { return account_->level() - first_; }
 
 Bytes MemoryMeter::peak() const { return account_->peak() - first_; }
 
+Bytes held_by_this_thread() {
+  assert(measured);
+  return measured->level();
+}
+
 void charge_to_nobody(const at::Tensor& tensor) { charge(tensor, nullptr); }
 
 void charge_to_this_thread(const at::Tensor& tensor) { charge(tensor, measured); }

@@ -33,6 +33,9 @@ class MemoryMeter {
   Bytes first_;
 };
 
+// What the calling thread, which has a meter, is charged with in all: also from before that meter, by those it had.
+[[nodiscard]] Bytes held_by_this_thread();
+
 // The storage of a tensor leaves the thread that it is charged to, and is charged to the calling thread. Both leave a
 // tensor alone that was allocated while nobody measured.
 void charge_to_nobody(const at::Tensor& tensor);

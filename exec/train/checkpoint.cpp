@@ -84,11 +84,12 @@ void check_field(const std::string& path, const SafeTensors& contents, const Fie
   const std::string& saved = value_of(path, contents, key);
   if (saved == own) return;
   if (key != data_key) {
-    refuse(path, fmt::format("was saved with --{0} {1}, but this run has {2}; give --{0} {1}, or leave --resume out",
-                             key, saved, own));
+    refuse(path,
+           fmt::format("was saved with --{0} {1}, but this run has {2}; give the same --{0}, or leave --resume out",
+                       key, quote(saved), quote(own)));
   }
-  refuse(path, fmt::format("was trained on other data ({}, and not {}); {}, or leave --resume out", saved, own,
-                           saved == synthetic ? "leave --data out" : "give the same file to --data"));
+  refuse(path, fmt::format("was trained on other data ({}, and not {}); {}, or leave --resume out", quote(saved),
+                           quote(own), saved == synthetic ? "leave --data out" : "give the same file to --data"));
 }
 
 int steps_of(const std::string& path, const SafeTensors& contents, const TrainOptions& options) {
@@ -174,16 +175,17 @@ void Checkpoint::check_complete(const std::vector<std::string>& loaded) const {
   }
 }
 
-Saver::Saver(const Schedule& schedule, const TrainOptions& options) : path_(options.save), every_(options.save_every) {
+bool is_save_due(const TrainOptions& options, int steps_done, int last) {
+  if (options.save.empty()) return false;
+  return steps_done == last || (options.save_every > 0 && steps_done % options.save_every == 0);
+}
+
+Saver::Saver(const Schedule& schedule, const TrainOptions& options) : path_(options.save) {
   check_chains(schedule.placement);
   check_output_file(path_);
   for (const auto& [key, value] : fields_of(schedule, options)) metadata_[key] = value;
   metadata_[format_key] = format_name;
   metadata_[version_key] = std::to_string(version);
-}
-
-bool Saver::is_due(int steps_done, int last) const {
-  return steps_done == last || (every_ > 0 && steps_done % every_ == 0);
 }
 
 void Saver::add(SafeTensors& contents, const StageSet& stages, const Optimizer& optimizer) {

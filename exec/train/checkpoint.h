@@ -59,14 +59,14 @@ class Checkpoint {
   bool parameters_only_;
 };
 
+// After so many steps of the training: whether it is to be saved, every options.save_every and after the `last`.
+[[nodiscard]] bool is_save_due(const TrainOptions& options, int steps_done, int last);
+
 // Saves trainings of one schedule and options to options.save.
 class Saver {
  public:
   // Throws InputError if the file could not be written, or this schedule's weights not be saved.
   Saver(const Schedule& schedule, const TrainOptions& options);
-
-  // After so many steps of the training: every options.save_every, and after the `last`.
-  [[nodiscard]] bool is_due(int steps_done, int last) const;
 
   // What some stages hold becomes part of what is saved. They must not change before it is.
   static void add(SafeTensors& contents, const StageSet& stages, const Optimizer& optimizer);
@@ -76,7 +76,6 @@ class Saver {
 
  private:
   std::string path_;
-  int every_;
   std::map<std::string, std::string> metadata_;
 };
 

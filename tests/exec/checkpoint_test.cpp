@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <set>
 #include <sstream>
 
 #include "exec/train/reference.h"
@@ -155,7 +156,7 @@ BOOST_DATA_TEST_CASE(a_resumed_training_goes_on_bit_for_bit,
   const auto legs = train_in_legs({{"1f1b", 2, 2}, {"dualpipev", 4, 1}, {"interleaved", 2, 1}, {"zb1p", 3, 2}},
                                   scratch / "legs", options);
   BOOST_TEST(legs == whole, boost::test_tools::per_element());
-  BOOST_TEST(bytes_of(scratch / "whole") == bytes_of(scratch / "legs"));
+  BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
 }
 
 BOOST_AUTO_TEST_CASE(any_schedule_that_adds_in_order_goes_on_bit_for_bit) {
@@ -168,7 +169,7 @@ BOOST_AUTO_TEST_CASE(any_schedule_that_adds_in_order_goes_on_bit_for_bit) {
       BOOST_TEST(legs[2] == whole[2], boost::test_tools::tolerance(1e-12));
       if (!adds_in_order(each.name)) continue;
       BOOST_TEST(legs == whole, boost::test_tools::per_element());
-      BOOST_TEST(bytes_of(scratch / "whole") == bytes_of(scratch / "legs"));
+      BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
     }
   }
 }
@@ -179,7 +180,7 @@ BOOST_AUTO_TEST_CASE(dualpipe_goes_on_bit_for_bit_on_other_ranks) {
   const TrainOptions options = options_for(program_of("dualpipe", 2), "gpt");
   (void)train_in_legs({{"dualpipe", 2, 4}}, scratch / "whole", options);
   (void)train_in_legs({{"dualpipe", 4, 2}, {"dualpipe", 2, 2}}, scratch / "legs", options);
-  BOOST_TEST(bytes_of(scratch / "whole") == bytes_of(scratch / "legs"));
+  BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
 }
 
 BOOST_AUTO_TEST_CASE(another_order_of_additions_changes_the_steps_within_rounding) {
@@ -223,7 +224,7 @@ BOOST_AUTO_TEST_CASE(all_steps_count_and_go_on_counting) {
   BOOST_TEST(measured == (std::vector{false, true, true}), boost::test_tools::per_element());
   BOOST_TEST(result.first_step == 2);
   BOOST_TEST(result.durations.size() == 2U);
-  BOOST_TEST(bytes_of(scratch / "a") == bytes_of(scratch / "whole"));
+  BOOST_TEST((bytes_of(scratch / "a") == bytes_of(scratch / "whole")));
 }
 
 BOOST_AUTO_TEST_CASE(saves_every_so_many_steps_of_the_training) {
@@ -289,6 +290,22 @@ BOOST_AUTO_TEST_CASE(what_was_saved_can_be_evaluated) {
   BOOST_TEST(train(forwards, options).losses[0] != losses[2]);
 }
 
+BOOST_DATA_TEST_CASE(names_are_the_models_however_it_is_split, data::make({"mlp", "gpt"}), model) {
+  const auto names = [&](const std::vector<int>& layers) {
+    ModelShape shape = options_for(program_of("1f1b", 2), model).shape;
+    shape.layers = layers;
+    const Feed feed;
+    std::vector<std::string> all;
+    for (int stage = 0; stage < static_cast<int>(layers.size()); ++stage) {
+      for (const NamedTensor& each : make_stage(shape, stage, feed)->named_parameters()) all.push_back(each.name);
+    }
+    return all;
+  };
+  const auto whole = names({5});
+  BOOST_TEST(names({1, 0, 3, 1}) == whole, boost::test_tools::per_element());
+  BOOST_TEST(std::set<std::string>(whole.begin(), whole.end()).size() == whole.size());
+}
+
 BOOST_AUTO_TEST_CASE(copies_of_weights_are_saved_once_and_loaded_by_all) {
   const Scratch scratch;
   const TrainOptions common = options_for(program_of("dualpipe", 2), "gpt");
@@ -341,19 +358,21 @@ BOOST_AUTO_TEST_CASE(another_training_is_refused) {
     return what.substr((scratch / "a: ").size());
   };
   BOOST_TEST(refused([](TrainOptions& o) { o.shape.hidden = 16; }) ==
-             "was saved with --hidden 8, but this run has 16; give --hidden 8, or leave --resume out");
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.model = "mlp"; }).starts_with("was saved with --model gpt"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.layers = {6, 1}; }).starts_with("was saved with --layers 6"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.heads = 4; }).starts_with("was saved with --heads 2"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.sequence = 3; }).starts_with("was saved with --sequence 4"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.vocabulary = 12; }).starts_with("was saved with --vocabulary 11"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.float64 = false; }).starts_with("was saved with --dtype float64"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.optimizer = OptimizerKind::sgd; }).starts_with("was saved with --optimi"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.batch = 2; }).starts_with("was saved with --batch 1"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.seed = 6; }).starts_with("was saved with --seed 5"));
+             "was saved with --hidden '8', but this run has '16'; give the same --hidden, or leave --resume out");
+  BOOST_TEST(refused([](TrainOptions& o) { o.shape.model = "mlp"; }).starts_with("was saved with --model 'gpt'"));
+  BOOST_TEST(refused([](TrainOptions& o) { o.shape.layers = {6, 1}; }).starts_with("was saved with --layers '6'"));
+  BOOST_TEST(refused([](TrainOptions& o) { o.shape.heads = 4; }).starts_with("was saved with --heads '2'"));
+  BOOST_TEST(refused([](TrainOptions& o) { o.shape.sequence = 3; }).starts_with("was saved with --sequence '4'"));
+  BOOST_TEST(refused([](TrainOptions& o) { o.shape.vocabulary = 12; }).starts_with("was saved with --vocabulary '11'"));
+  BOOST_TEST(refused([](TrainOptions& o) { o.shape.float64 = false; }).starts_with("was saved with --dtype 'float64'"));
+  BOOST_TEST(refused([](TrainOptions& o) {
+               o.optimizer = OptimizerKind::sgd;
+             }).starts_with("was saved with --optimizer 'adamw'"));
+  BOOST_TEST(refused([](TrainOptions& o) { o.shape.batch = 2; }).starts_with("was saved with --batch '1'"));
+  BOOST_TEST(refused([](TrainOptions& o) { o.shape.seed = 6; }).starts_with("was saved with --seed '5'"));
 
   const Program longer = lower(generate("1f1b", {2, 2 * micro_batches, 1}));
-  BOOST_TEST(refusal([&] { (void)train(longer, options); }).find("--microbatches 8") != std::string::npos);
+  BOOST_TEST(refusal([&] { (void)train(longer, options); }).find("--microbatches '8'") != std::string::npos);
   options.steps = std::numeric_limits<int>::max();
   BOOST_TEST(refusal([&] { (void)train(program, options); }).find("number of steps") != std::string::npos);
 }
@@ -497,6 +516,9 @@ BOOST_AUTO_TEST_CASE(tensors_that_are_not_the_models) {
   BOOST_TEST(
       refused([](SafeTensors& c) { c.metadata.erase("format"); }).starts_with("is a safetensors file, but of no "));
   BOOST_TEST(refused([](SafeTensors& c) { c.metadata["version"] = "2"; }).starts_with("made by another version"));
+  BOOST_TEST(refused([](SafeTensors& c) {
+               c.metadata["hidden"] = "\033[2J\n";
+             }).starts_with("was saved with --hidden '\\x1b[2J\\x0a', but this run has '8'"));
   BOOST_TEST(refused([](SafeTensors& c) { c.metadata.erase("hidden"); }).starts_with("its metadata lack 'hidden'"));
   BOOST_TEST(refused([](SafeTensors& c) { c.metadata["steps"] = "-1"; }).starts_with("its number of steps: '-1'"));
   BOOST_TEST(refused([](SafeTensors& c) { c.metadata["steps"] = "1e3"; }).starts_with("its number of steps: '1e3'"));
@@ -529,7 +551,7 @@ BOOST_AUTO_TEST_CASE(what_is_written_is_read_back) {
     BOOST_TEST((other.dtype == tensor.dtype && other.shape == tensor.shape));
     BOOST_TEST(std::ranges::equal(other.data, tensor.data), name);
   }
-  BOOST_TEST(text_of(back) == text);
+  BOOST_TEST((text_of(back) == text));
   std::uint64_t length = 0;
   std::memcpy(&length, text.data(), sizeof length);
   BOOST_TEST(length % 8 == 0U);
@@ -565,7 +587,7 @@ BOOST_AUTO_TEST_CASE(a_full_disk_leaves_the_last_save) {
   BOOST_TEST(what == fmt::format("cannot write {}: File too large", options.save));
   BOOST_TEST(failed_at == 2);
   BOOST_TEST(read(saved).metadata.at("steps") == "1");
-  BOOST_TEST(bytes_of(options.save) == saved);
+  BOOST_TEST((bytes_of(options.save) == saved));
   BOOST_TEST(scratch.files() == std::vector<std::string>{"a"}, boost::test_tools::per_element());
 }
 

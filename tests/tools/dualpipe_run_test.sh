@@ -27,6 +27,8 @@ test_usage() {
   fails 2 'no-such-option' "${shape[@]}" --no-such-option
   fails 2 'bert' "${shape[@]}" --model bert
   fails 2 '--eval.*--check|--check.*--eval' "${shape[@]}" --eval --check
+  fails 2 '--save.*--eval|--eval.*--save' "${shape[@]}" --eval --save saved
+  fails 2 '--save-every.*--save' "${shape[@]}" --save-every 2
   fails 2 '--steps.*empty' --schedule 1f1b "${tiny[@]}" --steps ''
 }
 
@@ -43,6 +45,10 @@ test_bad_input() {
   fails 1 'mlp has no attention.*gpt' "${shape[@]}" --model mlp --recompute attention
   fails 1 'mlp.*--tied' "${shape[@]}" --model mlp --tied
   fails 1 'timed has no parameters' "${shape[@]}" --model timed --check
+  fails 1 'timed has no parameters' "${shape[@]}" --model timed --save saved
+  fails 1 'no-such-folder/saved.*No such' "${shape[@]}" --save no-such-folder/saved
+  fails 1 '--save.*file' "${shape[@]}" --save -
+  fails 1 'no-such-file' "${shape[@]}" --resume no-such-file
 }
 
 test_training() {
@@ -79,6 +85,56 @@ test_data() {
 test_eval() {
   succeeds 'median of 2' "${shape[@]}" --eval --json json
   holds '"peak_activations": 1' json
+}
+
+# same FILE FILE
+same() { cmp -s "$1" "$2" || fail "$1 and $2 differ"; }
+
+test_resume() {
+  local one_chain=(--microbatches 4 --layers 4 --hidden 8 --sequence 4 --batch 1 --clip 0.1 --warmup 0)
+  succeeds 'median of 6' --schedule 1f1b --ranks 2 "${one_chain[@]}" --steps 6 --save whole
+  succeeds 'median of 3' --schedule 1f1b --ranks 2 "${one_chain[@]}" --steps 3 --save legs
+  succeeds '^ +3 ' --schedule dualpipev --ranks 1 "${one_chain[@]}" --steps 1 --resume legs --save legs
+  succeeds 'check +passed: losses bitwise equal, gradients bitwise equal' --schedule zb1p --ranks 4 "${one_chain[@]}" \
+    --steps 2 --resume legs --save legs --save-every 1 --check
+  same whole legs
+  succeeds '"first_step": 6,' --schedule dualpipe --ranks 2 "${one_chain[@]}" --eval --resume legs --json -
+  fails 1 "legs: was saved with --dtype 'float32', but this run has 'float64'; give the same --dtype" --schedule 1f1b \
+    --ranks 2 "${one_chain[@]}" --dtype float64 --resume legs
+  head -c 1000 legs >cut
+  fails 1 'cut: .*cut short' --schedule 1f1b --ranks 2 "${one_chain[@]}" --resume cut
+}
+
+test_full_disk() {
+  succeeds 'median of 2' "${shape[@]}" --save saved
+  cp saved before
+  fails 1 'cannot write /dev/full: No space left' "${shape[@]}" --save /dev/full
+  (
+    ulimit -f 4  # KiB
+    "$dualpipe_run" "${shape[@]}" --save saved >stdout 2>stderr && exit 1
+    grep -q '^error: cannot write saved: File too large' stderr
+  ) || fail "a full disk"
+  checks=$((checks + 1))
+  same saved before
+  [[ -z $(compgen -G 'saved?*') ]] || fail "left a file behind"
+}
+
+# Saves take most of the time of such a run, so that some of the kills come in the middle of one.
+test_killed_while_saving() {
+  local large=(--schedule 1f1b --ranks 2 --microbatches 2 --model mlp --hidden 128 --batch 1)
+  for delay in 0.01 0.02 0.03 0.05 0.08; do
+    rm -f saved
+    command=("${large[@]}" --save saved, killed)
+    checks=$((checks + 1))
+    "$dualpipe_run" "${large[@]}" --steps 100000 --save saved --save-every 1 >stdout 2>stderr &
+    local pid=$!
+    until [[ -e saved ]] || ! kill -0 $pid; do sleep 0.01; done
+    sleep $delay
+    kill -KILL $pid
+    wait $pid 2>/dev/null || true
+    [[ -z $(compgen -G 'saved?*') ]] || fail "left a file behind"
+    succeeds 'median of 1' "${large[@]}" --warmup 0 --steps 1 --resume saved
+  done
 }
 
 test_results() {
@@ -148,6 +204,9 @@ test_training
 test_check
 test_data
 test_eval
+test_resume
+test_full_disk
+test_killed_while_saving
 test_results
 test_timed
 test_timed_recomputation

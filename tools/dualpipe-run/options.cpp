@@ -204,6 +204,7 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   train.warmup = static_cast<int>(whole_number("--warmup", warmup, 0, steps_max, 3));
   train.threads_per_rank = static_cast<int>(whole_number("--threads-per-rank", threads_per_rank, 1, 1024, 1));
   train.forward_only = eval;
+  if (save == "-") throw InputError("--save: it needs a file, which can be replaced as a whole");
   train.save = save;
   train.save_every = static_cast<int>(whole_number("--save-every", save_every, 1, steps_max, 0));
   train.resume = resume;

@@ -54,8 +54,6 @@ bool check_outputs(const RunOptions& options) {
     if (!(options.*path).empty()) check_output(options.*path);
     if (options.*path == "-") ++to_stdout;
   }
-  if (options.save == "-") throw InputError("--save: it needs a file, that can be replaced when it is complete");
-  if (!options.save.empty()) check_output(options.save);
   if (to_stdout > 1) throw InputError("only one of --trace, --json and --calibrate can go to standard output");
   return to_stdout == 0;
 }
