@@ -79,7 +79,12 @@ struct Reference::Parts {
   }
 
   [[nodiscard]] double global_squared_norm() const {
-    const std::vector<double> all = norm_terms(schedule.placement, all_stages(schedule.placement), stages.parameters());
+    std::vector<double> all;
+    for (int stage = 0; stage < schedule.placement.stages(); ++stage) {
+      if (!is_first_with_weights(schedule.placement, stage)) continue;
+      const std::vector<double> own = gradient_squares(stages.parameters()[static_cast<std::size_t>(stage)]);
+      all.insert(all.end(), own.begin(), own.end());
+    }
     return sum_in_any_order(all, plain_sum(all));
   }
 

@@ -201,8 +201,13 @@ class Training {
 
   // Every rank adds what it holds, but no parameter set counts twice.
   void clip(int rank, const StageSet& stages, Transport& transport) const {
-    const Placement& placement = program_.schedule.placement;
-    const std::vector<double> own = norm_terms(placement, placement.stages_on(rank), stages.parameters());
+    const std::vector<int> numbers = program_.schedule.placement.stages_on(rank);
+    std::vector<double> own;
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      if (!is_first_with_weights(program_.schedule.placement, numbers[i])) continue;
+      const std::vector<double> of_stage = gradient_squares(stages.parameters()[i]);
+      own.insert(own.end(), of_stage.begin(), of_stage.end());
+    }
     const double magnitude = transport.sum(plain_sum(own));
     const double global = transport.sum(sum_in_any_order(own, magnitude));
     for (const auto& parameters : stages.parameters()) clip_gradients(parameters, global, options_.clip);
