@@ -170,6 +170,7 @@ class Meeting {
 };
 
 using Tensors = std::vector<at::Tensor>;
+struct Summed {};
 
 // The stages that share one set of weights, in order, and where their gradients meet.
 struct Sharers {
@@ -180,7 +181,7 @@ struct Sharers {
   }
 
   std::vector<int> stages;
-  Meeting<Tensors, Tensors> meeting;
+  Meeting<Tensors, Summed> meeting;
 };
 
 // What the ranks' transports have in common.
@@ -230,10 +231,10 @@ class Hub {
     const std::size_t index = sharers.index_of(reduction.stage);
     const Tensors& own = left.emplace_back(gradients.begin(), gradients.end());
     if (std::ssize(left) < std::ranges::count_if(sharers.stages, same_rank)) return sharers.meeting.leave(index, own);
-    const auto sums = sharers.meeting.meet(index, own, Clock::now() + options_.timeout, verdict_,
-                                           [&](const auto& parts) { return add(sharers, parts); });
-    if (!sums) throw TimeoutError(absent(sharers, reduction));
-    for (const Tensors& tensors : std::exchange(left, {})) write(*sums, tensors);
+    const auto summed = sharers.meeting.meet(index, own, Clock::now() + options_.timeout, verdict_,
+                                             [&](const auto& parts) { return add(sharers, parts); });
+    if (!summed) throw TimeoutError(absent(sharers, reduction));
+    left.clear();
   }
 
   [[nodiscard]] double sum(int rank, double value) {
@@ -262,16 +263,16 @@ class Hub {
     return boxes_[2 * static_cast<std::size_t>(stage) + (forward ? 0 : 1)];
   }
 
-  // In the order of the stages, whoever comes last.
-  [[nodiscard]] Tensors add(const Sharers& sharers, const std::vector<std::optional<Tensors>>& parts) const {
+  // In the order of the stages, whoever comes last. He does it for all, in their own tensors: so nothing is allocated.
+  [[nodiscard]] Summed add(const Sharers& sharers, const std::vector<std::optional<Tensors>>& parts) const {
     const c10::NoGradGuard no_grad;
-    Tensors sums;
-    for (const at::Tensor& each : *parts[0]) sums.push_back(each.clone());
-    for (std::size_t i = 1; i < parts.size(); ++i) {
-      check_alike(sharers, *parts[0], i, *parts[i]);
-      for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add_((*parts[i])[k]);
+    const Tensors& sums = *parts[0];
+    for (std::size_t i = 1; i < parts.size(); ++i) check_alike(sharers, sums, i, *parts[i]);
+    for (std::size_t k = 0; k < sums.size(); ++k) {
+      for (std::size_t i = 1; i < parts.size(); ++i) sums[k].add_((*parts[i])[k]);
+      for (std::size_t i = 1; i < parts.size(); ++i) (*parts[i])[k].copy_(sums[k]);
     }
-    return sums;
+    return {};
   }
 
   void check_alike(const Sharers& sharers, const Tensors& first, std::size_t index, const Tensors& other) const {
@@ -287,11 +288,6 @@ class Hub {
     if (alike) return;
     throw std::runtime_error(fmt::format("stages that share weights have unlike gradients: {}; {}", describe(0, first),
                                          describe(index, other)));
-  }
-
-  static void write(const Tensors& sums, const Tensors& tensors) {
-    const c10::NoGradGuard no_grad;
-    for (std::size_t k = 0; k < sums.size(); ++k) tensors[k].copy_(sums[k]);
   }
 
   [[nodiscard]] std::string absent(const Sharers& sharers, Op reduction) const {
@@ -331,7 +327,7 @@ class ThreadTransport final : public Transport {
  private:
   std::shared_ptr<Hub> hub_;
   int rank_;
-  std::map<int, std::vector<Tensors>> left_;  // by weights
+  std::map<int, std::vector<Tensors>> left_;  // by weights: what waits for the rank's last stage with them
 };
 
 }  // namespace

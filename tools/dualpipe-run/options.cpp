@@ -173,6 +173,7 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   train.warmup = static_cast<int>(whole_number("--warmup", warmup, 0, steps_max, 3));
   train.threads_per_rank = static_cast<int>(whole_number("--threads-per-rank", threads_per_rank, 1, 1024, 1));
   train.forward_only = eval;
+  train.measure_passes = true;
   if (!timeout.empty())
     train.transport.timeout = std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
   if (!link_delay.empty()) {
