@@ -115,7 +115,14 @@ MemoryMeter::~MemoryMeter() { measured = nullptr; }
 
 Bytes MemoryMeter::held() const { return account_->level() - first_; }
 
-Bytes MemoryMeter::peak() const { return account_->peak() - first_; }
+Bytes MemoryMeter::peak() const { return std::max(taken_, account_->peak() - first_); }
+
+Bytes MemoryMeter::take_peak() {
+  const Bytes peak = account_->peak() - first_;
+  taken_ = std::max(taken_, peak);
+  static_cast<void>(account_->restart());
+  return peak;
+}
 
 Bytes held_by_this_thread() {
   assert(measured);

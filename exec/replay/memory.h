@@ -27,10 +27,13 @@ class MemoryMeter {
   // What is held now, and the most that was, above what was held at first.
   [[nodiscard]] Bytes held() const;
   [[nodiscard]] Bytes peak() const;
+  // The most since this was last called; the first time, since the beginning.
+  Bytes take_peak();
 
  private:
   std::shared_ptr<MemoryAccount> account_;
   Bytes first_;
+  Bytes taken_ = 0;  // the largest of the peaks that were taken
 };
 
 // What the calling thread, which has a meter, is charged with in all: also from before that meter, by those it had.

@@ -94,7 +94,7 @@ struct Posted {
 class Replay {
  public:
   Replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
-         const ReplayOptions& options)
+         const ReplayOptions& options, MemoryMeter& meter)
       : program_(program),
         rank_(rank),
         ops_(program.schedule.rank(rank)),
@@ -102,12 +102,14 @@ class Replay {
         transport_(transport),
         options_(options),
         record_(record),
+        meter_(meter),
         held_(held_stages(program.schedule.placement, rank, stages)),
         results_(program.schedule.placement.stages_on(rank).size(), program.schedule.micro_batches),
         receives_(program.schedule.placement.stages_on(rank).size(), program.schedule.micro_batches) {
     record_.ops.assign(ops_.size(), {});
     record_.communication.assign(messages_.size(), {});
     record_.waited.assign(ops_.size(), 0);
+    record_.memory.assign(ops_.size(), {});
     record_.done = 0;
     record_.peak_activations = 0;
     record_.losses.clear();
@@ -191,36 +193,45 @@ class Replay {
     const Time start = now();
     record_.waited[position] = start - time_;
     count_forwards(unit);
+    OpMemory& memory = record_.memory[position];
+    memory.before = meter_.held();
+    meter_.take_peak();
     if (unit.size() == 2) {
-      run_pair(unit[0], unit[1], std::move(inputs[0]), std::move(inputs[1]));
+      memory.output = run_pair(unit[0], unit[1], std::move(inputs[0]), std::move(inputs[1]));
     } else {
-      run_op(unit[0], std::move(inputs[0]));
+      memory.output = run_op(unit[0], std::move(inputs[0]));
     }
     time_ = now();
+    memory.peak = meter_.take_peak();
+    memory.after = meter_.held();
     for (std::size_t i = 0; i < unit.size(); ++i) record_.ops[position + i] = {start, time_};
     count_backwards(unit);
   }
 
-  void run_op(Op op, at::Tensor input) {
+  // Both return how large the output of a forward is.
+  Bytes run_op(Op op, at::Tensor input) {
     Stage& stage = *held(op).stage;
     switch (op.kind) {
       case Kind::forward:
         return keep_output(op, stage.forward(op.micro_batch, std::move(input)));
       case Kind::backward:
-        return keep_input_gradient(op, stage.backward(op.micro_batch, std::move(input)));
+        keep_input_gradient(op, stage.backward(op.micro_batch, std::move(input)));
+        return 0;
       case Kind::input_gradient:
-        return keep_input_gradient(op, stage.backward_input(op.micro_batch, std::move(input)));
+        keep_input_gradient(op, stage.backward_input(op.micro_batch, std::move(input)));
+        return 0;
       default:
         assert(op.kind == Kind::weight_gradient);
-        return stage.backward_weight(op.micro_batch);
+        stage.backward_weight(op.micro_batch);
+        return 0;
     }
   }
 
-  void run_pair(Op ahead, Op back, at::Tensor input, at::Tensor gradient) {
+  Bytes run_pair(Op ahead, Op back, at::Tensor input, at::Tensor gradient) {
     Overlapped results = forward_backward(*held(ahead).stage, ahead.micro_batch, std::move(input), *held(back).stage,
                                           back.micro_batch, std::move(gradient));
-    keep_output(ahead, std::move(results.output));
     keep_input_gradient(back, std::move(results.input_gradient));
+    return keep_output(ahead, std::move(results.output));
   }
 
   // An activation is held from the start of its F to the end of its B or I; for evaluation, while F runs.
@@ -258,12 +269,20 @@ class Replay {
     return std::move(received.tensor);
   }
 
-  void keep_output(Op op, at::Tensor output) {
+  Bytes keep_output(Op op, at::Tensor output) {
+    const auto bytes = output.defined() ? static_cast<Bytes>(output.nbytes()) : 0;
     if (held(op).next.where == Neighbour::Where::nowhere) {
-      losses_.push_back(std::move(output));
+      losses_.push_back(compact(std::move(output)));
     } else {
       results_.at(held(op).index, true, op.micro_batch) = std::move(output);
     }
+    return bytes;
+  }
+  // A loss is kept to the end of the step, and must not keep what it was reduced from: at::mse_loss() computes both in
+  // one storage.
+  [[nodiscard]] static at::Tensor compact(at::Tensor loss) {
+    const bool keeps_more = loss.has_storage() && loss.storage().nbytes() > loss.nbytes();
+    return keeps_more ? loss.clone() : std::move(loss);
   }
   void keep_input_gradient(Op op, at::Tensor gradient) {
     if (held(op).previous.where == Neighbour::Where::nowhere) return;
@@ -298,6 +317,7 @@ class Replay {
   Transport& transport_;
   const ReplayOptions& options_;
   RankRecord& record_;
+  MemoryMeter& meter_;
 
   std::vector<HeldStage> held_;               // by stage
   Table<std::optional<at::Tensor>> results_;  // made, and not yet sent or used
@@ -326,8 +346,8 @@ std::string current_cause() {
 
 void replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
             const ReplayOptions& options) {
-  const MemoryMeter meter;
-  Replay replay(program, rank, stages, transport, record, options);
+  MemoryMeter meter;
+  Replay replay(program, rank, stages, transport, record, options, meter);
   const auto close = [&] {
     replay.read_losses();
     record.peak_memory = meter.peak();

@@ -29,6 +29,16 @@ class ReplayError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Memory of the rank's thread around an op, or a pair; above what it held when the step began.
+struct OpMemory {
+  Bytes before = 0;  // when it started: what it had received is there
+  Bytes peak = 0;    // while it ran
+  Bytes after = 0;   // when it ended: what it made is still there
+  Bytes output = 0;  // of that, what its F made
+
+  friend bool operator==(const OpMemory&, const OpMemory&) = default;
+};
+
 // What one rank did in one step; times by the host's monotonic clock. All spans are of the rank's part of the Program,
 // in its order; those that were not reached are empty.
 struct RankRecord {
@@ -36,6 +46,7 @@ struct RankRecord {
   std::vector<Span> communication;  // a send: when it was handed over; a receive: from its post, or its arrival if
                                     // that was earlier, until it was there
   std::vector<Time> waited;         // before each op, for its inputs; of a pair at its first
+  std::vector<OpMemory> memory;     // of each op; of a pair at its first
   std::size_t done = 0;             // ops that ran
   int peak_activations = 0;         // forwards whose B or I had not ended
   Bytes peak_memory = 0;            // allocated by the rank's thread, above what it held when the step began

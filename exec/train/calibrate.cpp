@@ -3,194 +3,143 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <cmath>
+#include <functional>
 #include <optional>
 #include <unordered_map>
-#include <vector>
+#include <utility>
 
 namespace dualpipe {
 namespace {
 
-using Samples = std::vector<Time>;
+using Samples = std::vector<std::int64_t>;  // times or bytes
+using Figure = std::optional<std::int64_t>;
 
-std::optional<Time> median(Samples samples) {
+constexpr std::array passes{Kind::forward, Kind::backward, Kind::input_gradient, Kind::weight_gradient};
+
+// The sample below which `share` of them lie.
+Figure quantile(Samples samples, double share) {
   if (samples.empty()) return std::nullopt;
-  const auto middle = samples.begin() + static_cast<std::ptrdiff_t>((samples.size() - 1) / 2);
-  std::ranges::nth_element(samples, middle);
-  return *middle;
+  const auto at = samples.begin() + static_cast<std::ptrdiff_t>(share * static_cast<double>(samples.size() - 1));
+  std::ranges::nth_element(samples, at);
+  return *at;
 }
+
+Figure median(Samples samples) { return quantile(std::move(samples), 0.5); }
 
 Time duration(const Span& span) { return span.end - span.start; }
 
-// What one stage's ops took; nothing where none ran by itself.
-struct StageMedians {
-  std::array<std::optional<Time>, 4> pass;  // by Kind: F, B, I, W
-  std::optional<Time> overlapped;           // pairs with its forward
-  std::optional<Time> pair_of_backward;     // pairs with its backward
+// A figure for each pass: F, B, I, W; nothing where a stage never ran it by itself.
+template <typename Value>
+class ByPass {
+ public:
+  [[nodiscard]] Value& of(Kind pass) { return values_[static_cast<std::size_t>(pass)]; }
+  [[nodiscard]] const Value& of(Kind pass) const { return values_[static_cast<std::size_t>(pass)]; }
 
-  [[nodiscard]] std::optional<Time>& of(Kind kind) { return pass[static_cast<std::size_t>(kind)]; }
+ private:
+  std::array<Value, passes.size()> values_;
 };
 
-class Calibration {
- public:
-  Calibration(const Program& program, std::span<const RankRecords> steps)
-      : program_(program), placement_(program.schedule.placement), steps_(steps) {}
+// Calls `visit(rank, record, unit, position)` with each op or pair of a rank, and its position in the rank.
+template <typename Visit>
+void visit_rank(const Program& program, int rank, const RankRecord& record, Visit visit) {
+  const auto ops = program.schedule.rank(rank);
+  std::size_t size = 1;
+  for (std::size_t i = 0; i < ops.size(); i += size) {
+    size = unit_size(ops.subspan(i));
+    visit(record, ops.subspan(i, size), i);
+  }
+}
 
-  [[nodiscard]] std::vector<StageMedians> stages() const {
-    const std::size_t count = placement_.rank_of.size();
-    std::vector<std::array<Samples, 4>> passes(count);
-    std::vector<Samples> ahead(count);
-    std::vector<Samples> back(count);
-    for_each_unit([&](int, const RankRecord& record, std::span<const Op> unit, std::size_t position) {
+template <typename Visit>
+void visit_run(const MeasuredSteps& run, Visit visit) {
+  for (const RankRecords& step : run.steps) {
+    for (int rank = 0; rank < run.program.schedule.ranks(); ++rank) {
+      visit_rank(run.program, rank, step[static_cast<std::size_t>(rank)], visit);
+    }
+  }
+}
+
+// --- durations
+
+// What one stage's ops took.
+struct StageTimes {
+  ByPass<Figure> pass;
+  Figure overlapped;        // pairs with its forward
+  Figure pair_of_backward;  // pairs with its backward
+};
+
+std::vector<StageTimes> times_of(std::span<const MeasuredSteps> runs, std::size_t stages) {
+  std::vector<ByPass<Samples>> alone(stages);
+  std::vector<Samples> ahead(stages);
+  std::vector<Samples> back(stages);
+  for (const MeasuredSteps& run : runs) {
+    visit_run(run, [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
       const Time time = duration(record.ops[position]);
       if (unit.size() == 2) {
         ahead[unit[0].stage].push_back(time);
         back[unit[1].stage].push_back(time);
       } else {
-        passes[unit[0].stage][static_cast<std::size_t>(unit[0].kind)].push_back(time);
+        alone[unit[0].stage].of(unit[0].kind).push_back(time);
       }
     });
-    std::vector<StageMedians> medians(count);
-    for (std::size_t stage = 0; stage < count; ++stage) {
-      for (std::size_t kind = 0; kind < 4; ++kind) medians[stage].pass[kind] = median(passes[stage][kind]);
-      medians[stage].overlapped = median(ahead[stage]);
-      medians[stage].pair_of_backward = median(back[stage]);
-    }
-    return medians;
   }
-
-  [[nodiscard]] Time launch() const {
-    Samples gaps;
-    for_each_unit([&](int, const RankRecord& record, std::span<const Op>, std::size_t position) {
-      if (position == 0) return;
-      const Time gap = record.ops[position].start - record.ops[position - 1].end;
-      gaps.push_back(std::max<Time>(0, gap - record.waited[position]));
-    });
-    return median(std::move(gaps)).value_or(0);
+  std::vector<StageTimes> times(stages);
+  for (std::size_t stage = 0; stage < stages; ++stage) {
+    for (const Kind pass : passes) times[stage].pass.of(pass) = median(std::move(alone[stage].of(pass)));
+    times[stage].overlapped = median(std::move(ahead[stage]));
+    times[stage].pair_of_backward = median(std::move(back[stage]));
   }
+  return times;
+}
 
-  [[nodiscard]] Time latency(Time launch) const {
-    Samples samples;
-    for (const RankRecords& step : steps_) {
-      const auto made = times_made(step);
-      for (int rank = 0; rank < placement_.ranks; ++rank) sample_latencies(rank, step, made, launch, samples);
-    }
-    return median(std::move(samples)).value_or(0);
-  }
-
- private:
-  using TimesMade = std::unordered_map<std::uint64_t, Time>;  // when an op ended that makes a message; never iterated
-
-  static std::uint64_t key_of(std::uint16_t stage, std::uint32_t micro_batch, bool forward) {
-    return (std::uint64_t{stage} << 33U) | (std::uint64_t{micro_batch} << 1U) | (forward ? 1U : 0U);
-  }
-
-  // Calls back with each op or pair that a rank has run, and its position in the rank.
-  template <typename Visit>
-  void for_each_unit(Visit visit) const {
-    for (const RankRecords& step : steps_) {
-      for (int rank = 0; rank < placement_.ranks; ++rank) visit_rank(rank, step[static_cast<std::size_t>(rank)], visit);
-    }
-  }
-
-  template <typename Visit>
-  void visit_rank(int rank, const RankRecord& record, Visit visit) const {
-    const auto ops = program_.schedule.rank(rank);
-    std::size_t size = 1;
-    for (std::size_t i = 0; i < ops.size(); i += size) {
-      size = unit_size(ops.subspan(i));
-      visit(rank, record, ops.subspan(i, size), i);
-    }
-  }
-
-  [[nodiscard]] TimesMade times_made(const RankRecords& step) const {
-    TimesMade made;
-    for (int rank = 0; rank < placement_.ranks; ++rank) {
-      const auto ops = program_.schedule.rank(rank);
-      for (std::size_t i = 0; i < ops.size(); ++i) {
-        if (ops[i].kind == Kind::weight_gradient) continue;
-        const Time end = step[static_cast<std::size_t>(rank)].ops[i].end;
-        made[key_of(ops[i].stage, ops[i].micro_batch, ops[i].kind == Kind::forward)] = end;
-      }
-    }
-    return made;
-  }
-
-  // An op that waited for an input started when it was there; a pair when the later one was.
-  void sample_latencies(int rank, const RankRecords& step, const TimesMade& made, Time launch, Samples& samples) const {
-    const RankRecord& record = step[static_cast<std::size_t>(rank)];
-    visit_rank(rank, record, [&](int, const RankRecord&, std::span<const Op> unit, std::size_t position) {
-      std::optional<Time> sent;
-      for (const Op op : unit) {
-        const auto producer = producer_of(op);
-        if (!producer) continue;
-        const Time time = made.at(key_of(*producer, op.micro_batch, op.kind == Kind::forward));
-        sent = std::max(sent.value_or(time), time);
-      }
-      const bool was_there = position > 0 && record.waited[position] <= launch;
-      if (!sent || was_there) return;
-      samples.push_back(record.ops[position].start - *sent);
-    });
-  }
-
-  // The stage on another rank whose op makes the input.
-  [[nodiscard]] std::optional<std::uint16_t> producer_of(Op op) const {
-    if (op.kind == Kind::weight_gradient) return std::nullopt;
-    const auto stage = op.kind == Kind::forward ? placement_.previous(op.stage) : placement_.next(op.stage);
-    if (!stage) return std::nullopt;
-    const auto number = static_cast<std::uint16_t>(*stage);
-    if (placement_.rank_of[number] == placement_.rank_of[op.stage]) return std::nullopt;
-    return number;
-  }
-
-  const Program& program_;
-  const Placement& placement_;
-  std::span<const RankRecords> steps_;
-};
-
-void add_halves(StageMedians& stage) {
-  auto& full = stage.of(Kind::backward);
-  const auto& input = stage.of(Kind::input_gradient);
-  const auto& weight = stage.of(Kind::weight_gradient);
+void add_halves(StageTimes& stage) {
+  auto& full = stage.pass.of(Kind::backward);
+  const auto& input = stage.pass.of(Kind::input_gradient);
+  const auto& weight = stage.pass.of(Kind::weight_gradient);
   if (!full && input && weight) full = *input + *weight;
 }
 
-// Fills in what is missing of these passes from the stages that `stands_in` allows.
-template <typename StandsIn>
-void fill_in(std::vector<StageMedians>& stages, std::span<const Kind> passes, StandsIn stands_in) {
-  const std::vector<StageMedians> measured = stages;
-  for (const Kind kind : passes) {
-    const auto pass = static_cast<std::size_t>(kind);
-    for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-      if (stages[stage].pass[pass]) continue;
-      Samples others;
-      for (std::size_t other = 0; other < stages.size(); ++other) {
-        if (stands_in(stage, other) && measured[other].pass[pass]) others.push_back(*measured[other].pass[pass]);
-      }
-      stages[stage].pass[pass] = median(std::move(others));
+// Fills in a figure of a stage, `get(stage)`, where it is missing, from the stages that `stands_in` allows.
+template <typename Stage, typename Get, typename StandsIn>
+void fill_in(std::vector<Stage>& stages, Get get, StandsIn stands_in) {
+  std::vector<Figure> measured;
+  for (Stage& stage : stages) measured.push_back(get(stage));
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    if (measured[stage]) continue;
+    Samples others;
+    for (std::size_t other = 0; other < stages.size(); ++other) {
+      if (stands_in(stage, other) && measured[other]) others.push_back(*measured[other]);
     }
+    get(stages[stage]) = median(std::move(others));
   }
 }
 
+auto with_same_weights(const Placement& placement) {
+  return [&](std::size_t a, std::size_t b) { return placement.weights_of[a] == placement.weights_of[b]; };
+}
+constexpr auto any_stage = [](std::size_t, std::size_t) { return true; };
+
 // What no stage runs by itself: a pair is a third F and two thirds B.
-void split_pair(StageMedians& stage) {
-  if (!stage.of(Kind::forward) && stage.overlapped) stage.of(Kind::forward) = *stage.overlapped / 3;
-  if (!stage.of(Kind::backward) && stage.pair_of_backward) {
-    stage.of(Kind::backward) = *stage.pair_of_backward - *stage.pair_of_backward / 3;
-  }
+void split_pair(StageTimes& stage) {
+  auto& forward = stage.pass.of(Kind::forward);
+  auto& backward = stage.pass.of(Kind::backward);
+  if (!forward && stage.overlapped) forward = *stage.overlapped / 3;
+  if (!backward && stage.pair_of_backward) backward = *stage.pair_of_backward - *stage.pair_of_backward / 3;
 }
 
 // Where I and W are missing B is split, in the proportion of the stages that have them, or in two.
-void split_backwards(std::vector<StageMedians>& stages) {
-  const std::vector<StageMedians> measured = stages;
-  for (StageMedians& stage : stages) {
-    auto& input = stage.of(Kind::input_gradient);
-    auto& weight = stage.of(Kind::weight_gradient);
-    if ((input && weight) || !stage.of(Kind::backward)) continue;
-    const Time full = *stage.of(Kind::backward);
+void split_backwards(std::vector<StageTimes>& stages) {
+  const std::vector<StageTimes> measured = stages;
+  for (StageTimes& stage : stages) {
+    auto& input = stage.pass.of(Kind::input_gradient);
+    auto& weight = stage.pass.of(Kind::weight_gradient);
+    if ((input && weight) || !stage.pass.of(Kind::backward)) continue;
+    const Time full = *stage.pass.of(Kind::backward);
     Samples splits;
-    for (StageMedians other : measured) {
-      const Time i = other.of(Kind::input_gradient).value_or(0);
-      const Time w = other.of(Kind::weight_gradient).value_or(0);
+    for (const StageTimes& other : measured) {
+      const Time i = other.pass.of(Kind::input_gradient).value_or(0);
+      const Time w = other.pass.of(Kind::weight_gradient).value_or(0);
       if (i + w == 0) continue;
       splits.push_back(
           static_cast<Time>(static_cast<double>(full) * static_cast<double>(i) / static_cast<double>(i + w)));
@@ -201,54 +150,310 @@ void split_backwards(std::vector<StageMedians>& stages) {
 }
 
 // All passes of all stages, as far as anything is known of them.
-void complete(std::vector<StageMedians>& stages, const Placement& placement) {
-  constexpr std::array all{Kind::forward, Kind::backward, Kind::input_gradient, Kind::weight_gradient};
-  constexpr std::array whole{Kind::forward, Kind::backward};
-  for (StageMedians& stage : stages) add_halves(stage);
-  fill_in(stages, all,
-          [&](std::size_t a, std::size_t b) { return placement.weights_of[a] == placement.weights_of[b]; });
-  fill_in(stages, whole, [](std::size_t, std::size_t) { return true; });
-  for (StageMedians& stage : stages) split_pair(stage);
+void complete(std::vector<StageTimes>& stages, const Placement& placement) {
+  for (StageTimes& stage : stages) add_halves(stage);
+  const auto of = [](Kind pass) { return [pass](StageTimes& stage) -> Figure& { return stage.pass.of(pass); }; };
+  for (const Kind pass : passes) fill_in(stages, of(pass), with_same_weights(placement));
+  fill_in(stages, std::mem_fn(&StageTimes::overlapped), with_same_weights(placement));
+  for (const Kind pass : {Kind::forward, Kind::backward}) fill_in(stages, of(pass), any_stage);
+  for (StageTimes& stage : stages) split_pair(stage);
   split_backwards(stages);
 }
 
-Bytes activation_bytes(const Placement& placement, std::span<const RankRecords> steps, int stage) {
-  const auto rank = placement.rank_of[static_cast<std::size_t>(stage)];
-  Samples sizes;
-  for (const RankRecords& step : steps) {
-    const RankRecord& record = step[rank];
-    if (record.peak_activations > 0) sizes.push_back(record.peak_memory / record.peak_activations);
+// --- communication, and what lies between ops
+
+Time launch_of(std::span<const MeasuredSteps> runs) {
+  Samples gaps;
+  for (const MeasuredSteps& run : runs) {
+    visit_run(run, [&](const RankRecord& record, std::span<const Op>, std::size_t position) {
+      if (position == 0) return;
+      const Time gap = record.ops[position].start - record.ops[position - 1].end;
+      gaps.push_back(std::max<Time>(0, gap - record.waited[position]));
+    });
   }
-  return std::max<Bytes>(0, median(std::move(sizes)).value_or(0));
+  return median(std::move(gaps)).value_or(0);
+}
+
+// A message that an op waited for: from the end of the op that made it to the start of the one that waited.
+struct Awaited {
+  std::uint16_t sender;  // a stage
+  bool forward;
+  Time time;
+};
+
+class Messages {
+ public:
+  explicit Messages(const MeasuredSteps& run) : run_(run), placement_(run.program.schedule.placement) {}
+
+  [[nodiscard]] std::vector<Awaited> awaited(Time launch) const {
+    std::vector<Awaited> all;
+    for (const RankRecords& step : run_.steps) {
+      const TimesMade made = times_made(step);
+      for (int rank = 0; rank < placement_.ranks; ++rank) {
+        visit_rank(run_.program, rank, step[static_cast<std::size_t>(rank)],
+                   [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
+                     const bool was_there = position > 0 && record.waited[position] <= launch;
+                     if (was_there) return;
+                     if (const auto last = last_input(record, unit, position, made)) all.push_back(*last);
+                   });
+      }
+    }
+    return all;
+  }
+
+ private:
+  using TimesMade = std::unordered_map<std::uint64_t, Time>;  // when an op ended that makes a message; never iterated
+
+  static std::uint64_t key_of(std::uint16_t stage, std::uint32_t micro_batch, bool forward) {
+    return (std::uint64_t{stage} << 33U) | (std::uint64_t{micro_batch} << 1U) | (forward ? 1U : 0U);
+  }
+
+  [[nodiscard]] TimesMade times_made(const RankRecords& step) const {
+    TimesMade made;
+    for (int rank = 0; rank < placement_.ranks; ++rank) {
+      const auto ops = run_.program.schedule.rank(rank);
+      for (std::size_t i = 0; i < ops.size(); ++i) {
+        if (ops[i].kind == Kind::weight_gradient) continue;
+        const Time end = step[static_cast<std::size_t>(rank)].ops[i].end;
+        made[key_of(ops[i].stage, ops[i].micro_batch, ops[i].kind == Kind::forward)] = end;
+      }
+    }
+    return made;
+  }
+
+  // A pair starts when the later of its inputs is there.
+  [[nodiscard]] std::optional<Awaited> last_input(const RankRecord& record, std::span<const Op> unit,
+                                                  std::size_t position, const TimesMade& made) const {
+    std::optional<Awaited> last;
+    for (const Op op : unit) {
+      const auto sender = sender_to(op);
+      if (!sender) continue;
+      const bool forward = op.kind == Kind::forward;
+      const Time time = record.ops[position].start - made.at(key_of(*sender, op.micro_batch, forward));
+      if (!last || time < last->time) last = Awaited{*sender, forward, time};
+    }
+    return last;
+  }
+
+  // The stage on another rank whose op makes the input.
+  [[nodiscard]] std::optional<std::uint16_t> sender_to(Op op) const {
+    if (op.kind == Kind::weight_gradient) return std::nullopt;
+    const auto stage = op.kind == Kind::forward ? placement_.previous(op.stage) : placement_.next(op.stage);
+    if (!stage) return std::nullopt;
+    const auto number = static_cast<std::uint16_t>(*stage);
+    if (placement_.rank_of[number] == placement_.rank_of[op.stage]) return std::nullopt;
+    return number;
+  }
+
+  const MeasuredSteps& run_;
+  const Placement& placement_;
+};
+
+// What is left of the times of messages when the bytes have gone.
+Time latency_of(std::span<const MeasuredSteps> runs, const Costs& costs) {
+  const Placement& placement = runs[0].program.schedule.placement;
+  Samples samples;
+  for (const MeasuredSteps& run : runs) {
+    for (const Awaited& message : Messages(run).awaited(costs.launch)) {
+      const int stage = message.forward ? message.sender : placement.previous(message.sender).value();
+      const double bytes = static_cast<double>(costs.of(stage).message);
+      const double transfer = costs.bandwidth == 0 ? 0 : bytes * 1e9 / costs.bandwidth;
+      samples.push_back(std::max<Time>(0, message.time - std::llround(transfer)));
+    }
+  }
+  return median(std::move(samples)).value_or(0);
+}
+
+// --- memory
+
+// How memory.h in sim/simulate sees a stage.
+struct StageMemory {
+  Figure activation;    // M_B
+  Figure weight_stash;  // M_W
+  ByPass<Figure> workspace;
+  Figure overlapped_workspace;  // pairs with its forward
+};
+
+class MemoryCalibration {
+ public:
+  MemoryCalibration(std::span<const MeasuredSteps> runs, const Placement& placement)
+      : runs_(runs), placement_(placement), messages_(placement.rank_of.size()), stages_(messages_.size()) {
+    measure_messages();
+    measure_what_ops_leave();
+    fill_in(stages_, std::mem_fn(&StageMemory::activation), with_same_weights(placement));
+    fill_in(stages_, std::mem_fn(&StageMemory::weight_stash), with_same_weights(placement));
+    for (StageMemory& stage : stages_) {
+      if (!stage.weight_stash) stage.weight_stash = stage.activation;
+    }
+    measure_workspaces();
+    for (const Kind pass : passes) {
+      const auto of_pass = [pass](StageMemory& stage) -> Figure& { return stage.workspace.of(pass); };
+      fill_in(stages_, of_pass, with_same_weights(placement));
+    }
+    fill_in(stages_, std::mem_fn(&StageMemory::overlapped_workspace), with_same_weights(placement));
+    for (StageMemory& stage : stages_) estimate_backward(stage);
+  }
+
+  [[nodiscard]] Bytes message(std::size_t stage) const { return messages_[stage]; }
+  [[nodiscard]] const StageMemory& of(std::size_t stage) const { return stages_[stage]; }
+
+ private:
+  template <typename Visit>
+  void visit_memory(Visit visit) const {
+    for (const MeasuredSteps& run : runs_) {
+      visit_run(run, [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
+        if (!record.memory.empty()) visit(unit, record.memory[position]);
+      });
+    }
+  }
+
+  // What goes into a stage from the one before it, and so the gradient that goes back; 0 in a first stage.
+  [[nodiscard]] Bytes input(std::uint16_t stage) const {
+    const auto previous = placement_.previous(stage);
+    return previous ? messages_[static_cast<std::size_t>(*previous)] : 0;
+  }
+
+  void measure_messages() {
+    std::vector<Samples> outputs(stages_.size());
+    visit_memory([&](std::span<const Op> unit, const OpMemory& memory) {
+      const Op op = unit[0];  // of a pair the F
+      if (op.kind == Kind::forward && placement_.next(op.stage)) outputs[op.stage].push_back(memory.output);
+    });
+    for (std::size_t i = 0; i < outputs.size(); ++i) messages_[i] = median(std::move(outputs[i])).value_or(0);
+  }
+
+  // Of ops by themselves: what came in and what goes out is the neighbours'.
+  void measure_what_ops_leave() {
+    std::vector<Samples> activations(stages_.size());
+    std::vector<Samples> stashes(stages_.size());
+    visit_memory([&](std::span<const Op> unit, const OpMemory& memory) {
+      if (unit.size() == 2) return;
+      const std::uint16_t stage = unit[0].stage;
+      if (unit[0].kind == Kind::forward) {
+        activations[stage].push_back((memory.after - memory.output) - (memory.before - input(stage)));
+      } else if (unit[0].kind == Kind::backward) {
+        activations[stage].push_back((memory.before - messages_[stage]) - (memory.after - input(stage)));
+      } else if (unit[0].kind == Kind::weight_gradient) {
+        stashes[stage].push_back(memory.before - memory.after);
+      }
+    });
+    for (std::size_t i = 0; i < stages_.size(); ++i) {
+      stages_[i].activation = median(std::move(activations[i]));
+      stages_[i].weight_stash = median(std::move(stashes[i]));
+    }
+  }
+
+  void measure_workspaces() {
+    std::vector<ByPass<Samples>> alone(stages_.size());
+    std::vector<Samples> pairs(stages_.size());
+    visit_memory([&](std::span<const Op> unit, const OpMemory& memory) {
+      const auto [op, stage] = std::pair(unit[0], unit[0].stage);
+      Bytes held = memory.before;
+      if (op.kind == Kind::forward) held += stages_[stage].activation.value_or(0) - input(stage);
+      const Bytes workspace = std::max<Bytes>(0, memory.peak - held);
+      (unit.size() == 2 ? pairs[stage] : alone[stage].of(op.kind)).push_back(workspace);
+    });
+    for (std::size_t i = 0; i < stages_.size(); ++i) {
+      for (const Kind pass : passes) stages_[i].workspace.of(pass) = median(std::move(alone[i].of(pass)));
+      stages_[i].overlapped_workspace = median(std::move(pairs[i]));
+    }
+  }
+
+  // B is not more than I and then W.
+  static void estimate_backward(StageMemory& stage) {
+    Figure& backward = stage.workspace.of(Kind::backward);
+    if (backward) return;
+    const Bytes input = stage.workspace.of(Kind::input_gradient).value_or(0);
+    const Bytes weight = stage.workspace.of(Kind::weight_gradient).value_or(0);
+    const Bytes left = stage.weight_stash.value_or(0) - stage.activation.value_or(0);
+    backward = std::max<Bytes>({0, input, left + weight});
+  }
+
+  std::span<const MeasuredSteps> runs_;
+  const Placement& placement_;
+  std::vector<Bytes> messages_;      // by stage: its output
+  std::vector<StageMemory> stages_;  // by stage
+};
+
+void set_times(StageCosts& costs, const StageTimes& times) {
+  costs.forward = times.pass.of(Kind::forward).value_or(0);
+  costs.backward = times.pass.of(Kind::backward).value_or(0);
+  costs.input_gradient = times.pass.of(Kind::input_gradient).value_or(0);
+  costs.weight_gradient = times.pass.of(Kind::weight_gradient).value_or(0);
+  costs.overlapped = times.overlapped;
+}
+
+void set_memory(StageCosts& costs, const StageMemory& memory) {
+  costs.activation = std::max<Bytes>(0, memory.activation.value_or(0));
+  costs.weight_stash = std::max<Bytes>(0, memory.weight_stash.value_or(0));
+  costs.forward_workspace = memory.workspace.of(Kind::forward).value_or(0);
+  costs.backward_workspace = memory.workspace.of(Kind::backward).value_or(0);
+  costs.input_gradient_workspace = memory.workspace.of(Kind::input_gradient).value_or(0);
+  costs.weight_gradient_workspace = memory.workspace.of(Kind::weight_gradient).value_or(0);
+  costs.overlapped_workspace = memory.overlapped_workspace;
 }
 
 }  // namespace
 
-Costs calibrate(const Program& program, std::span<const RankRecords> steps, std::span<const StageBytes> stages) {
-  assert(!steps.empty());
-  const Placement& placement = program.schedule.placement;
-  const Calibration calibration(program, steps);
-  std::vector<StageMedians> medians = calibration.stages();
-  complete(medians, placement);
+std::vector<MeasuredSteps> calibration_steps(const Program& program, const TrainResult& result) {
+  std::vector<MeasuredSteps> runs{{program, result.warm_up.empty() ? result.measured : result.warm_up}};
+  if (!result.warm_up_apart.empty()) runs.push_back({result.apart, result.warm_up_apart});
+  return runs;
+}
+
+Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages, double bandwidth) {
+  assert(!runs.empty() && !runs[0].steps.empty());
+  const Placement& placement = runs[0].program.schedule.placement;
+  std::vector<StageTimes> times = times_of(runs, placement.rank_of.size());
+  complete(times, placement);
+  const MemoryCalibration memory(runs, placement);
 
   Costs costs;
-  costs.launch = calibration.launch();
-  costs.latency = calibration.latency(costs.launch);
-  for (std::size_t i = 0; i < medians.size(); ++i) {
-    StageCosts stage;
-    stage.forward = medians[i].of(Kind::forward).value_or(0);
-    stage.backward = medians[i].of(Kind::backward).value_or(0);
-    stage.input_gradient = medians[i].of(Kind::input_gradient).value_or(0);
-    stage.weight_gradient = medians[i].of(Kind::weight_gradient).value_or(0);
-    stage.overlapped = medians[i].overlapped;
-    stage.activation = activation_bytes(placement, steps, static_cast<int>(i));
-    stage.message = stages[i].message;
+  for (std::size_t i = 0; i < times.size(); ++i) {
+    StageCosts& stage = costs.stages.emplace_back();
+    set_times(stage, times[i]);
+    set_memory(stage, memory.of(i));
+    stage.message = memory.message(i);
     stage.parameters = stages[i].parameters;
     stage.gradients = stages[i].gradients;
     stage.optimizer = stages[i].optimizer;
-    costs.stages.push_back(stage);
   }
+  costs.model = bandwidth == 0 ? CommunicationModel::latency : CommunicationModel::links;
+  costs.bandwidth = bandwidth;
+  costs.launch = launch_of(runs);
+  costs.latency = latency_of(runs, costs);
   return costs;
+}
+
+std::vector<Time> message_times(const MeasuredSteps& run) {
+  std::vector<Time> times;
+  for (const Awaited& message : Messages(run).awaited(launch_of({&run, 1}))) times.push_back(message.time);
+  return times;
+}
+
+double bandwidth_of(std::span<const MessageTimes> sizes) {
+  const auto [least, most] = std::ranges::minmax_element(sizes, {}, &MessageTimes::bytes);
+  if (least == sizes.end() || least->times.empty() || most->times.empty()) return 0;
+  if (quantile(least->times, 0.75) >= quantile(most->times, 0.25)) return 0;
+
+  // The slope of the line through the medians, in nanoseconds per byte.
+  double count = 0, mean_bytes = 0, mean_time = 0;
+  for (const MessageTimes& size : sizes) {
+    if (size.times.empty()) continue;
+    ++count;
+    mean_bytes += static_cast<double>(size.bytes);
+    mean_time += static_cast<double>(*median(size.times));
+  }
+  mean_bytes /= count;
+  mean_time /= count;
+  double products = 0, squares = 0;
+  for (const MessageTimes& size : sizes) {
+    if (size.times.empty()) continue;
+    const double bytes = static_cast<double>(size.bytes) - mean_bytes;
+    products += bytes * (static_cast<double>(*median(size.times)) - mean_time);
+    squares += bytes * bytes;
+  }
+  return products > 0 ? 1e9 * squares / products : 0;
 }
 
 }  // namespace dualpipe

@@ -1,13 +1,18 @@
 // Costs from a measured run: what `dualpipe-sim --costs` reads, and what predictions of other schedules are made from.
 //
-// Durations are medians over all steps, per stage and pass. What a stage does not run by itself is taken from stages
-// with the same weights, else
+// All figures of stages are medians over all steps. A pass that a stage never ran by itself, or a pair that it never
+// ran, has those of stages with the same weights, else
 //   B        is I + W
 //   F, B     are the median of the other stages'; where no stage has them, a third and two thirds of an F&B pair
 //   I, W     are B, split as in the stages that have them, or in two
+//   F&B      stays unset: no gain
+// With TrainOptions::measure_passes every stage has run F, I and W.
+//
+// Where stages recompute, `recompute` stays 0: it is part of the B and I that were measured.
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "exec/train/train.h"
 #include "sim/schedule/program.h"
@@ -15,12 +20,36 @@
 
 namespace dualpipe {
 
-// `steps`: what was recorded of each, at least one. `stages`: as in TrainResult.
+// Steps that ran one program, and what was recorded of each.
+struct MeasuredSteps {
+  const Program& program;
+  std::span<const RankRecords> steps;
+};
+
+// The steps of a training to calibrate from: the warm-up's, or without one those that were measured.
+[[nodiscard]] std::vector<MeasuredSteps> calibration_steps(const Program& program, const TrainResult& result);
+
+// `runs`: programs over one placement, at least one step in all. `stages`: as in TrainResult.
 //
-// launch is the median time between two ops of a rank that is not spent waiting for an input. The communication model
-// is `latency`: the median time from the end of the op that makes a message to its arrival, of messages that were
-// waited for. An activation takes the peak memory of its rank, divided by the activations held then.
-[[nodiscard]] Costs calibrate(const Program& program, std::span<const RankRecords> steps,
-                              std::span<const StageBytes> stages);
+// Memory of ops: M_B is what F leaves behind, its input included and its output not; M_W what W frees; a workspace what
+// an op held more than that at its peak. Where no W ran, M_W is M_B.
+//
+// launch is the median time between two ops of a rank that is not spent waiting for an input. latency is the median
+// time from the end of the op that makes a message to the start of an op that waited for it; `bandwidth`, bytes per
+// second (0: infinite), is the share of it that depends on bytes. The model is `links`, or without a bandwidth
+// `latency`.
+[[nodiscard]] Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages,
+                              double bandwidth = 0);
+
+// Messages of one size.
+struct MessageTimes {
+  Bytes bytes = 0;
+  std::vector<Time> times;  // from the end of the op that makes one to the start of an op that waited for it
+};
+// Of the messages that were waited for.
+[[nodiscard]] std::vector<Time> message_times(const MeasuredSteps& run);
+// Bytes per second, by least squares over all messages; 0, infinite, where size makes no difference that can be told
+// from noise: the middle halves of the smallest and of the largest messages overlap.
+[[nodiscard]] double bandwidth_of(std::span<const MessageTimes> sizes);
 
 }  // namespace dualpipe

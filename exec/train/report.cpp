@@ -81,7 +81,9 @@ void add_check(Json& json, const CheckReport& check) {
 // Forwards that no backward follows keep nothing: a rank then holds one activation at a time.
 RankPeak evaluation_peak(const Placement& placement, const Costs& costs, int rank, Bytes resident) {
   Bytes largest = 0;
-  for (const int stage : placement.stages_on(rank)) largest = std::max(largest, costs.of(stage).activation);
+  for (const int stage : placement.stages_on(rank)) {
+    largest = std::max(largest, costs.of(stage).activation + costs.of(stage).forward_workspace);
+  }
   return {1, resident + largest};
 }
 

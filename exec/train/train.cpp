@@ -20,6 +20,7 @@
 #include "exec/train/rendezvous.h"
 #include "exec/train/stage_set.h"
 #include "sim/schedule/error.h"
+#include "sim/schedule/lower.h"
 
 namespace dualpipe {
 namespace {
@@ -97,6 +98,7 @@ class Training {
         losses_(program.schedule.total_micro_batches()) {
     result_.stages.resize(stages_.size());
     result_.peaks.resize(ranks_);
+    if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
     if (!options.save.empty()) saver_.emplace(program.schedule, options);
     if (options.resume.empty()) return;
     checkpoint_.emplace(program.schedule, options);
@@ -180,7 +182,7 @@ class Training {
     ReplayOptions replaying;
     replaying.forward_only = options_.forward_only;
     if (options_.before_op) replaying.before_op = [this, rank](Op op) { options_.before_op(rank, op); };
-    replay(program_, rank, stages.by_number(), transport, record, replaying);
+    replay(program_of_step(), rank, stages.by_number(), transport, record, replaying);
     take_losses(rank, record, losses);
     if (options_.forward_only) return;
 
@@ -236,6 +238,14 @@ class Training {
   // --- all ranks, while they wait
 
   [[nodiscard]] int end_of_steps() const { return result_.first_step + options_.warmup + options_.steps; }
+  [[nodiscard]] int step_of_run() const { return step_ - result_.first_step; }
+
+  // The first step is like no other, so that the second is the first to count.
+  [[nodiscard]] bool runs_apart() const {
+    const int step = step_of_run();
+    return step > 0 && step % 2 == 0 && step < options_.warmup && !result_.apart.schedule.ops.empty();
+  }
+  [[nodiscard]] const Program& program_of_step() const { return runs_apart() ? result_.apart : program_; }
 
   void begin() {
     if (checkpoint_) {
@@ -254,10 +264,11 @@ class Training {
 
   void end_step() {
     const Time duration = now() - step_begin_;
-    const int in_run = step_ - result_.first_step;
-    const bool measured = in_run >= options_.warmup;
-    const auto count = static_cast<std::size_t>(measured ? in_run - options_.warmup : in_run);
-    keep(measured ? result_.measured : result_.warm_up, count, records_);
+    const int step = step_of_run();
+    const bool measured = step >= options_.warmup;
+    const auto count = static_cast<std::size_t>(measured ? step - options_.warmup : step);
+    if (step == 1 && !measured) result_.warm_up.clear();
+    keep(measured ? result_.measured : runs_apart() ? result_.warm_up_apart : result_.warm_up, count, records_);
     result_.losses.push_back(mean_loss(losses_));
     if (measured) {
       result_.durations.push_back(duration);
@@ -291,7 +302,7 @@ class Training {
   }
 
   [[noreturn]] void fail() {
-    if (observer_.on_failure) observer_.on_failure(step_, records_);
+    if (observer_.on_failure) observer_.on_failure(step_, program_of_step(), records_);
     std::rethrow_exception(cause_.error());
   }
 
@@ -370,12 +381,32 @@ PartialRun reached(const Program& program, std::span<const RankRecord> records) 
     }
     record.ops.resize(record.done);
     record.waited.resize(record.done);
+    record.memory.resize(record.done);
     const std::size_t slots = program.slot_index(rank, record.done) + 1;
     record.communication.resize(program.slot_begin[slots] - program.slot_begin[program.slot_index(rank, 0)]);
     partial.records.push_back(std::move(record));
   }
   partial.program.slot_begin.push_back(static_cast<std::uint32_t>(partial.program.communication.size()));
   return partial;
+}
+
+Schedule apart(const Schedule& schedule) {
+  Schedule result = schedule;
+  result.ops.clear();
+  result.rank_begin = {0};
+  for (int rank = 0; rank < schedule.ranks(); ++rank) {
+    for (Op op : schedule.rank(rank)) {
+      op.with_next = false;
+      const bool is_full = op.kind == Kind::backward;
+      if (is_full) op.kind = Kind::input_gradient;
+      result.ops.push_back(op);
+      if (!is_full) continue;
+      op.kind = Kind::weight_gradient;
+      result.ops.push_back(op);
+    }
+    result.rank_begin.push_back(result.ops.size());
+  }
+  return result;
 }
 
 Schedule forwards_of(const Schedule& schedule) {

@@ -36,6 +36,9 @@ struct TrainOptions {
   double clip = 0;  // of the global norm of the gradients; 0: they are left as they are
   int steps = 1;    // that are measured
   int warmup = 0;   // before them
+  // Every other step of the warm-up runs apart(program), so that calibrate() knows passes that the program never runs
+  // by themselves. Makes no difference to the training.
+  bool measure_passes = false;
   int threads_per_rank = 1;
   bool forward_only = false;  // F only, no gradients, no optimizer
   std::string save;           // a file that the training is saved to after the last step; empty: it is not
@@ -53,7 +56,7 @@ struct StepReport {
   bool measured = false;
   double loss = 0;                      // the mean of those of the micro-batches: the same as without a pipeline
   Time duration = 0;                    // from when all ranks begin to when all have updated their parameters
-  std::span<const RankRecord> records;  // by rank
+  std::span<const RankRecord> records;  // by rank, of the program that the step ran
 };
 
 // What a caller wants to know while it runs. Each may be left out; what it throws ends the run.
@@ -62,8 +65,8 @@ struct TrainObserver {
   // number in the placement. All ranks wait.
   std::function<void(int step, std::span<Stage* const> stages)> on_gradients;
   std::function<void(const StepReport&)> on_step;  // all ranks wait
-  // The run has failed, and every rank ended. `records` is what was done of the step.
-  std::function<void(int step, std::span<const RankRecord> records)> on_failure;
+  // The run has failed, and every rank ended. `records` is what was done of the step, which ran `program`.
+  std::function<void(int step, const Program& program, std::span<const RankRecord> records)> on_failure;
 };
 
 // What a stage holds and sends.
@@ -83,15 +86,17 @@ struct RankPeaks {
 };
 
 struct TrainResult {
-  int first_step = 0;                 // how many were done before, of a training that was resumed
-  std::vector<double> losses;         // of all steps from there, the warm-up's too
-  std::vector<Time> durations;        // of the measured steps
-  Time step_time = 0;                 // their median
-  RankRecords records;                // of the measured step of median duration
-  std::vector<RankRecords> warm_up;   // the last steps of the warm-up
-  std::vector<RankRecords> measured;  // the last measured steps
-  std::vector<RankPeaks> peaks;       // by rank
-  std::vector<StageBytes> stages;     // by stage
+  int first_step = 0;                      // how many were done before, of a training that was resumed
+  std::vector<double> losses;              // of all steps from there, the warm-up's too
+  std::vector<Time> durations;             // of the measured steps
+  Time step_time = 0;                      // their median
+  RankRecords records;                     // of the measured step of median duration
+  std::vector<RankRecords> warm_up;        // the last steps of the warm-up, without its first if there are others
+  std::vector<RankRecords> measured;       // the last measured steps
+  Program apart;                           // with measure_passes; else it has no ops
+  std::vector<RankRecords> warm_up_apart;  // the last steps of the warm-up that ran it
+  std::vector<RankPeaks> peaks;            // by rank
+  std::vector<StageBytes> stages;          // by stage
 };
 
 // Throws the first cause where a rank fails, after all ranks have ended: InputError for what the model or its data do
@@ -106,6 +111,9 @@ struct PartialRun {
   RankRecords records;
 };
 [[nodiscard]] PartialRun reached(const Program& program, std::span<const RankRecord> records);
+
+// Every pass by itself, in the schedule's order: a pair as F and then B, a B as I and then W.
+[[nodiscard]] Schedule apart(const Schedule& schedule);
 
 // The schedule's forwards alone, in its order: evaluation.
 [[nodiscard]] Schedule forwards_of(const Schedule& schedule);

@@ -170,6 +170,7 @@ class Meeting {
 };
 
 using Tensors = std::vector<at::Tensor>;
+struct Summed {};
 
 // Stages whose tensors are summed, in order, and where these meet.
 struct Group {
@@ -180,7 +181,7 @@ struct Group {
   }
 
   std::vector<int> stages;
-  Meeting<Tensors, Tensors> meeting;
+  Meeting<Tensors, Summed> meeting;
 };
 
 // What the ranks' transports have in common.
@@ -224,10 +225,10 @@ class Hub {
     const std::size_t index = group.index_of(stage);
     const Tensors& own = left.emplace_back(tensors.begin(), tensors.end());
     if (std::ssize(left) < std::ranges::count_if(group.stages, same_rank)) return group.meeting.leave(index, own);
-    const auto sums = group.meeting.meet(index, own, Clock::now() + options_.timeout, verdict_,
-                                         [&](const auto& parts) { return add(group, parts); });
-    if (!sums) throw TimeoutError(absent(group));
-    for (const Tensors& each : std::exchange(left, {})) write(*sums, each);
+    const auto summed = group.meeting.meet(index, own, Clock::now() + options_.timeout, verdict_,
+                                           [&](const auto& parts) { return add(group, parts); });
+    if (!summed) throw TimeoutError(absent(group));
+    left.clear();
   }
 
   [[nodiscard]] double sum(int rank, double value) {
@@ -263,16 +264,16 @@ class Hub {
     return boxes_[2 * static_cast<std::size_t>(stage) + (forward ? 0 : 1)];
   }
 
-  // In the order of the stages, whoever comes last.
-  [[nodiscard]] Tensors add(const Group& group, const std::vector<std::optional<Tensors>>& parts) const {
+  // In the order of the stages, whoever comes last. He does it for all, in their own tensors: so nothing is allocated.
+  [[nodiscard]] Summed add(const Group& group, const std::vector<std::optional<Tensors>>& parts) const {
     const c10::NoGradGuard no_grad;
-    Tensors sums;
-    for (const at::Tensor& each : *parts[0]) sums.push_back(each.clone());
-    for (std::size_t i = 1; i < parts.size(); ++i) {
-      check_alike(group, *parts[0], i, *parts[i]);
-      for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add_((*parts[i])[k]);
+    const Tensors& sums = *parts[0];
+    for (std::size_t i = 1; i < parts.size(); ++i) check_alike(group, sums, i, *parts[i]);
+    for (std::size_t k = 0; k < sums.size(); ++k) {
+      for (std::size_t i = 1; i < parts.size(); ++i) sums[k].add_((*parts[i])[k]);
+      for (std::size_t i = 1; i < parts.size(); ++i) (*parts[i])[k].copy_(sums[k]);
     }
-    return sums;
+    return {};
   }
 
   void check_alike(const Group& group, const Tensors& first, std::size_t index, const Tensors& other) const {
@@ -288,11 +289,6 @@ class Hub {
     if (alike) return;
     throw std::runtime_error(
         fmt::format("gradients to be summed are unlike: {}; {}", describe(0, first), describe(index, other)));
-  }
-
-  static void write(const Tensors& sums, const Tensors& tensors) {
-    const c10::NoGradGuard no_grad;
-    for (std::size_t k = 0; k < sums.size(); ++k) tensors[k].copy_(sums[k]);
   }
 
   [[nodiscard]] std::string absent(const Group& group) const {
@@ -334,7 +330,7 @@ class ThreadTransport final : public Transport {
  private:
   std::shared_ptr<Hub> hub_;
   int rank_;
-  std::map<const Group*, std::vector<Tensors>> left_;
+  std::map<const Group*, std::vector<Tensors>> left_;  // what waits for the rank's last stage of the group
 };
 
 }  // namespace

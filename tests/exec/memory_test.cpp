@@ -29,6 +29,19 @@ BOOST_AUTO_TEST_CASE(the_peak_is_what_was_held_at_a_time) {
   BOOST_TEST(meter.peak() == 1600);
 }
 
+BOOST_AUTO_TEST_CASE(each_peak_that_is_taken_begins_anew) {
+  MemoryMeter meter;
+  const at::Tensor kept = bytes(100);
+  { const at::Tensor a = bytes(1000); }
+  BOOST_TEST(meter.take_peak() == 1100);
+  BOOST_TEST(meter.take_peak() == 100);
+  { const at::Tensor a = bytes(500); }
+  BOOST_TEST(meter.take_peak() == 600);
+  BOOST_TEST(meter.peak() == 1100);
+  const at::Tensor b = bytes(2000);
+  BOOST_TEST(meter.peak() == 2100);
+}
+
 BOOST_AUTO_TEST_CASE(it_counts_from_what_is_held_at_first) {
   at::Tensor kept;
   {

@@ -241,6 +241,31 @@ BOOST_DATA_TEST_CASE(runs_every_op_once_in_order, boost::unit_test::data::make(c
   BOOST_TEST(flaw_of(merge(program, got.records), program) == "");
 }
 
+// In a 1F1B of 2 ranks stage 1 gets a letter of 24 bytes, keeps 1 MiB from F to B, and makes a loss of 8 bytes and a
+// gradient of 24; from its first B on it has a parameter gradient of 8.
+BOOST_AUTO_TEST_CASE(records_the_memory_around_each_op) {
+  constexpr Bytes kept = CheckingStage::held_bytes;
+  const Program program = lower(generate("1f1b", {2, 2, 1}));  // rank 1: F0 B0 F1 B1
+  const Run got = run(program);
+  const std::vector<OpMemory>& memory = got.records[1].memory;
+  BOOST_TEST_REQUIRE(memory.size() == 4U);
+  for (std::size_t i = 0; i < 2; ++i) {
+    const OpMemory& forward = memory[2 * i];
+    const OpMemory& backward = memory[2 * i + 1];
+    const Bytes first = i == 0 ? 0 : 8 + 8;  // what the first micro-batch has left
+    BOOST_TEST(forward.before == first + 24);
+    BOOST_TEST(forward.peak >= first + kept + 8 + 24);
+    BOOST_TEST(forward.peak < first + kept + 1000);  // the letter that it compares with
+    BOOST_TEST(forward.after == first + kept + 8);
+    BOOST_TEST(forward.output == 8);
+    BOOST_TEST(backward.before == first + 8 + kept);
+    BOOST_TEST(backward.peak >= first + 8 + kept);
+    BOOST_TEST(backward.after == 8 + 8 * static_cast<Bytes>(i + 1) + 24);
+    BOOST_TEST(backward.output == 0);
+  }
+  BOOST_TEST(got.records[1].peak_memory >= memory[2].peak);
+}
+
 BOOST_DATA_TEST_CASE(losses_and_gradients_come_back, boost::unit_test::data::make(cases()), a_case) {
   const Program program = lower(generate(a_case.family, a_case.shape));
   const Placement& placement = program.schedule.placement;

@@ -15,13 +15,8 @@
 #include <benchmark/benchmark.h>
 #include <fmt/core.h>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 #include <array>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -32,6 +27,7 @@
 #include "sim/simulate/deadlock.h"
 #include "sim/simulate/memory.h"
 #include "sim/simulate/simulate.h"
+#include "tools/common/keep_freed_memory.h"
 
 namespace dualpipe {
 namespace {
@@ -127,13 +123,6 @@ void register_shape(std::string_view name, Shape shape) {
         Model{"stream", CommunicationModel::stream}}) {
     add(fmt::format("simulate/{}/{}", what, comm), run_simulate, model);
   }
-}
-
-void keep_freed_memory() {
-#if defined(__GLIBC__)
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-#endif
 }
 
 void register_all() {

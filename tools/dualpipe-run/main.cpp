@@ -3,8 +3,10 @@
 // Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.
 #include "options.h"
 #include "tools/common/command_line.h"
+#include "tools/common/keep_freed_memory.h"
 
 int main(int argc, char** argv) {
+  dualpipe::keep_freed_memory();
   CLI::App app{"Trains a model on a pipeline of threads, by any schedule, and compares with the simulator.",
                "dualpipe-run"};
   app.set_version_flag("--version", DUALPIPE_VERSION);

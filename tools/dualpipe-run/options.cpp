@@ -208,6 +208,7 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   train.save = save;
   train.save_every = static_cast<int>(whole_number("--save-every", save_every, 1, steps_max, 0));
   train.resume = resume;
+  train.measure_passes = true;
   if (!timeout.empty())
     train.transport.timeout = std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
   if (!link_delay.empty()) {

@@ -86,11 +86,8 @@ void write_trace(std::ostream& out, const Program& program, const Costs& costs, 
   writer.finish();
 }
 
-// The first step of a warm-up is not like the others: memory is allocated, code is loaded.
 Costs measured_costs(const Program& program, const TrainResult& result) {
-  const auto& steps = result.warm_up.empty() ? result.measured : result.warm_up;
-  const auto first = static_cast<std::size_t>(steps.size() > 1 ? 1 : 0);
-  return calibrate(program, std::span(steps).subspan(first), result.stages);
+  return calibrate(calibration_steps(program, result), result.stages);
 }
 
 // What the prediction is made from.
@@ -120,10 +117,10 @@ TrainResult train_observed(const RunOptions& options, const Program& program, co
   if (check != nullptr) {
     observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check->on_gradients(step, stages); };
   }
-  observer.on_failure = [&](int, std::span<const RankRecord> records) {
+  observer.on_failure = [&](int, const Program& ran, std::span<const RankRecord> records) {
     Costs costs;
     costs.stages.resize(1);
-    write_partial_trace(options.trace, program, records, costs);
+    write_partial_trace(options.trace, ran, records, costs);
   };
   return train(program, train_options, observer);
 }

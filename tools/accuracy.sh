@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# How well costs that were measured on one schedule predict others: a GPT on 2 ranks with one thread each, calibrated on
+# 1F1B with 8 micro-batches, then 1F1B and four other schedules with 8 and 32.
+#
+#   tools/accuracy.sh [ROUNDS [DUALPIPE_RUN]]      5 rounds with build/release's tool, unless said otherwise
+#
+#   schedule   M  predicted  measured   error  peak memory
+#   1f1b       8   500.0 ms  505.0 ms   -1.0%        +0.1%
+#   …
+#
+# Times are those of a step: the predicted makespan, and what a step of the calibration took besides its makespan (the
+# optimizer, mostly). Each round calibrates anew and then runs every case once, so that all cases see the machine in the
+# same moods; printed are the medians over the rounds, of the error too. The memory is that of the rank which is
+# furthest off. Exit status 1 where a time is off by more than 5 %, or a peak by more than 2 %.
+#
+# It takes about 2 minutes a round. The machine must be quiet, and have a core for each rank.
+set -euo pipefail
+rounds=${1:-5}
+run=${2:-$(dirname "${BASH_SOURCE[0]}")/../build/release/bin/dualpipe-run}
+model=(--model gpt --ranks 2 --threads-per-rank 1 --layers 8 --hidden 256 --heads 4 --sequence 64 --batch 4
+  --vocabulary 1024)
+cases=(1f1b:8 gpipe:8 zb1p:8 zb-h2:8 dualpipe:8 1f1b:32 gpipe:32 zb1p:32 zb-h2:32 dualpipe:32)
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# numbers KEY FILE: its values, one a line; figure: the first of them.
+numbers() { sed -nE "s/^ *\"$1\": ([0-9]+),?\$/\1/p" "$2"; }
+figure() { numbers "$@" | sed -n 1p; }
+
+# DualPipe's stages 2 and 3 hold the layers of 0 and 1.
+for_two_chains() {
+  awk '
+    /^    \{/ { sub(/,$/, ""); stages = stages (stages == "" ? "" : ",\n") $0; next }
+    /^  \],/ { print stages ",\n" stages }
+    { print }' "$1"
+}
+
+# A line for each case: its name, predicted and measured time of a step, and the error of the memory in percent.
+for ((round = 1; round <= rounds; ++round)); do
+  "$run" --schedule 1f1b --microbatches 8 "${model[@]}" --warmup 9 --steps 5 --calibrate "$work/costs" \
+    --json "$work/calibration" >/dev/null
+  for_two_chains "$work/costs" >"$work/costs_of_two_chains"
+  outside=$(($(figure step_ns "$work/calibration") - $(figure measured_makespan_ns "$work/calibration")))
+  for each in "${cases[@]}"; do
+    schedule=${each%:*}
+    costs=$work/costs
+    if [[ $schedule == dualpipe ]]; then costs=$work/costs_of_two_chains; fi
+    "$run" --schedule "$schedule" --microbatches "${each#*:}" "${model[@]}" --warmup 3 --steps 5 --costs "$costs" \
+      --json "$work/result" >/dev/null
+    memory=$(paste <(numbers predicted_peak_memory_bytes "$work/result") <(numbers peak_memory_bytes "$work/result") |
+      awk '{ error = 100 * ($1 / $2 - 1); if (error^2 >= worst^2) worst = error } END { print worst }')
+    echo "$each $(($(figure predicted_makespan_ns "$work/result") + outside)) $(figure step_ns "$work/result") $memory"
+  done
+  [[ ! -t 2 ]] || echo "round $round of $rounds is done" >&2
+done >"$work/lines"
+
+awk '
+  function median(list, count,    i, j, value) {
+    for (i = 2; i <= count; ++i) {
+      value = list[i]
+      for (j = i - 1; j >= 1 && list[j] > value; --j) list[j + 1] = list[j]
+      list[j + 1] = value
+    }
+    return list[int((count + 1) / 2)]
+  }
+  function median_of(name, figure,    i, list) {
+    for (i = 1; i <= count[name]; ++i) list[i] = figures[name, figure, i]
+    return median(list, count[name])
+  }
+  {
+    if (!count[$1]++) names[++cases] = $1
+    figures[$1, "predicted", count[$1]] = $2 / 1e6
+    figures[$1, "measured", count[$1]] = $3 / 1e6
+    figures[$1, "error", count[$1]] = 100 * ($2 / $3 - 1)
+    figures[$1, "memory", count[$1]] = $4
+  }
+  END {
+    print "schedule   M  predicted  measured   error  peak memory"
+    for (i = 1; i <= cases; ++i) {
+      name = names[i]
+      split(name, parts, ":")
+      error = median_of(name, "error")
+      memory = median_of(name, "memory")
+      printf "%-8s  %2d  %6.1f ms %6.1f ms  %+5.1f%%  %+10.2f%%\n", parts[1], parts[2], median_of(name, "predicted"),
+        median_of(name, "measured"), error, memory
+      if (error^2 > 25 || memory^2 > 4) off = 1
+    }
+    exit off
+  }' "$work/lines"
