@@ -75,6 +75,12 @@ TraceArgs& TraceArgs::add(std::string_view key, const TraceArgs& value) {
   return *this;
 }
 
+TraceArgs& TraceArgs::add(const TraceArgs& others) {
+  if (!members_.empty() && !others.members_.empty()) members_ += ',';
+  members_ += others.members_;
+  return *this;
+}
+
 TraceWriter::TraceWriter(std::ostream& out) : out_(out), buffer_("{\"traceEvents\":[") {}
 
 void TraceWriter::event(std::string_view json) {
@@ -95,8 +101,9 @@ void TraceWriter::finish() {
   flush();
 }
 
-void TraceWriter::process(int pid, std::string_view name, int sort_index) {
-  event(fmt::format(R"({{"ph":"M","pid":{},"name":"process_name","args":{{"name":{}}}}})", pid, quoted(name)));
+void TraceWriter::process(int pid, std::string_view name, int sort_index, const TraceArgs& args) {
+  const TraceArgs all = TraceArgs().add("name", name).add(args);
+  event(fmt::format(R"({{"ph":"M","pid":{},"name":"process_name","args":{}}})", pid, all.json()));
   event(
       fmt::format(R"({{"ph":"M","pid":{},"name":"process_sort_index","args":{{"sort_index":{}}}}})", pid, sort_index));
 }
@@ -193,12 +200,26 @@ class RunTrace {
 
   void write_rank(int rank) {
     const std::string label = group_.label.empty() ? "" : fmt::format(" {}", group_.label);
-    writer_.process(pid(rank), rank_name(rank) + label, rank);
+    writer_.process(pid(rank), rank_name(rank) + label, rank, rank_args(rank));
     writer_.thread(compute_track(rank), "compute");
     const auto units = units_of(program_, timeline_, rank);
     write_ops(rank, units);
     write_transfers(rank, units);
     write_counters(rank);
+  }
+
+  [[nodiscard]] TraceArgs rank_args(int rank) const {
+    TraceArgs args;
+    args.add("rank", rank);
+    if (!group_.label.empty()) args.add("run", group_.label);
+    const RankPeak peak = peak_of(rank);
+    return args.add("peak_activations", peak.activations).add("peak_memory_bytes", peak.memory);
+  }
+
+  [[nodiscard]] RankPeak peak_of(int rank) const {
+    if (!group_.peaks.empty()) return group_.peaks[static_cast<std::size_t>(rank)];
+    const RankMemory memory = rank_memory(program_, costs_, rank);
+    return {memory.peak_activations, memory.peak};
   }
 
   // --- computation

@@ -86,6 +86,10 @@ test_results() {
     busy_ns idle_ns predicted_idle_ns peak_activations peak_memory_bytes predicted_peak_memory_bytes; do
     holds "\"$key\": " json
   done
+  # The trace holds all that the report was made of.
+  cp stdout report
+  "$dualpipe_sim" compare trace >compared 2>stderr || fail "the trace is not read back"
+  [[ $(<report) == *"$(sed 1,3d compared)"* ]] || fail "dualpipe-sim compare has another report"
   "$dualpipe_sim" simulate dualpipe --ranks 2 --microbatches 4 --costs costs >stdout 2>stderr || fail "costs not read"
   succeeds 'predicted' --schedule dualpipe "${small[@]}" --compare --costs costs
 }
