@@ -178,6 +178,7 @@ class RunTrace {
         timeline_(timeline),
         filter_(filter),
         group_(group),
+        memories_(program, costs),
         begin_(bounds_of(timeline).start),
         tids_(program.communication.size()) {
     assert(timeline.communication.size() == program.communication.size());
@@ -218,7 +219,7 @@ class RunTrace {
 
   [[nodiscard]] RankPeak peak_of(int rank) const {
     if (!group_.peaks.empty()) return group_.peaks[static_cast<std::size_t>(rank)];
-    const RankMemory memory = rank_memory(program_, costs_, rank);
+    const RankMemory memory = memories_.of(rank);
     return {memory.peak_activations, memory.peak};
   }
 
@@ -352,7 +353,7 @@ class RunTrace {
   // --- counters
 
   void write_counters(int rank) {
-    const auto points = memory_over_time(program_, costs_, timeline_, rank);
+    const auto points = memories_.over_time(timeline_, rank);
     const auto activations = [](const MemoryPoint& point) { return std::int64_t{point.activations}; };
     const auto bytes = [](const MemoryPoint& point) { return point.bytes; };
     write_counter(rank, "activations", "live", points, activations);
@@ -452,6 +453,7 @@ class RunTrace {
   const Timeline& timeline_;
   const TraceFilter& filter_;
   const TraceGroup& group_;
+  RankMemories memories_;
   Time begin_;             // of the run
   std::vector<int> tids_;  // of Program::communication; 0 where no slice is written
   std::size_t rank_digits_ = 2;
