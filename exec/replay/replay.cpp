@@ -9,20 +9,14 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
-#include <chrono>
 #include <optional>
 #include <utility>
 
+#include "exec/replay/clock.h"
 #include "exec/replay/memory.h"
 
 namespace dualpipe {
 namespace {
-
-Time time_of(std::chrono::steady_clock::time_point point) {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(point.time_since_epoch()).count();
-}
-
-Time now() { return time_of(std::chrono::steady_clock::now()); }
 
 // Autograd runs a backward on the thread that calls it. (On a GPU it has one thread per device for all callers.)
 class BackwardOnThisThread {

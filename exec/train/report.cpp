@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <ostream>
-#include <sstream>
 
+#include "sim/report/difference_json.h"
 #include "sim/report/text_table.h"
 #include "sim/simulate/memory.h"
 
@@ -151,9 +151,7 @@ void write_json(std::ostream& out, const TrainReport& report) {
   json["measured_makespan_ns"] = report.difference.makespan.measured;
   json["per_rank"] = Json::array();
   for (const RankDifference& rank : report.difference.per_rank) json["per_rank"].push_back(to_json(rank));
-  std::stringstream difference;
-  write_json(difference, report.difference);
-  json["compare"] = Json::parse(difference);
+  json["compare"] = to_json(report.difference);
   if (report.check) add_check(json, *report.check);
   out << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
 }

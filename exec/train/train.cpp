@@ -6,7 +6,6 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <exception>
 #include <mutex>
@@ -15,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "exec/replay/clock.h"
 #include "exec/train/checkpoint.h"
 #include "exec/train/optimizer.h"
 #include "exec/train/rendezvous.h"
@@ -27,11 +27,6 @@ namespace {
 
 constexpr auto interrupted = "the run was interrupted";
 constexpr std::size_t steps_kept_max = 101;  // with what every op did: a long run must not fill the memory
-
-Time now() {
-  const auto since_boot = std::chrono::steady_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(since_boot).count();
-}
 
 // A Transport that takes note of how large the messages are.
 class MeasuredTransport : public Transport {

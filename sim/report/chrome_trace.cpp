@@ -75,6 +75,12 @@ TraceArgs& TraceArgs::add(std::string_view key, const TraceArgs& value) {
   return *this;
 }
 
+TraceArgs& TraceArgs::add(const TraceArgs& others) {
+  if (!members_.empty() && !others.members_.empty()) members_ += ',';
+  members_ += others.members_;
+  return *this;
+}
+
 TraceWriter::TraceWriter(std::ostream& out) : out_(out), buffer_("{\"traceEvents\":[") {}
 
 void TraceWriter::event(std::string_view json) {
@@ -95,8 +101,9 @@ void TraceWriter::finish() {
   flush();
 }
 
-void TraceWriter::process(int pid, std::string_view name, int sort_index) {
-  event(fmt::format(R"({{"ph":"M","pid":{},"name":"process_name","args":{{"name":{}}}}})", pid, quoted(name)));
+void TraceWriter::process(int pid, std::string_view name, int sort_index, const TraceArgs& args) {
+  const TraceArgs all = TraceArgs().add("name", name).add(args);
+  event(fmt::format(R"({{"ph":"M","pid":{},"name":"process_name","args":{}}})", pid, all.json()));
   event(
       fmt::format(R"({{"ph":"M","pid":{},"name":"process_sort_index","args":{{"sort_index":{}}}}})", pid, sort_index));
 }
@@ -171,6 +178,7 @@ class RunTrace {
         timeline_(timeline),
         filter_(filter),
         group_(group),
+        memories_(program, costs),
         begin_(bounds_of(timeline).start),
         tids_(program.communication.size()) {
     assert(timeline.communication.size() == program.communication.size());
@@ -193,12 +201,26 @@ class RunTrace {
 
   void write_rank(int rank) {
     const std::string label = group_.label.empty() ? "" : fmt::format(" {}", group_.label);
-    writer_.process(pid(rank), rank_name(rank) + label, rank);
+    writer_.process(pid(rank), rank_name(rank) + label, rank, rank_args(rank));
     writer_.thread(compute_track(rank), "compute");
     const auto units = units_of(program_, timeline_, rank);
     write_ops(rank, units);
     write_transfers(rank, units);
     write_counters(rank);
+  }
+
+  [[nodiscard]] TraceArgs rank_args(int rank) const {
+    TraceArgs args;
+    args.add("rank", rank);
+    if (!group_.label.empty()) args.add("run", group_.label);
+    const RankPeak peak = peak_of(rank);
+    return args.add("peak_activations", peak.activations).add("peak_memory_bytes", peak.memory);
+  }
+
+  [[nodiscard]] RankPeak peak_of(int rank) const {
+    if (!group_.peaks.empty()) return group_.peaks[static_cast<std::size_t>(rank)];
+    const RankMemory memory = memories_.of(rank);
+    return {memory.peak_activations, memory.peak};
   }
 
   // --- computation
@@ -331,7 +353,7 @@ class RunTrace {
   // --- counters
 
   void write_counters(int rank) {
-    const auto points = memory_over_time(program_, costs_, timeline_, rank);
+    const auto points = memories_.over_time(timeline_, rank);
     const auto activations = [](const MemoryPoint& point) { return std::int64_t{point.activations}; };
     const auto bytes = [](const MemoryPoint& point) { return point.bytes; };
     write_counter(rank, "activations", "live", points, activations);
@@ -431,6 +453,7 @@ class RunTrace {
   const Timeline& timeline_;
   const TraceFilter& filter_;
   const TraceGroup& group_;
+  RankMemories memories_;
   Time begin_;             // of the run
   std::vector<int> tids_;  // of Program::communication; 0 where no slice is written
   std::size_t rank_digits_ = 2;

@@ -9,16 +9,19 @@
 //     memory bytes            and bytes, if the costs have any
 //
 // Each op's arguments hold its text (`3B7`), stage, chain, micro-batch and the idle time before it; a message's also
-// its bytes. An arrow leads from each send to its receive. A message that takes no time has no slices; its arrow leads
-// from the op that made it to the op that needs it.
+// its bytes; a process's the rank and what it needed at most. read_chrome_trace() reads them back. An arrow leads from
+// each send to its receive. A message that takes no time has no slices; its arrow leads from the op that made it to the
+// op that needs it.
 #pragma once
 
 #include <cstdint>
 #include <iosfwd>
 #include <limits>
+#include <span>
 #include <string>
 #include <string_view>
 
+#include "sim/report/difference.h"
 #include "sim/schedule/program.h"
 #include "sim/simulate/costs.h"
 #include "sim/simulate/timeline.h"
@@ -44,6 +47,8 @@ class TraceArgs {
   TraceArgs& add(std::string_view key, std::string_view value);
   TraceArgs& add(std::string_view key, const TraceArgs& value);
 
+  TraceArgs& add(const TraceArgs& others);
+
   [[nodiscard]] std::string json() const { return "{" + members_ + "}"; }
 
  private:
@@ -61,7 +66,8 @@ class TraceWriter {
  public:
   explicit TraceWriter(std::ostream& out);
 
-  void process(int pid, std::string_view name, int sort_index);
+  // `args`: what is to be known of it besides its name.
+  void process(int pid, std::string_view name, int sort_index, const TraceArgs& args = {});
   void thread(TraceTrack track, std::string_view name);  // sorted by tid
   void slice(TraceTrack track, std::string_view category, std::string_view name, Span span, const TraceArgs& args);
   void counter(int pid, std::string_view name, std::string_view key, Time time, std::int64_t value);
@@ -83,8 +89,9 @@ class TraceWriter {
 
 // The processes of one run among others of the same file (a plan and its measured run).
 struct TraceGroup {
-  int first_pid = 1000;    // pid = first_pid + rank
-  std::string_view label;  // "rank 03 measured"
+  int first_pid = 1000;             // pid = first_pid + rank
+  std::string_view label;           // "rank 03 measured"
+  std::span<const RankPeak> peaks;  // by rank, as they were measured; empty: those that the costs make
 };
 
 // Writes one run; the timeline must have recorded spans.

@@ -31,15 +31,15 @@ std::vector<HeldOfStage> by_stage(const std::vector<Op>& ops) {
 }
 
 // When the rank first holds `bytes`. (The peak may come before its op starts: a receive buffer is held already.)
-std::optional<Time> when_first(Bytes bytes, const Program& program, const Costs& costs, const Timeline& timeline,
-                               int rank) {
-  const auto points = memory_over_time(program, costs, timeline, rank);
+std::optional<Time> when_first(Bytes bytes, const RankMemories& memories, const Timeline& timeline, int rank) {
+  const auto points = memories.over_time(timeline, rank);
   const auto first =
       std::find_if(points.begin(), points.end(), [&](const auto& point) { return point.bytes == bytes; });
   return first == points.end() ? std::nullopt : std::optional(first->time);
 }
 
-Peak peak_of(const Program& program, const Costs& costs, const Timeline& timeline, int rank, const RankMemory& memory) {
+Peak peak_of(const Program& program, const RankMemories& memories, const Timeline& timeline, int rank,
+             const RankMemory& memory) {
   const auto ops = program.schedule.rank(rank);
   if (ops.empty()) return {};
   const bool counts_bytes = memory.peak > memory.resident;
@@ -52,13 +52,14 @@ Peak peak_of(const Program& program, const Costs& costs, const Timeline& timelin
   peak.ops = held_at(program, rank, position);
   peak.stages = by_stage(peak.ops);
   if (timeline.ops.empty()) return peak;
-  if (counts_bytes) peak.at = when_first(memory.peak, program, costs, timeline, rank);
+  if (counts_bytes) peak.at = when_first(memory.peak, memories, timeline, rank);
   if (!peak.at) peak.at = timeline.ops[program.schedule.rank_begin[static_cast<std::size_t>(rank)] + position].start;
   return peak;
 }
 
-RankReport rank_report(const RunReport& run, const Program& program, const Costs& costs, const Timeline& timeline,
-                       int rank, const RankMemory& memory) {
+RankReport rank_report(const RunReport& run, const Program& program, const RankMemories& memories,
+                       const Timeline& timeline, int rank) {
+  const RankMemory memory = memories.of(rank);
   const RankTimes& times = timeline.ranks[static_cast<std::size_t>(rank)];
   RankReport report;
   report.rank = rank;
@@ -70,7 +71,7 @@ RankReport rank_report(const RunReport& run, const Program& program, const Costs
   report.parameters = memory.parameters;
   report.peak_activations = memory.peak_activations;
   report.peak_memory = memory.peak;
-  report.peak = peak_of(program, costs, timeline, rank, memory);
+  report.peak = peak_of(program, memories, timeline, rank, memory);
   return report;
 }
 
@@ -181,10 +182,9 @@ RunReport run_report(const Program& program, const Costs& costs, const Timeline&
   report.bubble_rate_makespan = timeline.bubble_rate_makespan();
   report.bubble_rate_span = timeline.bubble_rate_span();
   report.reduced = timeline.reduced;
-  const auto memory = memory_of_ranks(program, costs);
+  const RankMemories memories(program, costs);
   for (int rank = 0; rank < placement.ranks; ++rank) {
-    report.per_rank.push_back(
-        rank_report(report, program, costs, timeline, rank, memory[static_cast<std::size_t>(rank)]));
+    report.per_rank.push_back(rank_report(report, program, memories, timeline, rank));
   }
   return report;
 }

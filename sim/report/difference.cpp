@@ -4,11 +4,15 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <ostream>
 #include <string_view>
 #include <utility>
 
+#include "sim/report/difference_json.h"
 #include "sim/report/gantt_layout.h"
 #include "sim/report/text_table.h"
 
@@ -19,57 +23,114 @@ constexpr std::array<std::string_view, 5> class_names = {"F", "B", "I", "W", "F&
 
 std::size_t class_of(const Unit& unit) { return unit.is_pair() ? 4 : static_cast<std::size_t>(unit.ops[0].kind); }
 
-// The lower one of two in the middle.
-Time median(std::vector<Time> times) {
+// The least of the times that so many percent of them do not exceed; of two in the middle the lower one.
+Time percentile(std::vector<Time>& times, std::size_t percent) {
   if (times.empty()) return 0;
-  const auto middle = times.begin() + static_cast<std::ptrdiff_t>((times.size() - 1) / 2);
-  std::nth_element(times.begin(), middle, times.end());
-  return *middle;
+  const auto at = times.begin() + static_cast<std::ptrdiff_t>((times.size() * percent + 99) / 100 - 1);
+  std::nth_element(times.begin(), at, times.end());
+  return *at;
 }
 
-// Calls back with each unit of a rank, as planned and as measured.
-template <typename Visit>
-void for_each_unit(const Program& program, const Timeline& planned, const Timeline& measured, Visit visit) {
-  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
-    const auto plan = units_of(program, planned, rank);
-    const auto real = units_of(program, measured, rank);
-    for (std::size_t i = 0; i < plan.size(); ++i) visit(rank, plan[i], real[i]);
+// From the first start to the last end.
+Span bounds_of(std::span<const RankRun> run) {
+  std::optional<Span> bounds;
+  for (const RankRun& rank : run) {
+    for (const Span& span : rank.spans) {
+      if (!bounds) bounds = span;
+      *bounds = {std::min(bounds->start, span.start), std::max(bounds->end, span.end)};
+    }
   }
+  return bounds.value_or(Span{});
 }
 
-std::vector<ClassDifference> classes_of(const Program& program, const Timeline& planned, const Timeline& measured) {
-  std::array<PlannedMeasured<std::vector<Time>>, class_names.size()> durations;
-  for_each_unit(program, planned, measured, [&](int, const Unit& plan, const Unit& real) {
-    durations[class_of(plan)].planned.push_back(plan.duration());
-    durations[class_of(plan)].measured.push_back(real.duration());
-  });
-  std::vector<ClassDifference> classes;
-  for (std::size_t i = 0; i < class_names.size(); ++i) {
-    const std::size_t count = durations[i].planned.size();
-    if (count == 0) continue;
-    classes.push_back({std::string(class_names[i]),
-                       count,
-                       {median(std::move(durations[i].planned)), median(std::move(durations[i].measured))}});
+Time busy(std::span<const Unit> units) {
+  Time total = 0;
+  for (const Unit& unit : units) total += unit.duration();
+  return total;
+}
+
+// The starts of some ops, and what is known of them when all are there.
+class Starts {
+ public:
+  void add(Time off, std::span<const Op> ops, int rank) {
+    off_.push_back(off);
+    if (!worst_.empty() && off <= largest_) return;
+    largest_ = off;
+    worst_ = ops;
+    rank_ = rank;
   }
-  return classes;
-}
 
-StartError starts_of(const Program& program, const Timeline& planned, const Timeline& measured) {
-  const Time planned_begin = bounds_of(planned).start;
-  const Time measured_begin = bounds_of(measured).start;
-  StartError error;
-  std::vector<Time> errors;
-  for_each_unit(program, planned, measured, [&](int rank, const Unit& plan, const Unit& real) {
-    const Time off = std::abs((real.span.start - measured_begin) - (plan.span.start - planned_begin));
-    errors.push_back(off);
-    if (!error.op.empty() && off <= error.largest) return;
-    error.largest = off;
-    error.op = cell_text(plan.ops);
-    error.rank = rank;
-  });
-  error.median = median(std::move(errors));
-  return error;
-}
+  [[nodiscard]] StartError error() && {
+    if (off_.empty()) return {};
+    const Time median = percentile(off_, 50);
+    return {median, percentile(off_, 95), largest_, cell_text(worst_), rank_};
+  }
+
+ private:
+  std::vector<Time> off_;
+  Time largest_ = 0;
+  std::span<const Op> worst_;
+  int rank_ = 0;
+};
+
+struct OfClass {
+  PlannedMeasured<std::vector<Time>> durations;
+  Starts starts;
+};
+
+// Takes the runs rank by rank.
+class Comparison {
+ public:
+  explicit Comparison(const PlannedMeasured<std::span<const RankRun>>& runs)
+      : bounds_{bounds_of(runs.planned), bounds_of(runs.measured)} {
+    const auto length = [](Span bounds) { return bounds.end - bounds.start; };
+    result_.makespan = {length(bounds_.planned), length(bounds_.measured)};
+  }
+
+  void add(const RankRun& planned, const RankRun& measured) {
+    const int rank = static_cast<int>(result_.per_rank.size());
+    const auto plan = units_of(planned.ops, planned.spans);
+    const auto real = units_of(measured.ops, measured.spans);
+    assert(plan.size() == real.size());
+    Starts starts;
+    for (std::size_t i = 0; i < plan.size(); ++i) {
+      const Time off = start_error(plan[i].span, real[i].span);
+      OfClass& of_class = classes_[class_of(plan[i])];
+      of_class.durations.planned.push_back(plan[i].duration());
+      of_class.durations.measured.push_back(real[i].duration());
+      for (Starts* each : {&starts, &of_class.starts, &starts_}) each->add(off, plan[i].ops, rank);
+    }
+    const PlannedMeasured<Time> work{busy(plan), busy(real)};
+    result_.per_rank.push_back({rank,
+                                work,
+                                {result_.makespan.planned - work.planned, result_.makespan.measured - work.measured},
+                                {planned.peak, measured.peak},
+                                std::move(starts).error()});
+  }
+
+  [[nodiscard]] Difference result() && {
+    for (std::size_t i = 0; i < class_names.size(); ++i) {
+      auto& [planned, measured] = classes_[i].durations;
+      if (planned.empty()) continue;
+      result_.classes.push_back({std::string(class_names[i]),
+                                 planned.size(),
+                                 {percentile(planned, 50), percentile(measured, 50)},
+                                 std::move(classes_[i].starts).error()});
+    }
+    result_.starts = std::move(starts_).error();
+    return std::move(result_);
+  }
+
+ private:
+  [[nodiscard]] Time start_error(Span planned, Span measured) const {
+    return std::abs((measured.start - bounds_.measured.start) - (planned.start - bounds_.planned.start));
+  }
+
+  PlannedMeasured<Span> bounds_;
+  std::array<OfClass, class_names.size()> classes_;
+  Starts starts_;
+  Difference result_;
+};
 
 std::string ratio_text(const PlannedMeasured<Time>& times) {
   if (times.planned == 0) return "";
@@ -85,13 +146,21 @@ std::string whole_text(const Difference& difference) {
   for (const ClassDifference& each : difference.classes) {
     add(each.op_class, each.median, fmt::format("median of {}", each.count));
   }
-  std::string text = table.to_text();
-  if (!difference.starts.op.empty()) {
-    text += fmt::format("starts    off by {} in the median, {} at most: {} of rank {}\n",
-                        format_time(difference.starts.median), format_time(difference.starts.largest),
-                        difference.starts.op, difference.starts.rank);
-  }
-  return text;
+  return table.to_text();
+}
+
+std::string starts_text(const Difference& difference) {
+  TextTable table({{"starts off by", Align::left}, {"median"}, {"95%"}, {"at most"}, {"", Align::left}});
+  const auto add = [&](const std::string& what, const StartError& starts, const std::string& where) {
+    if (starts.op.empty()) return;
+    table.add_row({what, format_time(starts.median), format_time(starts.percentile95), format_time(starts.largest),
+                   starts.op + where});
+  };
+  const auto of_rank = [](const StartError& starts) { return fmt::format(" of rank {}", starts.rank); };
+  add("all", difference.starts, of_rank(difference.starts));
+  for (const ClassDifference& each : difference.classes) add(each.op_class, each.starts, of_rank(each.starts));
+  for (const RankDifference& each : difference.per_rank) add(fmt::format("rank {}", each.rank), each.starts, "");
+  return table.to_text();
 }
 
 std::string ranks_text(const Difference& difference) {
@@ -115,6 +184,14 @@ std::string ranks_text(const Difference& difference) {
 
 using Json = nlohmann::ordered_json;
 
+Json to_json(const StartError& starts) {
+  return {{"median_ns", starts.median},
+          {"percentile95_ns", starts.percentile95},
+          {"largest_ns", starts.largest},
+          {"largest_at", starts.op},
+          {"rank", starts.rank}};
+}
+
 Json to_json(const RankDifference& rank) {
   return {{"rank", rank.rank},
           {"planned_busy_ns", rank.busy.planned},
@@ -124,31 +201,45 @@ Json to_json(const RankDifference& rank) {
           {"planned_peak_activations", rank.peak.planned.activations},
           {"measured_peak_activations", rank.peak.measured.activations},
           {"planned_peak_memory_bytes", rank.peak.planned.memory},
-          {"measured_peak_memory_bytes", rank.peak.measured.memory}};
+          {"measured_peak_memory_bytes", rank.peak.measured.memory},
+          {"start_error", to_json(rank.starts)}};
+}
+
+std::vector<RankRun> ranks_of(const Program& program, const Timeline& timeline, std::span<const RankPeak> peaks) {
+  assert(timeline.ops.size() == program.schedule.ops.size());
+  std::vector<RankRun> ranks;
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    const auto i = static_cast<std::size_t>(rank);
+    const auto ops = program.schedule.rank(rank);
+    const auto spans = std::span(timeline.ops).subspan(program.schedule.rank_begin[i], ops.size());
+    ranks.push_back({ops, spans, peaks[i]});
+  }
+  return ranks;
 }
 
 }  // namespace
 
-Difference difference(const Program& program, const PlannedMeasured<const Timeline&>& timelines,
-                      const PlannedMeasured<std::span<const RankPeak>>& peaks) {
-  const auto& [planned, measured] = timelines;
-  Difference result;
-  result.makespan = {planned.makespan(), measured.makespan()};
-  result.classes = classes_of(program, planned, measured);
-  result.starts = starts_of(program, planned, measured);
-  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
-    const auto i = static_cast<std::size_t>(rank);
-    result.per_rank.push_back({rank,
-                               {planned.ranks[i].busy, measured.ranks[i].busy},
-                               {planned.idle(rank), measured.idle(rank)},
-                               {peaks.planned[i], peaks.measured[i]}});
+Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs) {
+  assert(runs.planned.size() == runs.measured.size());
+  Comparison comparison(runs);
+  for (std::size_t rank = 0; rank < runs.planned.size(); ++rank) {
+    comparison.add(runs.planned[rank], runs.measured[rank]);
   }
-  return result;
+  return std::move(comparison).result();
 }
 
-std::string to_text(const Difference& difference) { return whole_text(difference) + "\n" + ranks_text(difference); }
+Difference difference(const Program& program, const PlannedMeasured<const Timeline&>& timelines,
+                      const PlannedMeasured<std::span<const RankPeak>>& peaks) {
+  const auto planned = ranks_of(program, timelines.planned, peaks.planned);
+  const auto measured = ranks_of(program, timelines.measured, peaks.measured);
+  return difference({planned, measured});
+}
 
-void write_json(std::ostream& out, const Difference& difference) {
+std::string to_text(const Difference& difference) {
+  return whole_text(difference) + "\n" + starts_text(difference) + "\n" + ranks_text(difference);
+}
+
+Json to_json(const Difference& difference) {
   Json json;
   json["planned_makespan_ns"] = difference.makespan.planned;
   json["measured_makespan_ns"] = difference.makespan.measured;
@@ -157,15 +248,17 @@ void write_json(std::ostream& out, const Difference& difference) {
     json["classes"].push_back(Json{{"class", each.op_class},
                                    {"count", each.count},
                                    {"planned_median_ns", each.median.planned},
-                                   {"measured_median_ns", each.median.measured}});
+                                   {"measured_median_ns", each.median.measured},
+                                   {"start_error", to_json(each.starts)}});
   }
-  json["start_error"] = {{"median_ns", difference.starts.median},
-                         {"largest_ns", difference.starts.largest},
-                         {"largest_at", difference.starts.op},
-                         {"rank", difference.starts.rank}};
+  json["start_error"] = to_json(difference.starts);
   json["per_rank"] = Json::array();
   for (const RankDifference& rank : difference.per_rank) json["per_rank"].push_back(to_json(rank));
-  out << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+  return json;
+}
+
+void write_json(std::ostream& out, const Difference& difference) {
+  out << to_json(difference).dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
 }
 
 }  // namespace dualpipe

@@ -21,7 +21,9 @@ struct Unit {
   [[nodiscard]] Time duration() const { return span.end - span.start; }
 };
 
-// In the order in which the rank runs them. The timeline must have recorded spans.
+// In the order in which the rank runs them: `ops` are all of a rank's, and `spans` theirs.
+[[nodiscard]] std::vector<Unit> units_of(std::span<const Op> ops, std::span<const Span> spans);
+// The timeline must have recorded spans.
 [[nodiscard]] std::vector<Unit> units_of(const Program& program, const Timeline& timeline, int rank);
 
 // From the first start to the last end over all ranks; {0, 0} where nothing runs.

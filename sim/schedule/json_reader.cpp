@@ -3,14 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
-#include <charconv>
 #include <cmath>
-#include <istream>
-#include <streambuf>
 #include <vector>
 
 #include "sim/schedule/error.h"
+#include "sim/schedule/json_input.h"
 #include "sim/schedule/quote.h"
 
 namespace dualpipe {
@@ -18,72 +15,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t token_length_max = std::size_t{1} << 16U;
 constexpr std::size_t value_count_max = std::size_t{1} << 21U;  // twelve for each of the most stages, and room
 constexpr std::size_t depth_max = 4;
-
-// Hands the input to the parser, and stops it in front of what it would gather in memory, or take for the file's end.
-class GuardedInput : public std::streambuf {
- public:
-  GuardedInput(std::istream& in, const std::string& source) : in_(in), source_(source) {}
-
- protected:
-  int_type underflow() override {
-    if (!in_.good()) return traits_type::eof();
-    in_.read(buffer_.data(), static_cast<std::streamsize>(buffer_.size()));
-    if (in_.bad()) throw InputError(fmt::format("{}: cannot be read", source_));
-    const auto size = static_cast<std::size_t>(in_.gcount());
-    for (const char c : std::string_view(buffer_.data(), size)) inspect(c);
-    setg(buffer_.data(), buffer_.data(), buffer_.data() + size);
-    return size == 0 ? traits_type::eof() : traits_type::to_int_type(buffer_[0]);
-  }
-
- private:
-  void inspect(char c) {
-    if (c == '\0') fail("a NUL byte, which no JSON text has");
-    if (c == '\n') ++line_;
-    const bool is_quote = c == '"' && !escaped_;
-    const bool ends_token = is_quote || (!in_string_ && std::string_view("[]{},:").find(c) != std::string_view::npos);
-    if (is_quote) in_string_ = !in_string_;
-    escaped_ = in_string_ && c == '\\' && !escaped_;
-    length_ = ends_token ? 0 : length_ + 1;
-    if (length_ > token_length_max) fail(fmt::format("a value of more than {} characters", token_length_max));
-  }
-
-  [[noreturn]] void fail(std::string_view what) const {
-    throw InputError(fmt::format("{}:{}: {}", source_, line_, what));
-  }
-
-  std::istream& in_;
-  const std::string& source_;
-  std::array<char, std::size_t{1} << 16U> buffer_;
-  std::size_t line_ = 1;
-  std::size_t length_ = 0;
-  bool in_string_ = false;
-  bool escaped_ = false;
-};
-
-// The number after the label.
-std::size_t number_after(std::string_view label, std::string_view text) {
-  std::size_t number = 0;
-  const auto at = text.find(label);
-  if (at != std::string_view::npos) std::from_chars(text.data() + at + label.size(), text.data() + text.size(), number);
-  return number;
-}
-
-// The library's "[json.exception.parse_error.101] parse error at line 2, column 7: syntax error while parsing value -
-// invalid literal; last read: '…'; expected …" as "file:2:7: syntax error while parsing value - invalid literal, near
-// '…'", without the raw bytes of the file.
-std::string syntax_error(const std::string& source, std::string_view what, std::string_view last_token) {
-  constexpr std::size_t near_max = 40;
-  const auto place = fmt::format("{}:{}:{}", source, number_after("at line ", what), number_after(", column ", what));
-  const auto reason_at = std::min(what.find("syntax error"), what.size());
-  const auto raw_at = what.find("; last read: ");
-  const auto reason = what.substr(reason_at, raw_at - reason_at);
-  if (raw_at == std::string_view::npos) return fmt::format("{}: {}", place, reason);
-  const auto shown = last_token.substr(last_token.size() - std::min(last_token.size(), near_max));
-  return fmt::format("{}: {}, near {}", place, reason, quote(shown));
-}
 
 // The events of the parser: builds the document, and passes on what is streamed. Its functions are named by the
 // library.
@@ -152,9 +85,8 @@ class DocumentReader {
   }
 
   bool parse_error(std::size_t /*position*/, const std::string& last_token, const json::exception& error) {
-    constexpr int number_overflow = 406;
-    if (error.id == number_overflow) fail(fmt::format("the number {} is too large", quote(last_token)));
-    throw InputError(syntax_error(source_, error.what(), last_token));
+    if (error.id == json_number_overflow) fail(fmt::format("the number {} is too large", quote(last_token)));
+    throw InputError(json_syntax_error(source_, error.what(), last_token));
   }
 
  private:
@@ -340,10 +272,8 @@ void JsonValue::allow_keys(std::span<const std::string_view> keys) const {
 
 json read_json_document(std::istream& in, const std::string& source, const JsonFormat& format,
                         const JsonStream& stream) {
-  GuardedInput input(in, source);
-  std::istream guarded(&input);
   DocumentReader reader(source, format, stream);
-  json::sax_parse(guarded, &reader);
+  parse_json(in, source, reader);
   return reader.take();
 }
 

@@ -71,8 +71,8 @@ struct Reduction {
 };
 
 // Where the gradients of a rank's shared stages are complete: after their last W or B.
-std::vector<Reduction> completions_of(const Schedule& schedule, int rank, const std::vector<bool>& shared) {
-  const auto stages = schedule.placement.stages_on(rank);
+std::vector<Reduction> completions_of(const Schedule& schedule, int rank, std::span<const int> stages,
+                                      const std::vector<bool>& shared) {
   const auto wanted = std::ranges::count_if(stages, [&](int stage) { return shared[static_cast<std::size_t>(stage)]; });
   std::vector<Reduction> found;
   std::vector<bool> is_found(shared.size());
@@ -89,12 +89,12 @@ std::vector<Reduction> completions_of(const Schedule& schedule, int rank, const 
 
 // By rank, the last one first. All ranks reduce in one order of the weights, or two could wait for each other's: by
 // when the last rank has its gradients. One that is ready out of turn waits for those before it.
-std::vector<std::vector<Reduction>> reductions_of(const Schedule& schedule) {
+std::vector<std::vector<Reduction>> reductions_of(const Schedule& schedule, const StagesByRank& by_rank) {
   const auto shared = shared_stages(schedule.placement);
   std::vector<std::vector<Reduction>> reductions;
   std::vector<std::size_t> ready(schedule.placement.rank_of.size());  // by weights
   for (int rank = 0; rank < schedule.ranks(); ++rank) {
-    reductions.push_back(completions_of(schedule, rank, shared));
+    reductions.push_back(completions_of(schedule, rank, by_rank.on(rank), shared));
     for (const auto& [position, stage] : reductions.back()) {
       std::size_t& latest = ready[schedule.placement.weights_of[stage]];
       latest = std::max(latest, position);
@@ -160,11 +160,12 @@ class Lowering {
     const Schedule& schedule = program_.schedule;
     const bool trains = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind != Kind::forward; });
     ranks_.resize(static_cast<std::size_t>(schedule.ranks()));
-    reductions_ = reductions_of(schedule);
+    const StagesByRank by_rank(schedule.placement);
+    reductions_ = reductions_of(schedule, by_rank);
     std::vector<std::size_t> counts;
     for (std::size_t r = 0; r < ranks_.size(); ++r) {
       std::size_t ends = 0;
-      for (const int stage : schedule.placement.stages_on(static_cast<int>(r))) {
+      for (const int stage : by_rank.on(static_cast<int>(r))) {
         const Route& forward = routes_[static_cast<std::size_t>(stage)][0];
         ends += (forward.in != nothing ? 1U : 0U) + (forward.out != nothing ? 1U : 0U);
       }

@@ -155,4 +155,14 @@ void check(const Placement& placement) {
   check_weights(placement);
 }
 
+StagesByRank::StagesByRank(const Placement& placement)
+    : begin_(static_cast<std::size_t>(placement.ranks) + 1), stages_(placement.rank_of.size()) {
+  for (const auto rank : placement.rank_of) ++begin_[rank + 1U];
+  std::partial_sum(begin_.begin(), begin_.end(), begin_.begin());
+  std::vector<std::size_t> next = begin_;
+  for (int stage = 0; stage < placement.stages(); ++stage) {
+    stages_[next[placement.rank_of[static_cast<std::size_t>(stage)]]++] = stage;
+  }
+}
+
 }  // namespace dualpipe

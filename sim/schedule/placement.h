@@ -1,6 +1,7 @@
 // Where the stages are: which rank holds each, which chain it belongs to, and which stages share weights.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -39,5 +40,21 @@ struct Placement {
 
 // Throws InputError where the parts do not fit together (a rank out of range, a chain without stages, …).
 void check(const Placement& placement);
+
+// The stages of each rank, for those who visit all ranks; Placement::stages_on() looks through all stages each time.
+class StagesByRank {
+ public:
+  explicit StagesByRank(const Placement& placement);
+
+  // In ascending order.
+  [[nodiscard]] std::span<const int> on(int rank) const {
+    const auto begin = begin_[static_cast<std::size_t>(rank)];
+    return std::span(stages_).subspan(begin, begin_[static_cast<std::size_t>(rank) + 1] - begin);
+  }
+
+ private:
+  std::vector<std::size_t> begin_;  // of stages_: ranks + 1 entries
+  std::vector<int> stages_;
+};
 
 }  // namespace dualpipe

@@ -27,7 +27,10 @@ constexpr std::array<Done, 4> before{0, did_forward, did_forward, did_forward | 
 class ScheduleCheck {
  public:
   ScheduleCheck(const Schedule& schedule, std::vector<Violation>& violations)
-      : schedule_(schedule), violations_(violations), local_(schedule.placement.rank_of.size()) {
+      : schedule_(schedule),
+        violations_(violations),
+        by_rank_(schedule.placement),
+        local_(schedule.placement.rank_of.size()) {
     trains_ = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind != Kind::forward; });
     stages_.resize(schedule.placement.rank_of.size());
     for (int stage = 0; stage < schedule.placement.stages(); ++stage) {
@@ -61,7 +64,7 @@ class ScheduleCheck {
 
   void check_rank(int rank) {
     rank_ = rank;
-    const auto stages = schedule_.placement.stages_on(rank);
+    const auto stages = by_rank_.on(rank);
     for (std::size_t i = 0; i < stages.size(); ++i) local_[static_cast<std::size_t>(stages[i])] = i;
     done_.assign(stages.size() * schedule_.micro_batches, 0);
 
@@ -152,6 +155,7 @@ class ScheduleCheck {
 
   const Schedule& schedule_;
   std::vector<Violation>& violations_;
+  StagesByRank by_rank_;
   std::vector<LocalNeighbours> stages_;
   std::vector<std::size_t> local_;  // the number of a stage among those of its rank
   bool trains_ = false;             // else forward only
@@ -165,7 +169,12 @@ class ScheduleCheck {
 class MessageCheck {
  public:
   MessageCheck(const Program& program, std::vector<Violation>& violations)
-      : program_(program), placement_(program.schedule.placement), violations_(violations) {}
+      : program_(program),
+        placement_(program.schedule.placement),
+        violations_(violations),
+        by_rank_(placement_),
+        local_(placement_.rank_of.size()),
+        last_weight_(placement_.rank_of.size()) {}
 
   void run() {
     reductions_.assign(placement_.rank_of.size(), 0);
@@ -192,11 +201,10 @@ class MessageCheck {
 
   void check_rank(int rank) {
     rank_ = rank;
-    const auto stages = placement_.stages_on(rank);
-    local_.resize(placement_.rank_of.size());
+    const auto stages = by_rank_.on(rank);
     for (std::size_t i = 0; i < stages.size(); ++i) local_[static_cast<std::size_t>(stages[i])] = i;
     seen_.assign(stages.size() * program_.schedule.micro_batches, 0);
-    last_weight_.assign(placement_.rank_of.size(), 0);
+    for (const int stage : stages) last_weight_[static_cast<std::size_t>(stage)] = 0;
 
     const auto ops = program_.schedule.rank(rank);
     for (std::size_t i = 0; i < ops.size(); ++i) {
@@ -275,6 +283,7 @@ class MessageCheck {
   const Program& program_;
   const Placement& placement_;
   std::vector<Violation>& violations_;
+  StagesByRank by_rank_;
   std::vector<int> reductions_;  // per stage
 
   int rank_ = 0;

@@ -62,11 +62,14 @@ StageEffects effects_of(const Placement& placement, const Costs& costs, int stag
   return effects;
 }
 
+}  // namespace
+
 // Walks a rank's ops and slots in order, and tells `visit(position, moment, held)` at every moment when what is held
 // may have grown or shrunk.
-class Walk {
+class RankMemories::Walk {
  public:
-  Walk(const Program& program, const Costs& costs) : program_(program), costs_(costs) {
+  Walk(const Program& program, const Costs& costs)
+      : program_(program), costs_(costs), stages_(program.schedule.placement) {
     for (int stage = 0; stage < program.schedule.placement.stages(); ++stage) {
       effects_.push_back(effects_of(program.schedule.placement, costs, stage));
     }
@@ -74,15 +77,19 @@ class Walk {
     check_total();
   }
 
+  [[nodiscard]] std::span<const int> stages(int rank) const { return stages_.on(rank); }
+
   // Parameters, gradients and optimizer state.
   [[nodiscard]] Bytes resident(int rank) const {
     Bytes bytes = 0;
-    for (const int stage : program_.schedule.placement.stages_on(rank)) {
+    for (const int stage : stages_.on(rank)) {
       const StageCosts& cost = costs_.of(stage);
       bytes += cost.parameters + cost.gradients + cost.optimizer;
     }
     return bytes;
   }
+
+  [[nodiscard]] const Program& program() const { return program_; }
 
   template <typename Visit>
   void run(int rank, Visit visit) const {
@@ -146,15 +153,20 @@ class Walk {
 
   const Program& program_;
   const Costs& costs_;
+  StagesByRank stages_;
   std::vector<StageEffects> effects_;  // by stage
   bool receives_ = false;
 };
 
-RankMemory rank_memory(const Program& program, const Walk& walk, int rank) {
+RankMemories::RankMemories(const Program& program, const Costs& costs)
+    : walk_(std::make_unique<const Walk>(program, costs)) {}
+RankMemories::~RankMemories() = default;
+
+RankMemory RankMemories::of(int rank) const {
   RankMemory memory;
-  memory.parameters = static_cast<int>(program.schedule.placement.stages_on(rank).size());
-  memory.resident = memory.peak = walk.resident(rank);
-  walk.run(rank, [&](std::size_t position, Moment, const Held& held) {
+  memory.parameters = static_cast<int>(walk_->stages(rank).size());
+  memory.resident = memory.peak = walk_->resident(rank);
+  walk_->run(rank, [&](std::size_t position, Moment, const Held& held) {
     if (held.activations > memory.peak_activations) {
       memory.peak_activations = held.activations;
       memory.peak_activations_position = position;
@@ -167,17 +179,33 @@ RankMemory rank_memory(const Program& program, const Walk& walk, int rank) {
   return memory;
 }
 
-}  // namespace
+std::vector<MemoryPoint> RankMemories::over_time(const Timeline& timeline, int rank) const {
+  const std::size_t first = walk_->program().schedule.rank_begin[static_cast<std::size_t>(rank)];
+  std::vector<MemoryPoint> points{{0, walk_->resident(rank), 0}};
+  walk_->run(rank, [&](std::size_t position, Moment moment, const Held& held) {
+    const Time reached = position == 0 ? 0 : timeline.ops[first + position - 1].end;
+    const Time time = moment == Moment::slot ? reached : timeline.ops[first + position].start;
+    const MemoryPoint point{time, held.bytes, held.activations};
+    if (points.back().bytes == point.bytes && points.back().activations == point.activations) return;
+    points.push_back(point);
+  });
+  return points;
+}
 
 RankMemory rank_memory(const Program& program, const Costs& costs, int rank) {
-  return rank_memory(program, Walk(program, costs), rank);
+  return RankMemories(program, costs).of(rank);
 }
 
 std::vector<RankMemory> memory_of_ranks(const Program& program, const Costs& costs) {
-  const Walk walk(program, costs);
+  const RankMemories ranks(program, costs);
   std::vector<RankMemory> memories;
-  for (int rank = 0; rank < program.schedule.ranks(); ++rank) memories.push_back(rank_memory(program, walk, rank));
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) memories.push_back(ranks.of(rank));
   return memories;
+}
+
+std::vector<MemoryPoint> memory_over_time(const Program& program, const Costs& costs, const Timeline& timeline,
+                                          int rank) {
+  return RankMemories(program, costs).over_time(timeline, rank);
 }
 
 std::vector<Op> held_at(const Program& program, int rank, std::size_t position) {
@@ -200,21 +228,6 @@ std::vector<Op> held_at(const Program& program, int rank, std::size_t position) 
   std::vector<Op> result;
   for (const std::size_t i : order) result.push_back({ops[i].micro_batch, ops[i].stage, ops[i].kind, false});
   return result;
-}
-
-std::vector<MemoryPoint> memory_over_time(const Program& program, const Costs& costs, const Timeline& timeline,
-                                          int rank) {
-  const Walk walk(program, costs);
-  const std::size_t first = program.schedule.rank_begin[static_cast<std::size_t>(rank)];
-  std::vector<MemoryPoint> points{{0, walk.resident(rank), 0}};
-  walk.run(rank, [&](std::size_t position, Moment moment, const Held& held) {
-    const Time reached = position == 0 ? 0 : timeline.ops[first + position - 1].end;
-    const Time time = moment == Moment::slot ? reached : timeline.ops[first + position].start;
-    const MemoryPoint point{time, held.bytes, held.activations};
-    if (points.back().bytes == point.bytes && points.back().activations == point.activations) return;
-    points.push_back(point);
-  });
-  return points;
 }
 
 }  // namespace dualpipe

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "sim/schedule/program.h"
@@ -35,12 +36,31 @@ struct RankMemory {
 // What is held at a rank's op `position`: one forward F, or I whose W is still to come, per entry, in order.
 [[nodiscard]] std::vector<Op> held_at(const Program& program, int rank, std::size_t position);
 
-// Memory over time, a point wherever it changes; needs recorded spans.
+// Memory over time, a point wherever it changes.
 struct MemoryPoint {
   Time time;
   Bytes bytes;
   int activations;
 };
+
+// For those who ask for rank after rank: what all ranks need to know is made once. The program and the costs must
+// outlive it. Its functions throw nothing.
+class RankMemories {
+ public:
+  // Throws InputError where the bytes could overflow.
+  RankMemories(const Program& program, const Costs& costs);
+  ~RankMemories();
+
+  [[nodiscard]] RankMemory of(int rank) const;
+  // The timeline must have recorded spans.
+  [[nodiscard]] std::vector<MemoryPoint> over_time(const Timeline& timeline, int rank) const;
+
+ private:
+  class Walk;
+  std::unique_ptr<const Walk> walk_;
+};
+
+// The same of one rank.
 [[nodiscard]] std::vector<MemoryPoint> memory_over_time(const Program& program, const Costs& costs,
                                                         const Timeline& timeline, int rank);
 

@@ -253,7 +253,8 @@ BOOST_AUTO_TEST_CASE(first_lines) {
   const Costs costs = uniform(1'234'567, ms, ms, 1'500);
   const std::string expected =
       R"({"traceEvents":[
-{"ph":"M","pid":1000,"name":"process_name","args":{"name":"rank 00"}},
+{"ph":"M","pid":1000,"name":"process_name",)"
+      R"("args":{"name":"rank 00","rank":0,"peak_activations":1,"peak_memory_bytes":0}},
 {"ph":"M","pid":1000,"name":"process_sort_index","args":{"sort_index":0}},
 {"ph":"M","pid":1000,"tid":1,"name":"thread_name","args":{"name":"compute"}},
 {"ph":"M","pid":1000,"tid":1,"name":"thread_sort_index","args":{"sort_index":1}},
@@ -373,7 +374,7 @@ BOOST_AUTO_TEST_CASE(two_runs_in_one_file) {
   TraceWriter writer(out);
   for (const Time latency : {Time{0}, ms}) {
     const Costs costs = uniform(ms, ms, ms, latency);
-    const TraceGroup group{latency == 0 ? 1000 : 2000, latency == 0 ? "predicted" : "measured"};
+    const TraceGroup group{latency == 0 ? 1000 : 2000, latency == 0 ? "predicted" : "measured", {}};
     write_run(writer, program, costs, simulate(program, costs), {}, group);
   }
   writer.finish();

@@ -54,12 +54,15 @@ BOOST_AUTO_TEST_CASE(every_figure_of_a_small_pair) {
   const Difference found = pair.compare();
   BOOST_TEST((found.makespan == PlannedMeasured<Time>{9 * ms, 12 * ms}));
   BOOST_TEST(found.classes.size() == 2U);
-  BOOST_TEST((found.classes[0] == ClassDifference{"F", 4, {1 * ms, 2 * ms}}));
-  BOOST_TEST((found.classes[1] == ClassDifference{"B", 4, {2 * ms, 2 * ms}}));
-  BOOST_TEST((found.starts == StartError{2 * ms, 3 * ms, "0B1", 0}));
+  BOOST_TEST((found.classes[0] == ClassDifference{"F", 4, {1 * ms, 2 * ms}, {1 * ms, 2 * ms, 2 * ms, "1F1", 1}}));
+  BOOST_TEST((found.classes[1] == ClassDifference{"B", 4, {2 * ms, 2 * ms}, {2 * ms, 3 * ms, 3 * ms, "0B1", 0}}));
+  BOOST_TEST((found.starts == StartError{2 * ms, 3 * ms, 3 * ms, "0B1", 0}));
   BOOST_TEST(found.per_rank.size() == 2U);
-  BOOST_TEST((found.per_rank[1] ==
-              RankDifference{1, {6 * ms, 8 * ms}, {3 * ms, 4 * ms}, {RankPeak{11, 101}, RankPeak{21, 201}}}));
+  BOOST_TEST((found.per_rank[1] == RankDifference{1,
+                                                  {6 * ms, 8 * ms},
+                                                  {3 * ms, 4 * ms},
+                                                  {RankPeak{11, 101}, RankPeak{21, 201}},
+                                                  {2 * ms, 3 * ms, 3 * ms, "1B1", 1}}));
 }
 
 // With one micro-batch: planned 0-1 1-2 2-4 4-6, measured 0-2 2-4 4-6 6-8, so off by 0 1 2 2: the lower one of 1 and 2.
@@ -86,6 +89,16 @@ BOOST_AUTO_TEST_CASE(a_run_does_not_differ_from_itself) {
   }
 }
 
+// A plan in which each of 20 forwards takes 1 ms, and a run in which each takes 2: number i is off by i ms, the 20
+// backwards, planned from 20 on at 2 ms each and measured from 40 on at 2 ms, by 20 ms.
+// Of 0 … 19 the 19th, and of 0 … 19 and twenty times 20 the 38th, is that which 95% do not exceed.
+BOOST_AUTO_TEST_CASE(the_95th_percentile_is_the_least_that_95_percent_do_not_exceed) {
+  const Pair pair("gpipe", {1, 20}, uniform(1 * ms, 1 * ms, 1 * ms), uniform(2 * ms, 1 * ms, 1 * ms));
+  const Difference found = pair.compare();
+  BOOST_TEST((found.classes[0].starts == StartError{9 * ms, 18 * ms, 19 * ms, "0F19", 0}));
+  BOOST_TEST((found.starts == StartError{19 * ms, 20 * ms, 20 * ms, "0B0", 0}));
+}
+
 // DualPipe's pairs are a class of their own, and count once.
 BOOST_AUTO_TEST_CASE(pairs_are_a_class_of_their_own) {
   const Pair pair("dualpipe", {2, 4}, uniform(1 * ms, 1 * ms, 1 * ms, 0, 2 * ms),
@@ -102,7 +115,8 @@ BOOST_AUTO_TEST_CASE(text_and_json_have_the_figures) {
   const Pair pair("1f1b", {2, 2}, uniform(1 * ms, 1 * ms, 1 * ms), uniform(2 * ms, 1 * ms, 1 * ms));
   const std::string text = to_text(pair.compare());
   BOOST_TEST(text.find("133.33%") != std::string::npos);  // 12 / 9
-  BOOST_TEST(text.find("off by 2 ms in the median, 3 ms at most: 0B1 of rank 0") != std::string::npos);
+  BOOST_TEST(text.find("\nall              2 ms  3 ms     3 ms  0B1 of rank 0\n") != std::string::npos);
+  BOOST_TEST(text.find("\nrank 1           2 ms  3 ms     3 ms  1B1\n") != std::string::npos);
 
   std::ostringstream out;
   write_json(out, pair.compare());
@@ -112,6 +126,9 @@ BOOST_AUTO_TEST_CASE(text_and_json_have_the_figures) {
   BOOST_TEST(json["classes"][0]["class"] == "F");
   BOOST_TEST(json["classes"][0]["measured_median_ns"] == 2 * ms);
   BOOST_TEST(json["start_error"]["largest_at"] == "0B1");
+  BOOST_TEST(json["start_error"]["percentile95_ns"] == 3 * ms);
+  BOOST_TEST(json["classes"][0]["start_error"]["largest_at"] == "1F1");
+  BOOST_TEST(json["per_rank"][1]["start_error"]["median_ns"] == 2 * ms);
   BOOST_TEST(json["per_rank"][1]["measured_idle_ns"] == 4 * ms);
   BOOST_TEST(json["per_rank"][1]["planned_peak_activations"] == 11);
   BOOST_TEST(json["per_rank"][1]["measured_peak_memory_bytes"] == 201);

@@ -119,6 +119,16 @@ BOOST_AUTO_TEST_CASE(check_names_what_does_not_fit) {
              }) == "stage 3 uses the weights 4; with 4 stages they are numbered 0 to 3");
 }
 
+BOOST_AUTO_TEST_CASE(stages_by_rank_are_those_on_each_rank) {
+  const std::vector<int> scattered = {2, 0, 0, 1, 2, 2};
+  for (const Placement& placement : {straight(1, 1), straight(4, 3), v_shape(5), two_way(4), one_chain(scattered)}) {
+    const StagesByRank by_rank(placement);
+    for (int rank = 0; rank < placement.ranks; ++rank) {
+      BOOST_TEST(by_rank.on(rank) == placement.stages_on(rank), boost::test_tools::per_element());
+    }
+  }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace

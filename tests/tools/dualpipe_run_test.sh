@@ -148,6 +148,10 @@ test_results() {
     busy_ns idle_ns predicted_idle_ns peak_activations peak_memory_bytes predicted_peak_memory_bytes; do
     holds "\"$key\": " json
   done
+  # The trace holds all that the report was made of.
+  cp stdout report
+  "$dualpipe_sim" compare trace >compared 2>stderr || fail "the trace is not read back"
+  [[ $(<report) == *"$(sed 1,3d compared)"* ]] || fail "dualpipe-sim compare has another report"
   "$dualpipe_sim" simulate dualpipe --ranks 2 --microbatches 4 --costs costs >stdout 2>stderr || fail "costs not read"
   succeeds 'predicted' --schedule dualpipe "${small[@]}" --compare --costs costs
 }
@@ -178,7 +182,35 @@ test_timed_recomputation() {
 test_failures() {
   fails 1 'rank 1, 1F[0-9]: the loss is' --schedule 1f1b "${tiny[@]}" --model mlp --optimizer sgd \
     --learning-rate 1e30 --trace trace
-  fails 1 'rank 1.*1F0.*rank 0' "${shape[@]}" --model timed --forward 2s --timeout 100ms
+  fails 1 'rank 1.*1F0.*rank 0' "${shape[@]}" --model timed --forward 2s --timeout 100ms --trace trace
+  is_trace trace
+}
+
+# An error before the run, and one after it, when it turns out that the result cannot be written.
+test_output_errors() {
+  local long=(--schedule 1f1b "${tiny[@]}" --model timed --forward 20ms --steps 1000)
+  for option in --trace --json --calibrate; do
+    fails 1 'no-such-folder/file.*No such' "${long[@]}" $option no-such-folder/file
+    fails 1 'is a folder' "${long[@]}" $option .
+    fails 1 '/dev/full: No space' "${shape[@]}" $option /dev/full
+  done
+  output=/dev/full fails 1 'standard output: No space' "${shape[@]}"
+  fails 1 '/dev/full: No space' "${shape[@]}" --compare --trace /dev/full --json json
+}
+
+# More tokens than any address space has room for.
+test_out_of_memory() {
+  fails 1 "rank 0 failed in 0F0: .*can't allocate memory" --schedule 1f1b --ranks 2 --microbatches 4 --hidden 8 \
+    --sequence 1048576 --batch 1073741824 --trace trace
+  is_trace trace
+}
+
+# is_trace FILE: it is valid, and holds a part of what the schedule plans.
+is_trace() {
+  if command -v python3 >/dev/null; then python3 -m json.tool "$1" >/dev/null 2>stderr || fail "$1 is no JSON"; fi
+  "$dualpipe_sim" simulate 1f1b --ranks 2 --microbatches 4 --trace planned >/dev/null
+  "$dualpipe_sim" compare planned "$1" >stdout 2>stderr || fail "$1 is not read back"
+  holds '^planned has [0-9]+ ops? that the other run did not come to'
 }
 
 test_interrupt() {
@@ -194,7 +226,8 @@ test_interrupt() {
   ((status == 1)) || fail "status $status, not 1"
   grep -q '^error: .*interrupted' stderr || fail "stderr lacks: interrupted"
   holds '"0F0"' partial
-  [[ $(tail -n 1 partial) == "]}" ]] || fail "the trace does not end"
+  [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
+  is_trace partial
 }
 
 test_help
@@ -211,6 +244,8 @@ test_results
 test_timed
 test_timed_recomputation
 test_failures
+test_output_errors
+test_out_of_memory
 test_interrupt
 
 echo "$checks commands, $failures failures"

@@ -26,7 +26,7 @@ holds() { tr -d ' \n' <stdout | grep -qF -e "$1" || fail "stdout lacks: $1"; }
 test_help() {
   succeeds 'table' --help
   succeeds '^[0-9]+\.[0-9]+\.[0-9]+$' --version
-  for subcommand in table simulate schedules validate convert; do
+  for subcommand in table simulate schedules validate convert compare; do
     succeeds "dualpipe-sim $subcommand" $subcommand --help  # its examples
   done
 }
@@ -325,6 +325,60 @@ test_output_errors() {
   done
 }
 
+# trace FILE ARGUMENT...: writes a trace of `simulate ARGUMENT...`.
+trace() {
+  local file=$1
+  shift
+  "$dualpipe_sim" simulate "$@" --trace "$file" >/dev/null
+}
+
+# 1F1B, all twice as long: a start is off by what it was planned at. Rank 0's last backward is planned at 33 - 2 ms, that
+# of rank 3 at 3 + 8 * 3 - 2 ms.
+test_compare() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  trace planned "${shape[@]}" --activation-bytes 1MiB
+  trace measured "${shape[@]}" --activation-bytes 2MiB --forward 2ms --backward 4ms --weight 2ms
+  succeeds '^makespan +33 ms +66 ms +200\.00%$' compare planned measured
+  grep -qE '^planned +planned$' stdout || fail "does not name the planned run"
+  grep -qE '^all .* 31 ms  0B7 of rank 0$' stdout || fail "does not name the worst op"
+  grep -qE '^rank 3 .* 25 ms  3B7$' stdout || fail "does not name the worst op of rank 3"
+  grep -qE '^ +0 .* 4 +4 +4 MiB +8 MiB$' stdout || fail "does not have the peaks of rank 0"
+  succeeds '"measured_makespan_ns": 66000000,' compare planned - --json - <measured
+  check_braces
+  succeeds '^makespan' compare planned measured --json difference
+  grep -q '"planned_makespan_ns": 33000000,' difference || fail "difference lacks the makespan"
+  succeeds '^all +0 ns +0 ns +0 ns  0F0 of rank 0$' compare planned planned
+}
+
+test_compare_errors() {
+  trace one 1f1b --ranks 2 --microbatches 4
+  trace other gpipe --ranks 2 --microbatches 4
+  trace larger 1f1b --ranks 4 --microbatches 8
+  trace part 1f1b --ranks 2 --microbatches 4 --trace-ranks 1 1
+  trace window 1f1b --ranks 2 --microbatches 4 --trace-window 4ms 9ms
+  fails 2 'A is required' compare
+  fails 2 'empty' compare one ''
+  fails 2 'third' compare one one third
+  fails 1 '^error: one: it has one run' compare one
+  fails 1 '^error: no-such-file: cannot be opened: No such file' compare one no-such-file
+  fails 1 'rank 0 runs 0B0 as its op 2 in one, rank 0 runs 0F2 as its op 2 in other$' compare one other
+  fails 1 'one has 2 ranks, larger has 4 ranks' compare one larger
+  fails 1 '^error: part: rank 0 is missing' compare one part
+  fails 1 'as its op 0 in window; ' compare one window
+  head -c 1000 one >cut
+  fails 1 '^error: cut:[0-9]+:[0-9]+: syntax error' compare one cut
+  fails 1 '^error: cut:[0-9]+:[0-9]+: syntax error' compare cut one
+  fails 1 '^error: standard input:1:1: syntax error' compare one - </dev/null
+  echo '{"schemaVersion": 1, "traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "aten::add", "pid": 7, "tid": 7}]}' >pytorch
+  fails 1 '^error: pytorch: not a trace of dualpipe-sim or dualpipe-run' compare pytorch one
+  "$dualpipe_sim" convert 1f1b --ranks 2 --microbatches 4 --to json >schedule
+  fails 1 '^error: schedule: "traceEvents" is missing' compare schedule one
+  fails 1 'standard input.*65536 characters' compare one - < <(printf '{"traceEvents":[{"ph":"' && endless a)
+  fails 1 '/dev/full: No space' compare one one --json /dev/full
+  fails 1 'no/such/folder' compare one one --json no/such/folder/file
+  output=/dev/full fails 1 'standard output: No space' compare one one
+}
+
 test_help
 test_usage
 test_table
@@ -339,6 +393,8 @@ test_bad_input
 test_bad_numbers
 test_huge_input
 test_output_errors
+test_compare
+test_compare_errors
 
 echo "$checks commands, $failures failures"
 ((failures == 0))

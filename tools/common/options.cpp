@@ -22,15 +22,6 @@
 namespace dualpipe {
 namespace {
 
-std::ifstream open_file(const std::string& path) {
-  errno = 0;
-  std::ifstream in(path, std::ios::binary);
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error)) throw InputError(fmt::format("{}: is a folder, not a file", path));
-  if (!in) throw InputError(fmt::format("{}: cannot be opened: {}", path, std::strerror(errno)));
-  return in;
-}
-
 // What was already taken from a stream, and then the rest of it.
 class ReadAhead : public std::streambuf {
  public:
@@ -110,6 +101,15 @@ CommunicationModel parse_model(std::string_view text) {
 }
 
 }  // namespace
+
+std::ifstream open_file(const std::string& path) {
+  errno = 0;
+  std::ifstream in(path, std::ios::binary);
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) throw InputError(fmt::format("{}: is a folder, not a file", path));
+  if (!in) throw InputError(fmt::format("{}: cannot be opened: {}", path, std::strerror(errno)));
+  return in;
+}
 
 CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                       const std::string& help) {

@@ -71,17 +71,27 @@ void write_partial_trace(const std::string& path, const Program& program, std::s
   }
 }
 
+PlannedMeasured<std::vector<RankPeak>> peaks_of(const Difference& difference) {
+  PlannedMeasured<std::vector<RankPeak>> peaks;
+  for (const RankDifference& rank : difference.per_rank) {
+    peaks.planned.push_back(rank.peak.planned);
+    peaks.measured.push_back(rank.peak.measured);
+  }
+  return peaks;
+}
+
 // The measured run, and for --compare the plan: rank 00 measured, rank 00 planned, rank 01 measured, …
 void write_trace(std::ostream& out, const Program& program, const Costs& costs, const Timeline& measured,
-                 const Timeline* planned) {
-  if (planned == nullptr) return write_chrome_trace(out, program, costs, measured);
+                 const Timeline* planned, const Difference& difference) {
+  const auto peaks = peaks_of(difference);
   TraceGroup measured_group;
-  measured_group.label = "measured";
-  TraceGroup planned_group;
-  planned_group.first_pid = measured_group.first_pid + program.schedule.ranks();
-  planned_group.label = "planned";
+  measured_group.peaks = peaks.measured;
   TraceWriter writer(out);
-  write_run(writer, program, costs, *planned, {}, planned_group);
+  if (planned != nullptr) {
+    measured_group.label = "measured";
+    const TraceGroup planned_group{measured_group.first_pid + program.schedule.ranks(), "planned", peaks.planned};
+    write_run(writer, program, costs, *planned, {}, planned_group);
+  }
   write_run(writer, program, costs, measured, {}, measured_group);
   writer.finish();
 }
@@ -147,8 +157,9 @@ void run(const RunOptions& options) {
     if (!path.empty()) write_output(path, writer);
   };
   write(options.calibrate, [&](std::ostream& out) { write_costs(out, measured_costs(program, result)); });
-  write(options.trace,
-        [&](std::ostream& out) { write_trace(out, program, costs, measured, options.compare ? &planned : nullptr); });
+  write(options.trace, [&](std::ostream& out) {
+    write_trace(out, program, costs, measured, options.compare ? &planned : nullptr, report.difference);
+  });
   write(options.json, [&](std::ostream& out) { write_json(out, report); });
   if (prints_text) {
     std::string text = to_text(report);

@@ -10,5 +10,6 @@ void add_simulate(CLI::App& app);
 void add_schedules(CLI::App& app);
 void add_validate(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_compare(CLI::App& app);
 
 }  // namespace dualpipe

@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
   dualpipe::add_schedules(app);
   dualpipe::add_validate(app);
   dualpipe::add_convert(app);
+  dualpipe::add_compare(app);
   return dualpipe::run_command_line(app, argc, argv, [&] {
     // CLI11's own check would come before the one that names an unknown subcommand.
     if (app.get_subcommands().empty()) throw CLI::RequiredError::Subcommand(1);

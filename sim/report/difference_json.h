@@ -1,0 +1,13 @@
+// A Difference as a part of larger JSON documents. Private: users of the library need no nlohmann/json.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "sim/report/difference.h"
+
+namespace dualpipe {
+
+// Times in nanoseconds, `…_ns`.
+[[nodiscard]] nlohmann::ordered_json to_json(const Difference& difference);
+
+}  // namespace dualpipe

@@ -1,0 +1,39 @@
+// Two runs of one schedule, read from traces, and how they differ:
+//
+//   planned   out.json, planned
+//   measured  out.json, measured
+//
+// and then what difference.h shows. A trace of a run that failed ends early; then both are compared up to there.
+#pragma once
+
+#include <cstddef>
+#include <iosfwd>
+#include <string>
+
+#include "sim/report/difference.h"
+#include "sim/report/trace_reader.h"
+
+namespace dualpipe {
+
+struct NamedRun {
+  std::string name;  // as errors and reports call it
+  TraceRun run;
+};
+
+struct TraceComparison {
+  PlannedMeasured<std::string> names;
+  PlannedMeasured<std::size_t> ops;  // of the whole runs; a pair is two
+  std::size_t compared = 0;          // of the part that both ran
+  Difference difference;             // its times are of that part, its peaks of the whole runs
+
+  friend bool operator==(const TraceComparison&, const TraceComparison&) = default;
+};
+
+// Throws InputError where the runs have different ranks, or not the same ops in the same order: names one that differs.
+[[nodiscard]] TraceComparison compare_runs(const NamedRun& planned, const NamedRun& measured);
+
+[[nodiscard]] std::string to_text(const TraceComparison& comparison);
+// One object: difference.h's, and planned, measured, planned_ops, measured_ops and compared_ops.
+void write_json(std::ostream& out, const TraceComparison& comparison);
+
+}  // namespace dualpipe

@@ -1,0 +1,137 @@
+#include "sim/report/trace_comparison.h"
+
+#include <boost/test/unit_test.hpp>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "sim/report/chrome_trace.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/lower.h"
+#include "sim/simulate/memory.h"
+#include "sim/simulate/simulate.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+namespace {
+
+constexpr Time ms = 1'000'000;
+
+NamedRun traced(const std::string& name, const Program& program, const Costs& costs) {
+  std::stringstream trace;
+  write_chrome_trace(trace, program, costs, simulate(program, costs));
+  return {name, read_chrome_trace(trace, name)[0]};
+}
+
+NamedRun traced(const std::string& name, std::string_view family, const Shape& shape) {
+  return traced(name, lower(generate(family, shape)), uniform(ms, ms, ms));
+}
+
+std::string error_of(const NamedRun& planned, const NamedRun& measured) {
+  try {
+    (void)compare_runs(planned, measured);
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// What a run did that failed on each rank after so many ops.
+NamedRun ended_after(NamedRun run, const std::vector<std::size_t>& ops) {
+  for (std::size_t rank = 0; rank < ops.size(); ++rank) {
+    run.run.ranks[rank].ops.resize(ops[rank]);
+    run.run.ranks[rank].spans.resize(ops[rank]);
+  }
+  return run;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(report_trace_comparison)
+
+// By way of two files, the report is the one that is made of the timelines.
+BOOST_AUTO_TEST_CASE(traces_and_timelines_compare_alike) {
+  for (const std::string_view name : {"1f1b", "zb1p", "dualpipe", "interleaved"}) {
+    const Program program = lower(generate(name, {4, 8, name == "interleaved" ? 2 : 1}));
+    Costs plan = uniform(ms, ms, ms, ms / 10);
+    plan.stages[0].activation = 1 << 20;
+    Costs real = uniform(ms + 12'345, ms, ms, ms / 7);
+    real.stages[0].activation = 2 << 20;
+    const auto peaks = [&](const Costs& costs) {
+      std::vector<RankPeak> all;
+      for (const RankMemory& memory : memory_of_ranks(program, costs)) {
+        all.push_back({memory.peak_activations, memory.peak});
+      }
+      return all;
+    };
+    const TraceComparison found = compare_runs(traced("a", program, plan), traced("b", program, real));
+    BOOST_TEST((found.difference ==
+                difference(program, {simulate(program, plan), simulate(program, real)}, {peaks(plan), peaks(real)})));
+    BOOST_TEST(found.compared == program.schedule.ops.size());
+    BOOST_TEST((found.ops == PlannedMeasured<std::size_t>{found.compared, found.compared}));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(other_schedules_are_told_by_an_op) {
+  BOOST_TEST(error_of(traced("a", "1f1b", {2, 4}), traced("b", "1f1b", {3, 4})) ==
+             "a has 2 ranks, b has 3 ranks: only two runs of one schedule can be compared");
+  // All ops are in both.
+  BOOST_TEST(error_of(traced("a", "gpipe", {2, 4}), traced("b", "1f1b", {2, 4})) ==
+             "two schedules, where only two runs of one can be compared: rank 0 runs 0F2 as its op 2 in a, rank 0 runs "
+             "0B0 as its op 2 in b");
+  BOOST_TEST(error_of(traced("a", "gpipe", {2, 3}), traced("b", "gpipe", {2, 4})) ==
+             "two schedules, where only two runs of one can be compared: rank 0 runs 0B0 as its op 3 in a, rank 0 runs "
+             "0F3 as its op 3 in b; 0F3 is in b alone");
+  const std::string pairs = error_of(traced("a", "dualpipe", {2, 4}), traced("b", "zb1p", {2, 4}));
+  BOOST_TEST(pairs.find("3F0 is in a alone") != std::string::npos, pairs);
+}
+
+// Where one run has a pair and the other its ops in a row, the pair is named.
+BOOST_AUTO_TEST_CASE(a_pair_is_not_two_ops) {
+  const NamedRun a = traced("a", "dualpipe", {2, 4});
+  NamedRun b = a;
+  b.name = "b";
+  auto& ops = b.run.ranks[0].ops;
+  const auto pair = static_cast<std::size_t>(std::ranges::find(ops, true, &Op::with_next) - ops.begin());
+  const std::string cell = cell_text(std::span(a.run.ranks[0].ops).subspan(pair));
+  ops[pair].with_next = false;
+  const std::string error = error_of(a, b);
+  BOOST_TEST(error.find("rank 0 runs " + cell + " as its op") != std::string::npos, error);
+  BOOST_TEST(error.find(cell + " is in a alone") != std::string::npos, error);
+}
+
+// 1F1B, P = 2, M = 2:   rank 0: F0 F1 B0 B1     rank 1: F0 B0 F1 B1;  F = 1, B = 2
+//                               0-1 1-2 4-6 7-9           1-2 2-4 4-5 5-7
+// Without rank 0's backwards and rank 1's second micro-batch, the last end is that of rank 1's B0, 4.
+BOOST_AUTO_TEST_CASE(a_run_that_ended_early_is_compared_up_to_there) {
+  const NamedRun whole = traced("whole", "1f1b", {2, 2});
+  const NamedRun part = ended_after(traced("part", "1f1b", {2, 2}), {2, 2});
+  for (const bool planned : {false, true}) {
+    const TraceComparison found = planned ? compare_runs(whole, part) : compare_runs(part, whole);
+    BOOST_TEST((found.difference.makespan == PlannedMeasured<Time>{4 * ms, 4 * ms}));
+    BOOST_TEST(found.compared == 4U);
+    const std::string note = (planned ? "planned" : "measured") + std::string(" has 4 ops that the other run");
+    BOOST_TEST(to_text(found).find(note) != std::string::npos);
+  }
+  // On no rank anything in common.
+  const TraceComparison none = compare_runs(whole, ended_after(whole, {0, 0}));
+  BOOST_TEST(none.compared == 0U);
+  BOOST_TEST((none.difference.makespan == PlannedMeasured<Time>{0, 0}));
+  BOOST_TEST(to_text(none).find("makespan") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(text_and_json_name_the_runs) {
+  const TraceComparison found = compare_runs(traced("a.json", "1f1b", {2, 2}), traced("b.json", "1f1b", {2, 2}));
+  BOOST_TEST(to_text(found) == "planned   a.json\nmeasured  b.json\n\n" + to_text(found.difference));
+  std::ostringstream out;
+  write_json(out, found);
+  const auto json = nlohmann::json::parse(out.str());
+  BOOST_TEST(json["planned"] == "a.json");
+  BOOST_TEST(json["compared_ops"] == 8);
+  BOOST_TEST(json["measured_ops"] == 8);
+  BOOST_TEST(json["planned_makespan_ns"] == 9 * ms);
+  BOOST_TEST(json["per_rank"].size() == 2U);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test

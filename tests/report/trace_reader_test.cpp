@@ -1,0 +1,224 @@
+#include "sim/report/trace_reader.h"
+
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
+#include <boost/test/unit_test.hpp>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "sim/report/chrome_trace.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/lower.h"
+#include "sim/simulate/deadlock.h"
+#include "sim/simulate/memory.h"
+#include "sim/simulate/simulate.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+namespace {
+
+namespace data = boost::unit_test::data;
+
+constexpr Time ms = 1'000'000;
+
+std::string trace_of(const Program& program, const Costs& costs, const Timeline& timeline) {
+  std::ostringstream out;
+  write_chrome_trace(out, program, costs, timeline);
+  return out.str();
+}
+
+std::vector<TraceRun> read(const std::string& text) {
+  std::istringstream in(text);
+  return read_chrome_trace(in, "t.json");
+}
+
+// What reading a trace has to give back.
+TraceRun run_of(const Program& program, const Costs& costs, const Timeline& timeline) {
+  TraceRun run;
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    const auto ops = program.schedule.rank(rank);
+    const auto first =
+        timeline.ops.begin() + static_cast<std::ptrdiff_t>(program.schedule.rank_begin[static_cast<std::size_t>(rank)]);
+    const RankMemory memory = rank_memory(program, costs, rank);
+    run.ranks.push_back(
+        {{ops.begin(), ops.end()}, {first, first + std::ssize(ops)}, {memory.peak_activations, memory.peak}});
+  }
+  return run;
+}
+
+std::string error_of(const std::string& text) {
+  try {
+    (void)read(text);
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// A trace of one event more than a rank.
+std::string with_event(const std::string& event) {
+  return R"({"traceEvents":[{"ph":"M","pid":1,"name":"process_name",)"
+         R"("args":{"name":"rank 00","rank":0,"peak_activations":1,"peak_memory_bytes":2}},)" +
+         event + "]}";
+}
+
+std::string op_event(const std::string& start, const std::string& duration, const std::string& op = "0F0") {
+  return R"({"ph":"X","pid":1,"tid":1,"ts":)" + start + R"(,"dur":)" + duration +
+         R"(,"cat":"compute","name":"F 0","args":{"op":")" + op + "\"}}";
+}
+
+struct Flaw {
+  std::string text;
+  std::string error;
+};
+std::ostream& operator<<(std::ostream& out, const Flaw& flaw) { return out << flaw.text; }
+
+const std::string rank_1 =
+    R"({"ph":"M","pid":2,"name":"process_name","args":{"rank":1,"peak_activations":0,"peak_memory_bytes":0}})";
+
+const std::vector<Flaw> flaws = {
+    {"", "t.json:1:1: syntax error while parsing value - unexpected end of input"},
+    {"{", "t.json:1:2: syntax error while parsing object key - unexpected end of input"},
+    {"7", "t.json: expected an object"},
+    {"[]", "t.json: expected an object"},
+    {"{}", "t.json: \"traceEvents\" is missing"},
+    {R"({"traceEvents": 1})", "t.json: \"traceEvents\" is not a list"},
+    {R"({"traceEvents": {}})", "t.json: \"traceEvents\" is not a list"},
+    {R"({"traceEvents": [], "traceEvents": []})", "t.json: \"traceEvents\" is there twice"},
+    {R"({"traceEvents": [[]]})", "t.json: traceEvents[0]: expected an event, not a list"},
+    {R"({"traceEvents": [{}, 1]})", "t.json: traceEvents[1]: expected an event"},
+    {R"({"traceEvents": []})", "not a trace of dualpipe-sim or dualpipe-run: none of its processes is a rank"},
+    // PyTorch's profiler.
+    {R"({"schemaVersion": 1, "deviceProperties": [{"id": 0}], "traceEvents": [
+        {"ph": "X", "cat": "cpu_op", "name": "aten::add", "pid": 77, "tid": 77, "ts": 5043032597219.918, "dur": 5.11,
+         "args": {"External id": 1, "Input Dims": [[2, 3], []]}}], "traceName": "trace.json"})",
+     "not a trace of dualpipe-sim or dualpipe-run: traceEvents[0] is of a process that is no rank"},
+    {R"({"traceEvents": [{"ph": "X"}]})", "traceEvents[0] is of a process that is no rank"},
+    {with_event(R"({"ph":"M","pid":1,"ph":"M"})"), "t.json: traceEvents[1].ph: is there twice"},
+    {with_event(R"({"ph":"M","pid":2,"name":"process_name","args":{"rank":0}})"), "rank 0 is there twice"},
+    {with_event(R"({"ph":"M","pid":1,"name":"process_name","args":{"rank":1}})"),
+     "t.json: traceEvents[1].pid: is that of another rank"},
+    {with_event(R"({"ph":"M","name":"process_name","args":{"rank":1}})"), "traceEvents[1].pid: is missing"},
+    {with_event(R"({"ph":"M","pid":2,"name":"process_name","args":{"rank":1}})"),
+     "traceEvents[1].args.peak_activations: is missing"},
+    {with_event(R"({"ph":"M","pid":2,"name":"process_name","args":{"rank":65535}})"),
+     "traceEvents[1].args.rank: expected a whole number from 0 to 65534, not '65535'"},
+    {with_event(R"({"ph":"M","pid":2,"name":"process_name","args":{"rank":"1"}})"),
+     "traceEvents[1].args.rank: expected a whole number from 0 to 65534, not '1'"},
+    {with_event(R"({"ph":"M","pid":2,"name":"process_name","args":{"rank":1,"run":3}})"),
+     "traceEvents[1].args.run: expected a string, not a number"},
+    {R"({"traceEvents": [)" + rank_1 + "]}", "t.json: rank 0 is missing"},
+    {with_event(op_event("1.2345", "1")),
+     "traceEvents[1].ts: expected microseconds with at most three decimals, not '1.2345'"},
+    {with_event(op_event("1e3", "1")), "traceEvents[1].ts: expected microseconds with at most three decimals"},
+    {with_event(op_event("\"1\"", "1")), "traceEvents[1].ts: expected microseconds with at most three decimals"},
+    {with_event(op_event("99999999999999999999", "1")), "traceEvents[1].ts: expected microseconds"},
+    {with_event(op_event("9000000000000000", "1")), "traceEvents[1].ts: more than 73 years"},
+    {with_event(op_event("1", "1e999")), "t.json: the number '1e999' is too large"},
+    {with_event(op_event("1", "-0.001")), "traceEvents[1].dur: a slice cannot end before it starts"},
+    {with_event(op_event("1", "1", "0X0")), "traceEvents[1].args.op: "},
+    {with_event(op_event("1", "1", "0SEND_F0")), "traceEvents[1].args.op: 0SEND_F0 is not computed"},
+    {with_event(R"({"ph":"X","pid":1,"ts":1,"dur":1,"cat":"compute"})"), "traceEvents[1].args.op: is missing"},
+    {with_event(R"({"ph":"X","pid":1,"dur":1,"cat":"compute","args":{"op":"0F0"}})"), "traceEvents[1].ts: is missing"},
+    {with_event(op_event("1", "1") + "," + op_event("1.999", "1", "0B0")),
+     "traceEvents[2].ts: 0B0 starts before 0F0 has ended"},
+    {R"({"traceEvents":[],"x":)" + std::string(100, '['), "t.json: nested too deeply"},
+    {R"({"traceEvents":[],"x":")" + std::string(100'000, 'a'), "t.json:1: a value of more than 65536 characters"},
+    {std::string("{\"x\0\"", 5), "t.json:1: a NUL byte"},
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(report_trace_reader)
+
+// Every family, under every model of communication, with random durations, some of them 0.
+BOOST_AUTO_TEST_CASE(what_is_written_is_read_back) {
+  Random random(31);
+  for (const Case& each : small_cases(3, 6)) {
+    const Program program = lower(generate(each.family, each.shape));
+    for (const auto model : {CommunicationModel::latency, CommunicationModel::links, CommunicationModel::stream}) {
+      if (find_deadlock(program, model)) continue;
+      const Costs costs = random_costs(random, program.schedule.placement, model, random.one_in(3));
+      const Timeline timeline = simulate(program, costs);
+      BOOST_TEST_CONTEXT(each << " " << model) {
+        const auto runs = read(trace_of(program, costs, timeline));
+        BOOST_TEST(runs.size() == 1U);
+        BOOST_TEST((runs[0] == run_of(program, costs, timeline)));
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(times_are_exact_up_to_years) {
+  const Program program = lower(generate("gpipe", {1, 1}));
+  const Costs costs = uniform(1, 1, 1);
+  Timeline timeline = simulate(program, costs);
+  for (const Time start : {Time{-1'234'567}, Time{-1}, Time{0}, Time{999}, Time{1'999'999'999'999'999'999}}) {
+    timeline.ops = {{start, start + 7}, {start + 7, start + 1'000'007}};
+    BOOST_TEST(read(trace_of(program, costs, timeline))[0].ranks[0].spans == timeline.ops,
+               boost::test_tools::per_element());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_plan_and_its_measured_run) {
+  const Program program = lower(generate("dualpipe", {4, 8}));
+  const Costs costs = uniform(ms, ms, ms, ms / 4);
+  const Timeline timeline = simulate(program, costs);
+  const std::vector<RankPeak> peaks = {{1, 10}, {2, 20}, {3, 30}, {4, 40}};
+  std::ostringstream out;
+  TraceWriter writer(out);
+  write_run(writer, program, costs, timeline, {}, {1004, "planned", {}});
+  write_run(writer, program, costs, timeline, {}, {1000, "measured", peaks});
+  writer.finish();
+  const auto runs = read(out.str());
+  BOOST_TEST(runs.size() == 2U);
+  BOOST_TEST(runs[0].label == "planned");
+  BOOST_TEST(runs[1].label == "measured");
+  BOOST_TEST((runs[0].ranks == run_of(program, costs, timeline).ranks));
+  for (std::size_t rank = 0; rank < peaks.size(); ++rank) {
+    BOOST_TEST((runs[1].ranks[rank].peak == peaks[rank]));
+    BOOST_TEST((runs[1].ranks[rank].spans == runs[0].ranks[rank].spans));
+  }
+}
+
+// Other programs may write the file anew, and add to it.
+BOOST_AUTO_TEST_CASE(layout_and_additions_do_not_matter) {
+  const Program program = lower(generate("dualpipev", {2, 4}));
+  const Costs costs = uniform(1'234'567, ms, ms, 1'500);
+  const std::string text = trace_of(program, costs, simulate(program, costs));
+  auto document = nlohmann::json::parse(text);
+  document["metadata"] = {{"clock", {1, {{"nested", true}}}}};
+  document["traceEvents"].push_back({{"ph", "i"}, {"pid", "any"}, {"ts", 1e300}, {"args", {{"op", {1, 2}}}}});
+  BOOST_TEST((read(document.dump(2)) == read(text)));
+}
+
+BOOST_DATA_TEST_CASE(an_error_names_file_and_place, data::make(flaws), flaw) {
+  const std::string error = error_of(flaw.text);
+  BOOST_TEST(error.find(flaw.error) != std::string::npos, "\"" << error << "\" lacks: " << flaw.error);
+  BOOST_TEST(error.find("t.json:") == 0U);
+}
+
+BOOST_AUTO_TEST_CASE(a_trace_that_is_cut_off_is_an_error) {
+  const Program program = lower(generate("dualpipe", {2, 4}));
+  const Costs costs = uniform(ms, ms, ms, ms / 3);
+  const std::string text = trace_of(program, costs, simulate(program, costs));
+  for (std::size_t size = 0; size + 2 < text.size(); ++size) {  // without "}\n"
+    const std::string error = error_of(text.substr(0, size));
+    if (error.find("t.json:") != 0) BOOST_ERROR("no error after " << size << " bytes");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_trace_without_all_ranks_is_told_so) {
+  const Program program = lower(generate("1f1b", {4, 8}));
+  const Costs costs = uniform(ms, ms, ms);
+  TraceFilter filter;
+  filter.first_rank = 2;
+  std::ostringstream out;
+  write_chrome_trace(out, program, costs, simulate(program, costs), filter);
+  BOOST_TEST(error_of(out.str()) ==
+             "t.json: rank 0 is missing; a trace that is read back has all ranks (leave out --trace-ranks)");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test

@@ -1,0 +1,237 @@
+// Benchmarks of the replay, on ranks that are threads:
+//
+//   step/gpt/hidden:<h>          a step of 1F1B on 2 ranks, by replay() and by the same schedule written as a straight
+//                                loop over the same stages and transport, in turn. `ratio` is what replay() takes, by
+//                                the loop (medians); `replay_ms` and `loop_ms` are the medians
+//   empty/<schedule>/<ranks>x<microbatches>
+//                                a step without any arithmetic: `ns_per_op` of a rank, an F&B pair being two
+//
+// Each rank computes with one thread, and needs a core of its own.
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <barrier>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "exec/replay/replay.h"
+#include "exec/stage/model.h"
+#include "exec/stage/stage.h"
+#include "exec/train/stage_set.h"
+#include "exec/transport/transport.h"
+#include "sim/generate/catalog.h"
+#include "sim/schedule/lower.h"
+
+namespace dualpipe {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Threads that do their parts of a step at once, again and again.
+class Ranks {
+ public:
+  explicit Ranks(int count) : spans_(static_cast<std::size_t>(count)), together_(count + 1) {
+    for (int rank = 0; rank < count; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+  }
+  ~Ranks() {
+    part_ = nullptr;
+    together_.arrive_and_wait();
+  }
+  Ranks(const Ranks&) = delete;
+  Ranks& operator=(const Ranks&) = delete;
+
+  // From the first start to the last end, in seconds. What a part throws ends the process.
+  double run(const std::function<void(int rank)>& part) {
+    part_ = &part;
+    together_.arrive_and_wait();
+    together_.arrive_and_wait();
+    const auto first = std::ranges::min_element(spans_, {}, &Span::start)->start;
+    const auto last = std::ranges::max_element(spans_, {}, &Span::end)->end;
+    return std::chrono::duration<double>(last - first).count();
+  }
+
+ private:
+  struct Span {
+    Clock::time_point start, end;
+  };
+
+  void work(int rank) {
+    set_up_thread(1);
+    while (true) {
+      together_.arrive_and_wait();
+      if (part_ == nullptr) return;
+      Span& span = spans_[static_cast<std::size_t>(rank)];
+      span.start = Clock::now();
+      (*part_)(rank);
+      span.end = Clock::now();
+      together_.arrive_and_wait();
+    }
+  }
+
+  std::vector<Span> spans_;
+  std::barrier<> together_;
+  const std::function<void(int)>* part_ = nullptr;
+  std::vector<std::jthread> threads_;
+};
+
+// A program, and what its ranks need to run it.
+class Pipeline {
+ public:
+  Pipeline(std::string_view schedule, Shape shape, ModelShape model)
+      : program_(lower(generate(schedule, shape))), ranks_(shape.ranks) {
+    const Placement& placement = program_.schedule.placement;
+    const int stages = placement.chain_begin[1];  // of a chain
+    model.layers.assign(static_cast<std::size_t>(stages), 1);
+    model.loss_scale = 1 / static_cast<double>(program_.schedule.total_micro_batches());
+    transports_ = thread_transports(placement, {});
+    records_.resize(static_cast<std::size_t>(shape.ranks));
+    own_.resize(records_.size(), std::vector<Stage*>(placement.rank_of.size()));
+    for (std::size_t stage = 0; stage < placement.rank_of.size(); ++stage) {
+      data_.push_back(synthetic_data(model, model.seed));
+      feeds_.push_back(std::make_unique<Feed>(Feed{data_.back().get(), 0, 0}));
+      stages_.push_back(make_stage(model, static_cast<int>(stage) % stages, *feeds_.back()));
+      own_[placement.rank_of[stage]][stage] = stages_.back().get();
+    }
+  }
+
+  // A step each, in seconds.
+  double replay_step() {
+    return ranks_.run([this](int rank) {
+      const auto r = static_cast<std::size_t>(rank);
+      replay(program_, rank, own_[r], *transports_[r], records_[r]);
+    });
+  }
+  double straight_step() {
+    return ranks_.run([this](int rank) { straight_1f1b(rank); });
+  }
+
+  [[nodiscard]] std::size_t ops_per_rank() const { return program_.schedule.rank(0).size(); }
+
+ private:
+  // 1F1B as one writes it down for a pipeline with a stage per rank.
+  void straight_1f1b(int rank) {
+    const int ranks = program_.schedule.ranks();
+    const auto micro_batches = program_.schedule.micro_batches;
+    const auto stage_number = static_cast<std::uint16_t>(rank);
+    const bool first = rank == 0;
+    const bool last = rank == ranks - 1;
+    Stage& stage = *stages_[stage_number];
+    Transport& transport = *transports_[stage_number];
+    const auto receive = [&](Kind kind, std::uint32_t micro_batch) {
+      const Op message{micro_batch, stage_number, kind, false};
+      transport.post_receive(message);
+      return transport.wait(message).tensor;
+    };
+    const auto send = [&](Kind kind, std::uint32_t micro_batch, at::Tensor tensor) {
+      transport.send({micro_batch, stage_number, kind, false}, std::move(tensor));
+    };
+    std::vector<at::Tensor> losses;
+    const auto forward = [&](std::uint32_t micro_batch) {
+      at::Tensor input;
+      if (!first) input = receive(Kind::receive_forward, micro_batch);
+      at::Tensor output = stage.forward(micro_batch, std::move(input));
+      if (last) return losses.push_back(std::move(output));
+      send(Kind::send_forward, micro_batch, std::move(output));
+    };
+    const auto backward = [&](std::uint32_t micro_batch) {
+      at::Tensor gradient;
+      if (!last) gradient = receive(Kind::receive_backward, micro_batch);
+      at::Tensor input_gradient = stage.backward(micro_batch, std::move(gradient));
+      if (!first) send(Kind::send_backward, micro_batch, std::move(input_gradient));
+    };
+
+    const auto warmup = std::min(static_cast<std::uint32_t>(ranks - 1 - rank), micro_batches);
+    for (std::uint32_t i = 0; i < warmup; ++i) forward(i);
+    for (std::uint32_t i = warmup; i < micro_batches; ++i) {
+      forward(i);
+      backward(i - warmup);
+    }
+    for (std::uint32_t i = micro_batches - warmup; i < micro_batches; ++i) backward(i);
+    for (const at::Tensor& loss : losses) benchmark::DoNotOptimize(loss.item<double>());
+  }
+
+  Program program_;
+  std::vector<std::unique_ptr<Data>> data_;  // by stage, as the stages and feeds
+  std::vector<std::unique_ptr<Feed>> feeds_;
+  std::vector<std::unique_ptr<Stage>> stages_;
+  std::vector<std::vector<Stage*>> own_;  // by rank
+  std::vector<std::unique_ptr<Transport>> transports_;
+  std::vector<RankRecord> records_;
+  Ranks ranks_;  // ends first
+};
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::ranges::nth_element(values, middle);
+  return *middle;
+}
+
+// In the order A B B A, so that what changes slowly meets both alike.
+void run_step(benchmark::State& state, std::int64_t hidden) {
+  ModelShape model;
+  model.hidden = hidden;
+  Pipeline pipeline("1f1b", {2, 8}, model);
+  std::vector<double> replays, loops;
+  for (auto _ : state) {
+    replays.push_back(pipeline.replay_step());
+    loops.push_back(pipeline.straight_step());
+    loops.push_back(pipeline.straight_step());
+    replays.push_back(pipeline.replay_step());
+    state.SetIterationTime(replays.back());
+  }
+  state.counters["replay_ms"] = median(replays) * 1e3;
+  state.counters["loop_ms"] = median(loops) * 1e3;
+  state.counters["ratio"] = median(replays) / median(loops);
+}
+
+void run_empty(benchmark::State& state, std::string_view schedule, Shape shape) {
+  ModelShape model;
+  model.model = "empty";
+  Pipeline pipeline(schedule, shape, model);
+  std::vector<double> steps;
+  for (auto _ : state) {
+    steps.push_back(pipeline.replay_step());
+    state.SetIterationTime(steps.back());
+  }
+  state.counters["ns_per_op"] = median(steps) * 1e9 / static_cast<double>(pipeline.ops_per_rank());
+}
+
+void register_all() {
+  constexpr std::int64_t steps_few = 40;
+  constexpr std::int64_t steps_many = 200;
+  for (const std::int64_t hidden : {64, 256}) {
+    benchmark::RegisterBenchmark(fmt::format("step/gpt/hidden:{}", hidden).c_str(), run_step, hidden)
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime()
+        ->Iterations(hidden > 64 ? steps_few : steps_many);
+  }
+  for (const std::string_view schedule : {"1f1b", "zb1p", "dualpipe"}) {
+    const Shape shape{2, 512};
+    benchmark::RegisterBenchmark(fmt::format("empty/{}/{}x{}", schedule, shape.ranks, shape.micro_batches).c_str(),
+                                 run_empty, schedule, shape)
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime()
+        ->Iterations(steps_many);
+  }
+}
+
+}  // namespace
+}  // namespace dualpipe
+
+int main(int argc, char** argv) {
+  dualpipe::register_all();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
