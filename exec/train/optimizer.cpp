@@ -72,22 +72,22 @@ bool is_first_with_weights(const Placement& placement, int stage) {
   return std::find(weights.begin(), last, *last) == last;
 }
 
-std::vector<double> norm_terms(std::span<const at::Tensor> parameters) {
-  std::vector<double> terms;
+std::vector<double> gradient_squares(std::span<const at::Tensor> parameters) {
+  std::vector<double> all;
   for (const at::Tensor& parameter : parameters) {
-    terms.push_back(parameter.grad().to(at::kDouble).square().sum().item<double>());
+    all.push_back(parameter.grad().to(at::kDouble).square().sum().item<double>());
   }
-  return terms;
+  return all;
 }
 
-double plain_sum(std::span<const double> terms) { return std::accumulate(terms.begin(), terms.end(), 0.0); }
+double plain_sum(std::span<const double> squares) { return std::accumulate(squares.begin(), squares.end(), 0.0); }
 
-double sum_in_any_order(std::span<const double> terms, double sum_of_all) {
-  if (!std::isfinite(sum_of_all) || sum_of_all == 0) return plain_sum(terms);
+double sum_in_any_order(std::span<const double> squares, double sum_of_all) {
+  if (!std::isfinite(sum_of_all) || sum_of_all == 0) return plain_sum(squares);
   constexpr int bits = 50;  // of the sum; a double has 53, and each rounding adds up to half a unit
   const int unit = std::ilogb(sum_of_all) - bits;
   double units = 0;
-  for (const double term : terms) units += std::nearbyint(std::scalbn(term, -unit));
+  for (const double square : squares) units += std::nearbyint(std::scalbn(square, -unit));
   return std::scalbn(units, unit);
 }
 

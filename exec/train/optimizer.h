@@ -41,14 +41,14 @@ class Optimizer {
 // A stage counts for the global norm if no stage before it has the same weights.
 [[nodiscard]] bool is_first_with_weights(const Placement& placement, int stage);
 
-// What these parameters add to the square of the global norm: a term for the gradient of each.
-[[nodiscard]] std::vector<double> norm_terms(std::span<const at::Tensor> parameters);
-[[nodiscard]] double plain_sum(std::span<const double> terms);
+// The square of the global norm has a term for each parameter: that of its gradient.
+[[nodiscard]] std::vector<double> gradient_squares(std::span<const at::Tensor> parameters);
+[[nodiscard]] double plain_sum(std::span<const double> squares);
 
 // The sum of some of the terms, such that the sum of these sums has the same bits whichever rank holds which parameter.
 // Each term is rounded to a unit that is 2^-50 of the sum of all, of which only the magnitude counts; after that no
 // addition rounds any more (Demmel and Nguyen, "Fast Reproducible Floating-Point Summation", 2013).
-[[nodiscard]] double sum_in_any_order(std::span<const double> terms, double sum_of_all);
+[[nodiscard]] double sum_in_any_order(std::span<const double> squares, double sum_of_all);
 
 // Scales the gradients so that the global norm is at most `clip`: by clip / (norm + 1e-6), as LibTorch does.
 void clip_gradients(std::span<const at::Tensor> parameters, double global_squared_norm, double clip);

@@ -82,7 +82,7 @@ struct Reference::Parts {
   }
 
   [[nodiscard]] double global_squared_norm() const {
-    const std::vector<double> all = norm_terms(stages.counted_parameters());
+    const std::vector<double> all = gradient_squares(stages.counted_parameters());
     return sum_in_any_order(all, plain_sum(all));
   }
 

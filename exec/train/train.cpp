@@ -212,7 +212,7 @@ class Training {
 
   // Every rank adds what it holds, but no parameter counts twice.
   void clip(const StageSet& stages, Transport& transport) const {
-    const std::vector<double> own = norm_terms(stages.counted_parameters());
+    const std::vector<double> own = gradient_squares(stages.counted_parameters());
     const double magnitude = transport.sum(plain_sum(own));
     const double global = transport.sum(sum_in_any_order(own, magnitude));
     for (const auto& parameters : stages.parameters()) clip_gradients(parameters, global, options_.clip);
