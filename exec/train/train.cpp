@@ -10,11 +10,13 @@
 #include <cmath>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <utility>
 
 #include "exec/train/optimizer.h"
+#include "exec/train/probe.h"
 #include "exec/train/rendezvous.h"
 #include "exec/train/stage_set.h"
 #include "sim/schedule/error.h"
@@ -93,6 +95,11 @@ class Training {
     result_.stages.resize(stages_.size());
     result_.peaks.resize(ranks_);
     if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
+    if (options.measure_links) {
+      probe_.emplace(program.schedule.ranks());
+      probe_transports_ = thread_transports(probe_->program().schedule.placement, options.transport);
+      result_.probe.emplace_back(ranks_);
+    }
   }
 
   TrainResult run() {
@@ -154,6 +161,7 @@ class Training {
     MeasuredTransport transport(*transports_[static_cast<std::size_t>(rank)], result_.stages);
     const std::vector<LossPlace> losses = loss_places(schedule, rank);
 
+    if (probe_) probe_links(rank);
     meeting_.meet([this] { begin_step(); });
     const int steps = options_.warmup + options_.steps;
     for (int step = 0; step < steps; ++step) {
@@ -161,6 +169,11 @@ class Training {
       run_step(rank, stages, optimizer, transport, losses);
       meeting_.meet([this] { end_step(); });
     }
+  }
+
+  void probe_links(int rank) {
+    const auto r = static_cast<std::size_t>(rank);
+    probe_->run(rank, *probe_transports_[r], result_.probe[0][r]);
   }
 
   void run_step(int rank, StageSet& stages, Optimizer& optimizer, Transport& transport,
@@ -256,6 +269,7 @@ class Training {
 
   void stop_all(const std::string& reason) {
     transports_.front()->abort(reason);
+    if (probe_) probe_transports_.front()->abort(reason);
     meeting_.stop();
   }
 
@@ -291,6 +305,8 @@ class Training {
   const TrainObserver& observer_;
   std::size_t ranks_;
   std::vector<std::unique_ptr<Transport>> transports_;
+  std::optional<LinkProbe> probe_;
+  std::vector<std::unique_ptr<Transport>> probe_transports_;
   Rendezvous meeting_;
   Cause cause_;
 
