@@ -9,6 +9,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "exec/train/probe.h"
+
 namespace dualpipe {
 namespace {
 
@@ -174,19 +176,12 @@ Time launch_of(std::span<const MeasuredSteps> runs) {
   return median(std::move(gaps)).value_or(0);
 }
 
-// A message that an op waited for: from the end of the op that made it to the start of the one that waited.
-struct Awaited {
-  std::uint16_t sender;  // a stage
-  bool forward;
-  Time time;
-};
-
 class Messages {
  public:
   explicit Messages(const MeasuredSteps& run) : run_(run), placement_(run.program.schedule.placement) {}
 
-  [[nodiscard]] std::vector<Awaited> awaited(Time launch) const {
-    std::vector<Awaited> all;
+  [[nodiscard]] std::vector<AwaitedMessage> awaited(Time launch) const {
+    std::vector<AwaitedMessage> all;
     for (const RankRecords& step : run_.steps) {
       const TimesMade made = times_made(step);
       for (int rank = 0; rank < placement_.ranks; ++rank) {
@@ -222,15 +217,15 @@ class Messages {
   }
 
   // A pair starts when the later of its inputs is there.
-  [[nodiscard]] std::optional<Awaited> last_input(const RankRecord& record, std::span<const Op> unit,
-                                                  std::size_t position, const TimesMade& made) const {
-    std::optional<Awaited> last;
+  [[nodiscard]] std::optional<AwaitedMessage> last_input(const RankRecord& record, std::span<const Op> unit,
+                                                         std::size_t position, const TimesMade& made) const {
+    std::optional<AwaitedMessage> last;
     for (const Op op : unit) {
       const auto sender = sender_to(op);
       if (!sender) continue;
       const bool forward = op.kind == Kind::forward;
       const Time time = record.ops[position].start - made.at(key_of(*sender, op.micro_batch, forward));
-      if (!last || time < last->time) last = Awaited{*sender, forward, time};
+      if (!last || time < last->time) last = AwaitedMessage{*sender, forward, time};
     }
     return last;
   }
@@ -254,7 +249,7 @@ Time latency_of(std::span<const MeasuredSteps> runs, const Costs& costs) {
   const Placement& placement = runs[0].program.schedule.placement;
   Samples samples;
   for (const MeasuredSteps& run : runs) {
-    for (const Awaited& message : Messages(run).awaited(costs.launch)) {
+    for (const AwaitedMessage& message : Messages(run).awaited(costs.launch)) {
       const int stage = message.forward ? message.sender : placement.previous(message.sender).value();
       const double bytes = static_cast<double>(costs.of(stage).message);
       const double transfer = costs.bandwidth == 0 ? 0 : bytes * 1e9 / costs.bandwidth;
@@ -395,12 +390,6 @@ void set_memory(StageCosts& costs, const StageMemory& memory) {
 
 }  // namespace
 
-std::vector<MeasuredSteps> calibration_steps(const Program& program, const TrainResult& result) {
-  std::vector<MeasuredSteps> runs{{program, result.warm_up.empty() ? result.measured : result.warm_up}};
-  if (!result.warm_up_apart.empty()) runs.push_back({result.apart, result.warm_up_apart});
-  return runs;
-}
-
 Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages, double bandwidth) {
   assert(!runs.empty() && !runs[0].steps.empty());
   const Placement& placement = runs[0].program.schedule.placement;
@@ -425,10 +414,18 @@ Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes>
   return costs;
 }
 
-std::vector<Time> message_times(const MeasuredSteps& run) {
-  std::vector<Time> times;
-  for (const Awaited& message : Messages(run).awaited(launch_of({&run, 1}))) times.push_back(message.time);
-  return times;
+Costs calibrate(const Program& program, const TrainResult& result) {
+  std::vector<MeasuredSteps> runs{{program, result.warm_up.empty() ? result.measured : result.warm_up}};
+  if (!result.warm_up_apart.empty()) runs.push_back({result.apart, result.warm_up_apart});
+  double bandwidth = 0;
+  for (const RankRecords& records : result.probe) {
+    bandwidth = LinkProbe(program.schedule.ranks()).bandwidth(records);
+  }
+  return calibrate(runs, result.stages, bandwidth);
+}
+
+std::vector<AwaitedMessage> awaited_messages(const MeasuredSteps& run) {
+  return Messages(run).awaited(launch_of({&run, 1}));
 }
 
 double bandwidth_of(std::span<const MessageTimes> sizes) {

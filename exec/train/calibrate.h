@@ -26,9 +26,6 @@ struct MeasuredSteps {
   std::span<const RankRecords> steps;
 };
 
-// The steps of a training to calibrate from: the warm-up's, or without one those that were measured.
-[[nodiscard]] std::vector<MeasuredSteps> calibration_steps(const Program& program, const TrainResult& result);
-
 // `runs`: programs over one placement, at least one step in all. `stages`: as in TrainResult.
 //
 // Memory of ops: M_B is what F leaves behind, its input included and its output not; M_W what W frees; a workspace what
@@ -41,13 +38,22 @@ struct MeasuredSteps {
 [[nodiscard]] Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages,
                               double bandwidth = 0);
 
+// From the warm-up of a training, or without one from the measured steps.
+[[nodiscard]] Costs calibrate(const Program& program, const TrainResult& result);
+
+// A message that an op waited for; a pair waits for the later one of two.
+struct AwaitedMessage {
+  int sender = 0;  // a stage
+  bool forward = true;
+  Time time = 0;  // from the end of the op that made it to the start of the op that waited
+};
+[[nodiscard]] std::vector<AwaitedMessage> awaited_messages(const MeasuredSteps& run);
+
 // Messages of one size.
 struct MessageTimes {
   Bytes bytes = 0;
-  std::vector<Time> times;  // from the end of the op that makes one to the start of an op that waited for it
+  std::vector<Time> times;
 };
-// Of the messages that were waited for.
-[[nodiscard]] std::vector<Time> message_times(const MeasuredSteps& run);
 // Bytes per second, by least squares over all messages; 0, infinite, where size makes no difference that can be told
 // from noise: the middle halves of the smallest and of the largest messages overlap.
 [[nodiscard]] double bandwidth_of(std::span<const MessageTimes> sizes);

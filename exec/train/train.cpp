@@ -17,6 +17,7 @@
 #include "exec/replay/clock.h"
 #include "exec/train/checkpoint.h"
 #include "exec/train/optimizer.h"
+#include "exec/train/probe.h"
 #include "exec/train/rendezvous.h"
 #include "exec/train/stage_set.h"
 #include "sim/schedule/error.h"
@@ -94,6 +95,11 @@ class Training {
     result_.stages.resize(stages_.size());
     result_.peaks.resize(ranks_);
     if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
+    if (options.measure_links) {
+      probe_.emplace(program.schedule.ranks());
+      probe_transports_ = thread_transports(probe_->program().schedule.placement, options.transport);
+      result_.probe.emplace_back(ranks_);
+    }
     if (!options.save.empty()) saver_.emplace(program.schedule, options);
     if (options.resume.empty()) return;
     checkpoint_.emplace(program.schedule, options);
@@ -161,12 +167,18 @@ class Training {
     MeasuredTransport transport(*transports_[static_cast<std::size_t>(rank)], result_.stages);
     const std::vector<LossPlace> losses = loss_places(schedule, rank);
 
+    if (probe_) probe_links(rank);
     meeting_.meet([this] { begin(); });
     for (int step = result_.first_step; step < end_of_steps(); ++step) {
       stages.begin_step(step);
       run_step(rank, stages, optimizer, transport, losses);
       meeting_.meet([this] { end_step(); });
     }
+  }
+
+  void probe_links(int rank) {
+    const auto r = static_cast<std::size_t>(rank);
+    probe_->run(rank, *probe_transports_[r], result_.probe[0][r]);
   }
 
   void run_step(int rank, StageSet& stages, Optimizer& optimizer, Transport& transport,
@@ -293,6 +305,7 @@ class Training {
 
   void stop_all(const std::string& reason) {
     transports_.front()->abort(reason);
+    if (probe_) probe_transports_.front()->abort(reason);
     meeting_.stop();
   }
 
@@ -334,6 +347,8 @@ class Training {
   const TrainObserver& observer_;
   std::size_t ranks_;
   std::vector<std::unique_ptr<Transport>> transports_;
+  std::optional<LinkProbe> probe_;
+  std::vector<std::unique_ptr<Transport>> probe_transports_;
   Rendezvous meeting_;
   Cause cause_;
 

@@ -39,6 +39,8 @@ struct TrainOptions {
   // Every other step of the warm-up runs apart(program), so that calibrate() knows passes that the program never runs
   // by themselves. Makes no difference to the training.
   bool measure_passes = false;
+  // Before the first step: how long messages of several sizes take. Between threads, size makes no difference.
+  bool measure_links = false;
   int threads_per_rank = 1;
   bool forward_only = false;  // F only, no gradients, no optimizer
   std::string save;           // a file that the training is saved to after the last step; empty: it is not
@@ -95,6 +97,7 @@ struct TrainResult {
   std::vector<RankRecords> measured;       // the last measured steps
   Program apart;                           // with measure_passes; else it has no ops
   std::vector<RankRecords> warm_up_apart;  // the last steps of the warm-up that ran it
+  std::vector<RankRecords> probe;          // with measure_links: of LinkProbe's program, once
   std::vector<RankPeaks> peaks;            // by rank
   std::vector<StageBytes> stages;          // by stage
 };

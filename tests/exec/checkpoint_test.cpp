@@ -580,7 +580,7 @@ BOOST_AUTO_TEST_CASE(a_full_disk_leaves_the_last_save) {
     setrlimit(RLIMIT_FSIZE, &limit);
   };
   int failed_at = -1;
-  observer.on_failure = [&](int step, std::span<const RankRecord>) { failed_at = step; };
+  observer.on_failure = [&](int step, const Program&, std::span<const RankRecord>) { failed_at = step; };
   const std::string what = refusal([&] { (void)train(program, options, observer); });
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, SIG_DFL);

@@ -85,7 +85,7 @@ class FaultyStage final : public Stage {
     held_.pop_back();
     run(Kind::weight_gradient, micro_batch);
   }
-  std::vector<at::Tensor> parameters() override { return {}; }
+  std::vector<NamedTensor> named_parameters() override { return {}; }
 
  private:
   void run(Kind kind, std::uint32_t micro_batch) const {
@@ -296,7 +296,7 @@ BOOST_AUTO_TEST_CASE(training_by_a_program_that_deadlocks_ends_by_timeout) {
   options.transport.timeout = 200ms;
   std::size_t done = 0;
   TrainObserver observer;
-  observer.on_failure = [&](int, std::span<const RankRecord> records) { done = records[0].done; };
+  observer.on_failure = [&](int, const Program&, std::span<const RankRecord> records) { done = records[0].done; };
   const auto begin = Clock::now();
   BOOST_CHECK_EXCEPTION((void)train(program, options, observer), ReplayError, [](const ReplayError& error) {
     const std::string text = error.what();
@@ -318,7 +318,7 @@ BOOST_AUTO_TEST_CASE(a_loss_that_is_no_number_names_rank_op_and_step) {
     observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
       if (step == 1) stages[1]->parameters()[0].detach().fill_(std::numeric_limits<float>::infinity());
     };
-    observer.on_failure = [&](int step, std::span<const RankRecord>) { failed_in = step; };
+    observer.on_failure = [&](int step, const Program&, std::span<const RankRecord>) { failed_in = step; };
     BOOST_CHECK_EXCEPTION((void)train(program, options, observer), ReplayError, [](const ReplayError& error) {
       const std::string text = error.what();
       return text.find("rank ") == 0 && text.find("F0: the loss is ") != std::string::npos &&

@@ -10,8 +10,10 @@
 #include <filesystem>
 #include <limits>
 #include <sstream>
+#include <thread>
 
 #include "exec/train/calibrate.h"
+#include "exec/train/probe.h"
 #include "exec/train/reference.h"
 #include "exec/train/report.h"
 #include "sim/generate/catalog.h"
@@ -617,6 +619,50 @@ BOOST_AUTO_TEST_CASE(bandwidth_is_told_from_noise) {
   BOOST_TEST(bandwidth_of(nothing) == 0);
 }
 
+// Messages that travel at 100 MB/s, and half a millisecond on top.
+class SlowTransport final : public Transport {
+ public:
+  explicit SlowTransport(Transport& below) : below_(below) {}
+
+  void send(Op message, at::Tensor tensor) override { below_.send(message, std::move(tensor)); }
+  void post_receive(Op message) override { below_.post_receive(message); }
+  [[nodiscard]] Received wait(Op message) override {
+    Received received = below_.wait(message);
+    std::this_thread::sleep_until(received.arrived +
+                                  std::chrono::nanoseconds(500 * us + 10 * received.tensor.nbytes()));
+    return received;
+  }
+  void reduce(Op reduction, std::span<at::Tensor> gradients) override { below_.reduce(reduction, gradients); }
+  [[nodiscard]] double sum(double value) override { return below_.sum(value); }
+  void abort(const std::string& reason) override { below_.abort(reason); }
+
+ private:
+  Transport& below_;
+};
+
+BOOST_DATA_TEST_CASE(the_probe_finds_the_bandwidth, data::make({1, 2, 3}) * data::make({false, true}), ranks, slow) {
+  const LinkProbe probe(ranks);
+  BOOST_TEST(validate(probe.program()).empty());
+  const auto transports = thread_transports(probe.program().schedule.placement, {std::chrono::seconds(20), {}});
+  RankRecords records(static_cast<std::size_t>(ranks));
+  {
+    std::vector<std::jthread> threads;
+    for (int rank = 0; rank < ranks; ++rank) {
+      threads.emplace_back([&, rank] {
+        const auto r = static_cast<std::size_t>(rank);
+        SlowTransport slow_transport(*transports[r]);
+        probe.run(rank, slow ? slow_transport : *transports[r], records[r]);
+      });
+    }
+  }
+  const double bandwidth = probe.bandwidth(records);
+  if (slow && ranks > 1) {
+    BOOST_TEST(bandwidth == 1e8, boost::test_tools::tolerance(0.3));
+  } else {
+    BOOST_TEST(bandwidth == 0);
+  }
+}
+
 // What was measured in the warm-up says how much memory the ranks will hold; of this schedule, and of others over the
 // same stages.
 BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
@@ -641,7 +687,7 @@ BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
   options.warmup = 3;
   options.measure_passes = true;
   const TrainResult result = train(program, options);
-  const Costs costs = calibrate(calibration_steps(program, result), result.stages);
+  const Costs costs = calibrate(program, result);
   BOOST_TEST(worst_error(result, program, costs) < 0.02);
 
   if (name != "1f1b") return;
@@ -661,9 +707,10 @@ BOOST_DATA_TEST_CASE(a_timed_run_is_calibrated_to_its_costs, data::make({"zb1p",
   options.warmup = 3;
   options.steps = 1;
   options.measure_passes = true;
+  options.measure_links = true;
   options.transport.link_delay = std::chrono::microseconds(500);
   const TrainResult result = train(program, options);
-  const Costs found = calibrate(calibration_steps(program, result), result.stages);
+  const Costs found = calibrate(program, result);
   const auto is_about = [](Time time, Time right) { return time >= right && time < right + 2000 * us; };
   for (const StageCosts& stage : found.stages) {
     BOOST_TEST(is_about(stage.forward, 1000 * us));
@@ -677,6 +724,8 @@ BOOST_DATA_TEST_CASE(a_timed_run_is_calibrated_to_its_costs, data::make({"zb1p",
   BOOST_TEST(has_pairs ==
              std::ranges::any_of(found.stages, [](const StageCosts& stage) { return stage.overlapped.has_value(); }));
   BOOST_TEST(is_about(found.latency, 500 * us));
+  BOOST_TEST((found.model == CommunicationModel::latency));  // threads hand over pointers
+  BOOST_TEST(found.bandwidth == 0);
   std::ostringstream file;
   write_costs(file, found);
   std::istringstream in(file.str());

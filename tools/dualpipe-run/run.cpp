@@ -96,10 +96,6 @@ void write_trace(std::ostream& out, const Program& program, const Costs& costs, 
   writer.finish();
 }
 
-Costs measured_costs(const Program& program, const TrainResult& result) {
-  return calibrate(calibration_steps(program, result), result.stages);
-}
-
 // What the prediction is made from.
 Costs predicted_costs(const RunOptions& options, const TrainOptions& train, const Program& program,
                       const TrainResult& result) {
@@ -113,7 +109,7 @@ Costs predicted_costs(const RunOptions& options, const TrainOptions& train, cons
     dualpipe::check(costs, program.schedule.placement);
     return costs;
   }
-  return measured_costs(program, result);
+  return calibrate(program, result);
 }
 
 TrainResult train_observed(const RunOptions& options, const Program& program, const TrainOptions& train_options,
@@ -156,7 +152,7 @@ void run(const RunOptions& options) {
   const auto write = [](const std::string& path, const std::function<void(std::ostream&)>& writer) {
     if (!path.empty()) write_output(path, writer);
   };
-  write(options.calibrate, [&](std::ostream& out) { write_costs(out, measured_costs(program, result)); });
+  write(options.calibrate, [&](std::ostream& out) { write_costs(out, calibrate(program, result)); });
   write(options.trace, [&](std::ostream& out) {
     write_trace(out, program, costs, measured, options.compare ? &planned : nullptr, report.difference);
   });

@@ -1,0 +1,95 @@
+#include "exec/train/probe.h"
+
+#include <ATen/ops/zeros.h>
+
+#include <array>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "exec/stage/stage.h"
+#include "exec/train/calibrate.h"
+#include "sim/schedule/lower.h"
+
+namespace dualpipe {
+namespace {
+
+constexpr std::array<Bytes, 3> sizes{Bytes{64} << 10U, Bytes{512} << 10U, Bytes{2} << 20U};  // of each chain's messages
+constexpr std::uint32_t messages_per_link = 4;  // of each size, and as many back
+
+// Computes nothing: its outputs and gradients are so many bytes.
+class SendingStage final : public Stage {
+ public:
+  SendingStage(Bytes bytes, bool is_first, bool is_last)
+      : output_(is_last ? at::zeros({}) : at::zeros({bytes}, at::kByte)) {
+    if (!is_first) input_gradient_ = at::zeros({bytes}, at::kByte);
+  }
+
+  at::Tensor forward(std::uint32_t /*micro_batch*/, at::Tensor /*input*/) override { return output_; }
+  at::Tensor backward(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override { return input_gradient_; }
+  at::Tensor backward_input(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override { return input_gradient_; }
+  void backward_weight(std::uint32_t /*micro_batch*/) override {}
+  std::vector<at::Tensor> parameters() override { return {}; }
+
+ private:
+  at::Tensor output_;
+  at::Tensor input_gradient_;  // undefined in a first stage
+};
+
+// A chain 0 … ranks-1 for each size, no shared weights.
+Placement placement_of(int ranks) {
+  Placement placement = straight(ranks, static_cast<int>(sizes.size()));
+  for (std::size_t chain = 1; chain < sizes.size(); ++chain) {
+    const auto begin = static_cast<std::uint16_t>(chain * static_cast<std::size_t>(ranks));
+    placement.chain_begin.insert(placement.chain_begin.end() - 1, begin);
+  }
+  return placement;
+}
+
+Schedule schedule_of(int ranks) {
+  Schedule schedule;
+  schedule.name = "link probe";
+  schedule.placement = placement_of(ranks);
+  schedule.micro_batches = messages_per_link;
+  schedule.rank_begin = {0};
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (std::uint32_t micro_batch = 0; micro_batch < messages_per_link; ++micro_batch) {
+      for (const int stage : schedule.placement.stages_on(rank)) {
+        for (const Kind pass : {Kind::forward, Kind::backward}) {
+          schedule.ops.push_back({micro_batch, static_cast<std::uint16_t>(stage), pass, false});
+        }
+      }
+    }
+    schedule.rank_begin.push_back(schedule.ops.size());
+  }
+  return schedule;
+}
+
+}  // namespace
+
+LinkProbe::LinkProbe(int ranks) : program_(lower(schedule_of(ranks))) {}
+
+void LinkProbe::run(int rank, Transport& transport, RankRecord& record) const {
+  const Placement& placement = program_.schedule.placement;
+  std::vector<std::unique_ptr<Stage>> stages;
+  std::vector<Stage*> by_number(placement.rank_of.size());
+  for (const int stage : placement.stages_on(rank)) {
+    const Bytes bytes = sizes[static_cast<std::size_t>(placement.chain_of(stage))];
+    stages.push_back(std::make_unique<SendingStage>(bytes, !placement.previous(stage), !placement.next(stage)));
+    by_number[static_cast<std::size_t>(stage)] = stages.back().get();
+  }
+  replay(program_, rank, by_number, transport, record);
+}
+
+double LinkProbe::bandwidth(std::span<const RankRecord> records) const {
+  const RankRecords step(records.begin(), records.end());
+  std::vector<MessageTimes> times;
+  for (const Bytes size : sizes) times.push_back({size, {}});
+  for (const AwaitedMessage& message : awaited_messages({program_, {&step, 1}})) {
+    const int chain = program_.schedule.placement.chain_of(message.sender);
+    times[static_cast<std::size_t>(chain)].times.push_back(message.time);
+  }
+  return bandwidth_of(times);
+}
+
+}  // namespace dualpipe

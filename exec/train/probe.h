@@ -1,0 +1,31 @@
+// How long messages take by their size: what a training cannot tell, as all messages over a boundary are alike there.
+//
+// A Program of its own over the same ranks, with a chain for each size. One message at a time is under way:
+//
+//   rank 0: 0F0 0B0 2F0 2B0 0F1 …      stages 0 and 1: a chain of small messages
+//   rank 1: 1F0 1B0 3F0 3B0 1F1 …      stages 2 and 3: a chain of large ones
+#pragma once
+
+#include <span>
+
+#include "exec/replay/replay.h"
+#include "exec/transport/transport.h"
+#include "sim/schedule/program.h"
+
+namespace dualpipe {
+
+class LinkProbe {
+ public:
+  explicit LinkProbe(int ranks);
+
+  [[nodiscard]] const Program& program() const { return program_; }
+  // By every rank at a time. `transport`: one over the placement of program(). Throws like replay().
+  void run(int rank, Transport& transport, RankRecord& record) const;
+  // Bytes per second; 0, infinite, where size makes no difference. `records`: by rank.
+  [[nodiscard]] double bandwidth(std::span<const RankRecord> records) const;
+
+ private:
+  Program program_;
+};
+
+}  // namespace dualpipe
