@@ -29,7 +29,7 @@ class SendingStage final : public Stage {
   at::Tensor backward(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override { return input_gradient_; }
   at::Tensor backward_input(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override { return input_gradient_; }
   void backward_weight(std::uint32_t /*micro_batch*/) override {}
-  std::vector<at::Tensor> parameters() override { return {}; }
+  std::vector<NamedTensor> named_parameters() override { return {}; }
 
  private:
   at::Tensor output_;
