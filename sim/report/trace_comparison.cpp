@@ -30,7 +30,9 @@ void check_ranks(const NamedRun& planned, const NamedRun& measured) {
 }
 
 // Whether a rank of the run has a cell anywhere.
-bool runs(const TraceRank& rank, std::span<const Op> cell) { return !std::ranges::search(rank.ops, cell).empty(); }
+bool runs(const TraceRank& rank, std::span<const Op> cell) {
+  return std::search(rank.ops.begin(), rank.ops.end(), cell.begin(), cell.end()) != rank.ops.end();
+}
 
 // The runs part at op `at` of a rank.
 [[noreturn]] void fail_at(const NamedRun& planned, const NamedRun& measured, std::size_t rank, std::size_t at) {
