@@ -632,7 +632,9 @@ class SlowTransport final : public Transport {
                                   std::chrono::nanoseconds(500 * us + 10 * received.tensor.nbytes()));
     return received;
   }
-  void reduce(Op reduction, std::span<at::Tensor> gradients) override { below_.reduce(reduction, gradients); }
+  void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override {
+    below_.reduce(stages, stage, tensors);
+  }
   [[nodiscard]] double sum(double value) override { return below_.sum(value); }
   void abort(const std::string& reason) override { below_.abort(reason); }
 
