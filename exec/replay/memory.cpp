@@ -33,6 +33,7 @@ class MemoryAccount {
 namespace {
 
 thread_local std::shared_ptr<MemoryAccount> measured;  // null: this thread is not measured
+thread_local bool for_nobody = false;                  // a ChargeToNobody lives
 
 // Stands before the data of each block.
 struct alignas(64) Header {
@@ -40,7 +41,7 @@ struct alignas(64) Header {
   std::size_t bytes;
   void* context;  // of the allocator below
   c10::DeleterFnPtr free;
-  bool counted;  // a measured thread allocated it
+  bool counted;  // a measured thread allocated it, or one with a ChargeToNobody
 
   void charge_to(std::shared_ptr<MemoryAccount> next) {
     if (!counted) return;
@@ -72,9 +73,9 @@ class MeteredAllocator final : public c10::Allocator {
     c10::DataPtr block = below_.allocate(bytes + sizeof(Header));
     const c10::Device device = block.device();
     const c10::DeleterFnPtr free = block.get_deleter();
-    auto* header = new (block.get()) Header{nullptr, bytes, nullptr, free, measured != nullptr};
+    auto* header = new (block.get()) Header{nullptr, bytes, nullptr, free, measured != nullptr || for_nobody};
     header->context = block.release_context();
-    header->charge_to(measured);
+    header->charge_to(for_nobody ? nullptr : measured);
     void* data = header + 1;
     return {data, data, &free_block, device};
   }
@@ -128,6 +129,10 @@ Bytes held_by_this_thread() {
   assert(measured);
   return measured->level();
 }
+
+ChargeToNobody::ChargeToNobody() : before_(std::exchange(for_nobody, true)) {}
+
+ChargeToNobody::~ChargeToNobody() { for_nobody = before_; }
 
 void charge_to_nobody(const at::Tensor& tensor) { charge(tensor, nullptr); }
 

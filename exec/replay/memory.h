@@ -39,6 +39,19 @@ class MemoryMeter {
 // What the calling thread, which has a meter, is charged with in all: also from before that meter, by those it had.
 [[nodiscard]] Bytes held_by_this_thread();
 
+// While it lives, what the calling thread allocates is charged to nobody at first: memory that another thread will
+// take.
+class ChargeToNobody {
+ public:
+  ChargeToNobody();
+  ~ChargeToNobody();
+  ChargeToNobody(const ChargeToNobody&) = delete;
+  ChargeToNobody& operator=(const ChargeToNobody&) = delete;
+
+ private:
+  bool before_;
+};
+
 // The storage of a tensor leaves the thread that it is charged to, and is charged to the calling thread. Both leave a
 // tensor alone that was allocated while nobody measured.
 void charge_to_nobody(const at::Tensor& tensor);

@@ -107,6 +107,7 @@ class Replay {
     record_.done = 0;
     record_.peak_activations = 0;
     record_.losses.clear();
+    record_.stopped_at.clear();
   }
 
   void run() {
@@ -348,6 +349,7 @@ void replay(const Program& program, int rank, std::span<Stage* const> stages, Tr
   };
   const auto fail = [&] {
     const std::string text = fmt::format("rank {} failed in {}: {}", rank, replay.at(), current_cause());
+    record.stopped_at = replay.at();
     transport.abort(text);
     close();
     return ReplayError(text);
@@ -357,6 +359,7 @@ void replay(const Program& program, int rank, std::span<Stage* const> stages, Tr
   } catch (const TimeoutError&) {
     throw fail();
   } catch (const TransportError&) {  // another rank failed, and said why
+    record.stopped_at = replay.at();
     close();
     throw;
   } catch (...) {

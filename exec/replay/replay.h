@@ -51,6 +51,7 @@ struct RankRecord {
   int peak_activations = 0;         // forwards whose B or I had not ended
   Bytes peak_memory = 0;            // allocated by the rank's thread, above what it held when the step began
   std::vector<double> losses;       // of the micro-batches, in the order in which their last stage ran
+  std::string stopped_at;           // the op in which the rank was when it failed, or was stopped
 };
 
 struct ReplayOptions {

@@ -4,11 +4,16 @@
 
 #include <array>
 #include <memory>
+#include <stop_token>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "exec/stage/stage.h"
 #include "exec/train/calibrate.h"
+#include "exec/train/cause.h"
+#include "exec/train/exchange.h"
+#include "exec/train/stage_set.h"
 #include "sim/schedule/lower.h"
 
 namespace dualpipe {
@@ -90,6 +95,33 @@ double LinkProbe::bandwidth(std::span<const RankRecord> records) const {
     times[static_cast<std::size_t>(chain)].times.push_back(message.time);
   }
   return bandwidth_of(times);
+}
+
+RankRecords probe_links(World& world, int ranks, const TrainOptions& options) {
+  const LinkProbe probe(ranks);
+  const auto transports = world.transports(probe.program().schedule.placement, options.transport);
+  const std::vector<int> here = world.ranks_here(ranks);
+  const auto transport_of = [&](int rank) -> Transport& { return *transports[static_cast<std::size_t>(rank)]; };
+  RankRecords records(static_cast<std::size_t>(ranks));
+  Cause cause;
+  const auto run_rank = [&](int rank) {
+    try {
+      set_up_thread(options.threads_per_rank);
+      probe.run(rank, transport_of(rank), records[static_cast<std::size_t>(rank)]);
+    } catch (const ReplayError&) {
+      cause.note(std::current_exception(), true);
+    } catch (...) {
+      cause.note(std::current_exception(), false);
+    }
+  };
+  {
+    const std::stop_callback on_stop(options.stop, [&] { transport_of(here.front()).abort(interrupted); });
+    std::vector<std::jthread> threads;
+    for (const int rank : here) threads.emplace_back(run_rank, rank);
+  }
+  if (cause.error()) std::rethrow_exception(cause.error());
+  gather_records(world, records);
+  return records;
 }
 
 }  // namespace dualpipe

@@ -9,7 +9,9 @@
 #include <span>
 
 #include "exec/replay/replay.h"
+#include "exec/train/train.h"
 #include "exec/transport/transport.h"
+#include "exec/transport/world.h"
 #include "sim/schedule/program.h"
 
 namespace dualpipe {
@@ -27,5 +29,9 @@ class LinkProbe {
  private:
   Program program_;
 };
+
+// Runs a LinkProbe on all ranks of the world, and returns what was recorded, by rank. Collective; transports
+// of the world that were made before are of no use afterwards. Throws like train().
+[[nodiscard]] RankRecords probe_links(World& world, int ranks, const TrainOptions& options);
 
 }  // namespace dualpipe

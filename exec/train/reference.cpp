@@ -10,6 +10,7 @@
 #include "exec/train/checkpoint.h"
 #include "exec/train/optimizer.h"
 #include "exec/train/stage_set.h"
+#include "exec/transport/pack.h"
 
 namespace dualpipe {
 namespace {
@@ -180,22 +181,46 @@ std::string to_text(const CheckReport& report) {
   return text;
 }
 
-Check::Check(const Schedule& schedule, const TrainOptions& options)
-    : float64_(options.shape.float64), reference_(schedule, options) {
+Check::Check(World& world, const Schedule& schedule, const TrainOptions& options)
+    : world_(world), placement_(schedule.placement), float64_(options.shape.float64), reference_(schedule, options) {
   report_.per_stage.resize(schedule.placement.rank_of.size());
   report_.same_order = adds_in_order(schedule);
 }
 
 void Check::on_gradients(int step, std::span<Stage* const> stages) {
   reference_loss_ = reference_.compute_gradients(step);
+  std::vector<GradientDifference> differences(stages.size());
+  compare(stages, differences);
+  exchange(differences);
   for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-    const auto difference =
-        GradientDifference::between(stages[stage]->parameters(), reference_.stages()[stage]->parameters());
-    check_gradients(step, static_cast<int>(stage), difference);
-    report_.per_stage[stage].add(difference);
-    report_.gradients.add(difference);
+    check_gradients(step, static_cast<int>(stage), differences[stage]);
+    report_.per_stage[stage].add(differences[stage]);
+    report_.gradients.add(differences[stage]);
   }
   reference_.update();
+}
+
+void Check::compare(std::span<Stage* const> stages, std::vector<GradientDifference>& differences) const {
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    if (stages[stage] == nullptr) continue;
+    differences[stage] =
+        GradientDifference::between(stages[stage]->parameters(), reference_.stages()[stage]->parameters());
+  }
+}
+
+// Of the stages of other processes, from these.
+void Check::exchange(std::vector<GradientDifference>& differences) const {
+  Packer packer;
+  packer.put(differences);
+  const auto parts = world_.all_gather("the check of the gradients", packer.take());
+  for (int process = 0; process < world_.processes(); ++process) {
+    Unpacker part(parts[static_cast<std::size_t>(process)]);
+    const auto theirs = part.get<std::vector<GradientDifference>>();
+    for (std::size_t stage = 0; stage < differences.size(); ++stage) {
+      const int holder = world_.process_of(placement_.rank_of[stage], placement_.ranks);
+      if (holder == process) differences[stage] = theirs[stage];
+    }
+  }
 }
 
 void Check::on_step(const StepReport& step) {

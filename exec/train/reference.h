@@ -65,18 +65,23 @@ struct CheckReport {
 // 1 - cosine is below 1e-13 in float64, 1e-6 in float32.
 class Check {
  public:
-  Check(const Schedule& schedule, const TrainOptions& options);
+  // Every process of the World has one: each compares its own stages, and all know the outcome.
+  Check(World& world, const Schedule& schedule, const TrainOptions& options);
 
-  // To be called from a TrainObserver.
+  // To be called from a TrainObserver, in every process.
   void on_gradients(int step, std::span<Stage* const> stages);
   void on_step(const StepReport& step);
 
   [[nodiscard]] const CheckReport& report() const { return report_; }
 
  private:
+  void compare(std::span<Stage* const> stages, std::vector<GradientDifference>& differences) const;
+  void exchange(std::vector<GradientDifference>& differences) const;
   void fail(const std::string& what);
   void check_gradients(int step, int stage, const GradientDifference& difference);
 
+  World& world_;
+  const Placement& placement_;
   bool float64_;
   Reference reference_;
   double reference_loss_ = 0;

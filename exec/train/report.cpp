@@ -13,8 +13,6 @@
 namespace dualpipe {
 namespace {
 
-constexpr auto transport_name = "threads";
-
 std::string header(const TrainReport& report) {
   return fmt::format("{}: {}, {}, {}, {}\n\n", report.schedule,
                      format_count(static_cast<std::uint64_t>(report.ranks), "rank"),
@@ -115,6 +113,7 @@ TrainReport train_report(const Program& program, const std::string& model, const
   report.chains = placement.chains();
   report.micro_batches = program.schedule.total_micro_batches();
   report.model = model;
+  report.transport = result.transport;
   report.first_step = result.first_step;
   report.losses = result.losses;
   report.durations = result.durations;
@@ -142,7 +141,7 @@ void write_json(std::ostream& out, const TrainReport& report) {
   json["chains"] = report.chains;
   json["microbatches"] = report.micro_batches;
   json["model"] = report.model;
-  json["transport"] = transport_name;
+  json["transport"] = report.transport;
   json["first_step"] = report.first_step;
   json["losses"] = report.losses;
   json["steps_ns"] = report.durations;

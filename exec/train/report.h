@@ -33,6 +33,7 @@ struct TrainReport {
   int chains = 0;
   std::uint64_t micro_batches = 0;  // over all chains
   std::string model;
+  std::string transport;
   int first_step = 0;           // done before, of a training that was resumed
   std::vector<double> losses;   // of all steps from there
   std::vector<Time> durations;  // of the measured ones, which come last

@@ -3,19 +3,26 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <optional>
+#include <string_view>
 #include <system_error>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include "exec/replay/clock.h"
+#include "exec/train/cause.h"
 #include "exec/train/checkpoint.h"
+#include "exec/train/exchange.h"
 #include "exec/train/optimizer.h"
 #include "exec/train/probe.h"
 #include "exec/train/rendezvous.h"
@@ -26,7 +33,6 @@
 namespace dualpipe {
 namespace {
 
-constexpr auto interrupted = "the run was interrupted";
 constexpr std::size_t steps_kept_max = 101;  // with what every op did: a long run must not fill the memory
 
 // A Transport that takes note of how large the messages are.
@@ -52,24 +58,6 @@ class MeasuredTransport : public Transport {
   std::span<StageBytes> stages_;
 };
 
-// Why the run ended: the first failure, but for those of ranks that only heard of another's.
-class Cause {
- public:
-  void note(const std::exception_ptr& error, bool is_own) {
-    const std::lock_guard lock(mutex_);
-    if (!error_ || (is_own && !is_own_)) {
-      error_ = error;
-      is_own_ = is_own;
-    }
-  }
-  [[nodiscard]] std::exception_ptr error() const { return error_; }  // after all ranks have ended
-
- private:
-  std::mutex mutex_;
-  std::exception_ptr error_;
-  bool is_own_ = false;
-};
-
 void keep(std::vector<RankRecords>& kept, std::size_t count, const RankRecords& records) {
   if (kept.size() < steps_kept_max) {
     kept.push_back(records);
@@ -80,13 +68,15 @@ void keep(std::vector<RankRecords>& kept, std::size_t count, const RankRecords& 
 
 class Training {
  public:
-  Training(const Program& program, const TrainOptions& options, const TrainObserver& observer)
-      : program_(program),
+  Training(World& world, const Program& program, const TrainOptions& options, const TrainObserver& observer)
+      : world_(world),
+        program_(program),
         options_(options),
         observer_(observer),
         ranks_(static_cast<std::size_t>(program.schedule.ranks())),
-        transports_(thread_transports(program.schedule.placement, options.transport)),
-        meeting_(program.schedule.ranks()),
+        here_(world.ranks_here(program.schedule.ranks())),
+        transports_(world.transports(program.schedule.placement, options.transport)),
+        meeting_(static_cast<int>(here_.size())),
         loaded_(ranks_),
         parts_(ranks_),
         records_(ranks_),
@@ -94,13 +84,14 @@ class Training {
         losses_(program.schedule.total_micro_batches()) {
     result_.stages.resize(stages_.size());
     result_.peaks.resize(ranks_);
+    result_.transport = world.transport();
+    check_same_run(world, program, options);
     if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
     if (options.measure_links) {
-      probe_.emplace(program.schedule.ranks());
-      probe_transports_ = thread_transports(probe_->program().schedule.placement, options.transport);
-      result_.probe.emplace_back(ranks_);
+      result_.probe.push_back(probe_links(world, program.schedule.ranks(), options));
+      transports_ = world.transports(program.schedule.placement, options.transport);  // those before are gone
     }
-    if (!options.save.empty()) saver_.emplace(program.schedule, options);
+    if (!options.save.empty() && world.process() == 0) saver_.emplace(program.schedule, options);
     if (options.resume.empty()) return;
     checkpoint_.emplace(program.schedule, options);
     result_.first_step = step_ = checkpoint_->steps();
@@ -109,6 +100,7 @@ class Training {
   TrainResult run() {
     run_ranks();
     if (cause_.error()) fail();
+    gather_results();
     result_.step_time = median_step();
     for (std::size_t rank = 0; rank < ranks_; ++rank) result_.peaks[rank].memory += resident(static_cast<int>(rank));
     return std::move(result_);
@@ -122,15 +114,15 @@ class Training {
     const std::stop_callback on_stop(options_.stop, [this] { stop_all(interrupted); });
     std::vector<std::jthread> threads;
     try {
-      for (std::size_t rank = 0; rank < ranks_; ++rank) {
-        threads.emplace_back([this, rank] { run_rank(static_cast<int>(rank)); });
+      for (const int rank : here_) {
+        threads.emplace_back([this, rank] { run_rank(rank); });
         pthread_setname_np(threads.back().native_handle(), fmt::format("rank {}", rank).c_str());
       }
     } catch (const std::system_error& error) {
-      cause_.note(
-          std::make_exception_ptr(InputError(fmt::format(
-              "the system does not give {} threads, one for each rank: {}; use fewer --ranks", ranks_, error.what()))),
-          true);
+      cause_.note(std::make_exception_ptr(InputError(
+                      fmt::format("the system does not give {} threads, one for each rank: {}; use fewer --ranks",
+                                  here_.size(), error.what()))),
+                  true);
       stop_all("a rank could not be started");
     }
   }
@@ -141,16 +133,26 @@ class Training {
       set_up_thread(options_.threads_per_rank);
       train_rank(rank);
     } catch (const Rendezvous::Stopped&) {
-      const auto reason = std::make_exception_ptr(TransportError(fmt::format("rank {}: {}", rank, interrupted)));
-      if (options_.stop.stop_requested()) cause_.note(reason, false);
-    } catch (const TransportError&) {
+      if (options_.stop.stop_requested()) {
+        is_interrupted_ = true;
+        cause_.note(std::make_exception_ptr(TransportError(interrupted)), false);
+      }
+    } catch (const TimeoutError& error) {
+      end_all(transport, error.what());
+    } catch (const TransportError& error) {
+      if (error.what() == std::string_view(interrupted)) is_interrupted_ = true;
       cause_.note(std::current_exception(), false);
       meeting_.stop();
     } catch (const std::exception& error) {
-      cause_.note(std::current_exception(), true);
-      transport.abort(fmt::format("rank {} failed: {}", rank, error.what()));
-      meeting_.stop();
+      end_all(transport, fmt::format("rank {} failed: {}", rank, error.what()));
     }
+  }
+
+  // In a handler, of what this rank was the first to know.
+  void end_all(Transport& transport, const std::string& reason) {
+    cause_.note(std::current_exception(), true);
+    transport.abort(reason);
+    meeting_.stop();
   }
 
   void train_rank(int rank) {
@@ -167,18 +169,12 @@ class Training {
     MeasuredTransport transport(*transports_[static_cast<std::size_t>(rank)], result_.stages);
     const std::vector<LossPlace> losses = loss_places(schedule, rank);
 
-    if (probe_) probe_links(rank);
     meeting_.meet([this] { begin(); });
     for (int step = result_.first_step; step < end_of_steps(); ++step) {
       stages.begin_step(step);
       run_step(rank, stages, optimizer, transport, losses);
       meeting_.meet([this] { end_step(); });
     }
-  }
-
-  void probe_links(int rank) {
-    const auto r = static_cast<std::size_t>(rank);
-    probe_->run(rank, *probe_transports_[r], result_.probe[0][r]);
   }
 
   void run_step(int rank, StageSet& stages, Optimizer& optimizer, Transport& transport,
@@ -258,9 +254,10 @@ class Training {
     if (checkpoint_) {
       std::vector<std::string> all;
       for (const auto& names : std::exchange(loaded_, {})) all.insert(all.end(), names.begin(), names.end());
-      checkpoint_->check_complete(all);
+      checkpoint_->check_complete(gather_names(world_, all));
       checkpoint_.reset();
     }
+    (void)world_.all_gather("the first step", {});
     begin_step();
   }
 
@@ -270,7 +267,7 @@ class Training {
   }
 
   void end_step() {
-    const Time duration = now() - step_begin_;
+    const Time duration = exchange_step();
     const int step = step_of_run();
     const bool measured = step >= options_.warmup;
     const auto count = static_cast<std::size_t>(measured ? step - options_.warmup : step);
@@ -287,31 +284,143 @@ class Training {
     begin_step();
   }
 
+  // Process 0 writes what all hold; the others wait until it has.
   void save() const {
     SafeTensors contents;
-    for (const Part& part : parts_) Saver::add(contents, *part.stages, *part.optimizer);
-    saver_->save(std::move(contents), step_);
+    for (const int rank : here_) {
+      const Part& part = parts_[static_cast<std::size_t>(rank)];
+      Saver::add(contents, *part.stages, *part.optimizer);
+    }
+    const std::vector<std::string> bytes = add_others(world_, contents);
+    if (saver_) saver_->save(std::move(contents), step_);
+    if (world_.processes() > 1) (void)world_.all_gather(fmt::format("the save after step {}", step_), {});
+  }
+
+  // Everybody gets all losses. Returns the time from when the first process began to when the last one was done.
+  [[nodiscard]] Time exchange_step() {
+    Packer packer;
+    packer.put(Span{step_begin_ + world_.clock_offset(), now() + world_.clock_offset()});
+    packer.put(losses_);
+    const auto parts = world_.all_gather(fmt::format("the end of step {}", step_), packer.take());
+    Span step{std::numeric_limits<Time>::max(), std::numeric_limits<Time>::min()};
+    for (std::size_t process = 0; process < parts.size(); ++process) {
+      Unpacker part(parts[process]);
+      const auto own = part.get<Span>();
+      step = {std::min(step.start, own.start), std::max(step.end, own.end)};
+      const auto losses = part.get<std::vector<double>>();
+      for (const std::size_t i : losses_of_[process]) losses_[i] = losses[i];
+    }
+    return step.end - step.start;
   }
 
   void note_peaks() {
-    for (std::size_t rank = 0; rank < ranks_; ++rank) {
-      RankPeaks& peak = result_.peaks[rank];
-      peak.activations = std::max(peak.activations, records_[rank].peak_activations);
-      peak.memory = std::max(peak.memory, records_[rank].peak_memory);
+    for (const int rank : here_) {
+      const RankRecord& record = record_of(rank);
+      RankPeaks& peak = result_.peaks[static_cast<std::size_t>(rank)];
+      peak.activations = std::max(peak.activations, record.peak_activations);
+      peak.memory = std::max(peak.memory, record.peak_memory);
     }
   }
 
   // --- the end
 
   void stop_all(const std::string& reason) {
-    transports_.front()->abort(reason);
-    if (probe_) probe_transports_.front()->abort(reason);
+    transports_[static_cast<std::size_t>(here_.front())]->abort(reason);
     meeting_.stop();
   }
 
   [[noreturn]] void fail() {
-    if (observer_.on_failure) observer_.on_failure(step_, program_of_step(), records_);
+    hand_over_records();
+    if (observer_.on_failure && world_.process() == 0) observer_.on_failure(step_, program_of_step(), records_);
+    if (is_interrupted_ && !cause_.is_own()) throw TransportError(where_interrupted());
     std::rethrow_exception(cause_.error());
+  }
+
+  // Process 0 gets those of the step that was reached last.
+  void hand_over_records() {
+    Packer packer;
+    packer.put(step_);
+    for (const int rank : here_) pack(packer, record_of(rank), world_.clock_offset());
+    const auto parts = world_.hand_over(packer.take());
+    if (parts.empty()) return;
+    std::vector<RankRecords> records(parts.size());
+    std::vector<int> steps(parts.size(), -1);
+    for (std::size_t process = 0; process < parts.size(); ++process) {
+      if (!parts[process]) continue;
+      Unpacker part(*parts[process]);
+      steps[process] = part.get<int>();
+      while (!part.at_end()) records[process].push_back(unpack_record(part));
+    }
+    step_ = std::ranges::max(steps);
+    std::vector<std::size_t> taken(parts.size());
+    for (std::size_t rank = 0; rank < ranks_; ++rank) {
+      const std::size_t process = process_of(rank);
+      records_[rank] = steps[process] == step_ ? std::move(records[process][taken[process]++]) : RankRecord{};
+    }
+  }
+
+  [[nodiscard]] std::string where_interrupted() const {
+    std::vector<std::string> places;
+    for (std::size_t rank = 0; rank < ranks_; ++rank) {
+      const auto& [at, ops] = std::tie(records_[rank].stopped_at, records_[rank].ops);
+      if (ops.empty()) continue;  // not begun, or nothing was heard of it
+      places.push_back(at.empty() ? fmt::format("rank {} done", rank) : fmt::format("rank {} in {}", rank, at));
+    }
+    if (places.empty()) return fmt::format("{} between steps, before step {}", interrupted, step_);
+    return fmt::format("{} in step {}: {}", interrupted, step_, fmt::join(places, ", "));
+  }
+
+  // What each process knows of its ranks and stages all know then.
+  void gather_results() {
+    if (world_.processes() == 1) return;
+    const auto parts = world_.all_gather("the end of the training", own_results());
+    for (std::size_t process = 0; process < parts.size(); ++process) {
+      Unpacker part(parts[process]);
+      for (std::size_t rank = 0; rank < ranks_; ++rank) {
+        if (process_of(rank) != process) continue;
+        part.get(result_.peaks[rank]);
+        for (const int stage : program_.schedule.placement.stages_on(static_cast<int>(rank))) {
+          part.get(result_.stages[static_cast<std::size_t>(stage)]);
+        }
+        for (auto* steps : {&result_.warm_up, &result_.warm_up_apart, &result_.measured}) {
+          for (RankRecords& records : *steps) records[rank] = unpack_record(part);
+        }
+      }
+    }
+  }
+
+  [[nodiscard]] std::string own_results() const {
+    Packer packer;
+    for (const int rank : here_) {
+      packer.put(result_.peaks[static_cast<std::size_t>(rank)]);
+      for (const int stage : program_.schedule.placement.stages_on(rank)) {
+        packer.put(result_.stages[static_cast<std::size_t>(stage)]);
+      }
+      for (const auto* steps : {&result_.warm_up, &result_.warm_up_apart, &result_.measured}) {
+        for (const RankRecords& records : *steps) {
+          pack(packer, records[static_cast<std::size_t>(rank)], world_.clock_offset());
+        }
+      }
+    }
+    return packer.take();
+  }
+
+  // --- who and where
+
+  [[nodiscard]] RankRecord& record_of(int rank) { return records_[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] std::size_t process_of(std::size_t rank) const {
+    return static_cast<std::size_t>(world_.process_of(static_cast<int>(rank), static_cast<int>(ranks_)));
+  }
+
+  // By process: which losses of a step its ranks record.
+  [[nodiscard]] std::vector<std::vector<std::size_t>> losses_by_process() const {
+    std::vector<std::vector<std::size_t>> places(static_cast<std::size_t>(world_.processes()));
+    for (std::size_t rank = 0; rank < ranks_; ++rank) {
+      for (const LossPlace& place : loss_places(program_.schedule, static_cast<int>(rank))) {
+        places[process_of(rank)].push_back(place.index);
+      }
+    }
+    return places;
   }
 
   Time median_step() {
@@ -342,15 +451,16 @@ class Training {
     const Optimizer* optimizer = nullptr;
   };
 
+  World& world_;
   const Program& program_;
   const TrainOptions& options_;
   const TrainObserver& observer_;
   std::size_t ranks_;
+  std::vector<int> here_;  // ranks of this process; the others' transports are null, and their records empty
   std::vector<std::unique_ptr<Transport>> transports_;
-  std::optional<LinkProbe> probe_;
-  std::vector<std::unique_ptr<Transport>> probe_transports_;
   Rendezvous meeting_;
   Cause cause_;
+  std::atomic<bool> is_interrupted_{false};  // here, or in another process
 
   std::optional<Saver> saver_;
   std::optional<Checkpoint> checkpoint_;          // until all ranks have loaded it
@@ -362,13 +472,18 @@ class Training {
   RankRecords records_;  // of this step
   std::vector<Stage*> stages_;
   std::vector<double> losses_;  // of this step, by chain and micro-batch
+  std::vector<std::vector<std::size_t>> losses_of_ = losses_by_process();
   TrainResult result_;
 };
 
 }  // namespace
 
+TrainResult train(World& world, const Program& program, const TrainOptions& options, const TrainObserver& observer) {
+  return Training(world, program, options, observer).run();
+}
+
 TrainResult train(const Program& program, const TrainOptions& options, const TrainObserver& observer) {
-  return Training(program, options, observer).run();
+  return train(*one_process(), program, options, observer);
 }
 
 PartialRun reached(const Program& program, std::span<const RankRecord> records) {

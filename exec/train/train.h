@@ -1,4 +1,4 @@
-// Trains a model on a pipeline whose ranks are threads of this process.
+// Trains a model on a pipeline whose ranks are threads of this process, or of the processes of a World.
 //
 //     every step, every rank:   zero the gradients → replay() its part of the Program → sum the gradients of tied
 //                               parameters → clip → optimizer
@@ -7,7 +7,7 @@
 // on, so that each takes the samples that it would have taken without a break (exec/train/checkpoint.h).
 //
 // Between steps all ranks meet, so that a step's time is that of the slowest, and what observers do costs no rank's
-// time.
+// time. Every process calls train() with the same program and options; what it returns is the same in all of them.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@
 #include "exec/stage/model.h"
 #include "exec/stage/stage.h"
 #include "exec/transport/transport.h"
+#include "exec/transport/world.h"
 #include "sim/schedule/program.h"
 #include "sim/simulate/timeline.h"
 
@@ -58,16 +59,18 @@ struct StepReport {
   bool measured = false;
   double loss = 0;                      // the mean of those of the micro-batches: the same as without a pipeline
   Time duration = 0;                    // from when all ranks begin to when all have updated their parameters
-  std::span<const RankRecord> records;  // by rank, of the program that the step ran
+  std::span<const RankRecord> records;  // by rank, of the program that the step ran; empty for ranks of other processes
 };
 
 // What a caller wants to know while it runs. Each may be left out; what it throws ends the run.
 struct TrainObserver {
   // The gradients of a step are complete: summed over what shares weights or is tied, not yet clipped. `stages` by
-  // number in the placement. All ranks wait.
+  // number in the placement, null for those of other processes. All ranks wait. May use the World, in every process
+  // alike.
   std::function<void(int step, std::span<Stage* const> stages)> on_gradients;
   std::function<void(const StepReport&)> on_step;  // all ranks wait
-  // The run has failed, and every rank ended. `records` is what was done of the step, which ran `program`.
+  // The run has failed, and every rank ended. `records` is what was done of the step, which ran `program`. Called in
+  // process 0 alone; of processes that could not say any more what they have done the records are empty.
   std::function<void(int step, const Program& program, std::span<const RankRecord> records)> on_failure;
 };
 
@@ -88,6 +91,7 @@ struct RankPeaks {
 };
 
 struct TrainResult {
+  std::string transport;                   // the World's
   int first_step = 0;                      // how many were done before, of a training that was resumed
   std::vector<double> losses;              // of all steps from there, the warm-up's too
   std::vector<Time> durations;             // of the measured steps
@@ -105,6 +109,9 @@ struct TrainResult {
 // Throws the first cause where a rank fails, after all ranks have ended: InputError for what the model or its data do
 // not allow, else ReplayError or TransportError. The program must be valid and free of deadlock; `forward_only` takes
 // the program of a schedule that has nothing but F.
+[[nodiscard]] TrainResult train(World& world, const Program& program, const TrainOptions& options,
+                                const TrainObserver& observer = {});
+// In this process alone.
 [[nodiscard]] TrainResult train(const Program& program, const TrainOptions& options,
                                 const TrainObserver& observer = {});
 

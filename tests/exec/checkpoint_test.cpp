@@ -21,6 +21,8 @@
 #include "sim/generate/catalog.h"
 #include "sim/schedule/error.h"
 #include "sim/schedule/lower.h"
+#include "tests/exec/training.h"
+#include "tests/scratch.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {
@@ -28,32 +30,6 @@ namespace {
 
 namespace data = boost::unit_test::data;
 namespace fs = std::filesystem;
-
-class Scratch {
- public:
-  Scratch() {
-    std::string pattern = (fs::temp_directory_path() / "dualpipe-XXXXXX").string();
-    folder_ = mkdtemp(pattern.data());
-  }
-  ~Scratch() { fs::remove_all(folder_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  [[nodiscard]] std::string operator/(const std::string& name) const { return (folder_ / name).string(); }
-  [[nodiscard]] std::vector<std::string> files() const {
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder_)) names.push_back(entry.path().filename().string());
-    return names;
-  }
-
- private:
-  fs::path folder_;
-};
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 void put(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
@@ -65,35 +41,14 @@ std::string text_of(const SafeTensors& contents) {
   return out.str();
 }
 
-template <typename Function>
-std::string refusal(const Function& function) {
-  try {
-    function();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "";
-}
-
 constexpr int micro_batches = 8;
 
-Program program_of(std::string_view name, int ranks) {
-  return lower(generate(name, {ranks, micro_batches, family(name).takes_chunks ? 2 : 1}));
-}
+Program program_for(std::string_view name, int ranks) { return program_of(name, ranks, micro_batches); }
 
 // A model of six layers on whatever there is.
 TrainOptions options_for(const Program& program, const std::string& model = "mlp") {
-  const Placement& placement = program.schedule.placement;
-  TrainOptions options;
-  options.shape.model = model;
-  options.shape.hidden = 8;
-  options.shape.heads = 2;
-  options.shape.sequence = 4;
-  options.shape.vocabulary = 11;
-  options.shape.batch = 1;
-  options.shape.layers = split_evenly(6, placement.chain_begin[1]);
-  options.shape.float64 = true;
-  options.shape.seed = 5;
+  TrainOptions options = tiny(program, model, 6);
+  options.learning_rate = TrainOptions{}.learning_rate;
   options.optimizer = OptimizerKind::adamw;
   options.clip = 0.05;
   return options;
@@ -110,7 +65,7 @@ struct Leg {
 std::vector<double> train_in_legs(const std::vector<Leg>& legs, const std::string& path, const TrainOptions& common) {
   std::vector<double> losses;
   for (const Leg& leg : legs) {
-    const Program program = program_of(leg.schedule, leg.ranks);
+    const Program program = program_for(leg.schedule, leg.ranks);
     TrainOptions options = common;
     options.shape.layers = options_for(program).shape.layers;
     options.steps = leg.steps;
@@ -149,7 +104,7 @@ BOOST_DATA_TEST_CASE(a_resumed_training_goes_on_bit_for_bit,
                      data::make({"mlp", "gpt"}) * data::make({false, true}) * data::make({"sgd", "adamw"}), model,
                      float64, optimizer) {
   const Scratch scratch;
-  TrainOptions options = options_for(program_of("1f1b", 2), model);
+  TrainOptions options = options_for(program_for("1f1b", 2), model);
   options.shape.float64 = float64;
   options.optimizer = optimizer == std::string("sgd") ? OptimizerKind::sgd : OptimizerKind::adamw;
   const auto whole = train_in_legs({{"1f1b", 2, 6}}, scratch / "whole", options);
@@ -161,7 +116,7 @@ BOOST_DATA_TEST_CASE(a_resumed_training_goes_on_bit_for_bit,
 
 BOOST_AUTO_TEST_CASE(any_schedule_that_adds_in_order_goes_on_bit_for_bit) {
   const Scratch scratch;
-  const TrainOptions options = options_for(program_of("1f1b", 2));
+  const TrainOptions options = options_for(program_for("1f1b", 2));
   const auto whole = train_in_legs({{"1f1b", 1, 3}}, scratch / "whole", options);
   for (const Family& each : catalog()) {
     BOOST_TEST_CONTEXT(each.name) {
@@ -177,7 +132,7 @@ BOOST_AUTO_TEST_CASE(any_schedule_that_adds_in_order_goes_on_bit_for_bit) {
 // DualPipe adds the gradients of each chain by itself, on any number of ranks.
 BOOST_AUTO_TEST_CASE(dualpipe_goes_on_bit_for_bit_on_other_ranks) {
   const Scratch scratch;
-  const TrainOptions options = options_for(program_of("dualpipe", 2), "gpt");
+  const TrainOptions options = options_for(program_for("dualpipe", 2), "gpt");
   (void)train_in_legs({{"dualpipe", 2, 4}}, scratch / "whole", options);
   (void)train_in_legs({{"dualpipe", 4, 2}, {"dualpipe", 2, 2}}, scratch / "legs", options);
   BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
@@ -185,7 +140,7 @@ BOOST_AUTO_TEST_CASE(dualpipe_goes_on_bit_for_bit_on_other_ranks) {
 
 BOOST_AUTO_TEST_CASE(another_order_of_additions_changes_the_steps_within_rounding) {
   const Scratch scratch;
-  const TrainOptions options = options_for(program_of("1f1b", 2), "gpt");
+  const TrainOptions options = options_for(program_for("1f1b", 2), "gpt");
   (void)train_in_legs({{"1f1b", 2, 4}}, scratch / "whole", options);
   for (const auto* const schedule : {"dualpipe", "looped-bfs"}) {
     (void)train_in_legs({{"1f1b", 2, 2}, {schedule, 2, 2}}, scratch / "legs", options);
@@ -203,7 +158,7 @@ BOOST_AUTO_TEST_CASE(another_order_of_additions_changes_the_steps_within_roundin
 
 BOOST_AUTO_TEST_CASE(all_steps_count_and_go_on_counting) {
   const Scratch scratch;
-  const Program program = program_of("1f1b", 2);
+  const Program program = program_for("1f1b", 2);
   TrainOptions options = options_for(program);
   (void)train_in_legs({{"1f1b", 2, 5}}, scratch / "whole", options);
   options.save = scratch / "a";
@@ -229,7 +184,7 @@ BOOST_AUTO_TEST_CASE(all_steps_count_and_go_on_counting) {
 
 BOOST_AUTO_TEST_CASE(saves_every_so_many_steps_of_the_training) {
   const Scratch scratch;
-  const Program program = program_of("1f1b", 2);
+  const Program program = program_for("1f1b", 2);
   TrainOptions options = options_for(program);
   options.save = scratch / "a";
   options.save_every = 3;
@@ -255,14 +210,15 @@ BOOST_AUTO_TEST_CASE(saves_every_so_many_steps_of_the_training) {
 
 BOOST_AUTO_TEST_CASE(a_resumed_training_can_be_checked) {
   const Scratch scratch;
-  const TrainOptions common = options_for(program_of("1f1b", 2), "gpt");
+  const TrainOptions common = options_for(program_for("1f1b", 2), "gpt");
   (void)train_in_legs({{"1f1b", 2, 2}}, scratch / "a", common);
   for (const auto* const schedule : {"zb1p", "dualpipe"}) {
-    const Program program = program_of(schedule, 2);
+    const Program program = program_for(schedule, 2);
     TrainOptions options = common;
     options.resume = scratch / "a";
     options.steps = 3;
-    Check check(program.schedule, options);
+    const auto world = one_process();
+    Check check(*world, program.schedule, options);
     TrainObserver observer;
     observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check.on_gradients(step, stages); };
     observer.on_step = [&](const StepReport& step) { check.on_step(step); };
@@ -276,10 +232,10 @@ BOOST_AUTO_TEST_CASE(a_resumed_training_can_be_checked) {
 // Of the step that would come next, on its samples.
 BOOST_AUTO_TEST_CASE(what_was_saved_can_be_evaluated) {
   const Scratch scratch;
-  TrainOptions options = options_for(program_of("1f1b", 2), "gpt");
+  TrainOptions options = options_for(program_for("1f1b", 2), "gpt");
   const auto losses = train_in_legs({{"1f1b", 2, 3}}, scratch / "longer", options);
   (void)train_in_legs({{"1f1b", 2, 2}}, scratch / "a", options);
-  const Program forwards = lower(forwards_of(program_of("dualpipe", 2).schedule));
+  const Program forwards = lower(forwards_of(program_for("dualpipe", 2).schedule));
   options.shape.layers = options_for(forwards).shape.layers;
   options.forward_only = true;
   options.resume = scratch / "a";
@@ -292,7 +248,7 @@ BOOST_AUTO_TEST_CASE(what_was_saved_can_be_evaluated) {
 
 BOOST_DATA_TEST_CASE(names_are_the_models_however_it_is_split, data::make({"mlp", "gpt"}), model) {
   const auto names = [&](const std::vector<int>& layers) {
-    ModelShape shape = options_for(program_of("1f1b", 2), model).shape;
+    ModelShape shape = options_for(program_for("1f1b", 2), model).shape;
     shape.layers = layers;
     const Feed feed;
     std::vector<std::string> all;
@@ -308,7 +264,7 @@ BOOST_DATA_TEST_CASE(names_are_the_models_however_it_is_split, data::make({"mlp"
 
 BOOST_AUTO_TEST_CASE(copies_of_weights_are_saved_once_and_loaded_by_all) {
   const Scratch scratch;
-  const TrainOptions common = options_for(program_of("dualpipe", 2), "gpt");
+  const TrainOptions common = options_for(program_for("dualpipe", 2), "gpt");
   (void)train_in_legs({{"dualpipe", 2, 2}}, scratch / "two chains", common);
   (void)train_in_legs({{"1f1b", 2, 2}}, scratch / "one chain", common);
   const auto names = [](const std::string& path) {
@@ -321,7 +277,7 @@ BOOST_AUTO_TEST_CASE(copies_of_weights_are_saved_once_and_loaded_by_all) {
   BOOST_TEST(names(scratch / "two chains").size() == 3U * (12 * 6 + 2 + 2 + 1));
   BOOST_TEST(names(scratch / "two chains") == names(scratch / "one chain"), boost::test_tools::per_element());
 
-  const Program program = program_of("dualpipe", 4);
+  const Program program = program_for("dualpipe", 4);
   TrainOptions options = options_for(program, "gpt");
   options.resume = scratch / "one chain";
   options.steps = 2;
@@ -340,7 +296,7 @@ BOOST_AUTO_TEST_CASE(copies_of_weights_are_saved_once_and_loaded_by_all) {
 
 BOOST_AUTO_TEST_CASE(another_training_is_refused) {
   const Scratch scratch;
-  const Program program = program_of("1f1b", 2);
+  const Program program = program_for("1f1b", 2);
   TrainOptions options = options_for(program, "gpt");
   (void)train_in_legs({{"1f1b", 2, 1}}, scratch / "a", options);
   options.resume = scratch / "a";
@@ -381,7 +337,7 @@ BOOST_AUTO_TEST_CASE(other_data_are_refused) {
   const Scratch scratch;
   put(scratch / "tokens", std::string(40, '\0'));
   put(scratch / "others", std::string(39, '\0') + std::string(5, '\0'));
-  const Program program = program_of("1f1b", 2);
+  const Program program = program_for("1f1b", 2);
   TrainOptions options = options_for(program, "gpt");
   options.data = scratch / "tokens";
   (void)train_in_legs({{"1f1b", 2, 1}}, scratch / "a", options);
@@ -410,7 +366,7 @@ BOOST_AUTO_TEST_CASE(two_models_in_one_schedule_are_refused) {
 // Whatever is cut off or changed: an error, or another value, but nothing worse.
 BOOST_AUTO_TEST_CASE(damaged_files) {
   const Scratch scratch;
-  TrainOptions options = options_for(program_of("1f1b", 1));
+  TrainOptions options = options_for(program_for("1f1b", 1));
   options.shape.hidden = 1;
   (void)train_in_legs({{"1f1b", 1, 1}}, scratch / "a", options);
   const std::string whole = bytes_of(scratch / "a");
@@ -487,7 +443,7 @@ BOOST_AUTO_TEST_CASE(files_made_to_mislead) {
 // A file that is sound, but not what this model needs.
 BOOST_AUTO_TEST_CASE(tensors_that_are_not_the_models) {
   const Scratch scratch;
-  const Program program = program_of("1f1b", 2);
+  const Program program = program_for("1f1b", 2);
   TrainOptions options = options_for(program);
   (void)train_in_legs({{"1f1b", 2, 1}}, scratch / "a", options);
   const std::string bytes = bytes_of(scratch / "a");
@@ -563,7 +519,7 @@ BOOST_AUTO_TEST_CASE(what_is_written_is_read_back) {
 // What has been saved stays, and nothing is left beside it.
 BOOST_AUTO_TEST_CASE(a_full_disk_leaves_the_last_save) {
   const Scratch scratch;
-  const Program program = program_of("1f1b", 2);
+  const Program program = program_for("1f1b", 2);
   TrainOptions options = options_for(program);
   options.save = scratch / "a";
   options.save_every = 1;
@@ -592,7 +548,7 @@ BOOST_AUTO_TEST_CASE(a_full_disk_leaves_the_last_save) {
 }
 
 BOOST_AUTO_TEST_CASE(what_cannot_be_written_is_known_before_the_run) {
-  const Program program = program_of("1f1b", 2);
+  const Program program = program_for("1f1b", 2);
   TrainOptions options = options_for(program);
   bool began = false;
   options.before_op = [&](int, Op) { began = true; };

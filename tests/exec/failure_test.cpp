@@ -75,11 +75,11 @@ class FaultyStage final : public Stage {
   at::Tensor backward(std::uint32_t micro_batch, at::Tensor /*gradient*/) override {
     held_.pop_back();
     run(Kind::backward, micro_batch);
-    return watched_.make();
+    return watched_.make().sum();
   }
   at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor /*gradient*/) override {
     run(Kind::input_gradient, micro_batch);
-    return watched_.make();
+    return watched_.make().sum();
   }
   void backward_weight(std::uint32_t micro_batch) override {
     held_.pop_back();

@@ -24,6 +24,7 @@
 #include "sim/simulate/deadlock.h"
 #include "sim/simulate/memory.h"
 #include "sim/simulate/simulate.h"
+#include "tests/exec/training.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {
@@ -33,37 +34,15 @@ namespace data = boost::unit_test::data;
 
 constexpr Time us = 1'000;
 
-std::vector<std::string> family_names() {
-  std::vector<std::string> names;
-  for (const Family& family : catalog()) names.emplace_back(family.name);
-  return names;
-}
-
-// The smallest number of micro-batches that every schedule of the catalog has: twice the ranks.
-Program program_of(const std::string& name, int ranks) {
-  return lower(generate(name, {ranks, 2 * ranks, family(name).takes_chunks ? 2 : 1}));
-}
-
 TrainOptions small(const Program& program, const std::string& model) {
-  const Placement& placement = program.schedule.placement;
-  const int stages = placement.chain_begin[1] - placement.chain_begin[0];
-  TrainOptions options;
-  options.shape.model = model;
-  options.shape.hidden = 8;
-  options.shape.heads = 2;
-  options.shape.sequence = 4;
-  options.shape.vocabulary = 11;
-  options.shape.batch = 1;
-  options.shape.layers = split_evenly(stages + 1, stages);
-  options.shape.float64 = true;
-  options.shape.seed = 5;
-  options.learning_rate = 0.1;
+  TrainOptions options = tiny(program, model);
   options.steps = 2;
   return options;
 }
 
 CheckReport checked(const Program& program, const TrainOptions& options) {
-  Check check(program.schedule, options);
+  const auto world = one_process();
+  Check check(*world, program.schedule, options);
   TrainObserver observer;
   observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check.on_gradients(step, stages); };
   observer.on_step = [&](const StepReport& step) { check.on_step(step); };
@@ -275,7 +254,8 @@ BOOST_AUTO_TEST_CASE(the_check_notices_wrong_gradients) {
       const Program program = program_of(name, 2);
       TrainOptions options = small(program, "mlp");
       options.steps = 1;
-      Check check(program.schedule, options);
+      const auto world = one_process();
+      Check check(*world, program.schedule, options);
       TrainObserver observer;
       observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
         stages[1]->parameters()[0].grad().mul_(factor);
@@ -295,7 +275,8 @@ BOOST_AUTO_TEST_CASE(the_check_notices_wrong_gradients) {
 BOOST_AUTO_TEST_CASE(the_check_notices_a_wrong_loss) {
   const Program program = program_of("1f1b", 2);
   const TrainOptions options = small(program, "mlp");
-  Check check(program.schedule, options);
+  const auto world = one_process();
+  Check check(*world, program.schedule, options);
   TrainObserver observer;
   observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check.on_gradients(step, stages); };
   observer.on_step = [&](StepReport step) {
@@ -700,7 +681,57 @@ BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
   }
 }
 
-// Sleeps never end early, and a median is not far above.
+// What a run would record under these costs, to the nanosecond.
+RankRecords simulated(const Program& program, const Costs& costs) {
+  const Timeline timeline = simulate(program, costs);
+  RankRecords records;
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    RankRecord& record = records.emplace_back();
+    const auto spans_of = [](const auto& spans, std::size_t begin, std::size_t end) {
+      return std::vector<Span>(spans.begin() + static_cast<std::ptrdiff_t>(begin),
+                               spans.begin() + static_cast<std::ptrdiff_t>(end));
+    };
+    const auto place = static_cast<std::size_t>(rank);
+    record.ops = spans_of(timeline.ops, program.schedule.rank_begin[place], program.schedule.rank_begin[place + 1]);
+    record.done = record.ops.size();
+    const std::size_t first = program.slot_index(rank, 0);
+    record.communication =
+        spans_of(timeline.communication, program.slot_begin[first], program.slot_begin[first + record.done + 1]);
+    record.memory.resize(record.done);
+    for (std::size_t i = 0; i < record.done; ++i) {
+      record.waited.push_back(i == 0 ? record.ops[0].start : record.ops[i].start - record.ops[i - 1].end);
+    }
+  }
+  return records;
+}
+
+BOOST_DATA_TEST_CASE(calibration_finds_the_costs_of_what_was_recorded, data::make({"zb1p", "1f1b", "dualpipe"}), name) {
+  const Program program = program_of(name, 2);
+  Costs costs = uniform(1000 * us, 1000 * us, 1000 * us, 500 * us, 2500 * us);
+  costs.stages[0].recompute = 300 * us;
+  TrainResult result;
+  result.stages.resize(program.schedule.placement.rank_of.size());
+  result.warm_up = {simulated(program, costs), simulated(program, costs)};
+  result.apart = lower(apart(program.schedule));
+  result.warm_up_apart = {simulated(result.apart, costs)};
+  const Costs found = calibrate(program, result);
+  for (const StageCosts& stage : found.stages) {
+    BOOST_TEST(stage.forward == 1000 * us);
+    BOOST_TEST(stage.backward == 2300 * us);
+    BOOST_TEST(stage.input_gradient == 1300 * us);
+    BOOST_TEST(stage.weight_gradient == 1000 * us);
+    if (stage.overlapped) BOOST_TEST(*stage.overlapped == 2500 * us);
+    BOOST_TEST(stage.recompute == 0);
+  }
+  const bool has_pairs = name == std::string("dualpipe");
+  BOOST_TEST(has_pairs ==
+             std::ranges::any_of(found.stages, [](const StageCosts& stage) { return stage.overlapped.has_value(); }));
+  BOOST_TEST(found.latency == 500 * us);
+  BOOST_TEST(found.launch == 0);
+  BOOST_TEST((found.model == CommunicationModel::latency));
+}
+
+// Sleeps never end early. (How late they end depends on what else the machine does.)
 BOOST_DATA_TEST_CASE(a_timed_run_is_calibrated_to_its_costs, data::make({"zb1p", "1f1b", "dualpipe"}), name) {
   const Program program = program_of(name, 2);
   TrainOptions options = small(program, "timed");
@@ -713,21 +744,15 @@ BOOST_DATA_TEST_CASE(a_timed_run_is_calibrated_to_its_costs, data::make({"zb1p",
   options.transport.link_delay = std::chrono::microseconds(500);
   const TrainResult result = train(program, options);
   const Costs found = calibrate(program, result);
-  const auto is_about = [](Time time, Time right) { return time >= right && time < right + 2000 * us; };
   for (const StageCosts& stage : found.stages) {
-    BOOST_TEST(is_about(stage.forward, 1000 * us));
-    BOOST_TEST(is_about(stage.backward, 2500 * us));
-    BOOST_TEST(is_about(stage.input_gradient, 1500 * us));
-    BOOST_TEST(is_about(stage.weight_gradient, 1000 * us));
-    if (stage.overlapped) BOOST_TEST(is_about(*stage.overlapped, 2500 * us));
+    BOOST_TEST(stage.forward >= 1000 * us);
+    BOOST_TEST(stage.backward >= 2500 * us);
+    BOOST_TEST(stage.input_gradient >= 1500 * us);
+    BOOST_TEST(stage.weight_gradient >= 1000 * us);
+    if (stage.overlapped) BOOST_TEST(*stage.overlapped >= 2500 * us);
     BOOST_TEST(stage.recompute == 0);
   }
-  const bool has_pairs = name == std::string("dualpipe");
-  BOOST_TEST(has_pairs ==
-             std::ranges::any_of(found.stages, [](const StageCosts& stage) { return stage.overlapped.has_value(); }));
-  BOOST_TEST(is_about(found.latency, 500 * us));
-  BOOST_TEST((found.model == CommunicationModel::latency));  // threads hand over pointers
-  BOOST_TEST(found.bandwidth == 0);
+  BOOST_TEST(found.latency >= 500 * us);
   std::ostringstream file;
   write_costs(file, found);
   std::istringstream in(file.str());

@@ -2,15 +2,23 @@
 
 #include <ATen/ATen.h>
 
+#include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <chrono>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <ostream>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "exec/transport/world.h"
+#include "sim/schedule/error.h"
 #include "sim/schedule/placement.h"
 
 namespace dualpipe::test {
@@ -43,23 +51,54 @@ std::vector<std::string> run_ranks(const std::vector<std::function<void()>>& ran
   return errors;
 }
 
+// How tensors move.
+enum class Way { threads, mpi, mpi_wire };
+constexpr auto all_ways = {Way::threads, Way::mpi, Way::mpi_wire};
+
+[[maybe_unused]] std::ostream& operator<<(std::ostream& out, Way way) {
+  constexpr const char* names[] = {"threads", "mpi", "mpi, all messages over the wire"};
+  return out << names[static_cast<int>(way)];
+}
+
+// One process is the whole world here; over the wire it sends to itself.
+std::unique_ptr<World> make_world(Way way) {
+#ifdef DUALPIPE_HAS_MPI
+  if (way != Way::threads) return mpi_processes({.through_mpi = way == Way::mpi_wire});
+#endif
+  return one_process();
+}
+
+struct Ranks {
+  std::unique_ptr<World> world;  // outlives its transports
+  std::vector<std::unique_ptr<Transport>> transports;
+
+  const std::unique_ptr<Transport>& operator[](std::size_t rank) const { return transports[rank]; }
+};
+
+Ranks transports(Way way, const Placement& placement, const TransportOptions& options) {
+  auto world = make_world(way);
+  auto all = world->transports(placement, options);
+  return {std::move(world), std::move(all)};
+}
+
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 BOOST_AUTO_TEST_SUITE(exec_transport)
 
-BOOST_AUTO_TEST_CASE(hands_over_the_tensor_itself) {
-  const auto ranks = thread_transports(straight(2, 1), {});
+BOOST_DATA_TEST_CASE(hands_over_the_tensor, all_ways, way) {
+  const Ranks ranks = transports(way, straight(2, 1), {});
   const at::Tensor sent = at::arange(12, at::kFloat).view({3, 4});
   ranks[0]->send(op(Kind::send_forward, 0, 5), sent);
   ranks[1]->post_receive(op(Kind::receive_forward, 1, 5));
   const Received received = ranks[1]->wait(op(Kind::receive_forward, 1, 5));
-  BOOST_TEST(received.tensor.is_same(sent));
+  BOOST_TEST(at::equal(received.tensor, sent));
+  BOOST_TEST(received.tensor.is_same(sent) == (way != Way::mpi_wire), "within a process it is the tensor itself");
   BOOST_TEST((received.arrived <= Clock::now()));
 }
 
-BOOST_AUTO_TEST_CASE(messages_are_told_apart_by_stage_kind_and_micro_batch) {
+BOOST_DATA_TEST_CASE(messages_are_told_apart_by_stage_kind_and_micro_batch, all_ways, way) {
   // v_shape(2): stages 0 and 3 on rank 0, 1 and 2 on rank 1.
-  const auto ranks = thread_transports(v_shape(2), {});
+  const Ranks ranks = transports(way, v_shape(2), {});
   ranks[0]->send(op(Kind::send_forward, 0, 0), number(100));
   ranks[0]->send(op(Kind::send_forward, 0, 1), number(101));
   ranks[0]->send(op(Kind::send_backward, 3, 0), number(300));
@@ -71,8 +110,8 @@ BOOST_AUTO_TEST_CASE(messages_are_told_apart_by_stage_kind_and_micro_batch) {
   BOOST_TEST(got(op(Kind::receive_forward, 1, 1)) == 101);
 }
 
-BOOST_AUTO_TEST_CASE(a_receiver_that_sleeps_is_woken) {
-  const auto ranks = thread_transports(straight(2, 1), {});
+BOOST_DATA_TEST_CASE(a_receiver_that_sleeps_is_woken, all_ways, way) {
+  const Ranks ranks = transports(way, straight(2, 1), {});
   constexpr std::uint32_t count = 50;
   std::vector<double> got;
   const auto errors =
@@ -93,8 +132,8 @@ BOOST_AUTO_TEST_CASE(a_receiver_that_sleeps_is_woken) {
   for (std::uint32_t i = 0; i < count; ++i) BOOST_TEST(got[i] == i);
 }
 
-BOOST_AUTO_TEST_CASE(a_message_is_not_there_before_the_link_delay) {
-  const auto ranks = thread_transports(straight(2, 1), {10s, 30ms});
+BOOST_DATA_TEST_CASE(a_message_is_not_there_before_the_link_delay, all_ways, way) {
+  const Ranks ranks = transports(way, straight(2, 1), {10s, 30ms});
   const auto sent = Clock::now();
   ranks[0]->send(op(Kind::send_forward, 0), number(1));
   BOOST_TEST((Clock::now() - sent < 20ms), "a send does not wait");
@@ -104,8 +143,8 @@ BOOST_AUTO_TEST_CASE(a_message_is_not_there_before_the_link_delay) {
   BOOST_TEST((received.arrived <= Clock::now()));
 }
 
-BOOST_AUTO_TEST_CASE(a_timeout_says_what_was_awaited_and_from_whom) {
-  const auto ranks = thread_transports(straight(4, 1), {50ms, 0ns});
+BOOST_DATA_TEST_CASE(a_timeout_says_what_was_awaited_and_from_whom, all_ways, way) {
+  const Ranks ranks = transports(way, straight(4, 1), {50ms, 0ns});
   const auto begin = Clock::now();
   BOOST_CHECK_EXCEPTION((void)ranks[2]->wait(op(Kind::receive_backward, 2, 7)), TimeoutError, [](const auto& error) {
     return error.what() == std::string("nothing came from rank 3 for 2RECV_B7 within 0.05 s");
@@ -113,14 +152,14 @@ BOOST_AUTO_TEST_CASE(a_timeout_says_what_was_awaited_and_from_whom) {
   BOOST_TEST((Clock::now() - begin >= 50ms));
 }
 
-BOOST_AUTO_TEST_CASE(a_message_that_is_still_under_way_times_out_too) {
-  const auto ranks = thread_transports(straight(2, 1), {20ms, 10s});
+BOOST_DATA_TEST_CASE(a_message_that_is_still_under_way_times_out_too, all_ways, way) {
+  const Ranks ranks = transports(way, straight(2, 1), {20ms, 10s});
   ranks[0]->send(op(Kind::send_forward, 0), number(1));
   BOOST_CHECK_THROW((void)ranks[1]->wait(op(Kind::receive_forward, 1)), TimeoutError);
 }
 
-BOOST_AUTO_TEST_CASE(abort_wakes_whoever_waits_and_the_first_reason_counts) {
-  const auto ranks = thread_transports(two_way(4), {60s, 0ns});
+BOOST_DATA_TEST_CASE(abort_wakes_whoever_waits_and_the_first_reason_counts, all_ways, way) {
+  const Ranks ranks = transports(way, two_way(4), {60s, 0ns});
   std::vector<at::Tensor> gradients{number(1)};
   const auto begin = Clock::now();
   const auto errors = run_ranks({[&] { (void)ranks[0]->wait(op(Kind::receive_backward, 0, 3)); },
@@ -142,12 +181,12 @@ BOOST_AUTO_TEST_CASE(abort_wakes_whoever_waits_and_the_first_reason_counts) {
 }
 
 // Sums of floats depend on their order: 1e8 + 1 - 1e8 is 0, or 1, or in between.
-BOOST_AUTO_TEST_CASE(reduce_adds_in_the_order_of_stages_whoever_comes_first) {
+BOOST_DATA_TEST_CASE(reduce_adds_in_the_order_of_stages_whoever_comes_first, all_ways, way) {
   const Placement placement = one_chain({{2, 0, 1}});
   const std::vector<float> values{1e8F, 1.0F, -1e8F};
   const float expected = (values[0] + values[1]) + values[2];
   for (int last = 0; last < 3; ++last) {
-    const auto ranks = thread_transports(placement, {});
+    const Ranks ranks = transports(way, placement, {});
     std::vector<at::Tensor> parameters;
     std::vector<std::function<void()>> bodies(3);
     for (std::size_t stage = 0; stage < 3; ++stage) {
@@ -167,9 +206,9 @@ BOOST_AUTO_TEST_CASE(reduce_adds_in_the_order_of_stages_whoever_comes_first) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(a_rank_that_holds_two_of_the_stages_meets_the_others_at_its_last) {
+BOOST_DATA_TEST_CASE(a_rank_that_holds_two_of_the_stages_meets_the_others_at_its_last, all_ways, way) {
   const Placement placement = one_chain({{0, 1, 0}});
-  const auto ranks = thread_transports(placement, {5s, 0ns});
+  const Ranks ranks = transports(way, placement, {5s, 0ns});
   std::vector<at::Tensor> tensors{number(1), number(2), number(4)};
   for (int step = 0; step < 2; ++step) {
     const auto reduce = [&](std::size_t rank, std::size_t stage) {
@@ -188,8 +227,8 @@ BOOST_AUTO_TEST_CASE(a_rank_that_holds_two_of_the_stages_meets_the_others_at_its
 }
 
 // As for shared weights, and an embedding that first and last stages share.
-BOOST_AUTO_TEST_CASE(groups_are_told_apart_by_their_stages) {
-  const auto ranks = thread_transports(two_way(2), {5s, 0ns});  // stages 0 and 3 on rank 0, 1 and 2 on rank 1
+BOOST_DATA_TEST_CASE(groups_are_told_apart_by_their_stages, all_ways, way) {
+  const Ranks ranks = transports(way, two_way(2), {5s, 0ns});  // stages 0 and 3 on rank 0, 1 and 2 on rank 1
   std::vector<at::Tensor> weights{number(1), number(10), number(100), number(1000)};
   std::vector<at::Tensor> embedding = weights;
   for (at::Tensor& each : embedding) each = each + 1;
@@ -216,36 +255,37 @@ BOOST_AUTO_TEST_CASE(groups_are_told_apart_by_their_stages) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(the_sum_over_one_stage_is_what_it_brings) {
-  const auto ranks = thread_transports(straight(2, 1), {20ms, 0ns});
+BOOST_DATA_TEST_CASE(the_sum_over_one_stage_is_what_it_brings, all_ways, way) {
+  const Ranks ranks = transports(way, straight(2, 1), {20ms, 0ns});
   std::vector<at::Tensor> gradients{number(3)};
   ranks[0]->reduce({{0}}, 0, gradients);
   BOOST_TEST(gradients[0].item<double>() == 3);
 }
 
-BOOST_AUTO_TEST_CASE(a_reduction_that_others_do_not_come_to_says_who) {
-  const auto ranks = thread_transports(two_way(2), {20ms, 0ns});
+BOOST_DATA_TEST_CASE(a_reduction_that_others_do_not_come_to_says_who, all_ways, way) {
+  const Ranks ranks = transports(way, two_way(2), {20ms, 0ns});
   std::vector<at::Tensor> gradients{number(3)};
   BOOST_CHECK_EXCEPTION(ranks[0]->reduce({{0, 2}}, 0, gradients), TimeoutError, [](const auto& error) {
     return error.what() == std::string("waited 0.02 s for the gradients of stage 2 (rank 1)");
   });
 }
 
-BOOST_AUTO_TEST_CASE(unlike_gradients_are_an_error_that_names_both_sides) {
-  const auto ranks = thread_transports(two_way(2), {5s, 0ns});
-  std::vector<at::Tensor> left{at::zeros({2, 3})};
-  std::vector<at::Tensor> right{at::zeros({3, 2})};
-  const auto errors = run_ranks({[&] {
-                                   ranks[0]->reduce({{0, 2}}, 0, left);
-                                 },
+BOOST_DATA_TEST_CASE(unlike_gradients_are_an_error_that_names_both_sides, all_ways, way) {
+  const Ranks ranks = transports(way, two_way(2), {5s, 0ns});
+  at::Tensor left = at::zeros({2, 3});
+  at::Tensor right = at::zeros({3, 2});
+  const auto reduce = [&](std::size_t rank, int stage, at::Tensor& tensor) {
+    try {
+      ranks[rank]->reduce({{0, 2}}, stage, {&tensor, 1});
+    } catch (const std::exception& error) {
+      ranks[rank]->abort(error.what());
+      throw;
+    }
+  };
+  const auto errors = run_ranks({[&] { reduce(0, 0, left); },
                                  [&] {
                                    std::this_thread::sleep_for(20ms);
-                                   try {
-                                     ranks[1]->reduce({{0, 2}}, 2, right);
-                                   } catch (const std::exception& error) {
-                                     ranks[1]->abort(error.what());
-                                     throw;
-                                   }
+                                   reduce(1, 2, right);
                                  }});
   for (const auto& error : errors) {
     BOOST_TEST(contains(error, "stage 0 (rank 0) has Float[2,3]"), error);
@@ -253,8 +293,8 @@ BOOST_AUTO_TEST_CASE(unlike_gradients_are_an_error_that_names_both_sides) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(sum_adds_in_the_order_of_ranks_step_after_step) {
-  const auto ranks = thread_transports(straight(3, 1), {});
+BOOST_DATA_TEST_CASE(sum_adds_in_the_order_of_ranks_step_after_step, all_ways, way) {
+  const Ranks ranks = transports(way, straight(3, 1), {});
   const std::vector<double> values{1e16, 1.0, -1e16};
   std::vector<std::vector<double>> sums(3);
   std::vector<std::function<void()>> bodies;
@@ -270,10 +310,128 @@ BOOST_AUTO_TEST_CASE(sum_adds_in_the_order_of_ranks_step_after_step) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(a_step_that_a_rank_does_not_end_says_who) {
-  const auto ranks = thread_transports(straight(3, 1), {20ms, 0ns});
-  BOOST_CHECK_EXCEPTION((void)ranks[1]->sum(1), TimeoutError,
-                        [](const auto& error) { return contains(error.what(), "not there: rank 0, 2"); });
+BOOST_DATA_TEST_CASE(a_step_that_a_rank_does_not_end_says_who, all_ways, way) {
+  const Ranks ranks = transports(way, straight(3, 1), {20ms, 0ns});
+  BOOST_CHECK_EXCEPTION((void)ranks[1]->sum(1), TimeoutError, [&](const auto& error) {
+    return contains(error.what(), way == Way::mpi_wire ? "rank 0, which adds" : "not there: rank 0, 2");
+  });
+}
+
+// --- what the messages look like
+
+BOOST_DATA_TEST_CASE(any_tensor_arrives_as_it_is, all_ways, way) {
+  const std::vector<at::Tensor> tensors{at::arange(24, at::kFloat).view({2, 3, 4}),
+                                        at::arange(24, at::kDouble).view({4, 6}).t(),  // not contiguous
+                                        at::arange(10, at::kLong).slice(0, 1, 9, 2),
+                                        at::full({}, 7, at::kDouble),
+                                        at::empty({0, 3}),
+                                        at::arange(5, at::kFloat).to(at::kBFloat16),
+                                        at::arange(3'000'000, at::kDouble)};  // not sent before it is awaited
+  for (const at::Tensor& tensor : tensors) {
+    const Ranks ranks = transports(way, straight(2, 1), {});
+    for (std::uint32_t i = 0; i < 3; ++i) ranks[0]->send(op(Kind::send_forward, 0, i), tensor + i);
+    for (std::uint32_t i = 0; i < 3; ++i) {
+      const at::Tensor received = ranks[1]->wait(op(Kind::receive_forward, 1, i)).tensor;
+      BOOST_TEST(received.scalar_type() == tensor.scalar_type());
+      BOOST_TEST(received.sizes() == tensor.sizes());
+      BOOST_TEST(at::equal(received, tensor + i));
+    }
+  }
+}
+
+std::string send_error(const Ranks& ranks, std::size_t rank, Op send, const at::Tensor& tensor) {
+  try {
+    ranks[rank]->send(send, tensor);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return {};
+}
+
+BOOST_DATA_TEST_CASE(a_boundary_keeps_the_shape_of_its_first_message, all_ways, way) {
+  const Ranks ranks = transports(way, straight(3, 1), {});
+  const at::Tensor agreed = at::zeros({2, 3});
+  BOOST_TEST(send_error(ranks, 1, op(Kind::send_forward, 1, 4), agreed) == "");
+  BOOST_TEST(send_error(ranks, 1, op(Kind::send_forward, 1, 5), agreed) == "");
+  BOOST_TEST(send_error(ranks, 1, op(Kind::send_forward, 1, 6), at::zeros({3, 2})) ==
+             "stage 1 (rank 1) sends Float[3,2] in 1SEND_F6 to stage 2 (rank 2), but sent Float[2,3] in 1SEND_F4");
+  BOOST_TEST(send_error(ranks, 1, op(Kind::send_forward, 1, 7), at::zeros({2, 3}, at::kDouble)) ==
+             "stage 1 (rank 1) sends Double[2,3] in 1SEND_F7 to stage 2 (rank 2), but sent Float[2,3] in 1SEND_F4");
+  BOOST_TEST(send_error(ranks, 1, op(Kind::send_backward, 1, 4), at::zeros({7})) == "", "another boundary");
+}
+
+BOOST_DATA_TEST_CASE(a_gradient_is_like_its_activation, all_ways, way) {
+  const Ranks ranks = transports(way, straight(2, 1), {});
+  ranks[0]->send(op(Kind::send_forward, 0, 0), at::zeros({2, 3}));
+  (void)ranks[1]->wait(op(Kind::receive_forward, 1, 0));
+  BOOST_TEST(
+      send_error(ranks, 1, op(Kind::send_backward, 1, 0), at::zeros({2, 4})) ==
+      "stage 1 (rank 1) sends Float[2,4] in 1SEND_B0, but stage 0 (rank 0) sent Float[2,3] in 0SEND_F0; a gradient "
+      "has the shape and type of its activation");
+  BOOST_TEST(send_error(ranks, 1, op(Kind::send_backward, 1, 0), at::zeros({2, 3})) == "");
+}
+
+// Both directions at once, more than MPI takes in unasked.
+BOOST_DATA_TEST_CASE(many_large_messages_cross, all_ways, way) {
+  const Ranks ranks = transports(way, straight(2, 1), {20s, 0ns});
+  constexpr std::uint32_t count = 40;
+  const auto content = [](std::uint32_t i) { return at::full({100'000}, i, at::kFloat); };
+  const auto exchange = [&](int rank, Kind send, Kind receive) {
+    const auto& transport = ranks[static_cast<std::size_t>(rank)];
+    for (std::uint32_t i = 0; i < count; ++i) transport->send(op(send, rank, i), content(i));
+    for (std::uint32_t i = count; i-- > 0;) {
+      const Received got = transport->wait(op(receive, rank, i));
+      if (!at::equal(got.tensor, content(i))) throw std::runtime_error("not what was sent");
+    }
+  };
+  const auto errors = run_ranks({[&] { exchange(0, Kind::send_forward, Kind::receive_backward); },
+                                 [&] { exchange(1, Kind::send_backward, Kind::receive_forward); }});
+  for (const auto& error : errors) BOOST_TEST(error == "");
+}
+
+// --- the world
+
+BOOST_DATA_TEST_CASE(a_world_of_one_process_holds_all_ranks, all_ways, way) {
+  const std::unique_ptr<World> world = make_world(way);
+  BOOST_TEST(world->processes() == 1);
+  BOOST_TEST(world->ranks_here(3) == std::vector<int>({0, 1, 2}));
+  BOOST_TEST(world->all_gather("here", "part") == std::vector<std::string>({"part"}));
+  BOOST_TEST(world->hand_over("part").at(0).value() == "part");
+  BOOST_TEST(world->end({}).empty());
+}
+
+// Contiguous, and as even as can be.
+BOOST_AUTO_TEST_CASE(ranks_are_dealt_out_evenly) {
+  struct Shares final : World {
+    using World::World;
+    [[nodiscard]] std::string_view transport() const override { return "none"; }
+    [[nodiscard]] std::vector<std::string> all_gather(const std::string&, std::string) override { return {}; }
+    [[nodiscard]] std::vector<std::optional<std::string>> hand_over(std::string) override { return {}; }
+    [[nodiscard]] std::vector<std::string> end(const Ending&) override { return {}; }
+    [[nodiscard]] bool close() override { return true; }
+    [[nodiscard]] std::vector<std::unique_ptr<Transport>> make_transports(const Placement&,
+                                                                          const TransportOptions&) override {
+      return {};
+    }
+  };
+  for (int ranks = 1; ranks <= 9; ++ranks) {
+    for (int processes = 1; processes <= ranks; ++processes) {
+      int next = 0;
+      for (int process = 0; process < processes; ++process) {
+        const auto here = Shares(process, processes).ranks_here(ranks);
+        BOOST_TEST(here.size() >= static_cast<std::size_t>(ranks / processes));
+        BOOST_TEST(here.size() <= static_cast<std::size_t>((ranks + processes - 1) / processes));
+        for (const int rank : here) {
+          BOOST_TEST(rank == next++);
+          BOOST_TEST(Shares(0, processes).process_of(rank, ranks) == process);
+        }
+      }
+      BOOST_TEST(next == ranks);
+    }
+  }
+  BOOST_CHECK_EXCEPTION((void)Shares(0, 3).transports(straight(2, 1), {}), InputError, [](const auto& error) {
+    return contains(error.what(), "3 processes, but only 2 ranks") && contains(error.what(), "mpirun -n 2");
+  });
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -12,45 +12,16 @@
 #include <vector>
 
 #include "sim/schedule/error.h"
+#include "tests/scratch.h"
 
 namespace dualpipe::test {
 namespace {
 
 namespace fs = std::filesystem;
 
-struct Scratch {
-  Scratch() {
-    std::string pattern = (fs::temp_directory_path() / "dualpipe-XXXXXX").string();
-    folder = mkdtemp(pattern.data());
-  }
-  ~Scratch() { fs::remove_all(folder); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  [[nodiscard]] std::string operator/(const std::string& name) const { return (folder / name).string(); }
-  [[nodiscard]] std::ptrdiff_t files() const { return std::distance(fs::directory_iterator(folder), {}); }
-
-  fs::path folder;
-};
-
-std::string text_of(const std::string& path) {
-  std::ifstream in(path);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
 void write(const std::string& path, const std::string& text, Durable durable = Durable::no) {
   write_output_file(
       path, [&](std::ostream& out) { out << text; }, durable);
-}
-
-template <typename Function>
-std::string refusal(const Function& function) {
-  try {
-    function();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "";
 }
 
 }  // namespace
@@ -61,10 +32,10 @@ BOOST_AUTO_TEST_CASE(a_file_is_made_and_replaced) {
   for (const Durable durable : {Durable::no, Durable::yes}) {
     const Scratch scratch;
     write(scratch / "a", "one", durable);
-    BOOST_TEST(text_of(scratch / "a") == "one");
+    BOOST_TEST(bytes_of(scratch / "a") == "one");
     write(scratch / "a", "2", durable);
-    BOOST_TEST(text_of(scratch / "a") == "2");
-    BOOST_TEST(scratch.files() == 1);
+    BOOST_TEST(bytes_of(scratch / "a") == "2");
+    BOOST_TEST(scratch.files().size() == 1U);
   }
 }
 
@@ -73,9 +44,9 @@ BOOST_AUTO_TEST_CASE(who_reads_it_sees_the_old_or_the_new) {
   write(scratch / "a", "old");
   write_output_file(scratch / "a", [&](std::ostream& out) {
     out << std::string(100'000, 'n') << std::flush;
-    BOOST_TEST(text_of(scratch / "a") == "old");
+    BOOST_TEST(bytes_of(scratch / "a") == "old");
   });
-  BOOST_TEST(text_of(scratch / "a").size() == 100'000U);
+  BOOST_TEST(bytes_of(scratch / "a").size() == 100'000U);
 }
 
 BOOST_AUTO_TEST_CASE(a_failure_leaves_all_as_it_was) {
@@ -85,11 +56,11 @@ BOOST_AUTO_TEST_CASE(a_failure_leaves_all_as_it_was) {
     throw std::runtime_error("no more");
   };
   BOOST_CHECK_THROW(write_output_file(scratch / "a", fails), std::runtime_error);
-  BOOST_TEST(scratch.files() == 0);
+  BOOST_TEST(scratch.files().size() == 0U);
   write(scratch / "a", "old");
   BOOST_CHECK_THROW(write_output_file(scratch / "a", fails), std::runtime_error);
-  BOOST_TEST(text_of(scratch / "a") == "old");
-  BOOST_TEST(scratch.files() == 1);
+  BOOST_TEST(bytes_of(scratch / "a") == "old");
+  BOOST_TEST(scratch.files().size() == 1U);
 }
 
 BOOST_AUTO_TEST_CASE(a_link_stays_one) {
@@ -99,7 +70,7 @@ BOOST_AUTO_TEST_CASE(a_link_stays_one) {
   fs::create_symlink("elsewhere/a", scratch / "link");
   write(scratch / "link", "new");
   BOOST_TEST(fs::is_symlink(scratch / "link"));
-  BOOST_TEST(text_of(scratch / "elsewhere/a") == "new");
+  BOOST_TEST(bytes_of(scratch / "elsewhere/a") == "new");
 }
 
 BOOST_AUTO_TEST_CASE(its_mode_is_that_of_any_new_file) {
@@ -118,15 +89,15 @@ BOOST_AUTO_TEST_CASE(devices_are_written_to) {
 
 BOOST_AUTO_TEST_CASE(what_cannot_be_written_is_known_before) {
   const Scratch scratch;
-  for (const auto& [path, reason] : {std::pair(scratch.folder.string(), "is a folder"),
-                                     std::pair(scratch / "none/a", "No such file or directory")}) {
+  for (const auto& [path, reason] :
+       {std::pair(scratch.folder(), "is a folder"), std::pair(scratch / "none/a", "No such file or directory")}) {
     const std::string expected = "cannot write " + path + ": " + reason;
     BOOST_TEST(refusal([&] { check_output_file(path); }) == expected);
     BOOST_TEST(refusal([&] { write(path, "text"); }) == expected);
   }
   BOOST_TEST(refusal([&] { check_output_file(scratch / "a"); }) == "");
   BOOST_TEST(refusal([&] { check_output_file("/dev/full"); }) == "");
-  BOOST_TEST(scratch.files() == 0);
+  BOOST_TEST(scratch.files().size() == 0U);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

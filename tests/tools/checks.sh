@@ -49,3 +49,15 @@ fails() {
   [[ $(head -c 7 stderr) == "error: " && $(grep -c '^error:' stderr) == 1 ]] || fail "not one block that starts with error:"
   [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
 }
+
+# until_busy PID...: until each of these, dualpipe-run, has the thread of a rank, and has had the time to run some ops.
+until_busy() {
+  local pid
+  for pid in "$@"; do
+    until grep -qxs 'rank [0-9]*' "/proc/$pid/task"/*/comm; do
+      [[ -d /proc/$pid/task ]] || return 0
+      sleep 0.05
+    done
+  done
+  sleep 0.4
+}

@@ -162,12 +162,12 @@ test_timed() {
     --weight 2ms --json -
   local makespan
   makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
-  ((makespan >= 26000000 && makespan < 100000000)) || fail "a makespan of $makespan ns"
+  ((makespan >= 26000000 && makespan < 1000000000)) || fail "a makespan of $makespan ns"
 
   # 4 micro-batches of F 1 ms and B 2 + 1 ms on each of 2 ranks, and a bubble of one.
   succeeds '"predicted_makespan_ns": 20000000,' --schedule 1f1b "${small[@]}" --model timed --recompute-time 1ms --json -
   makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
-  ((makespan >= 20000000 && makespan < 100000000)) || fail "a makespan of $makespan ns"
+  ((makespan >= 20000000 && makespan < 1000000000)) || fail "a makespan of $makespan ns"
 }
 
 # 1F1B takes (M + P - 1)(F + B); B begins with an F.
@@ -219,7 +219,7 @@ test_interrupt() {
   rm -f partial
   "$dualpipe_run" --schedule 1f1b "${tiny[@]}" --model timed --forward 20ms --steps 1000 --trace partial >stdout 2>stderr &
   local pid=$!
-  sleep 0.7
+  until_busy $pid
   kill -INT $pid
   status=0
   wait $pid || status=$?

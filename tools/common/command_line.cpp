@@ -41,6 +41,8 @@ int run_command_line(CLI::App& app, int argc, const char* const* argv, const std
     if (error.get_exit_code() == 0) return app.exit(error);  // help, version
     std::cerr << "error: " << error.what() << "\nRun with --help for more.\n";
     return exit_usage;
+  } catch (const Reported&) {
+    return exit_failed;
   } catch (const std::bad_alloc&) {
     return report("out of memory: the schedule is too large for this machine; use fewer micro-batches or ranks");
   } catch (const std::exception& error) {

@@ -26,6 +26,7 @@ void Interrupt::wait_for_signals(const std::stop_token& ended) {
     sigwait(&signals_, &signal);
     if (ended.stop_requested()) return;
     if (source_.stop_requested()) _exit(exit_signalled + signal);
+    signal_ = signal;
     source_.request_stop();
   }
 }

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <csignal>
 #include <stop_token>
 #include <thread>
@@ -18,6 +19,8 @@ class Interrupt {
   Interrupt& operator=(const Interrupt&) = delete;
 
   [[nodiscard]] std::stop_token token() const { return source_.get_token(); }
+  // Which one requested it; 0: none.
+  [[nodiscard]] int signal() const { return signal_; }
 
  private:
   void wait_for_signals(const std::stop_token& ended);
@@ -25,6 +28,7 @@ class Interrupt {
   sigset_t signals_{};
   sigset_t before_{};
   std::stop_source source_;
+  std::atomic<int> signal_{0};
   std::jthread thread_;
 };
 

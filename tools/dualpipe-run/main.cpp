@@ -2,13 +2,15 @@
 //
 // Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.
 #include "options.h"
+#include "session.h"
 #include "tools/common/command_line.h"
 #include "tools/common/keep_freed_memory.h"
 
 int main(int argc, char** argv) {
   dualpipe::keep_freed_memory();
-  CLI::App app{"Trains a model on a pipeline of threads, by any schedule, and compares with the simulator.",
-               "dualpipe-run"};
+  CLI::App app{
+      "Trains a model on a pipeline of threads or processes, by any schedule, and compares with the simulator.",
+      "dualpipe-run"};
   app.set_version_flag("--version", DUALPIPE_VERSION);
   app.get_formatter()->column_width(34);
   app.footer(
@@ -18,9 +20,11 @@ int main(int argc, char** argv) {
       "  dualpipe-run --schedule 1f1b --ranks 2 --microbatches 8 --calibrate costs.json\n"
       "  dualpipe-run --schedule dualpipev --ranks 4 --microbatches 8 --model timed --forward 5ms --backward 10ms "
       "--compare\n"
+      "  mpirun -n 4 dualpipe-run --schedule dualpipe --ranks 4 --microbatches 16\n"
       "\n"
       "Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.");
   dualpipe::RunOptions options;
   options.add_to(app);
-  return dualpipe::run_command_line(app, argc, argv, [&] { dualpipe::run(options); });
+  dualpipe::Session session;
+  return session.close(dualpipe::run_command_line(app, argc, argv, [&] { session.run(options); }));
 }

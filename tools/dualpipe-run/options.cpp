@@ -103,6 +103,10 @@ void add_machine(CLI::App& app, RunOptions& options) {
   const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
     app.add_option(name, text, help)->type_name(type)->group(group);
   };
+  app.add_option("--transport", options.transport,
+                 "threads: all ranks in this process; mpi: in those that mpirun or srun started (what there is)")
+      ->check(CLI::IsMember({"threads", "mpi"}))
+      ->group(group);
   value("--threads-per-rank", options.threads_per_rank, "N", "For one op (1)");
   value("--timeout", options.timeout, "TIME", "A rank that waits longer ends the run (60s)");
   value("--link-delay", options.link_delay, "TIME", "A message arrives so long after it was sent (0)");
@@ -146,6 +150,11 @@ Program RunOptions::program() const {
     throw DeadlockError(*deadlock, program.schedule.placement);
   }
   return program;
+}
+
+std::unique_ptr<World> RunOptions::world() const {
+  const bool is_mpi = transport.empty() ? started_by_mpi_launcher() : transport == "mpi";
+  return is_mpi ? mpi_processes() : one_process();
 }
 
 std::vector<int> RunOptions::layers_of_stages(const Placement& placement) const {

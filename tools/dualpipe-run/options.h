@@ -2,10 +2,13 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <memory>
+#include <stop_token>
 #include <string>
 #include <vector>
 
 #include "exec/train/train.h"
+#include "exec/transport/world.h"
 #include "sim/schedule/program.h"
 #include "tools/common/options.h"
 
@@ -22,7 +25,7 @@ struct RunOptions {
   std::string recompute = "none";
   std::string steps, warmup, optimizer = "adamw", learning_rate, clip, seed, data;
   std::string save, save_every, resume;
-  std::string threads_per_rank, timeout, link_delay;
+  std::string transport, threads_per_rank, timeout, link_delay;
   bool eval = false;
   bool check = false;
   bool compare = false;
@@ -34,6 +37,7 @@ struct RunOptions {
   // Each throws InputError.
   [[nodiscard]] Program program() const;  // of the forwards alone for --eval
   [[nodiscard]] TrainOptions train(const Placement& placement) const;
+  [[nodiscard]] std::unique_ptr<World> world() const;
 
  private:
   [[nodiscard]] ModelShape shape(const Placement& placement) const;
@@ -41,6 +45,7 @@ struct RunOptions {
 };
 
 // Trains, compares, checks and writes what the options ask for. Throws where the run, or the check, fails.
-void run(const RunOptions& options);
+// Every process of the world does; the first one alone prints and writes.
+void run(const RunOptions& options, World& world, const std::stop_token& stop);
 
 }  // namespace dualpipe

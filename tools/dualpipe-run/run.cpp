@@ -8,7 +8,6 @@
 #include "exec/train/calibrate.h"
 #include "exec/train/reference.h"
 #include "exec/train/report.h"
-#include "interrupt.h"
 #include "options.h"
 #include "sim/report/chrome_trace.h"
 #include "sim/report/difference.h"
@@ -24,7 +23,7 @@ namespace {
 // One line on a terminal, written over step by step; nothing elsewhere.
 class Progress {
  public:
-  explicit Progress(int steps) : steps_(steps), shown_(isatty(STDERR_FILENO) != 0) {}
+  Progress(int steps, bool is_wanted) : steps_(steps), shown_(is_wanted && isatty(STDERR_FILENO) != 0) {}
   ~Progress() {
     if (shown_) std::cerr << "\r\033[K" << std::flush;
   }
@@ -112,9 +111,9 @@ Costs predicted_costs(const RunOptions& options, const TrainOptions& train, cons
   return calibrate(program, result);
 }
 
-TrainResult train_observed(const RunOptions& options, const Program& program, const TrainOptions& train_options,
-                           Check* check) {
-  Progress progress(train_options.warmup + train_options.steps);
+TrainResult train_observed(const RunOptions& options, World& world, const Program& program,
+                           const TrainOptions& train_options, Check* check) {
+  Progress progress(train_options.warmup + train_options.steps, world.process() == 0);
   TrainObserver observer;
   observer.on_step = [&](const StepReport& step) {
     progress.show(step);
@@ -128,26 +127,17 @@ TrainResult train_observed(const RunOptions& options, const Program& program, co
     costs.stages.resize(1);
     write_partial_trace(options.trace, ran, records, costs);
   };
-  return train(program, train_options, observer);
+  return train(world, program, train_options, observer);
 }
 
-}  // namespace
-
-void run(const RunOptions& options) {
-  const bool prints_text = check_outputs(options);
-  const Program program = options.program();
-  const Interrupt interrupt;
-  TrainOptions train_options = options.train(program.schedule.placement);
-  train_options.stop = interrupt.token();
-  std::optional<Check> check;
-  if (options.check) check.emplace(program.schedule, train_options);
-
-  const TrainResult result = train_observed(options, program, train_options, check ? &*check : nullptr);
+// Files and text, as asked for.
+void write_results(const RunOptions& options, bool prints_text, const Program& program,
+                   const TrainOptions& train_options, const TrainResult& result, const Check* check) {
   const Timeline measured = merge(program, result.records);
   const Costs costs = predicted_costs(options, train_options, program, result);
   const Timeline planned = simulate(program, costs);
   TrainReport report = train_report(program, train_options.shape.model, result, costs, planned, measured);
-  if (check) report.check = check->report();
+  if (check != nullptr) report.check = check->report();
 
   const auto write = [](const std::string& path, const std::function<void(std::ostream&)>& writer) {
     if (!path.empty()) write_output(path, writer);
@@ -163,6 +153,21 @@ void run(const RunOptions& options) {
     if (options.profile) text += "\n" + to_text(profile(program, measured));
     write_output("-", [&](std::ostream& out) { out << text; });
   }
+}
+
+}  // namespace
+
+void run(const RunOptions& options, World& world, const std::stop_token& stop) {
+  const bool is_first = world.process() == 0;
+  const bool prints_text = is_first && check_outputs(options);
+  const Program program = options.program();
+  TrainOptions train_options = options.train(program.schedule.placement);
+  train_options.stop = stop;
+  std::optional<Check> check;
+  if (options.check) check.emplace(world, program.schedule, train_options);
+
+  const TrainResult result = train_observed(options, world, program, train_options, check ? &*check : nullptr);
+  if (is_first) write_results(options, prints_text, program, train_options, result, check ? &*check : nullptr);
   if (check && !check->report().passed()) throw InputError("the check failed: " + check->report().failure);
 }
 

@@ -1,0 +1,192 @@
+#include "exec/train/exchange.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstdint>
+#include <sstream>
+#include <utility>
+
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+// FNV-1a.
+class Hash {
+ public:
+  template <Plain T>
+  void add(const T& value) {
+    for (const unsigned char byte : std::span(reinterpret_cast<const unsigned char*>(&value), sizeof(T))) {
+      hash_ = (hash_ ^ byte) * 1099511628211U;
+    }
+  }
+  template <Plain T>
+  void add(const std::vector<T>& values) {
+    add(values.size());
+    for (const T& each : values) add(each);
+  }
+  [[nodiscard]] std::string text() const { return fmt::format("{:016x}", hash_); }
+
+ private:
+  std::uint64_t hash_ = 14695981039346656037U;
+};
+
+std::string hash_of(const Program& program) {
+  Hash hash;
+  hash.add(program.schedule.placement.rank_of);
+  hash.add(program.schedule.placement.chain_begin);
+  hash.add(program.schedule.placement.weights_of);
+  hash.add(program.schedule.ops);
+  hash.add(program.schedule.rank_begin);
+  hash.add(program.communication);
+  hash.add(program.slot_begin);
+  return hash.text();
+}
+
+std::string hash_of(const Costs& costs) {
+  Hash hash;
+  for (const StageCosts& each : costs.stages) {
+    for (const Time time : {each.forward, each.backward, each.input_gradient, each.weight_gradient, each.recompute,
+                            each.overlapped.value_or(-1)}) {
+      hash.add(time);
+    }
+  }
+  hash.add(costs.speed);
+  return hash.text();
+}
+
+// A name for people, and the value.
+using Line = std::pair<std::string, std::string>;
+
+std::vector<Line> lines_of(const Program& program, const TrainOptions& options) {
+  const ModelShape& shape = options.shape;
+  const auto text = [](const auto& value) { return fmt::format("{}", value); };
+  return {{"--schedule", program.schedule.name},
+          {"--ranks", text(program.schedule.ranks())},
+          {"--microbatches", text(program.schedule.total_micro_batches())},
+          {"the ops of the schedule, hash", hash_of(program)},
+          {"--model", shape.model},
+          {"--layers", fmt::format("{}", fmt::join(shape.layers, ","))},
+          {"--hidden", text(shape.hidden)},
+          {"--heads", text(shape.heads)},
+          {"--sequence", text(shape.sequence)},
+          {"--vocabulary", text(shape.vocabulary)},
+          {"--batch", text(shape.batch)},
+          {"--norm", text(static_cast<int>(shape.norm))},
+          {"--tied", shape.tied ? "on" : "off"},
+          {"--recompute", text(static_cast<int>(shape.recompute))},
+          {"--dtype", shape.float64 ? "float64" : "float32"},
+          {"--seed", text(shape.seed)},
+          {"the durations of the ops, hash", hash_of(shape.costs)},
+          {"--data", options.data},
+          {"--optimizer", options.optimizer == OptimizerKind::adamw ? "adamw" : "sgd"},
+          {"--learning-rate", text(options.learning_rate)},
+          {"--clip", text(options.clip)},
+          {"--steps", text(options.steps)},
+          {"--warmup", text(options.warmup)},
+          {"--eval", options.forward_only ? "on" : "off"},
+          {"--save", options.save.empty() ? "off" : "on"},
+          {"--save-every", text(options.save_every)},
+          {"--resume", options.resume},
+          {"passes measured apart", text(options.measure_passes)},
+          {"links measured", text(options.measure_links)},
+          {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())}};
+}
+
+void shift(Span& span, Time offset) {
+  if (span != Span{}) span = {span.start + offset, span.end + offset};
+}
+
+}  // namespace
+
+void check_same_run(World& world, const Program& program, const TrainOptions& options) {
+  const std::vector<Line> lines = lines_of(program, options);
+  Packer packer;
+  for (const auto& [name, value] : lines) packer.put(value);
+  const std::vector<std::string> all = world.all_gather("the start of the training", packer.take());
+  for (std::size_t process = 1; process < all.size(); ++process) {
+    Unpacker first(all[0]);
+    Unpacker other(all[process]);
+    for (const auto& [name, value] : lines) {
+      const auto of_first = first.get<std::string>();
+      const auto of_other = other.get<std::string>();
+      if (of_first == of_other) continue;
+      throw InputError(
+          fmt::format("process 0 and process {} were started with different command lines: {} is '{}' and '{}'",
+                      process, name, of_first, of_other));
+    }
+  }
+}
+
+std::vector<std::string> gather_names(World& world, const std::vector<std::string>& own) {
+  if (world.processes() == 1) return own;
+  Packer packer;
+  for (const std::string& name : own) packer.put(name);
+  std::vector<std::string> all;
+  for (const std::string& part : world.all_gather("what was loaded", packer.take())) {
+    Unpacker names(part);
+    while (!names.at_end()) all.push_back(names.get<std::string>());
+  }
+  return all;
+}
+
+std::vector<std::string> add_others(World& world, SafeTensors& contents) {
+  if (world.processes() == 1) return {};
+  std::ostringstream own;
+  write_safetensors(own, contents);
+  std::vector<std::string> parts = world.all_gather("what is saved", own.str());
+  for (std::size_t process = 0; process < parts.size(); ++process) {
+    const auto bytes = std::as_bytes(std::span(parts[process]));
+    contents.tensors.merge(read_safetensors(bytes, fmt::format("process {}", process)).tensors);
+  }
+  return parts;
+}
+
+// Written so that a member that is added to RankRecord is not forgotten: this does not compile then.
+void pack(Packer& packer, const RankRecord& record, Time clock_offset) {
+  auto [ops, communication, waited, memory, done, peak_activations, peak_memory, losses, stopped_at] = record;
+  for (Span& span : ops) shift(span, clock_offset);
+  for (Span& span : communication) shift(span, clock_offset);
+  packer.put(ops);
+  packer.put(communication);
+  packer.put(waited);
+  packer.put(memory);
+  packer.put(done);
+  packer.put(peak_activations);
+  packer.put(peak_memory);
+  packer.put(losses);
+  packer.put(stopped_at);
+}
+
+RankRecord unpack_record(Unpacker& unpacker) {
+  RankRecord record;
+  auto& [ops, communication, waited, memory, done, peak_activations, peak_memory, losses, stopped_at] = record;
+  unpacker.get(ops);
+  unpacker.get(communication);
+  unpacker.get(waited);
+  unpacker.get(memory);
+  unpacker.get(done);
+  unpacker.get(peak_activations);
+  unpacker.get(peak_memory);
+  unpacker.get(losses);
+  unpacker.get(stopped_at);
+  return record;
+}
+
+void gather_records(World& world, RankRecords& records) {
+  if (world.processes() == 1) return;
+  const int ranks = static_cast<int>(records.size());
+  Packer packer;
+  for (const int rank : world.ranks_here(ranks)) {
+    pack(packer, records[static_cast<std::size_t>(rank)], world.clock_offset());
+  }
+  const auto parts = world.all_gather("the records of all ranks", packer.take());
+  std::size_t rank = 0;
+  for (const std::string& part : parts) {
+    Unpacker own(part);
+    while (!own.at_end()) records[rank++] = unpack_record(own);
+  }
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,59 @@
+// What the messages between two neighbouring stages look like: the first one shows it, and all others are the same.
+// Private to exec/transport.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "sim/schedule/op.h"
+#include "sim/schedule/placement.h"
+
+namespace dualpipe {
+
+// Shape and type of a tensor.
+struct Form {
+  std::vector<std::int64_t> sizes;
+  at::ScalarType type = at::kFloat;
+
+  friend bool operator==(const Form&, const Form&) = default;
+};
+[[nodiscard]] Form form_of(const at::Tensor& tensor);
+[[nodiscard]] std::string to_text(const Form& form);                    // "Float[2,3]"
+[[nodiscard]] std::string forms_text(std::span<const at::Tensor> all);  // "Float[2,3] Float[3]"
+
+class Agreement {
+ public:
+  explicit Agreement(const Placement& placement);
+
+  // Called by the sender's rank before each message, a SEND op. Returns whether it is the first of its boundary in its
+  // direction. Throws std::runtime_error naming both sides if it is not like the others, or a gradient not like its
+  // activation.
+  bool check(Op send, const at::Tensor& tensor);
+
+  // The first message of another process, for a RECV op of this one; and what it was like.
+  void learn(Op receive, Form form);
+  [[nodiscard]] Form form(Op receive) const;
+
+ private:
+  struct Agreed {
+    Form form;
+    Op send;
+  };
+  // Of agreed_.
+  [[nodiscard]] static std::size_t index_of(Op send);
+  bool check_first(Op send, const at::Tensor& tensor);
+  [[nodiscard]] std::string complaint(Op send, const at::Tensor& tensor, const Agreed& agreed) const;
+
+  const Placement& placement_;
+  mutable std::mutex mutex_;
+  // By the stage that sends, forward and backward. Set once: a rank may read without the lock what itself has set.
+  std::vector<std::optional<Agreed>> agreed_;
+};
+
+}  // namespace dualpipe

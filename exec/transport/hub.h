@@ -1,0 +1,92 @@
+// Where the ranks of one process hand tensors to each other, and to ranks of other processes. Private to
+// exec/transport.
+//
+//     rank 0 ──send──▶ Hub ──────────▶ mailbox of rank 1 ──wait──▶ rank 1       in this process: the tensor itself
+//                       │ ▲
+//                       ▼ │ deliver
+//                       Wire ⇄ Hubs of other processes                          its bytes
+//
+// What ranks reduce comes together in the process that holds the first stage of the group, in a meeting; what belongs
+// to ranks of other processes comes there, and goes back to them, over the wire.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "exec/transport/agreement.h"
+#include "exec/transport/parcel.h"
+#include "exec/transport/transport.h"
+#include "exec/transport/wait.h"
+#include "sim/schedule/placement.h"
+
+namespace dualpipe {
+
+class Hub {
+ public:
+  // `spins`: each rank has a core to itself, and may look out for a message in a loop. `wire`: null if all ranks are
+  // here; else the one that delivers what comes for them.
+  Hub(const Placement& placement, const TransportOptions& options, std::shared_ptr<Verdict> verdict, bool spins,
+      Wire* wire);
+  ~Hub();
+  Hub(const Hub&) = delete;
+  Hub& operator=(const Hub&) = delete;
+
+  void send(Op message, at::Tensor tensor);
+  [[nodiscard]] Received wait(Op message);
+  void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors);
+  [[nodiscard]] double sum(int rank, double value);
+  void abort(const std::string& reason);
+
+  // For the wire: the forms of what a parcel holds, so that it can be taken in; and the parcel, complete.
+  [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel);
+  void deliver(Parcel parcel);
+  // Another process has aborted the run: the verdict says so. Wakes all who wait.
+  void wake();
+
+ private:
+  struct Group;
+  using GroupKey = std::pair<bool, std::vector<int>>;  // whether it is sum()'s, and its stages
+
+  [[nodiscard]] int rank_of(int stage) const { return placement_.rank_of[static_cast<std::size_t>(stage)]; }
+  [[nodiscard]] Mailbox& mailbox_of(int rank) { return mailboxes_[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] Box& box_of(Op receive);
+  [[nodiscard]] bool apart(int rank, int other) const { return wire_ != nullptr && wire_->apart(rank, other); }
+  [[nodiscard]] Waiting waiting() const;
+
+  [[nodiscard]] Group& group_of(const GroupKey& key);
+  [[nodiscard]] std::optional<Tensors> bring(Group& group, std::size_t index, const Tensors& own);
+  [[nodiscard]] std::optional<Tensors> sums_from_afar(Group& group, std::size_t index, const Tensors& own);
+  void send_sums(const Group& group, const Tensors& sums);
+  [[nodiscard]] Tensors add(const Group& group, const std::vector<std::optional<Tensors>>& parts) const;
+  void check_alike(const Group& group, const Tensors& first, std::size_t index, const Tensors& other) const;
+  [[nodiscard]] std::string side(const Group& group, std::size_t index) const;
+  [[nodiscard]] std::string absent(const Group& group, int rank) const;
+
+  Placement placement_;
+  TransportOptions options_;
+  std::shared_ptr<Verdict> verdict_;
+  Wire* wire_;
+  std::function<void()> progress_;
+  bool spins_;
+  Agreement agreement_;
+  std::vector<Box> boxes_;          // of each stage, for its input and for the gradient of its output
+  std::vector<Mailbox> mailboxes_;  // by rank
+  std::vector<int> first_stages_;   // by rank
+  std::mutex groups_mutex_;
+  std::map<GroupKey, std::unique_ptr<Group>> groups_;
+};
+
+// The transports of these ranks, by rank; null for the others.
+[[nodiscard]] std::vector<std::unique_ptr<Transport>> transports_of(std::shared_ptr<Hub> hub, int ranks,
+                                                                    std::span<const int> here);
+
+}  // namespace dualpipe

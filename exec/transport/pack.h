@@ -1,0 +1,82 @@
+// Values as bytes, for other processes of the same program on machines of the same kind.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+namespace dualpipe {
+
+template <typename T>
+concept Plain = std::is_trivially_copyable_v<T>;
+
+class Packer {
+ public:
+  template <Plain T>
+  void put(const T& value) {
+    bytes_.append(reinterpret_cast<const char*>(&value), sizeof(T));
+  }
+  template <Plain T>
+  void put(const std::vector<T>& values) {
+    put(values.size());
+    bytes_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+  }
+  void put(const std::string& text) {
+    put(text.size());
+    bytes_ += text;
+  }
+  [[nodiscard]] std::string take() { return std::move(bytes_); }
+
+ private:
+  std::string bytes_;
+};
+
+// Gives back in order what was put. Throws std::runtime_error where there is less.
+class Unpacker {
+ public:
+  explicit Unpacker(std::string_view bytes) : rest_(bytes) {}
+
+  template <Plain T>
+  void get(T& value) {
+    const auto bytes = next(1, sizeof(T));
+    std::memcpy(&value, bytes.data(), sizeof(T));
+  }
+  template <Plain T>
+  void get(std::vector<T>& values) {
+    std::size_t count = 0;
+    get(count);
+    const auto bytes = next(count, sizeof(T));
+    values.resize(count);
+    if (count > 0) std::memcpy(values.data(), bytes.data(), bytes.size());
+  }
+  void get(std::string& text) {
+    std::size_t count = 0;
+    get(count);
+    text = next(count, 1);
+  }
+  template <typename T>
+  [[nodiscard]] T get() {
+    T value{};
+    get(value);
+    return value;
+  }
+  [[nodiscard]] bool at_end() const { return rest_.empty(); }
+
+ private:
+  std::string_view next(std::size_t count, std::size_t size) {
+    if (count > rest_.size() / size) throw std::runtime_error("another process sent less than was expected");
+    const auto bytes = rest_.substr(0, count * size);
+    rest_.remove_prefix(bytes.size());
+    return bytes;
+  }
+
+  std::string_view rest_;
+};
+
+}  // namespace dualpipe

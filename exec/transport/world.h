@@ -1,0 +1,89 @@
+// The processes that a run is made of, and which ranks each of them holds.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "exec/transport/transport.h"
+#include "sim/schedule/placement.h"
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+// How a process comes to its end.
+struct Ending {
+  bool failed = false;
+  bool is_cause = false;   // it failed by itself, and did not only hear of another's failure
+  bool is_urgent = false;  // it was told to end, and will be killed if it does not
+  std::string text;        // of the error
+};
+
+// What is called collective has to be called by all processes, in the same order, by one thread of each. Ranks of a
+// process are contiguous, and their numbers as even as can be: 4 ranks in 3 processes are 0 | 1 | 2 3.
+class World {
+ public:
+  World(int process, int processes) : process_(process), processes_(processes) {}
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+  virtual ~World() = default;
+
+  // How ranks reach each other: "threads", "mpi".
+  [[nodiscard]] virtual std::string_view transport() const = 0;
+  [[nodiscard]] int process() const { return process_; }
+  [[nodiscard]] int processes() const { return processes_; }
+  // Which process holds a rank, and which ranks this one holds, of so many.
+  [[nodiscard]] int process_of(int rank, int ranks) const;
+  [[nodiscard]] std::vector<int> ranks_here(int ranks) const;
+
+  // By rank; null for ranks of other processes. Collective: it begins a run, and ends the one before. Throws InputError
+  // if there are more processes than ranks.
+  [[nodiscard]] std::vector<std::unique_ptr<Transport>> transports(const Placement& placement,
+                                                                   const TransportOptions& options);
+
+  // Collective: waits for all processes, and returns what each brings, by process. `what`: where in the run this is,
+  // the same everywhere; else std::runtime_error. Throws like Transport::wait.
+  [[nodiscard]] virtual std::vector<std::string> all_gather(const std::string& what, std::string part) = 0;
+
+  // To be added to a time of this process, it gives that of process 0: hosts have clocks of their own.
+  [[nodiscard]] virtual Time clock_offset() const { return 0; }
+
+  // After a failure: what each process can still tell process 0. There the result is by process, nothing for those that
+  // do not answer within a second (or the timeout, where that is shorter); elsewhere it is empty.
+  [[nodiscard]] virtual std::vector<std::optional<std::string>> hand_over(std::string part) = 0;
+
+  // The end of the run in this process. Returns what it has to tell the user, if it failed: process 0 waits a while for
+  // the others and tells all causes, each once; another one tells its own only if process 0 does not.
+  [[nodiscard]] virtual std::vector<std::string> end(const Ending& ending) = 0;
+  // After end(), when all is printed and written. Returns false if a process is missing: then this one must end without
+  // further ado (_exit), as what it has left open would wait for the missing one.
+  [[nodiscard]] virtual bool close() = 0;
+
+ protected:
+  [[nodiscard]] virtual std::vector<std::unique_ptr<Transport>> make_transports(const Placement& placement,
+                                                                                const TransportOptions& options) = 0;
+
+ private:
+  int process_;
+  int processes_;
+};
+
+// This process alone: its ranks are threads.
+[[nodiscard]] std::unique_ptr<World> one_process();
+
+struct MpiOptions {
+  // For tests: what goes between ranks of one process does so, too; and as if the processes were on several hosts.
+  bool through_mpi = false;
+  bool measure_clock = false;
+};
+// The processes that mpirun or srun has started; without these, this one alone. Throws InputError where this was built
+// without MPI, or MPI does not see what the launcher has started.
+[[nodiscard]] std::unique_ptr<World> mpi_processes(const MpiOptions& options = {});
+
+// Whether a launcher has started this process as one of several that MPI connects.
+[[nodiscard]] bool started_by_mpi_launcher();
+
+}  // namespace dualpipe

@@ -1,0 +1,207 @@
+// Training on ranks in several processes: to be run by mpirun, with as many as it likes, every process the same tests.
+// Alone, a process holds all ranks, and their messages go over MPI nevertheless.
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
+#include <boost/test/unit_test.hpp>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "exec/train/reference.h"
+#include "exec/train/train.h"
+#include "exec/transport/world.h"
+#include "sim/generate/catalog.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/lower.h"
+#include "tests/exec/training.h"
+
+namespace dualpipe::test {
+namespace {
+
+namespace data = boost::unit_test::data;
+using namespace std::chrono_literals;
+
+std::unique_ptr<World> shared_world;
+
+// MPI can be started only once.
+World& world() {
+#ifdef DUALPIPE_HAS_MPI
+  if (!shared_world) {
+    shared_world = mpi_processes({.through_mpi = !started_by_mpi_launcher(), .measure_clock = true});
+  }
+#else
+  if (!shared_world) shared_world = one_process();
+#endif
+  return *shared_world;
+}
+
+struct EndOfWorld {
+  ~EndOfWorld() {
+    if (!shared_world) return;
+    (void)shared_world->end({});
+    (void)shared_world->close();
+  }
+};
+BOOST_TEST_GLOBAL_FIXTURE(EndOfWorld);
+
+TrainOptions small(const Program& program, const std::string& model) {
+  TrainOptions options = tiny(program, model);
+  options.clip = 0.5;
+  options.steps = 2;
+  return options;
+}
+
+std::string failure_of(const Program& program, const TrainOptions& options, const TrainObserver& observer = {}) {
+  try {
+    (void)train(world(), program, options, observer);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(exec_processes)
+
+BOOST_DATA_TEST_CASE(a_pipeline_of_processes_trains_like_the_model_by_itself,
+                     data::make(family_names()) * data::make({"mlp", "gpt"}) * data::make({2, 4, 8}), name, model,
+                     ranks) {
+  if (ranks < world().processes() || (ranks == 8 && std::string(model) == "gpt")) return;
+  at::set_num_threads(1);
+  const Program program = program_of(name, ranks);
+  const TrainOptions options = small(program, model);
+  Check check(world(), program.schedule, options);
+  TrainObserver observer;
+  observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check.on_gradients(step, stages); };
+  observer.on_step = [&](const StepReport& step) { check.on_step(step); };
+  (void)train(world(), program, options, observer);
+  const CheckReport& report = check.report();
+  BOOST_TEST(report.failure == "");
+  BOOST_TEST(report.steps == options.steps);
+  if (report.same_order) BOOST_TEST(report.losses_bitwise_equal);
+  if (report.same_order) BOOST_TEST(report.gradients.bitwise_equal);
+}
+
+BOOST_AUTO_TEST_CASE(a_wrong_gradient_is_noticed_in_every_process) {
+  const Program program = program_of("1f1b", 4);
+  const TrainOptions options = small(program, "mlp");
+  Check check(world(), program.schedule, options);
+  TrainObserver observer;
+  observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
+    if (stages[3] != nullptr) stages[3]->parameters()[0].mutable_grad().mul_(1.01);
+    check.on_gradients(step, stages);
+  };
+  (void)train(world(), program, options, observer);
+  BOOST_TEST(contains(check.report().failure, "the gradients of stage 3"), check.report().failure);
+}
+
+// Everything but times.
+BOOST_AUTO_TEST_CASE(results_are_the_same_in_every_process_and_in_one) {
+  const Program program = program_of("dualpipe", 4);
+  TrainOptions options = small(program, "gpt");
+  options.warmup = 1;
+  const TrainResult apart = train(world(), program, options);
+  const TrainResult together = train(program, options);
+  BOOST_TEST(apart.losses == together.losses);
+  BOOST_TEST((apart.stages == together.stages));
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    BOOST_TEST(apart.peaks[rank].activations == together.peaks[rank].activations);
+    BOOST_TEST(apart.peaks[rank].memory == together.peaks[rank].memory);
+  }
+  BOOST_TEST(apart.warm_up.size() == 1U);
+  BOOST_TEST(apart.measured.size() == 2U);
+  for (const RankRecords& step : apart.measured) {
+    for (std::size_t rank = 0; rank < 4; ++rank) {
+      BOOST_TEST(step[rank].done == program.schedule.rank(static_cast<int>(rank)).size());
+    }
+  }
+  const auto times = world().all_gather("the comparison", fmt::format("{}", fmt::join(apart.durations, " ")));
+  for (const std::string& each : times) BOOST_TEST(each == times[0]);
+}
+
+// Rank 1's op ends before that of rank 2, which needs it, begins: also where they are in different processes.
+BOOST_AUTO_TEST_CASE(times_are_by_one_clock) {
+  const Program program = program_of("gpipe", 4);
+  TrainOptions options = small(program, "mlp");
+  options.before_op = [](int, Op) { std::this_thread::sleep_for(2ms); };
+  const TrainResult result = train(world(), program, options);
+  constexpr Time error = 1'000'000;  // of the clocks, which are measured as if they were several
+  for (std::size_t rank = 0; rank + 1 < 4; ++rank) {
+    BOOST_TEST(result.records[rank].ops[0].end < result.records[rank + 1].ops[0].start + error);
+  }
+  BOOST_TEST(std::abs(world().clock_offset()) < error);
+}
+
+BOOST_AUTO_TEST_CASE(a_stage_that_fails_ends_the_run_everywhere) {
+  const Program program = program_of("zb1p", 4);
+  TrainOptions options = small(program, "mlp");
+  options.before_op = [](int rank, Op op) {
+    if (rank == 2 && op.kind == Kind::input_gradient && op.micro_batch == 1) throw std::runtime_error("out of paper");
+  };
+  RankRecords records;
+  TrainObserver observer;
+  observer.on_failure = [&](int, const Program&, std::span<const RankRecord> all) {
+    records.assign(all.begin(), all.end());
+  };
+  BOOST_TEST(failure_of(program, options, observer) == "rank 2 failed in 2I1: out of paper");
+  BOOST_TEST(records.size() == (world().process() == 0 ? 4U : 0U));
+  if (world().process() != 0) return;
+  BOOST_TEST(records[2].stopped_at == "2I1");
+  for (const RankRecord& each : records) BOOST_TEST(each.done > 0U);
+  const PartialRun partial = reached(program, records);
+  BOOST_TEST(merge(partial.program, partial.records).ops.size() > 4U);
+}
+
+BOOST_AUTO_TEST_CASE(a_rank_that_does_not_answer_is_named) {
+  const Program program = program_of("1f1b", 4);
+  TrainOptions options = small(program, "mlp");
+  options.transport.timeout = 300ms;
+  options.before_op = [](int rank, Op op) {
+    if (rank == 1 && op.micro_batch == 2) std::this_thread::sleep_for(900ms);
+  };
+  const std::string failure = failure_of(program, options);
+  BOOST_TEST(contains(failure, "within 0.3 s"), failure);
+}
+
+BOOST_AUTO_TEST_CASE(what_differs_between_command_lines_is_named) {
+  const Program program = program_of("1f1b", 4);
+  TrainOptions options = small(program, "mlp");
+  options.learning_rate += world().process();
+  const std::string expected = world().processes() == 1 ? ""
+                                                        : "process 0 and process 1 were started with different command "
+                                                          "lines: --learning-rate is '0.1' and '1.1'";
+  BOOST_TEST(failure_of(program, options) == expected);
+}
+
+BOOST_AUTO_TEST_CASE(an_all_gather_brings_all_parts_in_order) {
+  (void)world().transports(straight(8, 1), {});
+  for (int round = 0; round < 50; ++round) {
+    const std::string large(static_cast<std::size_t>(round) * 1000, 'x');
+    const auto all = world().all_gather("a round", fmt::format("{} {} {}", round, world().process(), large));
+    BOOST_REQUIRE(std::ssize(all) == world().processes());
+    for (int each = 0; each < world().processes(); ++each) {
+      BOOST_TEST(all[static_cast<std::size_t>(each)] == fmt::format("{} {} {}", round, each, large));
+    }
+  }
+  if (world().processes() == 1) return;
+  const std::string place = world().process() == 0 ? "here" : "there";
+  BOOST_CHECK_EXCEPTION((void)world().all_gather(place, ""), std::runtime_error, [](const auto& error) {
+    return contains(error.what(), "process 0 is at here, and process") && contains(error.what(), "at there");
+  });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test

@@ -1,0 +1,36 @@
+#include "tests/exec/training.h"
+
+#include "exec/stage/model.h"
+#include "sim/generate/catalog.h"
+#include "sim/schedule/lower.h"
+
+namespace dualpipe::test {
+
+std::vector<std::string> family_names() {
+  std::vector<std::string> names;
+  for (const Family& family : catalog()) names.emplace_back(family.name);
+  return names;
+}
+
+Program program_of(std::string_view name, int ranks, std::int64_t micro_batches) {
+  if (micro_batches == 0) micro_batches = 2 * ranks;
+  return lower(generate(name, {ranks, micro_batches, family(name).takes_chunks ? 2 : 1}));
+}
+
+TrainOptions tiny(const Program& program, const std::string& model, int layers) {
+  const int stages = program.schedule.placement.chain_begin[1];
+  TrainOptions options;
+  options.shape.model = model;
+  options.shape.hidden = 8;
+  options.shape.heads = 2;
+  options.shape.sequence = 4;
+  options.shape.vocabulary = 11;
+  options.shape.batch = 1;
+  options.shape.layers = split_evenly(layers == 0 ? stages + 1 : layers, stages);
+  options.shape.float64 = true;
+  options.shape.seed = 5;
+  options.learning_rate = 0.1;
+  return options;
+}
+
+}  // namespace dualpipe::test

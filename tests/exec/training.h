@@ -1,0 +1,22 @@
+// What the tests of trainings share.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "exec/train/train.h"
+#include "sim/schedule/program.h"
+
+namespace dualpipe::test {
+
+// Of the catalog.
+[[nodiscard]] std::vector<std::string> family_names();
+
+// `micro_batches` 0: the smallest number that every schedule of the catalog has, twice the ranks.
+[[nodiscard]] Program program_of(std::string_view name, int ranks, std::int64_t micro_batches = 0);
+
+// A tiny model in float64: so many layers, 0: one more than there are stages in a chain.
+[[nodiscard]] TrainOptions tiny(const Program& program, const std::string& model, int layers = 0);
+
+}  // namespace dualpipe::test

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# dualpipe-run in several processes, as its users meet it: it computes the same, and ends when one of them does not go on.
+#
+#   tests/tools/dualpipe_run_mpi_test.sh build/release/bin/dualpipe-run build/release/bin/dualpipe-sim mpirun
+set -euo pipefail
+
+dualpipe_run=$(realpath "$1")
+dualpipe_sim=$(realpath "$2")
+mpirun=$3
+# As in a container: root, and fewer cores than processes.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+tool=$mpirun
+source "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
+
+tiny=(--microbatches 16 --hidden 8 --sequence 4 --batch 1 --steps 1 --warmup 1)
+
+# holds REGEX FILE
+holds() { grep -qE -e "$1" "$2" || fail "$2 lacks: $1"; }
+
+# refuses REGEX ARGUMENT...: mpirun's status is not 0; the regular expression is on stderr, where mpirun has its say, too,
+# and one `error:` block.
+refuses() {
+  local regex=$1
+  shift
+  within=20 run "$@"
+  ((status != 0 && status != 124)) || fail "status $status"
+  holds "$regex" stderr
+  [[ $(grep -c '^error:' stderr) == 1 ]] || fail "not one block that starts with error:"
+}
+
+# Every schedule is checked by exec_processes, which does not start processes for each.
+test_check() {
+  local schedule
+  for schedule in 1f1b dualpipe; do
+    succeeds 'gradients bitwise equal' -n 4 "$dualpipe_run" --schedule $schedule --ranks 4 "${tiny[@]}" --dtype float64 --check
+  done
+  succeeds 'gradients bitwise equal' -n 8 "$dualpipe_run" --schedule zb1p --ranks 8 "${tiny[@]}" --model mlp \
+    --dtype float64 --check
+}
+
+test_several_ranks_in_a_process() {
+  succeeds 'gradients bitwise equal' -n 2 "$dualpipe_run" --schedule interleaved --ranks 4 --chunks 2 "${tiny[@]}" --tied \
+    --dtype float64 --clip 0.1 --check
+  succeeds '"transport": *"mpi"' -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --transport mpi --json -
+}
+
+# The same file, from processes and from threads; and processes go on with it.
+test_save() {
+  succeeds . -n 3 "$dualpipe_run" --schedule zb1p --ranks 4 "${tiny[@]}" --save of_processes
+  tool=$dualpipe_run succeeds . --schedule zb1p --ranks 4 "${tiny[@]}" --save of_threads
+  cmp -s of_processes of_threads || fail "processes saved something else than threads"
+  succeeds '^ +2 +[0-9]' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 --layers 4 "${tiny[@]}" --resume of_processes
+  refuses 'cannot write .*full' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --save /dev/full
+}
+
+test_calibration() {
+  succeeds '"latency_ns"' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --calibrate -
+}
+
+test_bad_input() {
+  refuses '4 processes, but only 2 ranks.*-n 2' -n 4 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}"
+  refuses 'different command lines: --seed' -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --seed 1 : \
+    -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --seed 2
+  refuses 'no schedule named' -n 2 "$dualpipe_run" --schedule none --ranks 2 "${tiny[@]}"
+}
+
+test_loss_that_is_no_number() {
+  refuses 'rank 1, 1F0: the loss is -?nan in step 1' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" \
+    --optimizer sgd --learning-rate 1e30 --trace nan.json
+  is_partial_trace nan.json
+}
+
+# is_partial_trace FILE: valid, and of a run that began.
+is_partial_trace() {
+  holds '"0F0"' "$1"
+  "$dualpipe_sim" compare "$1" "$1" >/dev/null 2>compared || fail "$1 cannot be read: $(head -n 1 compared)"
+  [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
+}
+
+# breaks NAME SIGNAL WHOM ARGUMENT...: starts three ranks, sends the signal to one of them, or to mpirun, in the middle of
+# their work, and waits for the end of all. Leaves stderr, $status, and the trace NAME.json.
+breaks() {
+  local name=$1 signal=$2 whom=$3
+  shift 3
+  command=("$name")
+  checks=$((checks + 1))
+  "$mpirun" "$@" -n 3 "$dualpipe_run" --schedule 1f1b --ranks 3 --microbatches 8 --model timed --forward 10ms --backward 20ms \
+    --steps 1000 --timeout 2s --trace "$name.json" >stdout 2>stderr &
+  local mpirun_pid=$! processes=()
+  while ((${#processes[@]} < 3)) && kill -0 $mpirun_pid 2>/dev/null; do
+    sleep 0.1
+    mapfile -t processes < <(pgrep -P $mpirun_pid -x dualpipe-run | sort -n)
+  done
+  until_busy "${processes[@]}"
+  if [[ $whom == mpirun ]]; then kill "-$signal" $mpirun_pid; else kill "-$signal" "${processes[$whom]}"; fi
+  local begin=$SECONDS
+  status=0
+  wait $mpirun_pid || status=$?
+  ((SECONDS - begin <= 8)) || fail "ended after $((SECONDS - begin)) s"
+  sleep 0.2
+  local process
+  for process in "${processes[@]}"; do
+    if is_running "$process"; then fail "process $process is left running"; fi
+  done
+}
+
+# Not a zombie that nobody has waited for.
+is_running() { grep -qs '^State:.[^Z]' "/proc/$1/status"; }
+
+test_interrupt() {
+  breaks interrupted INT mpirun
+  ((status != 0)) || fail "status 0"
+  holds 'error: the run was interrupted in step [0-9]+: rank 0 in [0-9A-Z_]+.*rank 2 in ' stderr
+  is_partial_trace interrupted.json
+}
+
+test_killed_rank() {
+  breaks killed KILL 1
+  ((status != 0)) || fail "status 0"
+  holds 'error: .*(rank [02] in|rank [02] failed in)' stderr
+  holds 'no answer from rank 1' stderr
+  is_partial_trace killed.json
+}
+
+# Where the launcher does not end the others they do it themselves.
+test_killed_rank_without_help() {
+  breaks killed_alone KILL 1 --enable-recovery
+  holds 'error: rank [02] failed in [0-9A-Z_]+: nothing came from rank 1 for [0-9A-Z_]+ within 2 s' stderr
+  is_partial_trace killed_alone.json
+}
+
+test_rank_that_stops_answering() {
+  breaks stopped STOP 1
+  ((status != 0)) || fail "status 0"
+  holds 'error: rank [02] failed in [0-9A-Z_]+: nothing came from rank 1 for [0-9A-Z_]+ within 2 s' stderr
+  holds 'no answer from rank 1' stderr
+  is_partial_trace stopped.json
+}
+
+test_check
+test_several_ranks_in_a_process
+test_save
+test_calibration
+test_bad_input
+test_loss_that_is_no_number
+test_interrupt
+test_killed_rank
+test_killed_rank_without_help
+test_rank_that_stops_answering
+
+echo "$checks commands, $failures failures"
+((failures == 0))

@@ -1,0 +1,27 @@
+// One process of a run: it may be the only one, or one of several that mpirun or srun has started.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "exec/transport/world.h"
+#include "interrupt.h"
+#include "options.h"
+
+namespace dualpipe {
+
+class Session {
+ public:
+  // Throws what this process is to tell the user, or Reported where another one does.
+  void run(const RunOptions& options);
+  // When all is printed. Returns the exit status; where other processes are missing, ends this one with it.
+  [[nodiscard]] int close(int status);
+
+ private:
+  [[nodiscard]] Ending run_in_world(const RunOptions& options);
+
+  std::optional<Interrupt> interrupt_;  // before the world: its threads, too, must not take the signals
+  std::unique_ptr<World> world_;
+};
+
+}  // namespace dualpipe
