@@ -60,7 +60,8 @@ bool Agreement::check_first(Op send, const at::Tensor& tensor) {
 void Agreement::learn(Op receive, Form form) {
   const std::lock_guard lock(mutex_);
   const Op send = peer_of(receive, placement_);
-  agreed_[index_of(send)] = {std::move(form), send};
+  std::optional<Agreed>& agreed = agreed_[index_of(send)];
+  if (!agreed) agreed = {std::move(form), send};  // known if the sender is in this process, and reads it
 }
 
 Form Agreement::form(Op receive) const {

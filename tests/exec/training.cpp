@@ -1,10 +1,20 @@
 #include "tests/exec/training.h"
 
+#include <ATen/Parallel.h>
+
+#include <boost/test/unit_test.hpp>
+
 #include "exec/stage/model.h"
 #include "sim/generate/catalog.h"
 #include "sim/schedule/lower.h"
 
 namespace dualpipe::test {
+
+// What a test computes by itself needs no second thread, of which thread sanitizers know nothing.
+struct OneThread {
+  OneThread() { at::set_num_threads(1); }
+};
+BOOST_TEST_GLOBAL_FIXTURE(OneThread);
 
 std::vector<std::string> family_names() {
   std::vector<std::string> names;
