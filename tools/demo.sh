@@ -41,7 +41,7 @@ printf '\nThe trace is %s\n' "$planned"
 if cmake --build --preset release --target help | grep '^dualpipe-run: ' >/dev/null; then
   printf '\nNow with real tensors:\n'
   build dualpipe-run
-  run $dualpipe_run --schedule dualpipe --ranks 2 --microbatches 8 --model gpt --steps 5 --compare --trace "$measured"
+  run $dualpipe_run --schedule dualpipe --ranks 2 --microbatches 8 --model gpt --warmup 9 --steps 5 --compare --trace "$measured"
   printf '\nThe trace of both, planned and measured, is %s\n' "$measured"
 else
   printf '\nTo run a schedule with real tensors, beside its plan: tools/demo.sh run (a download of 540 MB)\n'

@@ -187,9 +187,8 @@ class Messages {
       for (int rank = 0; rank < placement_.ranks; ++rank) {
         visit_rank(run_.program, rank, step[static_cast<std::size_t>(rank)],
                    [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
-                     const bool was_there = position > 0 && record.waited[position] <= launch;
-                     if (was_there) return;
-                     if (const auto last = last_input(record, unit, position, made)) all.push_back(*last);
+                     const auto last = last_input(record, unit, position, made);
+                     if (last && last->time <= record.waited[position] + launch) all.push_back(*last);
                    });
       }
     }

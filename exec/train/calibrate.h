@@ -32,16 +32,16 @@ struct MeasuredSteps {
 // an op held more than that at its peak. Where no W ran, M_W is M_B.
 //
 // launch is the median time between two ops of a rank that is not spent waiting for an input. latency is the median
-// time from the end of the op that makes a message to the start of an op that waited for it; `bandwidth`, bytes per
-// second (0: infinite), is the share of it that depends on bytes. The model is `links`, or without a bandwidth
-// `latency`.
+// time of the awaited messages; `bandwidth`, bytes per second (0: infinite), is the share of it that depends on bytes.
+// The model is `links`, or without a bandwidth `latency`.
 [[nodiscard]] Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages,
                               double bandwidth = 0);
 
 // From the warm-up of a training, or without one from the measured steps.
 [[nodiscard]] Costs calibrate(const Program& program, const TrainResult& result);
 
-// A message that an op waited for; a pair waits for the later one of two.
+// A message that was made when its receiver's rank had nothing left to do before the op that needs it; a pair waits for
+// the later one of two. (One that was made before tells when the op came to want it, not how long the way is.)
 struct AwaitedMessage {
   int sender = 0;  // a stage
   bool forward = true;

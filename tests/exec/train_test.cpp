@@ -681,56 +681,6 @@ BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
   }
 }
 
-// What a run would record under these costs, to the nanosecond.
-RankRecords simulated(const Program& program, const Costs& costs) {
-  const Timeline timeline = simulate(program, costs);
-  RankRecords records;
-  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
-    RankRecord& record = records.emplace_back();
-    const auto spans_of = [](const auto& spans, std::size_t begin, std::size_t end) {
-      return std::vector<Span>(spans.begin() + static_cast<std::ptrdiff_t>(begin),
-                               spans.begin() + static_cast<std::ptrdiff_t>(end));
-    };
-    const auto place = static_cast<std::size_t>(rank);
-    record.ops = spans_of(timeline.ops, program.schedule.rank_begin[place], program.schedule.rank_begin[place + 1]);
-    record.done = record.ops.size();
-    const std::size_t first = program.slot_index(rank, 0);
-    record.communication =
-        spans_of(timeline.communication, program.slot_begin[first], program.slot_begin[first + record.done + 1]);
-    record.memory.resize(record.done);
-    for (std::size_t i = 0; i < record.done; ++i) {
-      record.waited.push_back(i == 0 ? record.ops[0].start : record.ops[i].start - record.ops[i - 1].end);
-    }
-  }
-  return records;
-}
-
-BOOST_DATA_TEST_CASE(calibration_finds_the_costs_of_what_was_recorded, data::make({"zb1p", "1f1b", "dualpipe"}), name) {
-  const Program program = program_of(name, 2);
-  Costs costs = uniform(1000 * us, 1000 * us, 1000 * us, 500 * us, 2500 * us);
-  costs.stages[0].recompute = 300 * us;
-  TrainResult result;
-  result.stages.resize(program.schedule.placement.rank_of.size());
-  result.warm_up = {simulated(program, costs), simulated(program, costs)};
-  result.apart = lower(apart(program.schedule));
-  result.warm_up_apart = {simulated(result.apart, costs)};
-  const Costs found = calibrate(program, result);
-  for (const StageCosts& stage : found.stages) {
-    BOOST_TEST(stage.forward == 1000 * us);
-    BOOST_TEST(stage.backward == 2300 * us);
-    BOOST_TEST(stage.input_gradient == 1300 * us);
-    BOOST_TEST(stage.weight_gradient == 1000 * us);
-    if (stage.overlapped) BOOST_TEST(*stage.overlapped == 2500 * us);
-    BOOST_TEST(stage.recompute == 0);
-  }
-  const bool has_pairs = name == std::string("dualpipe");
-  BOOST_TEST(has_pairs ==
-             std::ranges::any_of(found.stages, [](const StageCosts& stage) { return stage.overlapped.has_value(); }));
-  BOOST_TEST(found.latency == 500 * us);
-  BOOST_TEST(found.launch == 0);
-  BOOST_TEST((found.model == CommunicationModel::latency));
-}
-
 // Sleeps never end early. (How late they end depends on what else the machine does.)
 BOOST_DATA_TEST_CASE(a_timed_run_is_calibrated_to_its_costs, data::make({"zb1p", "1f1b", "dualpipe"}), name) {
   const Program program = program_of(name, 2);
