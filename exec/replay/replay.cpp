@@ -82,7 +82,19 @@ std::vector<HeldStage> held_stages(const Placement& placement, int rank, std::sp
 // A RECV that was posted.
 struct Posted {
   const Op* message = nullptr;
-  Time time = 0;
+  Mark at;
+};
+
+// What an op made, and when it is done.
+struct Made {
+  at::Tensor tensor;
+  Mark ready;
+};
+
+// From one mark to another; unless both are set, it did not happen.
+struct Interval {
+  std::optional<Mark> start;
+  std::optional<Mark> end;
 };
 
 class Replay {
@@ -95,11 +107,15 @@ class Replay {
         messages_(messages_of(program, rank)),
         transport_(transport),
         options_(options),
+        device_(*options.device),
         record_(record),
         meter_(meter),
         held_(held_stages(program.schedule.placement, rank, stages)),
         results_(program.schedule.placement.stages_on(rank).size(), program.schedule.micro_batches),
-        receives_(program.schedule.placement.stages_on(rank).size(), program.schedule.micro_batches) {
+        receives_(program.schedule.placement.stages_on(rank).size(), program.schedule.micro_batches),
+        op_marks_(ops_.size()),
+        ready_marks_(ops_.size()),
+        message_marks_(messages_.size()) {
     record_.ops.assign(ops_.size(), {});
     record_.communication.assign(messages_.size(), {});
     record_.waited.assign(ops_.size(), 0);
@@ -113,7 +129,9 @@ class Replay {
   void run() {
     const c10::AutoGradMode gradients(c10::GradMode::is_enabled() && !options_.forward_only);
     const BackwardOnThisThread guard;
-    time_ = now();
+    device_.begin_step();
+    device_.use({});
+    last_ = device_.mark();
     for (std::size_t position = 0; position < ops_.size();) {
       issue(position);
       const auto unit = ops_.subspan(position, unit_size(ops_.subspan(position)));
@@ -128,8 +146,14 @@ class Replay {
   // What it is at: "3B7".
   [[nodiscard]] std::string at() const { return at_.empty() ? "its start" : cell_text(at_); }
 
-  // Only when all is done, since to read one may wait for a device.
-  void read_losses() {
+  // Waits for the device; then all that was not known before is: times, and losses.
+  void finish() {
+    device_.finish();
+    for (std::size_t i = 0; i < ops_.size(); ++i) {
+      record_.ops[i] = span_of(op_marks_[i]);
+      if (ready_marks_[i]) record_.waited[i] = record_.ops[i].start - device_.time_of(*ready_marks_[i]);
+    }
+    for (std::size_t i = 0; i < messages_.size(); ++i) record_.communication[i] = span_of(message_marks_[i]);
     for (const at::Tensor& loss : losses_) record_.losses.push_back(loss.item<double>());
   }
 
@@ -150,11 +174,16 @@ class Replay {
   }
 
   [[nodiscard]] const HeldStage& held(Op op) const { return held_[op.stage]; }
-  [[nodiscard]] Span& span_of(const Op& message) {
-    return record_.communication[static_cast<std::size_t>(&message - messages_.data())];
+  [[nodiscard]] Interval& marks_of(const Op& message) {
+    return message_marks_[static_cast<std::size_t>(&message - messages_.data())];
   }
+  [[nodiscard]] Span span_of(const Interval& interval) const {
+    if (!interval.start || !interval.end) return {};
+    return {device_.time_of(*interval.start), device_.time_of(*interval.end)};
+  }
+  [[nodiscard]] Lane lane_of(Op op) const { return {Lane::Kind::compute, static_cast<std::uint8_t>(held(op).index)}; }
 
-  // What stands in the slot before an op. `time_` goes along: one thing begins when the one before it has ended.
+  // What stands in the slot before an op. `last_` goes along: one thing begins when the one before it has ended.
   void issue(std::size_t position) {
     for (const Op& message : program_.slot(rank_, position)) {
       if (skips_message(message.kind)) continue;
@@ -164,7 +193,7 @@ class Replay {
       } else if (is_receive(message.kind)) {
         transport_.post_receive(message);
         const bool forward = message.kind == Kind::receive_forward;
-        receives_.at(held(message).index, forward, message.micro_batch) = {&message, time_};
+        receives_.at(held(message).index, forward, message.micro_batch) = {&message, last_};
       } else if (message.kind == Kind::reduce_gradients) {
         reductions_.push_back(&message);
       }
@@ -172,61 +201,72 @@ class Replay {
   }
 
   void send(const Op& message) {
-    at::Tensor result = take_result(held(message).index, message.kind == Kind::send_forward, message.micro_batch);
-    charge_to_nobody(result);
-    transport_.send(message, std::move(result));
-    const Time start = std::exchange(time_, now());
-    span_of(message) = {start, time_};
+    Made made = take_result(held(message).index, message.kind == Kind::send_forward, message.micro_batch);
+    charge_to_nobody(made.tensor);
+    transport_.send(message, std::move(made.tensor), made.ready);
+    const Mark start = std::exchange(last_, device_.mark());
+    marks_of(message) = {start, last_};
   }
 
   // One op, or the two of a pair.
   void run_unit(std::size_t position, std::span<const Op> unit) {
     at_ = unit;
     if (options_.before_op) std::ranges::for_each(unit, options_.before_op);
+    device_.use(lane_of(unit[0]));
+    device_.wait(last_);
     std::array<at::Tensor, 2> inputs;
     for (std::size_t i = 0; i < unit.size(); ++i) inputs[i] = input_of(unit[i]);
-    const Time start = now();
-    record_.waited[position] = start - time_;
+    const Mark start = device_.mark();
+    ready_marks_[position] = last_;
     count_forwards(unit);
     OpMemory& memory = record_.memory[position];
     memory.before = meter_.held();
     meter_.take_peak();
+    Overlapped results;
     if (unit.size() == 2) {
-      memory.output = run_pair(unit[0], unit[1], std::move(inputs[0]), std::move(inputs[1]));
+      results = run_pair(unit[0], unit[1], std::move(inputs[0]), std::move(inputs[1]), start);
     } else {
-      memory.output = run_op(unit[0], std::move(inputs[0]));
+      results = run_op(unit[0], std::move(inputs[0]));
     }
-    time_ = now();
+    last_ = device_.mark();
+    memory.output = results.output.defined() ? static_cast<Bytes>(results.output.nbytes()) : 0;
+    keep(unit, std::move(results));
     memory.peak = meter_.take_peak();
     memory.after = meter_.held();
-    for (std::size_t i = 0; i < unit.size(); ++i) record_.ops[position + i] = {start, time_};
+    for (std::size_t i = 0; i < unit.size(); ++i) op_marks_[position + i] = {start, last_};
     count_backwards(unit);
   }
 
-  // Both return how large the output of a forward is.
-  Bytes run_op(Op op, at::Tensor input) {
+  // Both return what was made: the output of a forward, the gradient of an input, or both.
+  Overlapped run_op(Op op, at::Tensor input) {
     Stage& stage = *held(op).stage;
     switch (op.kind) {
       case Kind::forward:
-        return keep_output(op, stage.forward(op.micro_batch, std::move(input)));
+        return {stage.forward(op.micro_batch, std::move(input)), {}};
       case Kind::backward:
-        keep_input_gradient(op, stage.backward(op.micro_batch, std::move(input)));
-        return 0;
+        return {{}, stage.backward(op.micro_batch, std::move(input))};
       case Kind::input_gradient:
-        keep_input_gradient(op, stage.backward_input(op.micro_batch, std::move(input)));
-        return 0;
+        return {{}, stage.backward_input(op.micro_batch, std::move(input))};
       default:
         assert(op.kind == Kind::weight_gradient);
         stage.backward_weight(op.micro_batch);
-        return 0;
+        return {};
     }
   }
 
-  Bytes run_pair(Op ahead, Op back, at::Tensor input, at::Tensor gradient) {
+  // Both lanes begin at `start`; the forward's goes on when both have ended.
+  Overlapped run_pair(Op ahead, Op back, at::Tensor input, at::Tensor gradient, const Mark& start) {
+    const PairLanes lanes = {device_, lane_of(ahead), lane_of(back)};
+    device_.use(lanes.backward);
+    device_.wait(start);
+    device_.use(lanes.forward);
     Overlapped results = forward_backward(*held(ahead).stage, ahead.micro_batch, std::move(input), *held(back).stage,
-                                          back.micro_batch, std::move(gradient));
-    keep_input_gradient(back, std::move(results.input_gradient));
-    return keep_output(ahead, std::move(results.output));
+                                          back.micro_batch, std::move(gradient), lanes);
+    device_.use(lanes.backward);
+    const Mark backward_end = device_.mark();
+    device_.use(lanes.forward);
+    device_.wait(backward_end);
+    return results;
   }
 
   // An activation is held from the start of its F to the end of its B or I; for evaluation, while F runs.
@@ -245,8 +285,10 @@ class Replay {
     const bool forward = op.kind == Kind::forward;
     const Neighbour& from = forward ? held(op).previous : held(op).next;
     switch (from.where) {
-      case Neighbour::Where::this_rank:
-        return take_result(from.index, forward, op.micro_batch);
+      case Neighbour::Where::this_rank: {
+        Made made = take_result(from.index, forward, op.micro_batch);
+        return device_.adopt(std::move(made.tensor), made.ready);
+      }
       case Neighbour::Where::other_rank:
         return receive(op, forward);
       default:
@@ -254,24 +296,32 @@ class Replay {
     }
   }
 
+  // On the host a message may have come before its receive was posted.
   [[nodiscard]] at::Tensor receive(Op op, bool forward) {
     const auto [message, posted] = receives_.at(held(op).index, forward, op.micro_batch);
     assert(message != nullptr && "its message was not posted");
     Received received = transport_.wait(*message);
-    const Time arrived = time_of(received.arrived);
-    span_of(*message) = {std::min(posted, arrived), arrived};
+    Mark arrived = received.ready;
+    arrived.time = time_of(received.arrived);
+    received.tensor = device_.take(std::move(received.tensor), arrived);
+    marks_of(*message) = {arrived.time < posted.time ? arrived : posted, arrived};
     charge_to_this_thread(received.tensor);
     return std::move(received.tensor);
   }
 
-  Bytes keep_output(Op op, at::Tensor output) {
-    const auto bytes = output.defined() ? static_cast<Bytes>(output.nbytes()) : 0;
-    if (held(op).next.where == Neighbour::Where::nowhere) {
-      losses_.push_back(compact(std::move(output)));
-    } else {
-      results_.at(held(op).index, true, op.micro_batch) = std::move(output);
+  void keep(std::span<const Op> unit, Overlapped results) {
+    for (const Op op : unit) {
+      const HeldStage& stage = held(op);
+      if (op.kind == Kind::weight_gradient) continue;
+      const bool forward = op.kind == Kind::forward;
+      at::Tensor& result = forward ? results.output : results.input_gradient;
+      const bool is_taken = (forward ? stage.next : stage.previous).where != Neighbour::Where::nowhere;
+      if (is_taken) {
+        results_.at(stage.index, forward, op.micro_batch) = {std::move(result), last_};
+      } else if (forward) {
+        losses_.push_back(compact(std::move(result)));
+      }
     }
-    return bytes;
   }
   // A loss is kept to the end of the step, and must not keep what it was reduced from: at::mse_loss() computes both in
   // one storage.
@@ -279,16 +329,12 @@ class Replay {
     const bool keeps_more = loss.has_storage() && loss.storage().nbytes() > loss.nbytes();
     return keeps_more ? loss.clone() : std::move(loss);
   }
-  void keep_input_gradient(Op op, at::Tensor gradient) {
-    if (held(op).previous.where == Neighbour::Where::nowhere) return;
-    results_.at(held(op).index, false, op.micro_batch) = std::move(gradient);
-  }
-  [[nodiscard]] at::Tensor take_result(std::size_t stage, bool forward, std::uint32_t micro_batch) {
+  [[nodiscard]] Made take_result(std::size_t stage, bool forward, std::uint32_t micro_batch) {
     auto& result = results_.at(stage, forward, micro_batch);
     assert(result && "taken before it was made, or twice");
-    at::Tensor tensor = std::move(*result);
+    Made made = std::move(*result);
     result.reset();
-    return tensor;
+    return made;
   }
 
   void reduce(const Op& reduction) {
@@ -299,10 +345,11 @@ class Replay {
       if (!gradient.defined()) gradient = parameter.detach().clone().zero_();
       gradients.push_back(gradient);
     }
-    time_ = now();
+    device_.finish();  // others read the gradients
+    last_ = device_.mark();
     transport_.reduce(program_.schedule.placement.sharers_of(reduction.stage), reduction.stage, gradients);
-    const Time start = std::exchange(time_, now());
-    span_of(reduction) = {start, time_};
+    const Mark start = std::exchange(last_, device_.mark());
+    marks_of(reduction) = {start, last_};
   }
 
   const Program& program_;
@@ -311,16 +358,20 @@ class Replay {
   const std::span<const Op> messages_;  // of all slots of the rank
   Transport& transport_;
   const ReplayOptions& options_;
+  Device& device_;
   RankRecord& record_;
   MemoryMeter& meter_;
 
-  std::vector<HeldStage> held_;               // by stage
-  Table<std::optional<at::Tensor>> results_;  // made, and not yet sent or used
+  std::vector<HeldStage> held_;         // by stage
+  Table<std::optional<Made>> results_;  // not yet sent or used
   Table<Posted> receives_;
   std::vector<const Op*> reductions_;  // reached
   std::vector<at::Tensor> losses_;
   int activations_ = 0;
-  Time time_ = 0;           // when the last thing ended
+  std::vector<Interval> op_marks_;
+  std::vector<std::optional<Mark>> ready_marks_;  // before an op, or pair: the end of what was before
+  std::vector<Interval> message_marks_;
+  Mark last_;               // when the last thing ended
   std::span<const Op> at_;  // what it is at
 };
 
@@ -344,28 +395,35 @@ void replay(const Program& program, int rank, std::span<Stage* const> stages, Tr
   MemoryMeter meter;
   Replay replay(program, rank, stages, transport, record, options, meter);
   const auto close = [&] {
-    replay.read_losses();
+    replay.finish();
     record.peak_memory = meter.peak();
+  };
+  // A device that failed knows no times; that must not hide why.
+  const auto close_what_is_left = [&] {
+    try {
+      close();
+    } catch (const std::exception&) {
+    }
   };
   const auto fail = [&] {
     const std::string text = fmt::format("rank {} failed in {}: {}", rank, replay.at(), current_cause());
     record.stopped_at = replay.at();
     transport.abort(text);
-    close();
+    close_what_is_left();
     return ReplayError(text);
   };
   try {
     replay.run();
+    close();
   } catch (const TimeoutError&) {
     throw fail();
   } catch (const TransportError&) {  // another rank failed, and said why
     record.stopped_at = replay.at();
-    close();
+    close_what_is_left();
     throw;
   } catch (...) {
     throw fail();
   }
-  close();
 }
 
 }  // namespace dualpipe

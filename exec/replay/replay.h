@@ -4,6 +4,10 @@
 //     for each op: issue the slot before it (sends, receives posted) → wait for its inputs → run it
 //     then the reductions, in their order
 //
+// Every stage of the rank has a lane of its device (exec/device/device.h). An op starts when all that the rank did
+// before has ended, on whichever lane; only the two of a pair run side by side. On a GPU the thread is ahead of its
+// device, and the times are known when that has finished.
+//
 // A reduction waits for other ranks and so may not hold up an op that one of these needs. In the simulator it has a
 // lane of its own; here the rank comes to it when its ops are done.
 #pragma once
@@ -16,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "exec/device/device.h"
 #include "exec/stage/stage.h"
 #include "exec/transport/transport.h"
 #include "sim/schedule/program.h"
@@ -39,8 +44,8 @@ struct OpMemory {
   friend bool operator==(const OpMemory&, const OpMemory&) = default;
 };
 
-// What one rank did in one step; times by the host's monotonic clock. All spans are of the rank's part of the Program,
-// in its order; those that were not reached are empty.
+// What one rank did in one step; times by the host's monotonic clock, on a GPU as its events say. All spans are of the
+// rank's part of the Program, in its order; those that were not reached are empty.
 struct RankRecord {
   std::vector<Span> ops;            // both of a pair have the pair's
   std::vector<Span> communication;  // a send: when it was handed over; a receive: from its post, or its arrival if
@@ -57,6 +62,7 @@ struct RankRecord {
 struct ReplayOptions {
   bool forward_only = false;          // skip all but F and its messages, with gradients off (evaluation)
   std::function<void(Op)> before_op;  // for tests: called before each op
+  Device* device = &host_device();    // the rank's, with a lane for each of its stages
 };
 
 // `stages`: by stage of the placement; null for those of other ranks. Throws ReplayError naming rank, op and cause

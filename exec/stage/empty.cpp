@@ -31,7 +31,7 @@ class NoData final : public Data {
 
 }  // namespace
 
-std::unique_ptr<Stage> make_empty(const ModelShape& shape, int stage, const Feed& /*feed*/) {
+std::unique_ptr<Stage> make_empty(const ModelShape& shape, int stage, const Feed& /*feed*/, Device& /*device*/) {
   return std::make_unique<EmptyStage>(is_first(stage), is_last(shape, stage));
 }
 

@@ -84,7 +84,7 @@ struct Embeddings {
   Embeddings(Random random, const ModelShape& shape, const LayerOptions& options)
       : tokens(random, shape.vocabulary, shape.hidden, options),
         positions(random, shape.sequence, shape.hidden, options),
-        every_position(at::arange(shape.sequence)) {}
+        every_position(at::arange(shape.sequence, at::TensorOptions(options.device))) {}
 
   Embedding tokens;
   Embedding positions;
@@ -107,9 +107,9 @@ struct Head {
 
 class GptStage final : public AutogradStage {
  public:
-  GptStage(const ModelShape& shape, int stage, const Feed& feed)
+  GptStage(const ModelShape& shape, int stage, const Feed& feed, const Device& device)
       : AutogradStage(shape.loss_scale, shape.recompute), feed_(feed), first_block_(layers_before(shape, stage)) {
-    const LayerOptions options = {dtype(shape), &weight_gradients()};
+    const LayerOptions options = {dtype(shape), device.where(), &weight_gradients()};
     if (is_first(stage)) embeddings_.emplace(Random(shape.seed, embedding_stream), shape, options);
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
       blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_block_ + i)), shape, options);
@@ -200,13 +200,13 @@ class TokenData final : public Data {
 
 }  // namespace
 
-std::unique_ptr<Stage> make_gpt(const ModelShape& shape, int stage, const Feed& feed) {
+std::unique_ptr<Stage> make_gpt(const ModelShape& shape, int stage, const Feed& feed, Device& device) {
   if (shape.hidden % shape.heads != 0) {
     throw InputError(
         fmt::format("gpt: a hidden size of {} cannot be shared by {} heads; make it a multiple of the heads",
                     shape.hidden, shape.heads));
   }
-  return std::make_unique<GptStage>(shape, stage, feed);
+  return std::make_unique<GptStage>(shape, stage, feed, device);
 }
 
 std::unique_ptr<Data> gpt_data(const ModelShape& shape, std::uint64_t seed) {

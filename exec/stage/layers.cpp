@@ -18,12 +18,20 @@ at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::Scal
   return values.to(dtype);
 }
 
+namespace {
+
+at::Tensor parameter(const at::Tensor& values, const LayerOptions& options) {
+  return values.to(options.device).set_requires_grad(true);
+}
+
+}  // namespace
+
 Linear::Linear(Random& random, std::int64_t inputs, std::int64_t outputs, Bias bias, double gain,
                const LayerOptions& options)
     : gradients_(options.gradients) {
   const double bound = gain / std::sqrt(static_cast<double>(inputs));
-  weight_ = uniform(random, {outputs, inputs}, bound, options.dtype).set_requires_grad(true);
-  if (bias == Bias::yes) bias_ = uniform(random, {outputs}, bound, options.dtype).set_requires_grad(true);
+  weight_ = parameter(uniform(random, {outputs, inputs}, bound, options.dtype), options);
+  if (bias == Bias::yes) bias_ = parameter(uniform(random, {outputs}, bound, options.dtype), options);
 }
 
 at::Tensor Linear::operator()(const at::Tensor& input) const {
@@ -38,7 +46,7 @@ void Linear::append_parameters(const std::string& name, std::vector<NamedTensor>
 Embedding::Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options)
     : gradients_(options.gradients) {
   const double bound = 0.02 * std::sqrt(3.0);  // GPT-2's standard deviation
-  weight_ = uniform(random, {rows, columns}, bound, options.dtype).set_requires_grad(true);
+  weight_ = parameter(uniform(random, {rows, columns}, bound, options.dtype), options);
 }
 
 at::Tensor Embedding::operator()(const at::Tensor& indices) const {
@@ -46,8 +54,8 @@ at::Tensor Embedding::operator()(const at::Tensor& indices) const {
 }
 
 Norm::Norm(NormKind kind, std::int64_t size, const LayerOptions& options)
-    : weight_(at::ones({size}, options.dtype).set_requires_grad(true)), gradients_(options.gradients) {
-  if (kind == NormKind::layer) bias_ = at::zeros({size}, options.dtype).set_requires_grad(true);
+    : weight_(parameter(at::ones({size}, options.dtype), options)), gradients_(options.gradients) {
+  if (kind == NormKind::layer) bias_ = parameter(at::zeros({size}, options.dtype), options);
 }
 
 at::Tensor Norm::operator()(const at::Tensor& input) const {

@@ -19,10 +19,11 @@ namespace dualpipe {
 // What a model's layers share.
 struct LayerOptions {
   at::ScalarType dtype = at::kFloat;
+  at::Device device = at::kCPU;
   WeightGradients* gradients = nullptr;  // must outlive the layers
 };
 
-// Values in [-bound, bound), drawn in order; rounded to the type.
+// Values in [-bound, bound), drawn in order; rounded to the type. On the host.
 [[nodiscard]] at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype);
 
 class Linear {

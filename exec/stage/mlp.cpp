@@ -26,12 +26,12 @@ struct Layer {
 
 class MlpStage final : public AutogradStage {
  public:
-  MlpStage(const ModelShape& shape, int stage, const Feed& feed)
+  MlpStage(const ModelShape& shape, int stage, const Feed& feed, const Device& device)
       : AutogradStage(shape.loss_scale, shape.recompute),
         feed_(feed),
         is_last_(is_last(shape, stage)),
         first_layer_(layers_before(shape, stage)) {
-    const LayerOptions options = {dtype(shape), &weight_gradients()};
+    const LayerOptions options = {dtype(shape), device.where(), &weight_gradients()};
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
       layers_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_layer_ + i)), shape.hidden, options);
     }
@@ -85,8 +85,8 @@ class VectorData final : public Data {
 
 }  // namespace
 
-std::unique_ptr<Stage> make_mlp(const ModelShape& shape, int stage, const Feed& feed) {
-  return std::make_unique<MlpStage>(shape, stage, feed);
+std::unique_ptr<Stage> make_mlp(const ModelShape& shape, int stage, const Feed& feed, Device& device) {
+  return std::make_unique<MlpStage>(shape, stage, feed, device);
 }
 
 std::unique_ptr<Data> mlp_data(const ModelShape& shape, std::uint64_t seed) {

@@ -74,12 +74,12 @@ std::int64_t layers_before(const ModelShape& shape, int stage) {
   return std::accumulate(shape.layers.begin(), shape.layers.begin() + stage, std::int64_t{0});
 }
 
-std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed& feed) {
+std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed& feed, Device& device) {
   const Model& model = find_model(shape.model);
   check(shape);
   check_features(model, shape);
   assert(stage >= 0 && static_cast<std::size_t>(stage) < shape.layers.size());
-  return model.stage(shape, stage, feed);
+  return model.stage(shape, stage, feed, device);
 }
 
 std::vector<int> tied_stages(const ModelShape& shape) {

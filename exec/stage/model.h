@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "exec/device/device.h"
 #include "exec/stage/recompute.h"
 #include "exec/stage/stage.h"
 #include "sim/simulate/costs.h"
@@ -55,9 +56,11 @@ struct Feed {
   std::int64_t first_micro_batch = 0;
 };
 
-// Stage `stage` of the `shape.layers.size()` of a chain. `feed` must outlive it; it is read at each F.
+// Stage `stage` of the `shape.layers.size()` of a chain. `feed`, which is read at each F, and the rank's device must
+// outlive it.
 // Throws InputError for a shape that cannot be split so.
-[[nodiscard]] std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed& feed);
+[[nodiscard]] std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed& feed,
+                                                Device& device = host_device());
 
 // The stages of a chain that have tied_parameters(), in order: none, or those that hold copies of the same ones.
 [[nodiscard]] std::vector<int> tied_stages(const ModelShape& shape);

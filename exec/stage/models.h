@@ -12,7 +12,7 @@
 namespace dualpipe {
 
 // The stage is one of the chain; the sizes have been checked to be positive, and all else is up to the model.
-using MakeStage = std::unique_ptr<Stage>(const ModelShape& shape, int stage, const Feed& feed);
+using MakeStage = std::unique_ptr<Stage>(const ModelShape& shape, int stage, const Feed& feed, Device& device);
 using MakeData = std::unique_ptr<Data>(const ModelShape& shape, std::uint64_t seed);
 
 MakeStage make_mlp, make_gpt, make_timed, make_empty;

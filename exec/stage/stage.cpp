@@ -11,9 +11,12 @@ std::vector<at::Tensor> Stage::parameters() {
 }
 
 Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
-                                              std::uint32_t backward_micro_batch, at::Tensor gradient) {
+                                              std::uint32_t backward_micro_batch, at::Tensor gradient,
+                                              const PairLanes& lanes) {
   Overlapped result;
+  lanes.device.use(lanes.forward);
   result.output = forward(forward_micro_batch, std::move(input));
+  lanes.device.use(lanes.backward);
   result.input_gradient = back.backward(backward_micro_batch, std::move(gradient));
   return result;
 }
@@ -28,9 +31,9 @@ std::vector<at::Tensor> untied_parameters(Stage& stage) {
 }
 
 Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
-                            std::uint32_t backward_micro_batch, at::Tensor gradient) {
+                            std::uint32_t backward_micro_batch, at::Tensor gradient, const PairLanes& lanes) {
   return ahead.overlapped_forward_backward(forward_micro_batch, std::move(input), back, backward_micro_batch,
-                                           std::move(gradient));
+                                           std::move(gradient), lanes);
 }
 
 }  // namespace dualpipe

@@ -12,12 +12,21 @@
 #include <utility>
 #include <vector>
 
+#include "exec/device/device.h"
+
 namespace dualpipe {
 
 // The results of an F&B pair.
 struct Overlapped {
   at::Tensor output;
   at::Tensor input_gradient;
+};
+
+// Where the two of an F&B pair run.
+struct PairLanes {
+  Device& device;
+  Lane forward;
+  Lane backward;
 };
 
 struct NamedTensor {
@@ -45,11 +54,11 @@ class Stage {
   [[nodiscard]] virtual at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) = 0;
   virtual void backward_weight(std::uint32_t micro_batch) = 0;
 
-  // F&B: this stage's F together with the B of another stage of the rank. In order, F then B, unless a stage knows
-  // better.
+  // F&B: this stage's F together with the B of another stage of the rank. Each on its lane, F first, unless a stage
+  // knows better. Both lanes may begin at once; the caller waits for both.
   [[nodiscard]] virtual Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input,
                                                                Stage& back, std::uint32_t backward_micro_batch,
-                                                               at::Tensor gradient);
+                                                               at::Tensor gradient, const PairLanes& lanes);
 
   // What the optimizer updates, each once. Names and their order are the model's, however it is split:
   // "blocks.3.up.weight" is the same parameter in any stage. Stages that hold copies of one parameter give it one name.
@@ -66,6 +75,7 @@ class Stage {
 
 // F&B of two stages of one rank: `ahead` does it.
 [[nodiscard]] Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, at::Tensor input,
-                                          Stage& back, std::uint32_t backward_micro_batch, at::Tensor gradient);
+                                          Stage& back, std::uint32_t backward_micro_batch, at::Tensor gradient,
+                                          const PairLanes& lanes = {host_device(), {}, {}});
 
 }  // namespace dualpipe

@@ -45,11 +45,12 @@ class TimedStage final : public Stage {
   void backward_weight(std::uint32_t /*micro_batch*/) override { take(costs_.duration(Kind::weight_gradient)); }
 
   Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
-                                         std::uint32_t backward_micro_batch, at::Tensor gradient) override {
+                                         std::uint32_t backward_micro_batch, at::Tensor gradient,
+                                         const PairLanes& lanes) override {
     const auto* const timed_back = dynamic_cast<const TimedStage*>(&back);
     if (!costs_.overlapped || timed_back == nullptr) {
       return Stage::overlapped_forward_backward(forward_micro_batch, std::move(input), back, backward_micro_batch,
-                                                std::move(gradient));
+                                                std::move(gradient), lanes);
     }
     take(*costs_.overlapped);
     return {output_, timed_back->input_gradient_};
@@ -65,7 +66,7 @@ class TimedStage final : public Stage {
 
 }  // namespace
 
-std::unique_ptr<Stage> make_timed(const ModelShape& shape, int stage, const Feed& /*feed*/) {
+std::unique_ptr<Stage> make_timed(const ModelShape& shape, int stage, const Feed& /*feed*/, Device& /*device*/) {
   const std::size_t given = shape.costs.stages.size();
   if (given != 1 && given != shape.layers.size()) {
     throw InputError(

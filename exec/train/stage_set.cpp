@@ -62,7 +62,7 @@ std::vector<int> tied_stages_of(const Placement& placement, const ModelShape& sh
 
 }  // namespace
 
-StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers)
+StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers, Device& device)
     : data_(make_data(schedule, options)),
       by_number_(schedule.placement.rank_of.size()),
       tied_stages_(tied_stages_of(schedule.placement, options.shape)) {
@@ -72,7 +72,7 @@ StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::s
     const int chain = placement.chain_of(number);
     const int in_chain = number - placement.chain_begin[static_cast<std::size_t>(chain)];
     feeds_.push_back(std::make_unique<Feed>(Feed{data_.get(), 0, std::int64_t{chain} * schedule.micro_batches}));
-    stages_.push_back(make_stage(shape_of(schedule, options, number), in_chain, *feeds_.back()));
+    stages_.push_back(make_stage(shape_of(schedule, options, number), in_chain, *feeds_.back(), device));
     by_number_[static_cast<std::size_t>(number)] = stages_.back().get();
     parameters_.push_back(stages_.back()->parameters());
     const auto count = [this](const std::vector<at::Tensor>& parameters) {

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "exec/device/device.h"
 #include "exec/stage/model.h"
 #include "exec/stage/stage.h"
 #include "exec/train/train.h"
@@ -18,7 +19,8 @@ namespace dualpipe {
 class StageSet {
  public:
   // `numbers`: which stages, in ascending order. Throws InputError.
-  StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers);
+  StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers,
+           Device& device = host_device());
 
   // The step whose samples are read from now on.
   void begin_step(int step);

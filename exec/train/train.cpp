@@ -41,9 +41,9 @@ class MeasuredTransport : public Transport {
   // `stages`: those of the rank are written.
   MeasuredTransport(Transport& transport, std::span<StageBytes> stages) : transport_(transport), stages_(stages) {}
 
-  void send(Op message, at::Tensor tensor) override {
+  void send(Op message, at::Tensor tensor, const Mark& ready) override {
     if (message.kind == Kind::send_forward) stages_[message.stage].message = static_cast<Bytes>(tensor.nbytes());
-    transport_.send(message, std::move(tensor));
+    transport_.send(message, std::move(tensor), ready);
   }
   void post_receive(Op message) override { transport_.post_receive(message); }
   [[nodiscard]] Received wait(Op message) override { return transport_.wait(message); }
@@ -158,7 +158,9 @@ class Training {
   void train_rank(int rank) {
     const Schedule& schedule = program_.schedule;
     const std::vector<int> numbers = schedule.placement.stages_on(rank);
-    StageSet stages(schedule, options_, numbers);
+    const std::unique_ptr<Device> own = device_of(rank, numbers.size());
+    Device& device = own ? *own : host_device();
+    StageSet stages(schedule, options_, numbers, device);
     for (const int number : numbers) {
       stages_[static_cast<std::size_t>(number)] = stages.by_number()[static_cast<std::size_t>(number)];
     }
@@ -172,17 +174,25 @@ class Training {
     meeting_.meet([this] { begin(); });
     for (int step = result_.first_step; step < end_of_steps(); ++step) {
       stages.begin_step(step);
-      run_step(rank, stages, optimizer, transport, losses);
+      run_step(rank, device, stages, optimizer, transport, losses);
       meeting_.meet([this] { end_step(); });
     }
   }
 
-  void run_step(int rank, StageSet& stages, Optimizer& optimizer, Transport& transport,
+  // Null: the host's.
+  [[nodiscard]] std::unique_ptr<Device> device_of(int rank, std::size_t stages) const {
+    if (options_.hardware == nullptr) return nullptr;
+    const auto index = static_cast<int>(std::ranges::find(here_, rank) - here_.begin());
+    return options_.hardware->device(index, static_cast<int>(here_.size()), static_cast<int>(stages));
+  }
+
+  void run_step(int rank, Device& device, StageSet& stages, Optimizer& optimizer, Transport& transport,
                 std::span<const LossPlace> losses) {
     RankRecord& record = records_[static_cast<std::size_t>(rank)];
     const c10::AutoGradMode with_gradients(!options_.forward_only);
     optimizer.zero_gradients();
     ReplayOptions replaying;
+    replaying.device = &device;
     replaying.forward_only = options_.forward_only;
     if (options_.before_op) replaying.before_op = [this, rank](Op op) { options_.before_op(rank, op); };
     replay(program_of_step(), rank, stages.by_number(), transport, record, replaying);

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "exec/device/device.h"
 #include "exec/replay/replay.h"
 #include "exec/stage/model.h"
 #include "exec/stage/stage.h"
@@ -48,6 +49,7 @@ struct TrainOptions {
   int save_every = 0;         // also after every so many steps of the training; 0: only then
   std::string resume;         // a file that the training goes on from; empty: it begins anew
   TransportOptions transport;
+  Hardware* hardware = nullptr;                 // that the ranks of this process run on; null: the host
   std::function<void(int rank, Op)> before_op;  // for tests: called by each rank before each op
   std::stop_token stop;                         // ends the run: train() then throws
 };

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -33,6 +34,13 @@ std::string pack(const Tensors& tensors) {
     packer.put(each.sizes().vec());
   }
   return packer.take();
+}
+
+// Until what this thread has put on a GPU is done: ranks have streams of their own, which know nothing of this one.
+void wait_for_stream(at::Device device) {
+  if (device.is_cpu()) return;
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  guard.synchronizeStream(guard.getStream(device));
 }
 
 std::vector<Form> unpack_forms(Unpacker& unpacker) {
@@ -101,7 +109,7 @@ Waiting Hub::waiting() const {
 
 // --- messages
 
-void Hub::send(Op message, at::Tensor tensor) {
+void Hub::send(Op message, at::Tensor tensor, const Mark& ready) {
   verdict_->throw_if_aborted();
   const bool is_first = agreement_.check(message, tensor);
   const Op receive = peer_of(message, placement_);
@@ -111,7 +119,8 @@ void Hub::send(Op message, at::Tensor tensor) {
       content;  // not made from a list, which would hold the tensor, too, until the receiver may long be done with it
   content.push_back(std::move(tensor));
   if (!apart(rank_of(message.stage), to)) {
-    return mailbox_of(to).put(box_of(receive), {receive.micro_batch, std::move(content), now + options_.link_delay});
+    return mailbox_of(to).put(box_of(receive),
+                              {receive.micro_batch, std::move(content), now + options_.link_delay, ready});
   }
   Parcel parcel{.receive = receive, .rank = to, .sent = now, .content = std::move(content)};
   if (is_first) parcel.note = pack(parcel.content);
@@ -121,7 +130,7 @@ void Hub::send(Op message, at::Tensor tensor) {
 Received Hub::wait(Op message) {
   const Wire::Watch watch(wire_);
   auto letter = mailbox_of(rank_of(message.stage)).take(box_of(message), message.micro_batch, waiting());
-  if (letter) return {std::move(letter->content.front()), letter->arrived};
+  if (letter) return {std::move(letter->content.front()), letter->arrived, letter->ready};
   throw TimeoutError(fmt::format("nothing came from rank {} for {} within {}",
                                  rank_of(peer_of(message, placement_).stage), to_text(message),
                                  seconds(options_.timeout)));
@@ -233,6 +242,7 @@ Tensors Hub::add(const Group& group, const std::vector<std::optional<Tensors>>& 
     check_alike(group, *parts[0], i, *parts[i]);
     for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add_((*parts[i])[k]);
   }
+  if (!sums.empty()) wait_for_stream(sums[0].device());
   return sums;
 }
 
@@ -309,7 +319,9 @@ class RankTransport final : public Transport {
  public:
   RankTransport(std::shared_ptr<Hub> hub, int rank) : hub_(std::move(hub)), rank_(rank) {}
 
-  void send(Op message, at::Tensor tensor) override { hub_->send(message, std::move(tensor)); }
+  void send(Op message, at::Tensor tensor, const Mark& ready) override {
+    hub_->send(message, std::move(tensor), ready);
+  }
   void post_receive(Op) override {}  // what comes is taken in anyway
   [[nodiscard]] Received wait(Op message) override { return hub_->wait(message); }
   void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override {

@@ -40,7 +40,7 @@ class Hub {
   Hub(const Hub&) = delete;
   Hub& operator=(const Hub&) = delete;
 
-  void send(Op message, at::Tensor tensor);
+  void send(Op message, at::Tensor tensor, const Mark& ready);
   [[nodiscard]] Received wait(Op message);
   void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors);
   [[nodiscard]] double sum(int rank, double value);

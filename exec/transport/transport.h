@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "exec/device/device.h"
 #include "sim/schedule/program.h"
 
 namespace dualpipe {
@@ -29,6 +30,7 @@ class TimeoutError : public TransportError {
 struct Received {
   at::Tensor tensor;
   std::chrono::steady_clock::time_point arrived;
+  Mark ready{};  // on a GPU: when its content will be there
 };
 
 class Transport {
@@ -38,9 +40,9 @@ class Transport {
   Transport& operator=(const Transport&) = delete;
   virtual ~Transport() = default;
 
-  // Hands over what a SEND op of this rank sends; never waits for the receiver. The tensor must not be changed
-  // afterwards.
-  virtual void send(Op message, at::Tensor tensor) = 0;
+  // Hands over what a SEND op of this rank sends, and what is done at `ready`; never waits for the receiver. The tensor
+  // must not be changed afterwards.
+  virtual void send(Op message, at::Tensor tensor, const Mark& ready) = 0;
   // Announces that a RECV op is reached, so that the message can be taken in while the rank computes.
   virtual void post_receive(Op message) = 0;
   // Waits for a message that was posted. Its shape and type are what the sender sent.

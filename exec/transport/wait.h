@@ -66,6 +66,7 @@ struct Letter {
   std::uint32_t number;
   Tensors content;
   Clock::time_point arrived;  // may lie ahead
+  Mark ready{};
 };
 using Box = std::deque<Letter>;
 

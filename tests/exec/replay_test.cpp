@@ -132,7 +132,8 @@ Run run(const Program& program, const RunOptions& options = {}) {
     for (std::size_t stage = 0; stage < stages.size(); ++stage) {
       own.push_back(placement.rank_of[stage] == rank ? stages[stage].get() : nullptr);
     }
-    ReplayOptions replay_options{options.forward_only, {}};
+    ReplayOptions replay_options;
+    replay_options.forward_only = options.forward_only;
     if (options.before_op) replay_options.before_op = [&](Op op) { options.before_op(static_cast<int>(rank), op); };
     try {
       replay(program, static_cast<int>(rank), own, *transports[rank], result.records[rank], replay_options);

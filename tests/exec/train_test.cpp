@@ -605,7 +605,9 @@ class SlowTransport final : public Transport {
  public:
   explicit SlowTransport(Transport& below) : below_(below) {}
 
-  void send(Op message, at::Tensor tensor) override { below_.send(message, std::move(tensor)); }
+  void send(Op message, at::Tensor tensor, const Mark& ready) override {
+    below_.send(message, std::move(tensor), ready);
+  }
   void post_receive(Op message) override { below_.post_receive(message); }
   [[nodiscard]] Received wait(Op message) override {
     Received received = below_.wait(message);

@@ -132,7 +132,7 @@ class Pipeline {
       return transport.wait(message).tensor;
     };
     const auto send = [&](Kind kind, std::uint32_t micro_batch, at::Tensor tensor) {
-      transport.send({micro_batch, stage_number, kind, false}, std::move(tensor));
+      transport.send({micro_batch, stage_number, kind, false}, std::move(tensor), {});
     };
     std::vector<at::Tensor> losses;
     const auto forward = [&](std::uint32_t micro_batch) {

@@ -1,0 +1,101 @@
+// Where the tensors of a rank live and its ops run: the host's cores, or a GPU, which does later what it is given now.
+//
+//     thread of the rank    use(a)  F………  mark ─┐  use(b)  wait  B……  mark      returns at once on a GPU
+//     lane a of the GPU             ▐██F██▌─────┤
+//     lane b                                    └────▶▐██B██▌
+//
+// Lanes are streams: what is put on one runs in order, lanes run side by side. The host has no streams: a call returns
+// when its work is done, and all lanes are the calling thread.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "sim/simulate/costs.h"
+
+namespace dualpipe {
+
+struct Lane {
+  enum class Kind : std::uint8_t {
+    compute,   // ops; one for each stage of the rank, by `index`, since the two of a pair are of different stages
+    exchange,  // what a stage sends and gets within an op
+    message,   // copies of what other ranks sent
+  };
+  Kind kind = Kind::compute;
+  std::uint8_t index = 0;
+
+  friend bool operator==(const Lane&, const Lane&) = default;
+};
+
+// A point in the work of a lane: after all that had been put there.
+struct Mark {
+  Time time = 0;                // the host's: when that was
+  const void* event = nullptr;  // a GPU's: knows the time when its device has finished; void from its next begin_step()
+};
+
+// What one rank has of a machine. Used by the thread of that rank; its marks may be waited for by any.
+class Device {
+ public:
+  Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  virtual ~Device() = default;
+
+  [[nodiscard]] virtual at::Device where() const = 0;
+
+  // All earlier marks are void, also those that other ranks got: nobody may wait for one any more.
+  virtual void begin_step() = 0;
+
+  // Where this thread puts its work from now on.
+  virtual void use(Lane lane) = 0;
+  [[nodiscard]] virtual Lane used() const = 0;
+  [[nodiscard]] virtual Mark mark() = 0;
+  // What is put on the lane from now on starts after the mark.
+  virtual void wait(const Mark& mark) = 0;
+
+  // Makes usable in the lanes of this rank what another lane, also of another rank, has made and is done with at
+  // `ready`. The tensor goes back to that lane's memory only when the work that was put on this rank's lanes while it
+  // was in use has run.
+  [[nodiscard]] virtual at::Tensor adopt(at::Tensor tensor, const Mark& ready) = 0;
+  // The same for a message of another rank, which may also be copied. `ready` then becomes the mark of its arrival.
+  [[nodiscard]] virtual at::Tensor take(at::Tensor tensor, Mark& ready) = 0;
+
+  // A copy that has gone the way that data between devices goes: what an all-to-all among the parts of a stage costs.
+  // Put on the lane that is used.
+  [[nodiscard]] virtual at::Tensor exchange(const at::Tensor& tensor) = 0;
+
+  // Waits until all lanes have run. Throws std::runtime_error if the device failed.
+  virtual void finish() = 0;
+  // By the host's monotonic clock; only of marks from before finish().
+  [[nodiscard]] virtual Time time_of(const Mark& mark) const = 0;
+};
+
+// Does all at once. One for all threads.
+[[nodiscard]] Device& host_device();
+
+// What this process has, for the ranks that it holds.
+class Hardware {
+ public:
+  Hardware() = default;
+  Hardware(const Hardware&) = delete;
+  Hardware& operator=(const Hardware&) = delete;
+  virtual ~Hardware() = default;
+
+  [[nodiscard]] virtual std::string description() const = 0;  // "NVIDIA H100 80GB HBM3"
+  // For the `index`-th of the `ranks` of this process, which holds so many stages. Called by the rank's thread; the
+  // hardware must outlive it. Throws InputError where there is not enough for so many ranks.
+  [[nodiscard]] virtual std::unique_ptr<Device> device(int index, int ranks, int stages) = 0;
+};
+
+struct CudaOptions {
+  bool copy = false;          // messages between ranks are copied, as they would be between GPUs
+  bool sm_partition = false;  // each rank has multiprocessors of its own (a green context)
+};
+// The GPU that the launcher has given to this process, else the first. Throws InputError saying what is missing: this
+// was built without CUDA, its module or LibTorch's libraries for CUDA cannot be loaded, there is no GPU.
+[[nodiscard]] std::unique_ptr<Hardware> cuda_hardware(const CudaOptions& options);
+
+}  // namespace dualpipe
