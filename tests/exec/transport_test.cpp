@@ -53,7 +53,11 @@ std::vector<std::string> run_ranks(const std::vector<std::function<void()>>& ran
 
 // How tensors move.
 enum class Way { threads, mpi, mpi_wire };
+#ifdef DUALPIPE_HAS_MPI
 constexpr auto all_ways = {Way::threads, Way::mpi, Way::mpi_wire};
+#else
+constexpr auto all_ways = {Way::threads};
+#endif
 
 [[maybe_unused]] std::ostream& operator<<(std::ostream& out, Way way) {
   constexpr const char* names[] = {"threads", "mpi", "mpi, all messages over the wire"};
@@ -61,7 +65,7 @@ constexpr auto all_ways = {Way::threads, Way::mpi, Way::mpi_wire};
 }
 
 // One process is the whole world here; over the wire it sends to itself.
-std::unique_ptr<World> make_world(Way way) {
+std::unique_ptr<World> make_world([[maybe_unused]] Way way) {
 #ifdef DUALPIPE_HAS_MPI
   if (way != Way::threads) return mpi_processes({.through_mpi = way == Way::mpi_wire});
 #endif
