@@ -61,6 +61,11 @@ test_bad_input() {
   refuses '4 processes, but only 2 ranks.*-n 2' -n 4 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}"
   refuses 'different command lines: --seed' -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --seed 1 : \
     -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --seed 2
+  # One that finds out late, while the other waits for it: it does not wait for its timeout.
+  mkfifo late
+  { sleep 1; echo nonsense; } >late &
+  refuses "late:1: .*'nonsense'" -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" : \
+    -n 1 "$dualpipe_run" --schedule ./late
   refuses 'no schedule named' -n 2 "$dualpipe_run" --schedule none --ranks 2 "${tiny[@]}"
 }
 
