@@ -163,6 +163,7 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   const Program program = options.program();
   TrainOptions train_options = options.train(program.schedule.placement);
   train_options.stop = stop;
+  train_options.measure_links = !options.calibrate.empty() && world.processes() > 1;
   std::optional<Check> check;
   if (options.check) check.emplace(world, program.schedule, train_options);
 
