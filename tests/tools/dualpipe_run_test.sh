@@ -186,6 +186,14 @@ test_failures() {
   is_trace trace
 }
 
+# Costs that cannot be read are known before the run.
+test_wrong_costs() {
+  local endless=(--schedule 1f1b "${tiny[@]}" --model mlp --steps 1000000)
+  fails 1 'no-such-file.*No such' "${endless[@]}" --compare --costs no-such-file
+  "$dualpipe_run" --schedule 1f1b "${small[@]}" --calibrate costs >stdout 2>stderr
+  fails 1 '2 stages.*has 4' --schedule interleaved --chunks 2 "${tiny[@]}" --model mlp --steps 1000000 --costs costs
+}
+
 # An error before the run, and one after it, when it turns out that the result cannot be written.
 test_output_errors() {
   local long=(--schedule 1f1b "${tiny[@]}" --model timed --forward 20ms --steps 1000)
@@ -244,6 +252,7 @@ test_results
 test_timed
 test_timed_recomputation
 test_failures
+test_wrong_costs
 test_output_errors
 test_out_of_memory
 test_interrupt
