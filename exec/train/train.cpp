@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <pthread.h>
@@ -138,19 +139,24 @@ class Training {
         cause_.note(std::make_exception_ptr(TransportError(interrupted)), false);
       }
     } catch (const TimeoutError& error) {
-      end_all(transport, error.what());
+      end_all(transport, error.what(), std::current_exception());
     } catch (const TransportError& error) {
       if (error.what() == std::string_view(interrupted)) is_interrupted_ = true;
       cause_.note(std::current_exception(), false);
       meeting_.stop();
+    } catch (const c10::Error& error) {  // of LibTorch, which adds a stack trace
+      const ReplayError failure(fmt::format("rank {} failed: {}", rank, error.what_without_backtrace()));
+      end_all(transport, failure.what(), std::make_exception_ptr(failure));
     } catch (const std::exception& error) {
-      end_all(transport, fmt::format("rank {} failed: {}", rank, error.what()));
+      end_all(transport, fmt::format("rank {} failed: {}", rank, error.what()), std::current_exception());
+    } catch (...) {
+      end_all(transport, fmt::format("rank {} failed: an exception without a message", rank), std::current_exception());
     }
   }
 
-  // In a handler, of what this rank was the first to know.
-  void end_all(Transport& transport, const std::string& reason) {
-    cause_.note(std::current_exception(), true);
+  // Of what this rank was the first to know.
+  void end_all(Transport& transport, const std::string& reason, const std::exception_ptr& error) {
+    cause_.note(error, true);
     transport.abort(reason);
     meeting_.stop();
   }

@@ -464,6 +464,20 @@ BOOST_AUTO_TEST_CASE(what_an_observer_throws_ends_the_run) {
   TrainObserver observer;
   observer.on_step = [](const StepReport&) { throw std::runtime_error("enough"); };
   BOOST_TEST(failure_of(program, small(program, "mlp"), observer) == "enough");
+  observer.on_step = [](const StepReport&) { throw 7; };
+  BOOST_CHECK_THROW((void)train(program, small(program, "mlp"), observer), int);
+}
+
+// LibTorch's errors bring a stack trace along.
+BOOST_AUTO_TEST_CASE(parameters_that_find_no_memory_end_the_run) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "mlp");
+  options.shape.hidden = 1 << 24U;
+  BOOST_CHECK_EXCEPTION((void)train(program, options), ReplayError, [](const ReplayError& error) {
+    const std::string text = error.what();
+    return text.find("rank ") == 0 && text.find("can't allocate memory") != std::string::npos &&
+           text.find('\n') == std::string::npos;
+  });
 }
 
 BOOST_AUTO_TEST_CASE(a_loss_that_is_no_number_ends_the_run) {

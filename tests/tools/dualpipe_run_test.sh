@@ -212,6 +212,11 @@ test_out_of_memory() {
   fails 1 "rank 0 failed in 0F0: .*can't allocate memory" --schedule 1f1b --ranks 2 --microbatches 4 --hidden 8 \
     --sequence 1048576 --batch 1073741824 --trace trace
   is_trace trace
+  local large=(--schedule 1f1b --ranks 2 --microbatches 4 --model mlp --hidden 16777216)
+  fails 1 "rank [01] failed: .*can't allocate memory" "${large[@]}"
+  [[ $(wc -l <stderr) == 1 ]] || fail "more than one line"
+  fails 1 "can't allocate memory" "${large[@]}" --check
+  [[ $(wc -l <stderr) == 1 ]] || fail "more than one line"
 }
 
 # is_trace FILE: it is valid, and holds a part of what the schedule plans.
