@@ -244,6 +244,26 @@ test_interrupt() {
   is_trace partial
 }
 
+# What it is at cannot be broken off: nobody reads the pipe that it saves to.
+test_second_interrupt() {
+  command=(--save pipe, interrupted twice)
+  checks=$((checks + 1))
+  mkfifo pipe
+  "$dualpipe_run" "${shape[@]}" --save pipe >stdout 2>stderr &
+  local pid=$!
+  until_busy $pid
+  sleep 0.5
+  kill -INT $pid
+  sleep 0.3
+  kill -INT $pid
+  { sleep 5; kill -KILL $pid; } 2>/dev/null &
+  local guard=$!
+  status=0
+  wait $pid 2>/dev/null || status=$?
+  kill $guard 2>/dev/null || true
+  ((status == 128 + 2)) || fail "status $status, not 130"
+}
+
 test_help
 test_usage
 test_bad_input
@@ -262,6 +282,7 @@ test_wrong_costs
 test_output_errors
 test_out_of_memory
 test_interrupt
+test_second_interrupt
 
 echo "$checks commands, $failures failures"
 ((failures == 0))
