@@ -42,6 +42,8 @@ test_bad_input() {
   fails 1 'no-such-file' "${shape[@]}" --data no-such-file
   fails 1 'no-such-folder/trace.json.*No such' "${shape[@]}" --trace no-such-folder/trace.json
   fails 1 'standard output' "${shape[@]}" --json - --trace -
+  fails 1 '--save and --json.*results' "${shape[@]}" --save results --json ./results
+  succeeds 'median of 2' "${shape[@]}" --trace /dev/null --json /dev/null
   fails 1 '--forward.*timed' "${shape[@]}" --forward 1ms
   fails 1 'mlp has no attention.*gpt' "${shape[@]}" --model mlp --recompute attention
   fails 1 'mlp.*--tied' "${shape[@]}" --model mlp --tied

@@ -1,8 +1,13 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <iostream>
+#include <map>
 #include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
 
 #include "exec/replay/replay.h"
 #include "exec/train/calibrate.h"
@@ -46,8 +51,25 @@ class Progress {
 
 constexpr auto all_outputs = {&RunOptions::trace, &RunOptions::json, &RunOptions::calibrate};
 
+// Of two results in one file the second would replace the first. (A pipe or a device takes both.)
+void check_apart(const RunOptions& options) {
+  namespace fs = std::filesystem;
+  std::map<fs::path, std::string> names;
+  for (const auto& [name, path] : {std::pair("--save", options.save),
+                                   {"--trace", options.trace},
+                                   {"--json", options.json},
+                                   {"--calibrate", options.calibrate}}) {
+    std::error_code error;
+    const bool is_regular = !fs::exists(path, error) || fs::is_regular_file(path, error);
+    if (path.empty() || path == "-" || !is_regular) continue;
+    const auto [other, is_new] = names.emplace(fs::weakly_canonical(fs::absolute(path), error), name);
+    if (!is_new) throw InputError(fmt::format("{} and {} have the same file, {}", other->second, name, path));
+  }
+}
+
 // What cannot be written is better known before the run than after it. Returns whether people's text goes to stdout.
 bool check_outputs(const RunOptions& options) {
+  check_apart(options);
   int to_stdout = 0;
   for (const auto path : all_outputs) {
     if (!(options.*path).empty()) check_output(options.*path);
