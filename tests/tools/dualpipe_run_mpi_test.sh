@@ -44,6 +44,14 @@ test_several_ranks_in_a_process() {
   succeeds '"transport": *"mpi"' -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --transport mpi --json -
 }
 
+# As srun --mpi=pmix starts one: it says by PMIX_RANK alone that it has, as Open MPI's mpirun does, too.
+test_step_of_one_process() {
+  succeeds '"transport": *"threads"' -n 1 env -u OMPI_COMM_WORLD_SIZE SLURM_STEP_NUM_TASKS=1 "$dualpipe_run" \
+    --schedule 1f1b --ranks 2 "${tiny[@]}" --json -
+  succeeds '"transport": *"mpi"' -n 2 env -u OMPI_COMM_WORLD_SIZE SLURM_STEP_NUM_TASKS=2 "$dualpipe_run" \
+    --schedule 1f1b --ranks 2 "${tiny[@]}" --json -
+}
+
 # The same file, from processes and from threads; and processes go on with it.
 test_save() {
   succeeds . -n 3 "$dualpipe_run" --schedule zb1p --ranks 4 "${tiny[@]}" --save of_processes
@@ -151,6 +159,7 @@ test_rank_that_stops_answering() {
 
 test_check
 test_several_ranks_in_a_process
+test_step_of_one_process
 test_save
 test_calibration
 test_bad_input
