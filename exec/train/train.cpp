@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <pthread.h>
@@ -9,7 +10,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <exception>
+#include <iterator>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -58,13 +61,31 @@ class MeasuredTransport : public Transport {
   std::span<StageBytes> stages_;
 };
 
-void keep(std::vector<RankRecords>& kept, std::size_t count, const RankRecords& records) {
-  if (kept.size() < steps_kept_max) {
-    kept.push_back(records);
-  } else {
-    kept[count % steps_kept_max] = records;
+// The last of the records that it is given, in a list.
+class LastRecords {
+ public:
+  explicit LastRecords(std::vector<RankRecords>& kept) : kept_(kept) {}
+
+  void add(const RankRecords& records) {
+    if (kept_.size() < steps_kept_max) {
+      kept_.push_back(records);
+    } else {
+      kept_[count_ % steps_kept_max] = records;
+    }
+    ++count_;
   }
-}
+  void clear() {
+    kept_.clear();
+    count_ = 0;
+  }
+  // Those that were added as the `index`-th, which must be kept still.
+  [[nodiscard]] const RankRecords& at(std::size_t index) const { return kept_[index % steps_kept_max]; }
+  [[nodiscard]] std::size_t first_kept() const { return count_ - kept_.size(); }
+
+ private:
+  std::vector<RankRecords>& kept_;
+  std::size_t count_ = 0;  // of all that were added
+};
 
 class Training {
  public:
@@ -138,19 +159,24 @@ class Training {
         cause_.note(std::make_exception_ptr(TransportError(interrupted)), false);
       }
     } catch (const TimeoutError& error) {
-      end_all(transport, error.what());
+      end_all(transport, error.what(), std::current_exception());
     } catch (const TransportError& error) {
       if (error.what() == std::string_view(interrupted)) is_interrupted_ = true;
       cause_.note(std::current_exception(), false);
       meeting_.stop();
+    } catch (const c10::Error& error) {  // of LibTorch, which adds a stack trace
+      const ReplayError failure(fmt::format("rank {} failed: {}", rank, error.what_without_backtrace()));
+      end_all(transport, failure.what(), std::make_exception_ptr(failure));
     } catch (const std::exception& error) {
-      end_all(transport, fmt::format("rank {} failed: {}", rank, error.what()));
+      end_all(transport, fmt::format("rank {} failed: {}", rank, error.what()), std::current_exception());
+    } catch (...) {
+      end_all(transport, fmt::format("rank {} failed: an exception without a message", rank), std::current_exception());
     }
   }
 
-  // In a handler, of what this rank was the first to know.
-  void end_all(Transport& transport, const std::string& reason) {
-    cause_.note(std::current_exception(), true);
+  // Of what this rank was the first to know.
+  void end_all(Transport& transport, const std::string& reason, const std::exception_ptr& error) {
+    cause_.note(error, true);
     transport.abort(reason);
     meeting_.stop();
   }
@@ -280,9 +306,8 @@ class Training {
     const Time duration = exchange_step();
     const int step = step_of_run();
     const bool measured = step >= options_.warmup;
-    const auto count = static_cast<std::size_t>(measured ? step - options_.warmup : step);
-    if (step == 1 && !measured) result_.warm_up.clear();
-    keep(measured ? result_.measured : runs_apart() ? result_.warm_up_apart : result_.warm_up, count, records_);
+    if (step == 1 && !measured) warm_up_.clear();
+    (measured ? measured_ : runs_apart() ? warm_up_apart_ : warm_up_).add(records_);
     result_.losses.push_back(mean_loss(losses_));
     if (measured) {
       result_.durations.push_back(duration);
@@ -433,17 +458,20 @@ class Training {
     return places;
   }
 
+  // Of the measured steps; and the records of the one that comes nearest to it, of those whose records are kept.
   Time median_step() {
     const auto& durations = result_.durations;
     if (durations.empty()) return 0;
-    // Of those whose records are kept.
-    const std::size_t first = durations.size() - result_.measured.size();
-    std::vector<std::size_t> order(result_.measured.size());
-    for (std::size_t i = 0; i < order.size(); ++i) order[i] = first + i;
-    std::ranges::sort(order, {}, [&](std::size_t step) { return std::pair(durations[step], step); });
-    const std::size_t median = order[(order.size() - 1) / 2];
-    result_.records = result_.measured[median % steps_kept_max];
-    return durations[median];
+    std::vector<Time> sorted = durations;
+    const auto median = sorted.begin() + (std::ssize(sorted) - 1) / 2;
+    std::ranges::nth_element(sorted, median);
+    std::size_t nearest = measured_.first_kept();
+    const auto distance = [&](std::size_t step) { return std::abs(durations[step] - *median); };
+    for (std::size_t step = nearest; step < durations.size(); ++step) {
+      if (distance(step) < distance(nearest)) nearest = step;
+    }
+    result_.records = measured_.at(nearest);
+    return *median;
   }
 
   [[nodiscard]] Bytes resident(int rank) const {
@@ -484,6 +512,9 @@ class Training {
   std::vector<double> losses_;  // of this step, by chain and micro-batch
   std::vector<std::vector<std::size_t>> losses_of_ = losses_by_process();
   TrainResult result_;
+  LastRecords warm_up_{result_.warm_up};
+  LastRecords warm_up_apart_{result_.warm_up_apart};
+  LastRecords measured_{result_.measured};
 };
 
 }  // namespace

@@ -98,7 +98,7 @@ struct TrainResult {
   std::vector<double> losses;              // of all steps from there, the warm-up's too
   std::vector<Time> durations;             // of the measured steps
   Time step_time = 0;                      // their median
-  RankRecords records;                     // of the measured step of median duration
+  RankRecords records;                     // of the measured step of median duration, or the nearest of those kept
   std::vector<RankRecords> warm_up;        // the last steps of the warm-up, without its first if there are others
   std::vector<RankRecords> measured;       // the last measured steps
   Program apart;                           // with measure_passes; else it has no ops

@@ -193,9 +193,12 @@ class MpiWorld final : public World, private Wire, private MpiEngine::Receiver {
         return note([&] {
           if (parcel.run == run_) records_[source] = std::move(parcel.note);
         });
-      case Parcel::Kind::ending:
-        if (const Ending ending = unpack_ending(parcel.note); ending.failed) hear_abort(parcel.run, ending.text);
-        return note([&] { endings_[source] = std::move(parcel.note); });
+      case Parcel::Kind::ending: {
+        const Ending ending = unpack_ending(parcel.note);
+        note([&] { endings_[source] = std::move(parcel.note); });
+        if (ending.failed) hear_abort({}, ending.text);  // it takes part in no run any more
+        return;
+      }
       case Parcel::Kind::farewell:
         return note([&] { farewell_ = std::move(parcel.note); });
       case Parcel::Kind::abort:
@@ -208,15 +211,14 @@ class MpiWorld final : public World, private Wire, private MpiEngine::Receiver {
     }
   }
 
-  void broken(const std::string& reason) override {
-    hear_abort(run_, fmt::format("process {}: {}", process(), reason));
-  }
+  void broken(const std::string& reason) override { hear_abort({}, fmt::format("process {}: {}", process(), reason)); }
 
-  void hear_abort(int run, const std::string& reason) {
+  // `run`: which was aborted; one that is over does not matter any more. Nothing: whichever there is.
+  void hear_abort(std::optional<int> run, const std::string& reason) {
     std::shared_ptr<Hub> hub;
     {
       const std::lock_guard lock(mutex_);
-      if (run < run_) return;
+      if (run && *run < run_) return;
       verdict_->abort(reason);
       if (!hubs_.empty()) hub = hubs_.back();
     }
@@ -232,6 +234,10 @@ class MpiWorld final : public World, private Wire, private MpiEngine::Receiver {
     {
       const std::lock_guard lock(mutex_);
       if (!hubs_.empty()) verdict_ = std::make_shared<Verdict>();
+      for (const Part& part : endings_) {
+        if (!part) continue;
+        if (const Ending ending = unpack_ending(*part); ending.failed) verdict_->abort(ending.text);
+      }
       ++run_;
       gathers_begun_ = 0;
       grace_end_.reset();
@@ -356,7 +362,7 @@ class MpiWorld final : public World, private Wire, private MpiEngine::Receiver {
     return unpacker.get<std::string>();
   }
 
-  // "process 1 (ranks 2 to 3), process 2 (rank 4)"
+  // "process 1 (ranks 2 to 3), rank 4"; before the first run "process 1, process 2"
   template <typename Condition>
   [[nodiscard]] std::string names_if(const Condition& condition) const {
     std::vector<std::string> names;

@@ -28,15 +28,17 @@ std::vector<std::unique_ptr<Transport>> World::transports(const Placement& place
   return make_transports(placement, options);
 }
 
-// mpirun says how many processes there are. srun with PMIx numbers them; what a batch script alone has (SLURM_NTASKS)
-// does not tell whether there is a step. Another MPI's launcher (PMI_SIZE) cannot connect us, which MPI will find out.
+// mpirun says how many processes there are. srun with PMIx numbers them, and Slurm says how many the step has; what a
+// batch script alone has (SLURM_NTASKS) does not tell whether there is a step. Another MPI's launcher (PMI_SIZE) cannot
+// connect us, which MPI will find out.
 bool started_by_mpi_launcher() {
   const auto number = [](const char* name) {
     const char* const text = std::getenv(name);
     return text == nullptr ? 0 : std::atoi(text);
   };
   if (std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr) return number("OMPI_COMM_WORLD_SIZE") > 1;
-  return std::getenv("PMIX_RANK") != nullptr || number("PMI_SIZE") > 1;
+  if (std::getenv("PMIX_RANK") != nullptr) return number("SLURM_STEP_NUM_TASKS") != 1;
+  return number("PMI_SIZE") > 1;
 }
 
 }  // namespace dualpipe

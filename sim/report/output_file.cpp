@@ -31,6 +31,18 @@ bool is_regular(const fs::file_status& status) { return !fs::exists(status) || f
 
 fs::path folder_of(const fs::path& path) { return fs::absolute(path).parent_path(); }
 
+// Where a link leads in the end, whether there is a file or not yet.
+fs::path target_of(fs::path path) {
+  constexpr int links_max = 40;  // as Linux has it
+  std::error_code error;
+  for (int links = 0; links < links_max; ++links) {
+    const fs::path next = fs::read_symlink(path, error);
+    if (error) break;
+    path = folder_of(path) / next;
+  }
+  return path;
+}
+
 void write_stream_of(const std::string& stream_path, const std::string& name,
                      const std::function<void(std::ostream&)>& write) {
   errno = 0;
@@ -122,8 +134,7 @@ void write_output_file(const std::string& path, const std::function<void(std::os
   const auto status = fs::status(path, ignored);
   refuse_folder(path, status);
   if (!is_regular(status)) return write_stream_of(path, path, write);
-  // Through a link to its target, so that the link stays.
-  const fs::path target = fs::exists(status) ? fs::canonical(path) : fs::path(path);
+  const fs::path target = target_of(path);  // so that a link stays
   PartialFile partial(target, path);
   write_stream_of(partial.stream_path(), path, write);
   if (durable == Durable::yes) partial.flush_to_disk();
@@ -136,7 +147,7 @@ void check_output_file(const std::string& path) {
   const auto status = fs::status(path, ignored);
   refuse_folder(path, status);
   errno = 0;
-  const auto written = is_regular(status) ? folder_of(path) : fs::path(path);
+  const auto written = is_regular(status) ? folder_of(target_of(path)) : fs::path(path);
   if (::access(written.c_str(), W_OK) != 0) fail(path);
 }
 

@@ -3,9 +3,12 @@
 #include <ATen/ATen.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -376,6 +379,53 @@ BOOST_AUTO_TEST_CASE(results_are_those_of_the_measured_steps) {
 }
 
 // float64, hidden 8, Linear h→4h and 4h→h without biases: 8 * 32 + 32 * 8 = 512 numbers per layer.
+// The first 103 of 205 are slow; records are kept of the 101 after these.
+BOOST_AUTO_TEST_CASE(the_step_time_is_the_median_of_more_steps_than_are_kept) {
+  const Program program = program_of("1f1b", 1);
+  TrainOptions options = small(program, "empty");
+  options.steps = 205;
+  std::atomic<int> steps = 0;
+  TrainObserver observer;
+  observer.on_step = [&](const StepReport&) { ++steps; };
+  options.before_op = [&](int, Op op) {
+    if (op.kind == Kind::forward && op.micro_batch == 0 && steps < 103) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  };
+  const TrainResult result = train(program, options, observer);
+  BOOST_TEST(result.measured.size() == 101U);
+  std::vector<Time> sorted = result.durations;
+  std::ranges::sort(sorted);
+  BOOST_TEST(result.step_time == sorted[102]);
+  BOOST_TEST(result.step_time >= 2000 * us);
+}
+
+BOOST_AUTO_TEST_CASE(the_records_kept_are_those_of_the_last_steps) {
+  const Program program = program_of("1f1b", 1);
+  TrainOptions options = small(program, "empty");
+  options.warmup = 307;
+  options.measure_passes = true;
+  std::vector<Time> begins;
+  std::vector<Time> begins_apart;
+  TrainObserver observer;
+  observer.on_step = [&](const StepReport& step) {
+    if (step.measured) return;
+    const std::vector<Span>& ops = step.records[0].ops;
+    (ops.size() == program.schedule.ops.size() ? begins : begins_apart).push_back(ops[0].start);
+  };
+  const TrainResult result = train(program, options, observer);
+  const auto check = [](const std::vector<RankRecords>& kept, const std::vector<Time>& all) {
+    BOOST_TEST_REQUIRE(kept.size() == 101U);
+    BOOST_TEST_REQUIRE(all.size() > 101U);
+    std::vector<Time> found;
+    for (const RankRecords& records : kept) found.push_back(records[0].ops[0].start);
+    std::ranges::sort(found);
+    BOOST_TEST(std::ranges::equal(found, std::span(all).last(101)));
+  };
+  check(result.warm_up, begins);
+  check(result.warm_up_apart, begins_apart);
+}
+
 BOOST_AUTO_TEST_CASE(stages_tell_what_they_hold) {
   const Program program = program_of("1f1b", 2);
   TrainOptions options = small(program, "mlp");
@@ -464,6 +514,20 @@ BOOST_AUTO_TEST_CASE(what_an_observer_throws_ends_the_run) {
   TrainObserver observer;
   observer.on_step = [](const StepReport&) { throw std::runtime_error("enough"); };
   BOOST_TEST(failure_of(program, small(program, "mlp"), observer) == "enough");
+  observer.on_step = [](const StepReport&) { throw 7; };
+  BOOST_CHECK_THROW((void)train(program, small(program, "mlp"), observer), int);
+}
+
+// LibTorch's errors bring a stack trace along.
+BOOST_AUTO_TEST_CASE(parameters_that_find_no_memory_end_the_run) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "mlp");
+  options.shape.hidden = 1 << 24U;
+  BOOST_CHECK_EXCEPTION((void)train(program, options), ReplayError, [](const ReplayError& error) {
+    const std::string text = error.what();
+    return text.find("rank ") == 0 && text.find("can't allocate memory") != std::string::npos &&
+           text.find('\n') == std::string::npos;
+  });
 }
 
 BOOST_AUTO_TEST_CASE(a_loss_that_is_no_number_ends_the_run) {

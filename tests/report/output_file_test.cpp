@@ -73,6 +73,23 @@ BOOST_AUTO_TEST_CASE(a_link_stays_one) {
   BOOST_TEST(bytes_of(scratch / "elsewhere/a") == "new");
 }
 
+BOOST_AUTO_TEST_CASE(a_link_to_what_is_not_there_yet_stays_one) {
+  const Scratch scratch;
+  fs::create_directory(scratch / "elsewhere");
+  fs::create_symlink("elsewhere/a", scratch / "link");
+  fs::create_symlink(scratch / "link", scratch / "link to link");
+  write(scratch / "link to link", "new");
+  BOOST_TEST(fs::is_symlink(scratch / "link to link"));
+  BOOST_TEST(fs::is_symlink(scratch / "link"));
+  BOOST_TEST(bytes_of(scratch / "elsewhere/a") == "new");
+
+  fs::create_symlink("none/a", scratch / "broken");
+  const std::string expected = "cannot write " + (scratch / "broken") + ": No such file or directory";
+  BOOST_TEST(refusal([&] { check_output_file(scratch / "broken"); }) == expected);
+  BOOST_TEST(refusal([&] { write(scratch / "broken", "text"); }) == expected);
+  BOOST_TEST(fs::is_symlink(scratch / "broken"));
+}
+
 BOOST_AUTO_TEST_CASE(its_mode_is_that_of_any_new_file) {
   const Scratch scratch;
   const mode_t before = umask(027);

@@ -28,6 +28,7 @@ test_usage() {
   fails 2 'bert' "${shape[@]}" --model bert
   fails 2 '--eval.*--check|--check.*--eval' "${shape[@]}" --eval --check
   fails 2 '--save.*--eval|--eval.*--save' "${shape[@]}" --eval --save saved
+  fails 2 '--costs.*--forward' "${shape[@]}" --model timed --costs costs.json --forward 1ms
   fails 2 '--save-every.*--save' "${shape[@]}" --save-every 2
   fails 2 '--steps.*empty' --schedule 1f1b "${tiny[@]}" --steps ''
 }
@@ -41,6 +42,8 @@ test_bad_input() {
   fails 1 'no-such-file' "${shape[@]}" --data no-such-file
   fails 1 'no-such-folder/trace.json.*No such' "${shape[@]}" --trace no-such-folder/trace.json
   fails 1 'standard output' "${shape[@]}" --json - --trace -
+  fails 1 '--save and --json.*results' "${shape[@]}" --save results --json ./results
+  succeeds 'median of 2' "${shape[@]}" --trace /dev/null --json /dev/null
   fails 1 '--forward.*timed' "${shape[@]}" --forward 1ms
   fails 1 'mlp has no attention.*gpt' "${shape[@]}" --model mlp --recompute attention
   fails 1 'mlp.*--tied' "${shape[@]}" --model mlp --tied
@@ -186,6 +189,14 @@ test_failures() {
   is_trace trace
 }
 
+# Costs that cannot be read are known before the run.
+test_wrong_costs() {
+  local endless=(--schedule 1f1b "${tiny[@]}" --model mlp --steps 1000000)
+  fails 1 'no-such-file.*No such' "${endless[@]}" --compare --costs no-such-file
+  "$dualpipe_run" --schedule 1f1b "${small[@]}" --calibrate costs >stdout 2>stderr
+  fails 1 '2 stages.*has 4' --schedule interleaved --chunks 2 "${tiny[@]}" --model mlp --steps 1000000 --costs costs
+}
+
 # An error before the run, and one after it, when it turns out that the result cannot be written.
 test_output_errors() {
   local long=(--schedule 1f1b "${tiny[@]}" --model timed --forward 20ms --steps 1000)
@@ -203,6 +214,11 @@ test_out_of_memory() {
   fails 1 "rank 0 failed in 0F0: .*can't allocate memory" --schedule 1f1b --ranks 2 --microbatches 4 --hidden 8 \
     --sequence 1048576 --batch 1073741824 --trace trace
   is_trace trace
+  local large=(--schedule 1f1b --ranks 2 --microbatches 4 --model mlp --hidden 16777216)
+  fails 1 "rank [01] failed: .*can't allocate memory" "${large[@]}"
+  [[ $(wc -l <stderr) == 1 ]] || fail "more than one line"
+  fails 1 "can't allocate memory" "${large[@]}" --check
+  [[ $(wc -l <stderr) == 1 ]] || fail "more than one line"
 }
 
 # is_trace FILE: it is valid, and holds a part of what the schedule plans.
@@ -230,6 +246,26 @@ test_interrupt() {
   is_trace partial
 }
 
+# What it is at cannot be broken off: nobody reads the pipe that it saves to.
+test_second_interrupt() {
+  command=(--save pipe, interrupted twice)
+  checks=$((checks + 1))
+  mkfifo pipe
+  "$dualpipe_run" "${shape[@]}" --save pipe >stdout 2>stderr &
+  local pid=$!
+  until_busy $pid
+  sleep 0.5
+  kill -INT $pid
+  sleep 0.3
+  kill -INT $pid
+  { sleep 5; kill -KILL $pid; } 2>/dev/null &
+  local guard=$!
+  status=0
+  wait $pid 2>/dev/null || status=$?
+  kill $guard 2>/dev/null || true
+  ((status == 128 + 2)) || fail "status $status, not 130"
+}
+
 test_help
 test_usage
 test_bad_input
@@ -244,9 +280,11 @@ test_results
 test_timed
 test_timed_recomputation
 test_failures
+test_wrong_costs
 test_output_errors
 test_out_of_memory
 test_interrupt
+test_second_interrupt
 
 echo "$checks commands, $failures failures"
 ((failures == 0))

@@ -216,8 +216,7 @@ void CostOptions::add_to(CLI::App& app) {
       ->group(differences);
 }
 
-// Wrong usage: both a file and a value that the file has.
-void CostOptions::check_exclusive() const {
+void CostOptions::check_usage() const {
   const std::initializer_list<std::pair<const char*, const std::vector<std::string>*>> of_stages{
       {"--forward", &forward},
       {"--backward", &backward},
@@ -237,7 +236,7 @@ void CostOptions::check_exclusive() const {
 }
 
 Costs CostOptions::costs() const {
-  check_exclusive();
+  check_usage();
   Costs costs;
   if (!file.empty()) {
     auto in = open_file(file);

@@ -60,11 +60,10 @@ struct CostOptions {
   // Those of a stage's ops and of the ranks' speed alone.
   void add_durations_to(CLI::App& app);
   [[nodiscard]] bool durations_given() const;
-  // Throws InputError.
+  // Throws CLI::ExcludesError, wrong usage, where both a file is given and a value that the file has.
+  void check_usage() const;
+  // Throws InputError, and what check_usage() throws.
   [[nodiscard]] Costs costs() const;
-
- private:
-  void check_exclusive() const;
 };
 
 // A name of the catalog with a shape, or a file that has its own.

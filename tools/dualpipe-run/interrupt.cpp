@@ -21,13 +21,14 @@ Interrupt::~Interrupt() {
 
 void Interrupt::wait_for_signals(const std::stop_token& ended) {
   constexpr int exit_signalled = 128;
+  std::jthread stopping;  // what is called at a stop may wait, but a second signal may not
   while (true) {
     int signal = 0;
     sigwait(&signals_, &signal);
     if (ended.stop_requested()) return;
-    if (source_.stop_requested()) _exit(exit_signalled + signal);
+    if (stopping.joinable()) _exit(exit_signalled + signal);
     signal_ = signal;
-    source_.request_stop();
+    stopping = std::jthread([this] { source_.request_stop(); });
   }
 }
 

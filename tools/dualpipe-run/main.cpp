@@ -26,5 +26,9 @@ int main(int argc, char** argv) {
   dualpipe::RunOptions options;
   options.add_to(app);
   dualpipe::Session session;
-  return session.close(dualpipe::run_command_line(app, argc, argv, [&] { session.run(options); }));
+  const auto run = [&] {
+    options.costs.check_usage();
+    session.run(options);
+  };
+  return session.close(dualpipe::run_command_line(app, argc, argv, run));
 }

@@ -1,8 +1,13 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <iostream>
+#include <map>
 #include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
 
 #include "exec/replay/replay.h"
 #include "exec/train/calibrate.h"
@@ -46,8 +51,25 @@ class Progress {
 
 constexpr auto all_outputs = {&RunOptions::trace, &RunOptions::json, &RunOptions::calibrate};
 
+// Of two results in one file the second would replace the first. (A pipe or a device takes both.)
+void check_apart(const RunOptions& options) {
+  namespace fs = std::filesystem;
+  std::map<fs::path, std::string> names;
+  for (const auto& [name, path] : {std::pair("--save", options.save),
+                                   {"--trace", options.trace},
+                                   {"--json", options.json},
+                                   {"--calibrate", options.calibrate}}) {
+    std::error_code error;
+    const bool is_regular = !fs::exists(path, error) || fs::is_regular_file(path, error);
+    if (path.empty() || path == "-" || !is_regular) continue;
+    const auto [other, is_new] = names.emplace(fs::weakly_canonical(fs::absolute(path), error), name);
+    if (!is_new) throw InputError(fmt::format("{} and {} have the same file, {}", other->second, name, path));
+  }
+}
+
 // What cannot be written is better known before the run than after it. Returns whether people's text goes to stdout.
 bool check_outputs(const RunOptions& options) {
+  check_apart(options);
   int to_stdout = 0;
   for (const auto path : all_outputs) {
     if (!(options.*path).empty()) check_output(options.*path);
@@ -95,20 +117,17 @@ void write_trace(std::ostream& out, const Program& program, const Costs& costs, 
   writer.finish();
 }
 
-// What the prediction is made from.
-Costs predicted_costs(const RunOptions& options, const TrainOptions& train, const Program& program,
-                      const TrainResult& result) {
+// What the prediction is made from, where it is known before the run.
+std::optional<Costs> given_costs(const RunOptions& options, const TrainOptions& train, const Placement& placement) {
   if (train.shape.model == "timed") {
     Costs costs = train.shape.costs;
     costs.latency += train.transport.link_delay.count();
     return costs;
   }
-  if (!options.costs.file.empty()) {
-    Costs costs = options.costs.costs();
-    dualpipe::check(costs, program.schedule.placement);
-    return costs;
-  }
-  return calibrate(program, result);
+  if (options.costs.file.empty()) return std::nullopt;
+  Costs costs = options.costs.costs();
+  dualpipe::check(costs, placement);
+  return costs;
 }
 
 TrainResult train_observed(const RunOptions& options, World& world, const Program& program,
@@ -132,11 +151,11 @@ TrainResult train_observed(const RunOptions& options, World& world, const Progra
 
 // Files and text, as asked for.
 void write_results(const RunOptions& options, bool prints_text, const Program& program,
-                   const TrainOptions& train_options, const TrainResult& result, const Check* check) {
+                   const std::optional<Costs>& given, const TrainResult& result, const Check* check) {
   const Timeline measured = merge(program, result.records);
-  const Costs costs = predicted_costs(options, train_options, program, result);
+  const Costs costs = given ? *given : calibrate(program, result);
   const Timeline planned = simulate(program, costs);
-  TrainReport report = train_report(program, train_options.shape.model, result, costs, planned, measured);
+  TrainReport report = train_report(program, options.model, result, costs, planned, measured);
   if (check != nullptr) report.check = check->report();
 
   const auto write = [](const std::string& path, const std::function<void(std::ostream&)>& writer) {
@@ -163,11 +182,14 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   const Program program = options.program();
   TrainOptions train_options = options.train(program.schedule.placement);
   train_options.stop = stop;
+  train_options.measure_links = !options.calibrate.empty() && world.processes() > 1;
+  std::optional<Costs> given;
+  if (is_first) given = given_costs(options, train_options, program.schedule.placement);
   std::optional<Check> check;
   if (options.check) check.emplace(world, program.schedule, train_options);
 
   const TrainResult result = train_observed(options, world, program, train_options, check ? &*check : nullptr);
-  if (is_first) write_results(options, prints_text, program, train_options, result, check ? &*check : nullptr);
+  if (is_first) write_results(options, prints_text, program, given, result, check ? &*check : nullptr);
   if (check && !check->report().passed()) throw InputError("the check failed: " + check->report().failure);
 }
 

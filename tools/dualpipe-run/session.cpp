@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <unistd.h>
@@ -38,6 +39,8 @@ Ending Session::run_in_world(const RunOptions& options) {
   } catch (const std::bad_alloc&) {
     (void)world_->end({.failed = true, .is_cause = true, .text = "out of memory"});
     throw;
+  } catch (const c10::Error& error) {  // of LibTorch, which adds a stack trace
+    return {.failed = true, .is_cause = true, .text = error.what_without_backtrace()};
   } catch (const std::exception& error) {
     return {.failed = true, .is_cause = true, .text = error.what()};
   }
