@@ -88,6 +88,8 @@ class Hardware {
   // For the `index`-th of the `ranks` of this process, which holds so many stages. Called by the rank's thread; the
   // hardware must outlive it. Throws InputError where there is not enough for so many ranks.
   [[nodiscard]] virtual std::unique_ptr<Device> device(int index, int ranks, int stages) = 0;
+  // All of it, for a model without a pipeline. Used by one thread at a time, each of which begins with use().
+  [[nodiscard]] virtual std::unique_ptr<Device> whole() { return device(0, 1, 1); }
 };
 
 struct CudaOptions {

@@ -26,6 +26,7 @@ class AutogradStage : public Stage {
   [[nodiscard]] at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) final;
   [[nodiscard]] at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) final;
   void backward_weight(std::uint32_t micro_batch) final;
+  [[nodiscard]] Bytes working_bytes() const final { return working_bytes_; }
 
  protected:
   // The gradient of the last stage's output, the loss, is `loss_scale`. `recompute`: `full` is done here; `attention`
@@ -39,6 +40,7 @@ class AutogradStage : public Stage {
 
   // For the layers.
   [[nodiscard]] WeightGradients& weight_gradients() { return weight_gradients_; }
+  [[nodiscard]] Bytes& held_by_layers() { return working_bytes_; }
 
  private:
   struct Held {
@@ -52,6 +54,7 @@ class AutogradStage : public Stage {
   at::Tensor differentiate(Held& held, at::Tensor gradient) const;
 
   WeightGradients weight_gradients_;
+  Bytes working_bytes_ = 0;
   std::map<std::uint32_t, Held> held_;  // by micro-batch
   double loss_scale_;
   bool recomputes_;

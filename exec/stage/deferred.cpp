@@ -41,6 +41,10 @@ void accumulate(const at::Tensor& parameter, at::Tensor gradient) {
     return;
   }
   const bool is_alone = gradient.use_count() == 1 && gradient.storage().use_count() == 1;
+  if (gradient.scalar_type() != parameter.scalar_type()) {
+    sum = gradient.to(parameter.scalar_type(), false, false, at::MemoryFormat::Contiguous);
+    return;
+  }
   sum = is_alone && gradient.is_contiguous() ? std::move(gradient) : gradient.clone(at::MemoryFormat::Contiguous);
 }
 
@@ -62,10 +66,11 @@ at::Tensor run_in_parts(AutogradContext* context, const Run& run) {
 
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias, WeightGradients* gradients) {
-    context->save_for_backward({input, weight, bias.value_or(at::Tensor())});
+                            const std::optional<at::Tensor>& bias, const LinearCopies* copies,
+                            WeightGradients* gradients) {
+    context->save_for_backward({input, weight, bias.value_or(at::Tensor()), copies->weight});
     keep(context, *gradients);
-    return at::linear(input, weight, bias);
+    return at::linear(input, copies->weight, bias ? std::optional(copies->bias) : std::nullopt);
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
@@ -76,12 +81,12 @@ struct Linear : torch::autograd::Function<Linear> {
     const at::Tensor gradient = output_gradients[0].reshape({-1, weight.size(0)});
 
     at::Tensor input_gradient;
-    if (context->needs_input_grad(0)) input_gradient = gradient.mm(weight).view(input.sizes());
+    if (context->needs_input_grad(0)) input_gradient = gradient.mm(saved[3]).view(input.sizes());
     kept(context).add([input, weight, bias, gradient] {
       if (weight.requires_grad()) accumulate(weight, gradient.t().mm(input.reshape({-1, weight.size(1)})));
       if (bias.defined() && bias.requires_grad()) accumulate(bias, gradient.sum(0));
     });
-    return {input_gradient, {}, {}, {}};
+    return {input_gradient, {}, {}, {}, {}};
   }
 };
 
@@ -106,21 +111,24 @@ struct Embedding : torch::autograd::Function<Embedding> {
 struct LayerNorm : torch::autograd::Function<LayerNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
                             const at::Tensor& bias, double epsilon, WeightGradients* gradients) {
-    auto [output, mean, rstd] = at::native_layer_norm(input, weight.sizes(), weight, bias, epsilon);
+    auto [output, mean, rstd] =
+        at::native_layer_norm(input.to(weight.scalar_type()), weight.sizes(), weight, bias, epsilon);
     context->save_for_backward({input, weight, bias, mean, rstd});
     keep(context, *gradients);
-    return output;
+    return output.to(input.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
     const variable_list saved = context->get_saved_variables();
     const auto run = [input = saved[0].detach(), weight = saved[1], bias = saved[2], mean = saved[3], rstd = saved[4],
                       gradient = output_gradients[0]](bool of_input, bool of_parameters) {
-      auto [input_gradient, weight_gradient, bias_gradient] = at::native_layer_norm_backward(
-          gradient, input, weight.sizes(), mean, rstd, weight, bias, {of_input, of_parameters, of_parameters});
+      const at::ScalarType type = weight.scalar_type();
+      auto [input_gradient, weight_gradient, bias_gradient] =
+          at::native_layer_norm_backward(gradient.to(type), input.to(type), weight.sizes(), mean, rstd, weight, bias,
+                                         {of_input, of_parameters, of_parameters});
       accumulate(weight, std::move(weight_gradient));
       accumulate(bias, std::move(bias_gradient));
-      return input_gradient;
+      return of_input ? input_gradient.to(input.scalar_type()) : input_gradient;
     };
 
     return {run_in_parts(context, run), {}, {}, {}, {}};
@@ -132,22 +140,27 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
 //     scale = 1 / sqrt(mean(input^2) + epsilon)      output = input * scale * weight
 //
 // The input reaches the output in two ways, and plain autograd adds the two gradients to what else it has for the input
-// (a residual connection's) one after the other. So `input` comes in twice here.
+// (a residual connection's) one after the other. So `input` comes in twice here. (Where it is converted first, they are
+// added before they are converted back.)
 struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& /*input*/,
                             const at::Tensor& weight, double epsilon, WeightGradients* gradients) {
-    const at::Tensor scale = input.pow(2).mean(-1, /*keepdim=*/true).add_(epsilon).rsqrt();
+    const at::Tensor converted = input.to(weight.scalar_type());
+    const at::Tensor scale = converted.pow(2).mean(-1, /*keepdim=*/true).add_(epsilon).rsqrt();
     context->save_for_backward({input, weight, scale});
     keep(context, *gradients);
-    return input.mul(scale).mul_(weight);
+    return converted.mul(scale).mul_(weight).to(input.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor input = saved[0].detach();
     const at::Tensor& weight = saved[1];
     const at::Tensor& scale = saved[2];
-    const at::Tensor& gradient = output_gradients[0];
+    const at::Tensor kept_input = saved[0].detach();
+    const at::Tensor kept_gradient = output_gradients[0];
+    const at::ScalarType type = weight.scalar_type();
+    const at::Tensor input = kept_input.to(type);
+    const at::Tensor gradient = kept_gradient.to(type);
 
     at::Tensor by_product;
     at::Tensor by_scale;
@@ -158,10 +171,12 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
       const at::Tensor of_mean = of_scale.mul(-0.5).mul_(scale.pow(3));
       by_scale = input.mul(2).mul_(of_mean.div(input.size(-1)));
     }
-    kept(context).add([input, weight, scale, gradient] {
-      if (weight.requires_grad()) accumulate(weight, at::sum_to(gradient.mul(input.mul(scale)), weight.sizes()));
+    kept(context).add([kept_input, kept_gradient, weight, scale, type] {
+      if (!weight.requires_grad()) return;
+      accumulate(weight, at::sum_to(kept_gradient.to(type).mul(kept_input.to(type).mul(scale)), weight.sizes()));
     });
-    return {by_product, by_scale, {}, {}, {}};
+    if (kept_input.scalar_type() == type || !by_product.defined()) return {by_product, by_scale, {}, {}, {}};
+    return {by_product.add_(by_scale).to(kept_input.scalar_type()), {}, {}, {}, {}};
   }
 };
 
@@ -254,9 +269,9 @@ struct Layer : torch::autograd::Function<Layer> {
 
 }  // namespace
 
-at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
-                  const at::Tensor& bias) {
-  return Linear::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, &gradients);
+at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
+                  const LinearCopies& copies) {
+  return Linear::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, &copies, &gradients);
 }
 
 at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices) {

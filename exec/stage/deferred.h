@@ -4,6 +4,10 @@
 // Each layer calls the kernels that plain autograd calls, with the same arguments, so the gradients have the same bits.
 // One exception: a parameter used by two layers of one stage; autograd adds its two gradients to each other before it
 // adds them to .grad, these layers add them one by one.
+//
+// Mixed precision, as by torch.autocast: a Linear computes with copies of its parameters in the type of its input, its
+// gradients, too, which are then added to the parameters' in theirs. Norms compute in the type of their parameters, and
+// give back the type of their input.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -59,9 +63,19 @@ class DeferWeightGradients {
 
 namespace deferred {
 
+// What a linear layer multiplies by and adds: its parameters, or copies of them in the input's type.
+struct LinearCopies {
+  at::Tensor weight;
+  at::Tensor bias;
+};
+
 // at::linear; `bias` may be undefined.
 [[nodiscard]] at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
-                                const at::Tensor& bias);
+                                const at::Tensor& bias, const LinearCopies& copies);
+[[nodiscard]] inline at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                                       const at::Tensor& bias) {
+  return linear(gradients, input, weight, bias, {weight, bias});
+}
 
 // at::embedding, with dense gradients.
 [[nodiscard]] at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices);

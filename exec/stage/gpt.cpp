@@ -109,7 +109,8 @@ class GptStage final : public AutogradStage {
  public:
   GptStage(const ModelShape& shape, int stage, const Feed& feed, const Device& device)
       : AutogradStage(shape.loss_scale, shape.recompute), feed_(feed), first_block_(layers_before(shape, stage)) {
-    const LayerOptions options = {dtype(shape), device.where(), &weight_gradients()};
+    const LayerOptions options = {dtype(shape), device.where(), &weight_gradients(), activation_dtype(shape),
+                                  &held_by_layers()};
     if (is_first(stage)) embeddings_.emplace(Random(shape.seed, embedding_stream), shape, options);
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
       blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_block_ + i)), shape, options);
@@ -153,7 +154,7 @@ class GptStage final : public AutogradStage {
     }
     for (const Block& block : blocks_) x = block(x);
     if (!head_) return x;
-    const at::Tensor logits = head_->logits(head_->norm(x));
+    const at::Tensor logits = for_loss(head_->logits(head_->norm(x)));
     return at::cross_entropy_loss(logits.flatten(0, 1), feed_.data->target(feed_.step, sample).flatten());
   }
 

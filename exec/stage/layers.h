@@ -18,10 +18,30 @@ namespace dualpipe {
 
 // What a model's layers share.
 struct LayerOptions {
-  at::ScalarType dtype = at::kFloat;
+  at::ScalarType dtype = at::kFloat;  // of the parameters
   at::Device device = at::kCPU;
-  WeightGradients* gradients = nullptr;  // must outlive the layers
+  WeightGradients* gradients = nullptr;     // must outlive the layers
+  at::ScalarType activations = at::kFloat;  // of what goes from layer to layer
+  Bytes* working = nullptr;                 // the layers add what they hold in copies of parameters
 };
+
+// A parameter in the type that a layer computes in: itself, or a copy, there from the start, which is made anew when it
+// is used and the parameter has changed since (at::Tensor::_version()): once a step. (LibTorch's own SGD changes
+// parameters without saying so, for which see Optimizer::step().)
+class Working {
+ public:
+  Working() = default;  // of an undefined parameter
+  Working(const at::Tensor& parameter, const LayerOptions& options);
+  [[nodiscard]] const at::Tensor& current() const;
+
+ private:
+  at::Tensor parameter_;
+  at::Tensor copy_;                        // undefined where the parameter has the type
+  mutable std::optional<int64_t> copied_;  // the version of the parameter
+};
+
+// A loss is computed in no less than float32.
+[[nodiscard]] at::Tensor for_loss(const at::Tensor& output);
 
 // Values in [-bound, bound), drawn in order; rounded to the type. On the host.
 [[nodiscard]] at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype);
@@ -33,13 +53,16 @@ class Linear {
   Linear(Random& random, std::int64_t inputs, std::int64_t outputs, Bias bias, double gain,
          const LayerOptions& options);
   // Of a weight that another layer has, too, and without bias.
-  Linear(at::Tensor weight, const LayerOptions& options) : weight_(std::move(weight)), gradients_(options.gradients) {}
+  Linear(const at::Tensor& weight, const LayerOptions& options)
+      : weight_(weight), working_weight_(weight, options), gradients_(options.gradients) {}
   [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
   void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const;
 
  private:
   at::Tensor weight_;
   at::Tensor bias_;  // may be undefined
+  Working working_weight_;
+  Working working_bias_;
   WeightGradients* gradients_;
 };
 
@@ -54,10 +77,11 @@ class Embedding {
 
  private:
   at::Tensor weight_;
+  at::ScalarType activations_;
   WeightGradients* gradients_;
 };
 
-// A LayerNorm, or an RMSNorm, which has no bias.
+// A LayerNorm, or an RMSNorm, which has no bias. Computed in the type of its parameters.
 class Norm {
  public:
   Norm(NormKind kind, std::int64_t size, const LayerOptions& options);

@@ -30,8 +30,10 @@ class MlpStage final : public AutogradStage {
       : AutogradStage(shape.loss_scale, shape.recompute),
         feed_(feed),
         is_last_(is_last(shape, stage)),
+        activations_(activation_dtype(shape)),
         first_layer_(layers_before(shape, stage)) {
-    const LayerOptions options = {dtype(shape), device.where(), &weight_gradients()};
+    const LayerOptions options = {dtype(shape), device.where(), &weight_gradients(), activation_dtype(shape),
+                                  &held_by_layers()};
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
       layers_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_layer_ + i)), shape.hidden, options);
     }
@@ -51,13 +53,14 @@ class MlpStage final : public AutogradStage {
  private:
   at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) override {
     const std::int64_t sample = feed_.first_micro_batch + micro_batch;
-    at::Tensor x = input.defined() ? input : feed_.data->input(feed_.step, sample);
+    at::Tensor x = input.defined() ? input : feed_.data->input(feed_.step, sample).to(activations_);
     for (const Layer& layer : layers_) x = layer.down(at::gelu(layer.up(x)));
-    return is_last_ ? at::mse_loss(x, feed_.data->target(feed_.step, sample)) : x;
+    return is_last_ ? at::mse_loss(for_loss(x), feed_.data->target(feed_.step, sample)) : x;
   }
 
   const Feed& feed_;
   bool is_last_;
+  at::ScalarType activations_;
   std::int64_t first_layer_;
   std::vector<Layer> layers_;
 };

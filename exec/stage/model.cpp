@@ -57,6 +57,17 @@ void check_size(std::string_view what, std::int64_t size) {
 
 }  // namespace
 
+std::string_view to_text(Precision precision) {
+  switch (precision) {
+    case Precision::float64:
+      return "float64";
+    case Precision::bfloat16:
+      return "bfloat16";
+    default:
+      return "float32";
+  }
+}
+
 void check(const ModelShape& shape) {
   check_size("hidden size", shape.hidden);
   check_size("number of heads", shape.heads);

@@ -17,6 +17,12 @@ namespace dualpipe {
 
 enum class NormKind : std::uint8_t { layer, rms };
 
+// Of the numbers. bfloat16 is mixed precision as people train with it: parameters, their gradients and what the
+// optimizer keeps are float32; products of matrices, attention, and what goes from layer to layer and from stage to
+// stage are bfloat16; norms and the loss are computed in float32.
+enum class Precision : std::uint8_t { float32, float64, bfloat16 };
+[[nodiscard]] std::string_view to_text(Precision precision);  // "float32", …
+
 // The sizes of all models; each takes those that it has.
 struct ModelShape {
   std::string model = "gpt";  // mlp, gpt, timed, empty
@@ -29,7 +35,7 @@ struct ModelShape {
   NormKind norm = NormKind::layer;
   bool tied = false;  // gpt: the weight of the head is that of the token embedding
   Recompute recompute = Recompute::none;
-  bool float64 = false;
+  Precision precision = Precision::float32;
   std::uint64_t seed = 0;  // of the parameters: those of a layer do not depend on how the model is split
   double loss_scale = 1;   // the loss of a micro-batch is scaled by it before its backward: 1 / (all micro-batches)
   Costs costs;             // `timed` only: how long its ops take; one for all stages of a chain or one for each

@@ -29,7 +29,14 @@ void check(const ModelShape& shape);
 // How many layers of the chain lie before the stage: the number of its first one.
 [[nodiscard]] std::int64_t layers_before(const ModelShape& shape, int stage);
 
-[[nodiscard]] inline at::ScalarType dtype(const ModelShape& shape) { return shape.float64 ? at::kDouble : at::kFloat; }
+// Of the parameters, their gradients, and samples that are no tokens.
+[[nodiscard]] inline at::ScalarType dtype(const ModelShape& shape) {
+  return shape.precision == Precision::float64 ? at::kDouble : at::kFloat;
+}
+// Of what goes from layer to layer.
+[[nodiscard]] inline at::ScalarType activation_dtype(const ModelShape& shape) {
+  return shape.precision == Precision::bfloat16 ? at::kBFloat16 : dtype(shape);
+}
 
 // The sample stream of a micro-batch of synthetic data.
 [[nodiscard]] inline std::uint64_t data_stream(std::int64_t step, std::int64_t micro_batch) {

@@ -65,6 +65,9 @@ class Stage {
   [[nodiscard]] virtual std::vector<NamedTensor> named_parameters() = 0;
   [[nodiscard]] std::vector<at::Tensor> parameters();
 
+  // What it holds besides them for as long as it lives: copies of them in the type that its ops compute in.
+  [[nodiscard]] virtual Bytes working_bytes() const { return 0; }
+
   // Those of parameters() of which other stages of the chain hold a copy: an embedding that is the head, too. Their
   // gradients are summed over all stages that have them (tied_stages() in model.h), so that the copies stay equal.
   [[nodiscard]] virtual std::vector<at::Tensor> tied_parameters() { return {}; }

@@ -1,5 +1,7 @@
 #include "exec/train/checkpoint.h"
 
+#include <ATen/ops/empty.h>
+#include <c10/core/GradMode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -23,6 +25,7 @@ constexpr auto version_key = "version";
 constexpr std::int64_t version = 1;
 constexpr auto steps_key = "steps";
 constexpr auto data_key = "data";
+constexpr auto dtype_key = "dtype";  // of the parameters: those of a training in bfloat16 are float32
 constexpr auto synthetic = "synthetic";
 constexpr std::string_view optimizer_prefix = "optimizer.";
 
@@ -42,7 +45,7 @@ std::vector<Field> model_fields(const ModelShape& shape) {
           {"sequence", std::to_string(shape.sequence)},
           {"vocabulary", std::to_string(shape.vocabulary)},
           {"norm", shape.norm == NormKind::rms ? "rms" : "layer"},
-          {"dtype", shape.float64 ? "float64" : "float32"}};
+          {dtype_key, shape.precision == Precision::float64 ? "float64" : "float32"}};
 }
 
 std::vector<Field> training_fields(const Schedule& schedule, const TrainOptions& options) {
@@ -83,6 +86,10 @@ void check_field(const std::string& path, const SafeTensors& contents, const Fie
   const auto& [key, own] = field;
   const std::string& saved = value_of(path, contents, key);
   if (saved == own) return;
+  if (key == dtype_key) {
+    refuse(path, fmt::format("its parameters are {}, but this run's are {}; use --dtype {}, or leave --resume out",
+                             saved, own, saved == "float64" ? "float64" : "float32 or bfloat16"));
+  }
   if (key != data_key) {
     refuse(path,
            fmt::format("was saved with --{0} {1}, but this run has {2}; give the same --{0}, or leave --resume out",
@@ -130,6 +137,15 @@ std::vector<NamedTensor> tensors_of(const StageSet& stages, const Optimizer& opt
   return all;
 }
 
+// The bytes may lie anywhere, also where no number may.
+void fill(const at::Tensor& tensor, std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  const c10::NoGradGuard no_gradients;
+  const at::Tensor on_host = at::empty(tensor.sizes(), tensor.scalar_type());
+  std::memcpy(on_host.mutable_data_ptr(), bytes.data(), bytes.size());
+  tensor.copy_(on_host);
+}
+
 std::string text_of(const TensorView& view) {
   return fmt::format("{}[{}]", c10::toString(view.dtype), fmt::join(view.shape, ","));
 }
@@ -156,12 +172,12 @@ std::vector<std::string> Checkpoint::load(const StageSet& stages, Optimizer& opt
       refuse(path_, fmt::format("lacks tensor {}, which this model has; give the file of the same model", quote(name)));
     }
     const TensorView& saved = found->second;
-    const TensorView own = view_of(tensor);
+    const TensorView own{tensor.scalar_type(), tensor.sizes().vec(), {}, {}};
     if (saved.dtype != own.dtype || saved.shape != own.shape) {
       refuse(path_, fmt::format("tensor {} is {}, and this model's is {}; give the file of the same model", quote(name),
                                 text_of(saved), text_of(own)));
     }
-    if (!own.data.empty()) std::memcpy(tensor.mutable_data_ptr(), saved.data.data(), saved.data.size());
+    fill(tensor, saved.data);
     names.push_back(name);
   }
   return names;

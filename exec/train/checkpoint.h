@@ -7,7 +7,8 @@
 //     optimizer.exp_avg_sq.blocks.3.up.weight
 //
 // Its metadata say how many steps were done, and what the training must have in common with one that goes on from it:
-// the model and its sizes, the number of its layers, the type; the optimizer; and what the order of the samples depends
+// the model and its sizes, the number of its layers, the type of its parameters (which is float32 in bfloat16, too: a
+// training can go on in the other of the two); the optimizer; and what the order of the samples depends
 // on: their source (with the seed, if they are synthetic), samples per micro-batch, micro-batches per step. An
 // evaluation needs only the model. All else may change: ranks, schedule, split, threads, learning rate, clipping.
 //
@@ -68,7 +69,7 @@ class Saver {
   // Throws InputError if the file could not be written, or this schedule's weights not be saved.
   Saver(const Schedule& schedule, const TrainOptions& options);
 
-  // What some stages hold becomes part of what is saved. They must not change before it is.
+  // What some stages hold, on whatever device, becomes part of what is saved. They must not change before it is.
   static void add(SafeTensors& contents, const StageSet& stages, const Optimizer& optimizer);
 
   // Replaces the file by one that is there whole, or leaves it as it was and throws InputError.

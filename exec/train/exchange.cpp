@@ -76,7 +76,7 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
           {"--norm", text(static_cast<int>(shape.norm))},
           {"--tied", shape.tied ? "on" : "off"},
           {"--recompute", text(static_cast<int>(shape.recompute))},
-          {"--dtype", shape.float64 ? "float64" : "float32"},
+          {"--dtype", std::string(to_text(shape.precision))},
           {"--seed", text(shape.seed)},
           {"the durations of the ops, hash", hash_of(shape.costs)},
           {"--data", options.data},

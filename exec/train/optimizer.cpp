@@ -39,7 +39,10 @@ void Optimizer::zero_gradients() {
 }
 
 void Optimizer::step() {
-  if (algorithm_) algorithm_->of_torch->step();
+  if (!algorithm_) return;
+  algorithm_->of_torch->step();
+  // SGD writes to what at::Tensor::data() gives, whose version is not the parameter's.
+  for (const at::Tensor& parameter : parameters_) parameter.unsafeGetTensorImpl()->bump_version();
 }
 
 std::vector<std::vector<NamedTensor>> Optimizer::state() const {
@@ -73,11 +76,14 @@ bool is_first_with_weights(const Placement& placement, int stage) {
 }
 
 std::vector<double> gradient_squares(std::span<const at::Tensor> parameters) {
-  std::vector<double> all;
+  if (parameters.empty()) return {};
+  std::vector<at::Tensor> squares;
   for (const at::Tensor& parameter : parameters) {
-    all.push_back(parameter.grad().to(at::kDouble).square().sum().item<double>());
+    squares.push_back(parameter.grad().to(at::kDouble).square().sum());
   }
-  return all;
+  const at::Tensor all = at::stack(squares).cpu();  // one wait for a device, not one for each
+  const double* const begin = all.const_data_ptr<double>();
+  return {begin, begin + all.numel()};
 }
 
 double plain_sum(std::span<const double> squares) { return std::accumulate(squares.begin(), squares.end(), 0.0); }

@@ -22,6 +22,7 @@ class Optimizer {
   ~Optimizer();
 
   void zero_gradients();
+  // Each parameter then has another _version().
   void step();
 
   // What the algorithm keeps of each parameter, in their order, from its first step on: of AdamW "exp_avg" and

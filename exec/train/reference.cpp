@@ -1,6 +1,7 @@
 #include "exec/train/reference.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -36,9 +37,12 @@ TrainOptions without_recomputation(TrainOptions options) {
   return options;
 }
 
-// How far losses may be apart once gradients that only agree within their tolerance have gone into the parameters.
-double loss_tolerance(bool float64) { return float64 ? 1e-9 : 1e-3; }
-double cosine_tolerance(bool float64) { return float64 ? 1e-13 : 1e-6; }
+// Its parameters come from another.
+TrainOptions in_float32(TrainOptions options) {
+  options.shape.precision = Precision::float32;
+  options.resume.clear();
+  return options;
+}
 
 }  // namespace
 
@@ -46,7 +50,9 @@ struct Reference::Parts {
   Parts(const Schedule& s, const TrainOptions& o)
       : schedule(s),
         options(o),
-        stages(s, without_recomputation(o), all_stages(s.placement)),
+        own_device(o.hardware == nullptr ? nullptr : o.hardware->whole()),
+        device(own_device ? *own_device : host_device()),
+        stages(s, without_recomputation(o), all_stages(s.placement), device),
         optimizer(o, stages.all_parameters()) {
     if (o.resume.empty()) return;
     const Checkpoint checkpoint(s, o);
@@ -55,6 +61,8 @@ struct Reference::Parts {
 
   const Schedule& schedule;
   const TrainOptions& options;
+  std::unique_ptr<Device> own_device;  // null: the host's
+  Device& device;
   StageSet stages;
   Optimizer optimizer;
 
@@ -112,6 +120,7 @@ Reference::~Reference() = default;
 
 double Reference::compute_gradients(int step) {
   const Schedule& schedule = parts_->schedule;
+  parts_->device.use({});
   parts_->stages.begin_step(step);
   parts_->optimizer.zero_gradients();
   std::vector<double> losses;
@@ -119,15 +128,27 @@ double Reference::compute_gradients(int step) {
     for (std::uint32_t i = 0; i < schedule.micro_batches; ++i) losses.push_back(parts_->run(chain, i));
   }
   parts_->reduce();
+  parts_->device.finish();
   return mean_loss(losses);
 }
 
 void Reference::update() {
+  parts_->device.use({});
   if (parts_->options.clip > 0) {
     const double norm = parts_->global_squared_norm();
     for (const auto& parameters : parts_->stages.parameters()) clip_gradients(parameters, norm, parts_->options.clip);
   }
   parts_->optimizer.step();
+  parts_->device.finish();
+}
+
+void Reference::copy_parameters(const Reference& other) {
+  const c10::NoGradGuard no_gradients;
+  parts_->device.use({});
+  const std::vector<at::Tensor> own = parts_->stages.all_parameters();
+  const std::vector<at::Tensor> theirs = other.parts_->stages.all_parameters();
+  for (std::size_t i = 0; i < own.size(); ++i) own[i].copy_(theirs[i]);
+  parts_->device.finish();
 }
 
 std::span<Stage* const> Reference::stages() const { return parts_->stages.by_number(); }
@@ -137,6 +158,7 @@ GradientDifference GradientDifference::between(std::span<const at::Tensor> a, st
   double product = 0;
   double squares_a = 0;
   double squares_b = 0;
+  double squares_of_difference = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
     const at::Tensor of_a = a[i].grad().to(at::kDouble);
     const at::Tensor of_b = b[i].grad().to(at::kDouble);
@@ -148,12 +170,16 @@ GradientDifference GradientDifference::between(std::span<const at::Tensor> a, st
       continue;
     }
     difference.bitwise_equal = false;
-    difference.largest = std::max(difference.largest, (of_a - of_b).abs().max().item<double>());
+    const at::Tensor apart = of_a - of_b;
+    difference.largest = std::max(difference.largest, apart.abs().max().item<double>());
+    squares_of_difference += apart.square().sum().item<double>();
     product += (of_a * of_b).sum().item<double>();
     squares_a += of_a.square().sum().item<double>();
     squares_b += of_b.square().sum().item<double>();
   }
-  if (!difference.bitwise_equal) difference.cosine = 1 - 2 * product / (squares_a + squares_b);
+  if (difference.bitwise_equal) return difference;
+  difference.cosine = 1 - 2 * product / (squares_a + squares_b);
+  difference.relative_l2 = std::sqrt(squares_of_difference / squares_b);
   return difference;
 }
 
@@ -161,51 +187,120 @@ void GradientDifference::add(const GradientDifference& other) {
   // A NaN is worse than any number.
   if (!(other.largest <= largest)) largest = other.largest;
   if (!(other.cosine <= cosine)) cosine = other.cosine;
+  if (!(other.relative_l2 <= relative_l2)) relative_l2 = other.relative_l2;
   bitwise_equal = bitwise_equal && other.bitwise_equal;
 }
+
+Tolerance Tolerance::of(const ModelShape& shape, bool on_host) {
+  Tolerance tolerance;
+  const double layers = std::accumulate(shape.layers.begin(), shape.layers.end(), 0.0);
+  tolerance.losses_bitwise = on_host;
+  switch (shape.precision) {
+    case Precision::float64:
+      tolerance.gradients_bitwise = on_host;
+      tolerance.cosine = 1e-13;
+      tolerance.loss = 1e-9;
+      break;
+    case Precision::float32:
+      (on_host ? tolerance.cosine : tolerance.relative_l2) = on_host ? 1e-6 : 1e-5;
+      tolerance.loss = 1e-3;
+      break;
+    case Precision::bfloat16:
+      tolerance.gradients_bitwise = on_host;
+      tolerance.relative_l2 = 1e-2;
+      tolerance.rounding = 1e-2 * std::sqrt(std::max(1.0, layers));
+      tolerance.loss = 1e-2;
+      break;
+  }
+  return tolerance;
+}
+
+namespace {
+
+std::string limits_text(const CheckReport& report) {
+  const Tolerance& tolerance = report.tolerance;
+  if (tolerance.gradients_bitwise && report.same_order) return "gradients must be bitwise equal";
+  if (tolerance.cosine > 0) return fmt::format("1 - cosine must be below {:.3g}", tolerance.cosine);
+  return fmt::format("a relative L2 of {:.3g} is allowed", tolerance.relative_l2);
+}
+
+std::string difference_text(const GradientDifference& difference) {
+  return fmt::format("by up to {:.3g}, 1 - cosine {:.3g}, relative L2 {:.3g}", difference.largest, difference.cosine,
+                     difference.relative_l2);
+}
+
+}  // namespace
 
 std::string to_text(const CheckReport& report) {
   std::string text = fmt::format(
       "check      {}: losses {}, gradients {}\n", report.passed() ? "passed" : "failed",
       report.losses_bitwise_equal ? "bitwise equal" : fmt::format("differ by up to {:.3g}", report.max_loss_difference),
-      report.gradients.bitwise_equal ? "bitwise equal"
-                                     : fmt::format("differ by up to {:.3g}, 1 - cosine {:.3g}",
-                                                   report.gradients.largest, report.gradients.cosine));
+      report.gradients.bitwise_equal ? "bitwise equal" : "differ " + difference_text(report.gradients));
+  text += fmt::format("           {}: {}", to_text(report.precision), limits_text(report));
+  if (report.from_float32) {
+    text += fmt::format("; from float32 they differ by a relative L2 of {:.3g}, and {:.3g} is allowed",
+                        report.from_float32->relative_l2, report.tolerance.rounding);
+  }
+  text += "\n";
   if (report.gradients.bitwise_equal) return text;
   for (std::size_t stage = 0; stage < report.per_stage.size(); ++stage) {
     const GradientDifference& of_stage = report.per_stage[stage];
     if (of_stage.bitwise_equal) continue;
-    text += fmt::format("           stage {}: differs by up to {:.3g}, 1 - cosine {:.3g}\n", stage, of_stage.largest,
-                        of_stage.cosine);
+    text += fmt::format("           stage {}: differs {}\n", stage, difference_text(of_stage));
   }
   return text;
 }
 
 Check::Check(World& world, const Schedule& schedule, const TrainOptions& options)
-    : world_(world), placement_(schedule.placement), float64_(options.shape.float64), reference_(schedule, options) {
-  report_.per_stage.resize(schedule.placement.rank_of.size());
+    : world_(world), placement_(schedule.placement), reference_(schedule, options) {
+  set_up_arithmetic();
+  const std::size_t stages = schedule.placement.rank_of.size();
+  report_.precision = options.shape.precision;
+  report_.tolerance = Tolerance::of(options.shape, options.hardware == nullptr);
+  report_.per_stage.resize(stages);
   report_.same_order = adds_in_order(schedule);
+  if (report_.tolerance.rounding == 0) return;
+  options_of_float32_ = in_float32(options);
+  float32_.emplace(schedule, *options_of_float32_);
+  report_.from_float32.emplace().bitwise_equal = false;
+  report_.per_stage_from_float32.resize(stages);
 }
 
 void Check::on_gradients(int step, std::span<Stage* const> stages) {
   reference_loss_ = reference_.compute_gradients(step);
-  std::vector<GradientDifference> differences(stages.size());
-  compare(stages, differences);
-  exchange(differences);
+  const std::vector<GradientDifference> found = differences(stages, reference_);
   for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-    check_gradients(step, static_cast<int>(stage), differences[stage]);
-    report_.per_stage[stage].add(differences[stage]);
-    report_.gradients.add(differences[stage]);
+    check_gradients(step, static_cast<int>(stage), found[stage]);
+    report_.per_stage[stage].add(found[stage]);
+    report_.gradients.add(found[stage]);
   }
+  if (float32_) check_rounding(step, stages);
   reference_.update();
 }
 
-void Check::compare(std::span<Stage* const> stages, std::vector<GradientDifference>& differences) const {
+void Check::check_rounding(int step, std::span<Stage* const> stages) {
+  float32_->copy_parameters(reference_);
+  (void)float32_->compute_gradients(step);
+  const std::vector<GradientDifference> found = differences(stages, *float32_);
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    report_.per_stage_from_float32[stage].add(found[stage]);
+    report_.from_float32->add(found[stage]);
+    if (found[stage].relative_l2 <= report_.tolerance.rounding) continue;
+    fail(fmt::format(
+        "step {}: the gradients of stage {} differ from those in float32 by a relative L2 of {:.3g}; {:.3g} "
+        "is allowed",
+        step, stage, found[stage].relative_l2, report_.tolerance.rounding));
+  }
+}
+
+std::vector<GradientDifference> Check::differences(std::span<Stage* const> stages, const Reference& reference) const {
+  std::vector<GradientDifference> found(stages.size());
   for (std::size_t stage = 0; stage < stages.size(); ++stage) {
     if (stages[stage] == nullptr) continue;
-    differences[stage] =
-        GradientDifference::between(stages[stage]->parameters(), reference_.stages()[stage]->parameters());
+    found[stage] = GradientDifference::between(stages[stage]->parameters(), reference.stages()[stage]->parameters());
   }
+  exchange(found);
+  return found;
 }
 
 // Of the stages of other processes, from these.
@@ -228,7 +323,8 @@ void Check::on_step(const StepReport& step) {
   const bool equal = step.loss == reference_loss_;
   report_.losses_bitwise_equal = report_.losses_bitwise_equal && equal;
   report_.max_loss_difference = std::max(report_.max_loss_difference, difference);
-  const double allowed = gradients_were_equal_ ? 0 : loss_tolerance(float64_) * std::abs(reference_loss_);
+  const bool must_be_equal = report_.tolerance.losses_bitwise && gradients_were_equal_;
+  const double allowed = must_be_equal ? 0 : report_.tolerance.loss * std::abs(reference_loss_);
   if (!(difference <= allowed)) {
     fail(fmt::format("step {}: the loss is {}, and without a pipeline {}", step.step, step.loss, reference_loss_));
   }
@@ -238,12 +334,15 @@ void Check::on_step(const StepReport& step) {
 
 void Check::check_gradients(int step, int stage, const GradientDifference& difference) {
   if (difference.bitwise_equal) return;
-  const bool must_be_equal = float64_ && report_.same_order && gradients_were_equal_;
-  if (!must_be_equal && difference.cosine < cosine_tolerance(float64_)) return;
+  const Tolerance& tolerance = report_.tolerance;
+  const bool must_be_equal = tolerance.gradients_bitwise && report_.same_order && gradients_were_equal_;
+  const bool is_near = (tolerance.cosine == 0 || difference.cosine < tolerance.cosine) &&
+                       (tolerance.relative_l2 == 0 || difference.relative_l2 <= tolerance.relative_l2);
+  if (!must_be_equal && is_near) return;
   fail(
       fmt::format("step {}: the gradients of stage {} differ from those without a pipeline by up to {:.3g} (1 - cosine "
-                  "is {:.3g}{})",
-                  step, stage, difference.largest, difference.cosine,
+                  "is {:.3g}, the relative L2 {:.3g}{})",
+                  step, stage, difference.largest, difference.cosine, difference.relative_l2,
                   must_be_equal ? "; they are added in the same order, and should be equal" : ""));
 }
 

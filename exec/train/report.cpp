@@ -59,12 +59,27 @@ Json to_json(const RankDifference& rank) {
           {"predicted_peak_memory_bytes", rank.peak.planned.memory}};
 }
 
+Json to_json(const Tolerance& tolerance) {
+  Json json = {{"losses_bitwise", tolerance.losses_bitwise},
+               {"gradients_bitwise", tolerance.gradients_bitwise},
+               {"loss", tolerance.loss}};
+  if (tolerance.cosine > 0) json["gradient_cosine_difference"] = tolerance.cosine;
+  if (tolerance.relative_l2 > 0) json["gradient_relative_l2"] = tolerance.relative_l2;
+  if (tolerance.rounding > 0) json["gradient_relative_l2_from_float32"] = tolerance.rounding;
+  return json;
+}
+
 void add_check(Json& json, const CheckReport& check) {
   json["check_passed"] = check.passed();
+  json["dtype"] = to_text(check.precision);
+  json["tolerance"] = to_json(check.tolerance);
+  json["gradients_in_order"] = check.same_order;
   json["max_loss_difference"] = check.max_loss_difference;
   json["losses_bitwise_equal"] = check.losses_bitwise_equal;
   json["max_gradient_difference"] = check.gradients.largest;
   json["max_gradient_cosine_difference"] = check.gradients.cosine;
+  json["max_gradient_relative_l2"] = check.gradients.relative_l2;
+  if (check.from_float32) json["max_gradient_relative_l2_from_float32"] = check.from_float32->relative_l2;
   json["gradients_bitwise_equal"] = check.gradients.bitwise_equal;
   json["per_stage"] = Json::array();
   for (std::size_t stage = 0; stage < check.per_stage.size(); ++stage) {
@@ -72,7 +87,10 @@ void add_check(Json& json, const CheckReport& check) {
     json["per_stage"].push_back(Json{{"stage", stage},
                                      {"max_gradient_difference", of_stage.largest},
                                      {"gradient_cosine_difference", of_stage.cosine},
+                                     {"gradient_relative_l2", of_stage.relative_l2},
                                      {"gradients_bitwise_equal", of_stage.bitwise_equal}});
+    if (!check.from_float32) continue;
+    json["per_stage"].back()["gradient_relative_l2_from_float32"] = check.per_stage_from_float32[stage].relative_l2;
   }
 }
 

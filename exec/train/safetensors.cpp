@@ -158,9 +158,11 @@ std::string header_text(const SafeTensors& contents) {
 }  // namespace
 
 TensorView view_of(const at::Tensor& tensor) {
-  assert(tensor.is_contiguous() && tensor.is_cpu());
+  assert(tensor.is_contiguous());
+  const at::Tensor on_host = tensor.is_cpu() ? tensor : tensor.detach().cpu();
   return {tensor.scalar_type(), tensor.sizes().vec(),
-          std::span(static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes())};
+          std::span(static_cast<const std::byte*>(on_host.const_data_ptr()), on_host.nbytes()),
+          tensor.is_cpu() ? at::Tensor() : on_host};
 }
 
 void write_safetensors(std::ostream& out, const SafeTensors& contents) {

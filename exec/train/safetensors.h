@@ -25,9 +25,10 @@ struct TensorView {
   at::ScalarType dtype = at::kFloat;  // or at::kDouble
   std::vector<std::int64_t> shape;
   std::span<const std::byte> data;
+  at::Tensor copy;  // that `data` looks into, if it is of a tensor on another device
 };
 
-// Of a contiguous tensor in the CPU's memory. The tensor must outlive it.
+// Of a contiguous tensor. Where it is in the CPU's memory, it must outlive the view; else this copies it there.
 [[nodiscard]] TensorView view_of(const at::Tensor& tensor);
 
 struct SafeTensors {

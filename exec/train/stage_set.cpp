@@ -1,5 +1,6 @@
 #include "exec/train/stage_set.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <c10/core/AutogradState.h>
 #include <fmt/format.h>
@@ -63,15 +64,24 @@ std::vector<int> tied_stages_of(const Placement& placement, const ModelShape& sh
 }  // namespace
 
 StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers, Device& device)
-    : data_(make_data(schedule, options)),
+    : device_(device),
+      data_(make_data(schedule, options)),
       by_number_(schedule.placement.rank_of.size()),
       tied_stages_(tied_stages_of(schedule.placement, options.shape)) {
   const Placement& placement = schedule.placement;
   check_layers(placement, options.shape);
+  if (!device.where().is_cpu()) {
+    auto on_device = std::make_unique<DeviceData>(std::move(data_), device);
+    on_device_ = on_device.get();
+    data_ = std::move(on_device);
+    device.use({});
+  }
   for (const int number : numbers) {
     const int chain = placement.chain_of(number);
     const int in_chain = number - placement.chain_begin[static_cast<std::size_t>(chain)];
-    feeds_.push_back(std::make_unique<Feed>(Feed{data_.get(), 0, std::int64_t{chain} * schedule.micro_batches}));
+    const auto first_micro_batch = std::int64_t{chain} * schedule.micro_batches;
+    note_samples(schedule, number, first_micro_batch);
+    feeds_.push_back(std::make_unique<Feed>(Feed{data_.get(), 0, first_micro_batch}));
     stages_.push_back(make_stage(shape_of(schedule, options, number), in_chain, *feeds_.back(), device));
     by_number_[static_cast<std::size_t>(number)] = stages_.back().get();
     parameters_.push_back(stages_.back()->parameters());
@@ -83,8 +93,17 @@ StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::s
   }
 }
 
+void StageSet::note_samples(const Schedule& schedule, int number, std::int64_t first_micro_batch) {
+  const DeviceData::Range all_of_chain{first_micro_batch, schedule.micro_batches};
+  if (!schedule.placement.previous(number)) inputs_.push_back(all_of_chain);
+  if (!schedule.placement.next(number)) targets_.push_back(all_of_chain);
+}
+
 void StageSet::begin_step(int step) {
   for (const auto& feed : feeds_) feed->step = step;
+  if (on_device_ == nullptr) return;
+  device_.use({});
+  on_device_->begin_step(step, inputs_, targets_);
 }
 
 std::vector<at::Tensor> StageSet::all_parameters() const {
@@ -104,6 +123,17 @@ std::vector<NamedTensor> StageSet::named_parameters() const {
 std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
   if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
   return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
+}
+
+void set_up_arithmetic() {
+  [[maybe_unused]] static const bool is_set_up = [] {
+    at::Context& context = at::globalContext();
+    context.setAllowTF32CuBLAS(false);
+    context.setAllowTF32CuDNN(false);
+    context.setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false);
+    context.setSDPUseCuDNN(false);  // it builds a plan for each shape in the midst of a step
+    return true;
+  }();
 }
 
 void set_up_thread(int threads) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "exec/device/device.h"
+#include "exec/stage/device_data.h"
 #include "exec/stage/model.h"
 #include "exec/stage/stage.h"
 #include "exec/train/train.h"
@@ -22,7 +23,7 @@ class StageSet {
   StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers,
            Device& device = host_device());
 
-  // The step whose samples are read from now on.
+  // The step whose samples are read from now on. Puts them on the device, in its first compute lane.
   void begin_step(int step);
 
   // By number in the placement; null for those that are not in the set.
@@ -37,7 +38,13 @@ class StageSet {
   [[nodiscard]] std::span<const int> tied_stages() const { return tied_stages_; }
 
  private:
+  void note_samples(const Schedule& schedule, int number, std::int64_t first_micro_batch);
+
+  Device& device_;
   std::unique_ptr<Data> data_;
+  DeviceData* on_device_ = nullptr;        // data_, unless the device is the host
+  std::vector<DeviceData::Range> inputs_;  // that the stages read in a step
+  std::vector<DeviceData::Range> targets_;
   std::vector<std::unique_ptr<Feed>> feeds_;  // stages point at them
   std::vector<std::unique_ptr<Stage>> stages_;
   std::vector<Stage*> by_number_;
@@ -48,6 +55,13 @@ class StageSet {
 
 // The samples that options.data, or the seed, stand for. Throws InputError.
 [[nodiscard]] std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options);
+
+// How this process computes on GPUs: as exactly as the types allow (no TF32, no sums kept in bfloat16), and attention
+// by LibTorch's flash kernel in bfloat16, by its memory-efficient one in float32, step by step in float64. The
+// backwards of the first two add in an order of their own, so that two runs may differ in the last bits: its
+// deterministic variants take longer, and would still not have the bits of a GPU with another number of
+// multiprocessors, or of a part of one.
+void set_up_arithmetic();
 
 // What this thread needs before it runs ops: so many threads for one op, and a backward that runs on this very thread.
 void set_up_thread(int threads);

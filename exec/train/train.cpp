@@ -106,6 +106,7 @@ class Training {
     result_.stages.resize(stages_.size());
     result_.peaks.resize(ranks_);
     result_.transport = world.transport();
+    set_up_arithmetic();
     check_same_run(world, program, options);
     if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
     if (options.measure_links) {
@@ -216,6 +217,7 @@ class Training {
                 std::span<const LossPlace> losses) {
     RankRecord& record = records_[static_cast<std::size_t>(rank)];
     const c10::AutoGradMode with_gradients(!options_.forward_only);
+    device.use({});
     optimizer.zero_gradients();
     ReplayOptions replaying;
     replaying.device = &device;
@@ -225,10 +227,16 @@ class Training {
     take_losses(rank, record, losses);
     if (options_.forward_only) return;
 
+    device.use({});
     reduce_tied(stages, transport);
-    if (observer_.on_gradients) meeting_.meet([this] { observer_.on_gradients(step_, stages_); });
+    if (observer_.on_gradients) {
+      device.finish();  // the gradients are there for whoever looks at them
+      meeting_.meet([this] { observer_.on_gradients(step_, stages_); });
+      device.use({});  // the observer may have run on this thread, and used another
+    }
     if (options_.clip > 0) clip(stages, transport);
     optimizer.step();
+    device.finish();
   }
 
   void take_losses(int rank, const RankRecord& record, std::span<const LossPlace> places) {
@@ -264,13 +272,14 @@ class Training {
 
   void note_resident(std::span<const int> numbers, const StageSet& stages) {
     for (std::size_t i = 0; i < numbers.size(); ++i) {
-      StageBytes& bytes = result_.stages[static_cast<std::size_t>(numbers[i])];
-      for (const at::Tensor& parameter : stages.parameters()[i]) {
-        bytes.parameters += static_cast<Bytes>(parameter.nbytes());
-      }
+      const auto number = static_cast<std::size_t>(numbers[i]);
+      Bytes parameters = 0;
+      for (const at::Tensor& parameter : stages.parameters()[i]) parameters += static_cast<Bytes>(parameter.nbytes());
+      StageBytes& bytes = result_.stages[number];
+      bytes.parameters = parameters + stages.by_number()[number]->working_bytes();
       if (options_.forward_only) continue;
-      bytes.gradients = bytes.parameters;
-      bytes.optimizer = options_.optimizer == OptimizerKind::adamw ? 2 * bytes.parameters : 0;
+      bytes.gradients = parameters;
+      bytes.optimizer = options_.optimizer == OptimizerKind::adamw ? 2 * parameters : 0;
     }
   }
 

@@ -160,6 +160,7 @@ void Hub::reduce(std::span<const int> stages, int stage, std::span<at::Tensor> t
   for (const Tensors& each : std::exchange(member.brought, {})) {
     for (std::size_t k = 0; k < sums->size(); ++k) each[k].copy_((*sums)[k]);
   }
+  if (!sums->empty()) wait_for_stream(sums->front().device());  // they may go as soon as the last rank has let go
 }
 
 double Hub::sum(int rank, double value) {

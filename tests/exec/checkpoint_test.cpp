@@ -101,11 +101,13 @@ BOOST_AUTO_TEST_SUITE(exec_checkpoint)
 
 // The whole file is the same: parameters, optimizer, metadata.
 BOOST_DATA_TEST_CASE(a_resumed_training_goes_on_bit_for_bit,
-                     data::make({"mlp", "gpt"}) * data::make({false, true}) * data::make({"sgd", "adamw"}), model,
-                     float64, optimizer) {
+                     data::make({"mlp", "gpt"}) *
+                         data::make({Precision::float32, Precision::float64, Precision::bfloat16}) *
+                         data::make({"sgd", "adamw"}),
+                     model, precision, optimizer) {
   const Scratch scratch;
   TrainOptions options = options_for(program_for("1f1b", 2), model);
-  options.shape.float64 = float64;
+  options.shape.precision = precision;
   options.optimizer = optimizer == std::string("sgd") ? OptimizerKind::sgd : OptimizerKind::adamw;
   const auto whole = train_in_legs({{"1f1b", 2, 6}}, scratch / "whole", options);
   const auto legs = train_in_legs({{"1f1b", 2, 2}, {"dualpipev", 4, 1}, {"interleaved", 2, 1}, {"zb1p", 3, 2}},
@@ -320,7 +322,9 @@ BOOST_AUTO_TEST_CASE(another_training_is_refused) {
   BOOST_TEST(refused([](TrainOptions& o) { o.shape.heads = 4; }).starts_with("was saved with --heads '2'"));
   BOOST_TEST(refused([](TrainOptions& o) { o.shape.sequence = 3; }).starts_with("was saved with --sequence '4'"));
   BOOST_TEST(refused([](TrainOptions& o) { o.shape.vocabulary = 12; }).starts_with("was saved with --vocabulary '11'"));
-  BOOST_TEST(refused([](TrainOptions& o) { o.shape.float64 = false; }).starts_with("was saved with --dtype 'float64'"));
+  BOOST_TEST(refused([](TrainOptions& o) {
+               o.shape.precision = Precision::float32;
+             }).starts_with("its parameters are float64"));
   BOOST_TEST(refused([](TrainOptions& o) {
                o.optimizer = OptimizerKind::sgd;
              }).starts_with("was saved with --optimizer 'adamw'"));

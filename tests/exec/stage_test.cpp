@@ -26,6 +26,7 @@
 #include "exec/stage/deferred.h"
 #include "exec/stage/model.h"
 #include "sim/schedule/error.h"
+#include "tests/exec/training.h"
 
 namespace dualpipe {
 namespace {
@@ -57,7 +58,7 @@ ModelShape small(const std::string& model, std::vector<int> layers) {
   shape.vocabulary = 31;
   shape.batch = 3;
   shape.layers = std::move(layers);
-  shape.float64 = true;
+  shape.precision = Precision::float64;
   shape.seed = 11;
   shape.loss_scale = 1.0 / 6;
   return shape;
@@ -114,31 +115,40 @@ struct Chain {
 
 // The models once more, by plain autograd and without stages.
 
-at::Tensor plain_mlp(const Tensors& parameters, const ModelShape& /*shape*/, const at::Tensor& input,
+// In bfloat16: what goes through the layers. Else as it is.
+at::Tensor lowered(const at::Tensor& x, const ModelShape& shape) {
+  return shape.precision == Precision::bfloat16 ? x.to(at::kBFloat16) : x;
+}
+at::Tensor raised(const at::Tensor& x, const ModelShape& shape) {
+  return shape.precision == Precision::bfloat16 ? x.to(at::kFloat) : x;
+}
+
+at::Tensor plain_mlp(const Tensors& parameters, const ModelShape& shape, const at::Tensor& input,
                      const at::Tensor& target) {
-  at::Tensor x = input;
+  at::Tensor x = lowered(input, shape);
   for (std::size_t i = 0; i < parameters.size(); i += 2) {
-    x = at::linear(at::gelu(at::linear(x, parameters[i])), parameters[i + 1]);
+    x = at::linear(at::gelu(at::linear(x, lowered(parameters[i], shape))), lowered(parameters[i + 1], shape));
   }
-  return at::mse_loss(x, target);
+  return at::mse_loss(raised(x, shape), target);
 }
 
 at::Tensor plain_gpt(const Tensors& parameters, const ModelShape& shape, const at::Tensor& input,
                      const at::Tensor& target) {
   auto next = parameters.begin();
-  const auto linear = [&next](const at::Tensor& x) {
+  const auto linear = [&next, &shape](const at::Tensor& x) {
     const at::Tensor weight = *next++;
-    return at::linear(x, weight, *next++);
+    return at::linear(x, lowered(weight, shape), lowered(*next++, shape));
   };
   const auto norm = [&next, &shape](const at::Tensor& x) {
     const at::Tensor weight = *next++;
-    if (shape.norm == NormKind::rms) return at::rms_norm(x, {shape.hidden}, weight, 1e-5);
-    return at::layer_norm(x, {shape.hidden}, weight, *next++, 1e-5);
+    const at::Tensor y = raised(x, shape);
+    if (shape.norm == NormKind::rms) return lowered(at::rms_norm(y, {shape.hidden}, weight, 1e-5), shape);
+    return lowered(at::layer_norm(y, {shape.hidden}, weight, *next++, 1e-5), shape);
   };
   const std::int64_t size = shape.hidden / shape.heads;
 
-  const at::Tensor tokens = at::embedding(*next++, input);
-  at::Tensor x = tokens + at::embedding(*next++, at::arange(shape.sequence));
+  const at::Tensor tokens = lowered(at::embedding(*next++, input), shape);
+  at::Tensor x = tokens + lowered(at::embedding(*next++, at::arange(shape.sequence)), shape);
   for (int block = std::accumulate(shape.layers.begin(), shape.layers.end(), 0); block > 0; --block) {
     const at::Tensor heads =
         linear(norm(x)).view({shape.batch, shape.sequence, 3, shape.heads, size}).permute({2, 0, 3, 1, 4});
@@ -148,7 +158,7 @@ at::Tensor plain_gpt(const Tensors& parameters, const ModelShape& shape, const a
     x = x + linear(at::gelu(up));
   }
   const at::Tensor last = norm(x);
-  const at::Tensor logits = at::linear(last, shape.tied ? parameters[0] : *next++);
+  const at::Tensor logits = raised(at::linear(last, lowered(shape.tied ? parameters[0] : *next++, shape)), shape);
   BOOST_TEST((next == parameters.end()));
   return at::cross_entropy_loss(logits.view({-1, shape.vocabulary}), target.view(-1));
 }
@@ -236,6 +246,7 @@ const std::vector<Variant> variants = {
 const std::vector<std::string> models = {"mlp", "gpt"};
 const std::vector<Passes> all_passes = {Passes::full, Passes::halves, Passes::late_weights};
 const std::vector<bool> both_types = {false, true};
+const std::vector<Precision> all_types = {Precision::float32, Precision::float64, Precision::bfloat16};
 
 struct TemporaryFile {
   explicit TemporaryFile(const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
@@ -261,12 +272,12 @@ struct OneThread {
 BOOST_AUTO_TEST_SUITE(exec_stage, *boost::unit_test::fixture<OneThread>())
 
 BOOST_DATA_TEST_CASE(stages_have_the_bits_of_plain_autograd,
-                     boost::unit_test::data::make(variants) * boost::unit_test::data::make(both_types), variant,
-                     float64) {
+                     boost::unit_test::data::make(variants) * boost::unit_test::data::make(all_types), variant,
+                     precision) {
   for (const std::vector<int>& layers :
        std::vector<std::vector<int>>{{4}, {2, 2}, {2, 1, 1}, {1, 1, 1, 1}, {0, 4, 0}}) {
     ModelShape shape = small(variant, layers);
-    shape.float64 = float64;
+    shape.precision = precision;
     const Result expected = run_plain(shape);
     for (const Passes passes : all_passes) {
       BOOST_TEST_CONTEXT(layers.size() << " stages, " << passes) {
@@ -363,7 +374,7 @@ BOOST_DATA_TEST_CASE(input_gradient_leaves_the_parameters_alone, boost::unit_tes
 
 BOOST_DATA_TEST_CASE(training_lowers_the_loss, boost::unit_test::data::make(models), model) {
   ModelShape shape = small(model, {1, 1});
-  shape.float64 = false;
+  shape.precision = Precision::float32;
   shape.batch = 8;
   shape.loss_scale = 1;
   Chain chain(shape);

@@ -111,7 +111,7 @@ BOOST_DATA_TEST_CASE(a_pipeline_trains_like_the_model_by_itself,
 BOOST_DATA_TEST_CASE(float32_stays_within_its_tolerance, data::make(family_names()), name) {
   const Program program = program_of(name, 2);
   TrainOptions options = small(program, "gpt");
-  options.shape.float64 = false;
+  options.shape.precision = Precision::float32;
   const CheckReport report = checked(program, options);
   BOOST_TEST(report.failure == "");
   BOOST_TEST(report.gradients.cosine < 1e-6);
@@ -715,9 +715,12 @@ BOOST_DATA_TEST_CASE(the_probe_finds_the_bandwidth, data::make({1, 2, 3}) * data
 // What was measured in the warm-up says how much memory the ranks will hold; of this schedule, and of others over the
 // same stages.
 BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
-                     data::make(family_names()) * data::make({"mlp", "gpt"}) * data::make({2, 4}), name, model, ranks) {
+                     data::make(family_names()) * data::make({"mlp", "gpt"}) * data::make({2, 4}) *
+                         data::make({Precision::float64, Precision::bfloat16}),
+                     name, model, ranks, precision) {
   const Program program = program_of(name, ranks);
   TrainOptions options = small(program, model);
+  options.shape.precision = precision;
   options.shape.hidden = 32;
   options.shape.batch = 4;
   options.shape.sequence = 16;

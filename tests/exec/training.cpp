@@ -37,7 +37,7 @@ TrainOptions tiny(const Program& program, const std::string& model, int layers) 
   options.shape.vocabulary = 11;
   options.shape.batch = 1;
   options.shape.layers = split_evenly(layers == 0 ? stages + 1 : layers, stages);
-  options.shape.float64 = true;
+  options.shape.precision = Precision::float64;
   options.shape.seed = 5;
   options.learning_rate = 0.1;
   return options;

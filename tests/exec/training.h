@@ -1,12 +1,17 @@
 // What the tests of trainings share.
 #pragma once
 
+#include <ostream>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "exec/train/train.h"
 #include "sim/schedule/program.h"
+
+namespace dualpipe {
+inline std::ostream& operator<<(std::ostream& out, Precision precision) { return out << to_text(precision); }
+}  // namespace dualpipe
 
 namespace dualpipe::test {
 

@@ -70,6 +70,10 @@ test_check() {
     succeeds '^check +passed: losses bitwise equal, gradients bitwise equal$' --schedule $schedule "${small[@]}" \
       --dtype float64 --check --clip 0.1
   done
+  succeeds '^check +passed: losses bitwise equal, gradients bitwise equal$' --schedule dualpipe "${small[@]}" \
+    --dtype bfloat16 --check
+  holds '^ +bfloat16: gradients must be bitwise equal; from float32 .* relative L2 of 0\.0[0-9]+, and 0\.0141 is allowed$'
+  fails 2 'float16' "${shape[@]}" --dtype float16
   for recompute in full attention; do
     succeeds 'losses bitwise equal, gradients bitwise equal$' --schedule dualpipe "${small[@]}" --dtype float64 --check \
       --tied --norm rms --recompute $recompute
@@ -102,8 +106,9 @@ test_resume() {
     --steps 2 --resume legs --save legs --save-every 1 --check
   same whole legs
   succeeds '"first_step": 6,' --schedule dualpipe --ranks 2 "${one_chain[@]}" --eval --resume legs --json -
-  fails 1 "legs: was saved with --dtype 'float32', but this run has 'float64'; give the same --dtype" --schedule 1f1b \
+  fails 1 "legs: its parameters are float32, but this run's are float64; use --dtype float32 or bfloat16" --schedule 1f1b \
     --ranks 2 "${one_chain[@]}" --dtype float64 --resume legs
+  succeeds '^ +6 ' --schedule 1f1b --ranks 2 "${one_chain[@]}" --dtype bfloat16 --resume legs
   head -c 1000 legs >cut
   fails 1 'cut: .*cut short' --schedule 1f1b --ranks 2 "${one_chain[@]}" --resume cut
 }

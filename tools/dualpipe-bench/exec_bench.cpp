@@ -23,10 +23,12 @@
 #include <utility>
 #include <vector>
 
+#include "exec/device/device.h"
 #include "exec/replay/replay.h"
 #include "exec/stage/model.h"
 #include "exec/stage/stage.h"
 #include "exec/train/stage_set.h"
+#include "exec/train/train.h"
 #include "exec/transport/transport.h"
 #include "sim/generate/catalog.h"
 #include "sim/schedule/lower.h"
@@ -86,28 +88,25 @@ class Ranks {
 // A program, and what its ranks need to run it.
 class Pipeline {
  public:
-  Pipeline(std::string_view schedule, Shape shape, ModelShape model)
-      : program_(lower(generate(schedule, shape))), ranks_(shape.ranks) {
-    const Placement& placement = program_.schedule.placement;
-    const int stages = placement.chain_begin[1];  // of a chain
-    model.layers.assign(static_cast<std::size_t>(stages), 1);
-    model.loss_scale = 1 / static_cast<double>(program_.schedule.total_micro_batches());
-    transports_ = thread_transports(placement, {});
-    records_.resize(static_cast<std::size_t>(shape.ranks));
-    own_.resize(records_.size(), std::vector<Stage*>(placement.rank_of.size()));
-    for (std::size_t stage = 0; stage < placement.rank_of.size(); ++stage) {
-      data_.push_back(synthetic_data(model, model.seed));
-      feeds_.push_back(std::make_unique<Feed>(Feed{data_.back().get(), 0, 0}));
-      stages_.push_back(make_stage(model, static_cast<int>(stage) % stages, *feeds_.back()));
-      own_[placement.rank_of[stage]][stage] = stages_.back().get();
-    }
+  // `hardware`: null: the host.
+  Pipeline(std::string_view schedule, Shape shape, const ModelShape& model, Hardware* hardware)
+      : program_(lower(generate(schedule, shape))),
+        transports_(thread_transports(program_.schedule.placement, {})),
+        parts_(static_cast<std::size_t>(shape.ranks)),
+        ranks_(shape.ranks) {
+    options_.shape = model;
+    options_.shape.layers.assign(program_.schedule.placement.chain_begin[1], 1);
+    options_.hardware = hardware;
+    ranks_.run([this](int rank) { set_up(rank); });
   }
 
   // A step each, in seconds.
   double replay_step() {
     return ranks_.run([this](int rank) {
-      const auto r = static_cast<std::size_t>(rank);
-      replay(program_, rank, own_[r], *transports_[r], records_[r]);
+      Part& part = part_of(rank);
+      ReplayOptions replaying;
+      replaying.device = part.device;
+      replay(program_, rank, part.stages->by_number(), transport_of(rank), part.record, replaying);
     });
   }
   double straight_step() {
@@ -117,6 +116,31 @@ class Pipeline {
   [[nodiscard]] std::size_t ops_per_rank() const { return program_.schedule.rank(0).size(); }
 
  private:
+  // What a rank has.
+  struct Part {
+    std::unique_ptr<Device> own_device;  // null: the host's
+    Device* device = nullptr;
+    std::unique_ptr<StageSet> stages;
+    RankRecord record;
+  };
+
+  [[nodiscard]] Part& part_of(int rank) { return parts_[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] Transport& transport_of(int rank) { return *transports_[static_cast<std::size_t>(rank)]; }
+
+  // On the rank's own thread, as devices want it.
+  void set_up(int rank) {
+    Part& part = part_of(rank);
+    const Schedule& schedule = program_.schedule;
+    const std::vector<int> numbers = schedule.placement.stages_on(rank);
+    if (options_.hardware != nullptr) {
+      part.own_device = options_.hardware->device(rank, schedule.ranks(), static_cast<int>(numbers.size()));
+    }
+    part.device = part.own_device ? part.own_device.get() : &host_device();
+    part.stages = std::make_unique<StageSet>(schedule, options_, numbers, *part.device);
+    part.stages->begin_step(0);
+    part.device->finish();
+  }
+
   // 1F1B as one writes it down for a pipeline with a stage per rank.
   void straight_1f1b(int rank) {
     const int ranks = program_.schedule.ranks();
@@ -124,15 +148,19 @@ class Pipeline {
     const auto stage_number = static_cast<std::uint16_t>(rank);
     const bool first = rank == 0;
     const bool last = rank == ranks - 1;
-    Stage& stage = *stages_[stage_number];
-    Transport& transport = *transports_[stage_number];
+    Device& device = *part_of(rank).device;
+    Stage& stage = *part_of(rank).stages->by_number()[stage_number];
+    Transport& transport = transport_of(rank);
+    device.begin_step();
+    device.use({});
     const auto receive = [&](Kind kind, std::uint32_t micro_batch) {
       const Op message{micro_batch, stage_number, kind, false};
       transport.post_receive(message);
-      return transport.wait(message).tensor;
+      Received received = transport.wait(message);
+      return device.take(std::move(received.tensor), received.ready);
     };
     const auto send = [&](Kind kind, std::uint32_t micro_batch, at::Tensor tensor) {
-      transport.send({micro_batch, stage_number, kind, false}, std::move(tensor), {});
+      transport.send({micro_batch, stage_number, kind, false}, std::move(tensor), device.mark());
     };
     std::vector<at::Tensor> losses;
     const auto forward = [&](std::uint32_t micro_batch) {
@@ -156,17 +184,15 @@ class Pipeline {
       backward(i - warmup);
     }
     for (std::uint32_t i = micro_batches - warmup; i < micro_batches; ++i) backward(i);
+    device.finish();
     for (const at::Tensor& loss : losses) benchmark::DoNotOptimize(loss.item<double>());
   }
 
   Program program_;
-  std::vector<std::unique_ptr<Data>> data_;  // by stage, as the stages and feeds
-  std::vector<std::unique_ptr<Feed>> feeds_;
-  std::vector<std::unique_ptr<Stage>> stages_;
-  std::vector<std::vector<Stage*>> own_;  // by rank
+  TrainOptions options_;
   std::vector<std::unique_ptr<Transport>> transports_;
-  std::vector<RankRecord> records_;
-  Ranks ranks_;  // ends first
+  std::vector<Part> parts_;  // by rank
+  Ranks ranks_;              // ends first
 };
 
 double median(std::vector<double> values) {
@@ -176,10 +202,10 @@ double median(std::vector<double> values) {
 }
 
 // In the order A B B A, so that what changes slowly meets both alike.
-void run_step(benchmark::State& state, std::int64_t hidden) {
+void run_step(benchmark::State& state, std::int64_t hidden, Hardware* hardware) {
   ModelShape model;
   model.hidden = hidden;
-  Pipeline pipeline("1f1b", {2, 8}, model);
+  Pipeline pipeline("1f1b", {2, 8}, model, hardware);
   std::vector<double> replays, loops;
   for (auto _ : state) {
     replays.push_back(pipeline.replay_step());
@@ -196,7 +222,7 @@ void run_step(benchmark::State& state, std::int64_t hidden) {
 void run_empty(benchmark::State& state, std::string_view schedule, Shape shape) {
   ModelShape model;
   model.model = "empty";
-  Pipeline pipeline(schedule, shape, model);
+  Pipeline pipeline(schedule, shape, model, nullptr);
   std::vector<double> steps;
   for (auto _ : state) {
     steps.push_back(pipeline.replay_step());
@@ -205,11 +231,12 @@ void run_empty(benchmark::State& state, std::string_view schedule, Shape shape) 
   state.counters["ns_per_op"] = median(steps) * 1e9 / static_cast<double>(pipeline.ops_per_rank());
 }
 
-void register_all() {
+// `hardware`: null: the host.
+void register_all(Hardware* hardware) {
   constexpr std::int64_t steps_few = 40;
   constexpr std::int64_t steps_many = 200;
   for (const std::int64_t hidden : {64, 256}) {
-    benchmark::RegisterBenchmark(fmt::format("step/gpt/hidden:{}", hidden).c_str(), run_step, hidden)
+    benchmark::RegisterBenchmark(fmt::format("step/gpt/hidden:{}", hidden).c_str(), run_step, hidden, hardware)
         ->Unit(benchmark::kMillisecond)
         ->UseManualTime()
         ->Iterations(hidden > 64 ? steps_few : steps_many);
@@ -228,7 +255,7 @@ void register_all() {
 }  // namespace dualpipe
 
 int main(int argc, char** argv) {
-  dualpipe::register_all();
+  dualpipe::register_all(nullptr);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   benchmark::RunSpecifiedBenchmarks();

@@ -67,8 +67,8 @@ void add_model(CLI::App& app, RunOptions& options) {
       ->check(CLI::IsMember({"none", "full", "attention"}))
       ->group(group)
       ->capture_default_str();
-  app.add_option("--dtype", options.dtype, "float32 or float64")
-      ->check(CLI::IsMember({"float32", "float64"}))
+  app.add_option("--dtype", options.dtype, "float32, float64, or bfloat16: mixed precision, with parameters in float32")
+      ->check(CLI::IsMember({"float32", "float64", "bfloat16"}))
       ->group(group)
       ->capture_default_str();
 }
@@ -187,7 +187,9 @@ ModelShape RunOptions::shape(const Placement& placement) const {
   shape.recompute = recompute == "full"        ? Recompute::full
                     : recompute == "attention" ? Recompute::attention
                                                : Recompute::none;
-  shape.float64 = dtype == "float64";
+  shape.precision = dtype == "float64"    ? Precision::float64
+                    : dtype == "bfloat16" ? Precision::bfloat16
+                                          : Precision::float32;
   shape.seed = static_cast<std::uint64_t>(whole_number("--seed", seed, 0, std::numeric_limits<std::int64_t>::max(), 0));
   if (model == "timed") {
     shape.costs = costs.costs();
