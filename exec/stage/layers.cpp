@@ -11,7 +11,13 @@
 #include <cstddef>
 #include <span>
 
+#include "exec/stage/models.h"
+
 namespace dualpipe {
+
+LayerOptions layer_options(const ModelShape& shape, const Device& device, WeightGradients& gradients, Bytes& working) {
+  return {dtype(shape), device.where(), &gradients, activation_dtype(shape), &working};
+}
 
 at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype) {
   at::Tensor values = at::empty(sizes, at::kDouble);
