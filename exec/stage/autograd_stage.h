@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/edge.h>
 
 #include <cstdint>
 #include <map>
@@ -10,6 +9,7 @@
 
 #include "exec/stage/deferred.h"
 #include "exec/stage/recompute.h"
+#include "exec/stage/segment.h"
 #include "exec/stage/stage.h"
 
 namespace dualpipe {
@@ -44,14 +44,14 @@ class AutogradStage : public Stage {
 
  private:
   struct Held {
-    at::Tensor input;            // a leaf
-    torch::autograd::Edge root;  // where the backward starts; none if the output depends on no leaf
+    at::Tensor input;  // if it recomputes
+    Segment segment;
     std::vector<WeightGradient> weight_gradients;
   };
-  at::Tensor run(std::uint32_t micro_batch, Held& held);
+  at::Tensor run(std::uint32_t micro_batch, const at::Tensor& input, Segment& segment);
   Held take(std::uint32_t micro_batch);
-  Held take_with_graph(std::uint32_t micro_batch);
-  at::Tensor differentiate(Held& held, at::Tensor gradient) const;
+  Segment take_segment(std::uint32_t micro_batch);
+  [[nodiscard]] at::Tensor differentiate(Segment segment, at::Tensor gradient) const;
 
   WeightGradients weight_gradients_;
   Bytes working_bytes_ = 0;

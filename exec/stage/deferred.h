@@ -24,6 +24,15 @@ namespace dualpipe {
 // Computes parameter gradients of one layer and adds them to the parameters' .grad.
 using WeightGradient = std::function<void()>;
 
+// Each is freed as soon as it has run: what it held is there for the next one.
+inline void run_all(std::vector<WeightGradient>& gradients) {
+  for (WeightGradient& gradient : gradients) {
+    gradient();
+    gradient = nullptr;
+  }
+  gradients.clear();
+}
+
 // Where the layers of a stage bring their weight gradients: computed at once (B), or kept for later (I). One per stage,
 // used by the stage's thread alone; it must outlive the autograd graphs that the layers have built with it.
 class WeightGradients {

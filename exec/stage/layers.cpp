@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <span>
 
+#include "exec/stage/models.h"
+
 namespace dualpipe {
 
 at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype) {
@@ -28,6 +30,10 @@ at::Tensor parameter(const at::Tensor& values, const LayerOptions& options) {
 }
 
 }  // namespace
+
+LayerOptions layer_options(const ModelShape& shape, const Device& device, WeightGradients& gradients, Bytes& working) {
+  return {dtype(shape), device.where(), &gradients, activation_dtype(shape), &working};
+}
 
 Working::Working(const at::Tensor& parameter, const LayerOptions& options) : parameter_(parameter) {
   if (parameter.scalar_type() == options.activations) return;

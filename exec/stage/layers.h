@@ -25,6 +25,10 @@ struct LayerOptions {
   Bytes* working = nullptr;                 // the layers add what they hold in copies of parameters
 };
 
+// For the layers of a stage, which has these two.
+[[nodiscard]] LayerOptions layer_options(const ModelShape& shape, const Device& device, WeightGradients& gradients,
+                                         Bytes& working);
+
 // A parameter in the type that a layer computes in: itself, or a copy, there from the start, which is made anew when it
 // is used and the parameter has changed since (at::Tensor::_version()): once a step. (LibTorch's own SGD changes
 // parameters without saying so, for which see Optimizer::step().)
@@ -37,7 +41,7 @@ class Working {
  private:
   at::Tensor parameter_;
   at::Tensor copy_;                        // undefined where the parameter has the type
-  mutable std::optional<int64_t> copied_;  // the version of the parameter
+  mutable std::optional<std::int64_t> copied_;  // the version of the parameter
 };
 
 // A loss is computed in no less than float32.

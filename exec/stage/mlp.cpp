@@ -32,8 +32,7 @@ class MlpStage final : public AutogradStage {
         is_last_(is_last(shape, stage)),
         activations_(activation_dtype(shape)),
         first_layer_(layers_before(shape, stage)) {
-    const LayerOptions options = {dtype(shape), device.where(), &weight_gradients(), activation_dtype(shape),
-                                  &held_by_layers()};
+    const LayerOptions options = layer_options(shape, device, weight_gradients(), held_by_layers());
     for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
       layers_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_layer_ + i)), shape.hidden, options);
     }

@@ -23,7 +23,7 @@ struct Model {
 
 constexpr std::array models = {
     Model{"mlp", make_mlp, mlp_data},
-    Model{"gpt", make_gpt, gpt_data, /*is_transformer=*/true},
+    Model{"gpt", make_gpt, token_data, /*is_transformer=*/true},
     Model{"timed", make_timed, no_data},
     Model{"empty", make_empty, no_data},
 };

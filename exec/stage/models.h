@@ -16,7 +16,7 @@ using MakeStage = std::unique_ptr<Stage>(const ModelShape& shape, int stage, con
 using MakeData = std::unique_ptr<Data>(const ModelShape& shape, std::uint64_t seed);
 
 MakeStage make_mlp, make_gpt, make_timed, make_empty;
-MakeData mlp_data, gpt_data, no_data;
+MakeData mlp_data, token_data, no_data;
 
 // Throws InputError: a size that is not positive, a chain without stages, …
 void check(const ModelShape& shape);

@@ -1,0 +1,89 @@
+#include "exec/stage/segment.h"
+
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <cassert>
+#include <cstddef>
+#include <optional>
+#include <utility>
+
+namespace dualpipe {
+
+// Collects the gradients of the inputs. Were these leaves, which collect their gradients themselves, each would live as
+// long as the graph, also where the graph needs nothing of it but its gradient.
+struct Segment::Ends final : torch::autograd::Node {
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    found = std::move(gradients);
+    return {};
+  }
+
+  std::vector<std::optional<std::size_t>> number;  // by input of the segment: which of the node's inputs it is
+  Tensors found;
+};
+
+Tensors Segment::forward(const Tensors& inputs, const Function& function) {
+  const bool with_graph = c10::GradMode::is_enabled();
+  if (with_graph) ends_ = std::shared_ptr<Ends>(new Ends, torch::autograd::deleteNode);
+  Tensors detached;
+  for (const at::Tensor& input : inputs) {
+    at::Tensor& own = detached.emplace_back(input.defined() ? input.detach() : input);
+    if (!with_graph) continue;
+    std::optional<std::size_t>& number = ends_->number.emplace_back();
+    if (!own.defined() || !own.is_floating_point()) continue;
+    number = ends_->num_inputs();
+    torch::autograd::create_gradient_edge(own, ends_);
+  }
+  Tensors outputs = function(detached);
+  roots_.clear();
+  for (at::Tensor& output : outputs) {
+    const bool has_gradient = with_graph && output.defined() && output.requires_grad();
+    if (with_graph)
+      roots_.push_back(has_gradient ? torch::autograd::impl::gradient_edge(output) : torch::autograd::Edge());
+    if (output.defined()) output = output.detach();
+  }
+  return outputs;
+}
+
+Tensors Segment::backward(const Tensors& gradients) {
+  assert(gradients.size() == roots_.size());
+  torch::autograd::edge_list roots;
+  Tensors given;
+  for (std::size_t i = 0; i < roots_.size(); ++i) {
+    if (!roots_[i].is_valid() || !gradients[i].defined()) continue;
+    roots.push_back(std::move(roots_[i]));
+    given.push_back(gradients[i]);
+  }
+  roots_.clear();
+  if (!roots.empty()) {
+    torch::autograd::Engine::get_default_engine().execute(roots, given, /*keep_graph=*/false, /*create_graph=*/false,
+                                                          /*accumulate_grad=*/true);
+  }
+  const std::shared_ptr<Ends> ends = std::move(ends_);
+  Tensors result;
+  for (const std::optional<std::size_t>& number : ends->number) {
+    at::Tensor& gradient = result.emplace_back();
+    if (!number) continue;
+    if (!ends->found.empty()) gradient = std::move(ends->found[*number]);
+    if (gradient.defined()) {
+      gradient = gradient.contiguous();
+      continue;
+    }
+    const torch::autograd::InputMetadata& input = ends->input_metadata(*number);
+    gradient = at::zeros_symint(input.shape_as_dim_vector(), input.options());
+  }
+  return result;
+}
+
+at::Tensor Segment::filled_gradient(double value) const {
+  const torch::autograd::Edge& root = roots_.front();
+  if (!root.is_valid()) return {};
+  const torch::autograd::InputMetadata& output = root.function->input_metadata(root.input_nr);
+  return at::full_symint(output.shape_as_dim_vector(), value, output.options());
+}
+
+}  // namespace dualpipe

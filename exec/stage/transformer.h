@@ -1,0 +1,78 @@
+// What the models made of transformer blocks share: the attention, the two ends of a chain, and samples. Private to the
+// models.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "exec/stage/layers.h"
+#include "exec/stage/model.h"
+#include "exec/stage/random.h"
+
+namespace dualpipe {
+
+// Of the linear layers' weights.
+inline constexpr double linear_gain = 1;
+
+// Throws InputError where the heads cannot share the hidden size.
+void check_heads(const ModelShape& shape);
+
+// Pre-norm causal self-attention of [batch, sequence, hidden], and the way around it: the input is added.
+class Attention {
+ public:
+  Attention(Random& random, const ModelShape& shape, const LayerOptions& options);
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const;
+
+ private:
+  [[nodiscard]] at::Tensor mixed(const at::Tensor& query_key_value) const;
+
+  std::int64_t heads_;
+  bool recomputes_;
+  Norm norm_;
+  Linear query_key_value_;
+  Linear projection_;
+};
+
+// The ends of a chain, as far as a stage has them: token and position embeddings in the first stage, the final norm,
+// the head and the cross-entropy in the last. The head has a weight of its own, or is tied: its weight is the token
+// embedding's, of which the first and the last stage then hold a copy each.
+class TransformerEnds {
+ public:
+  // `feed` is read at each use.
+  TransformerEnds(const ModelShape& shape, int stage, const Feed& feed, const LayerOptions& options);
+
+  // What goes into the first block of the stage: in a first stage the embedded tokens, else `input`.
+  [[nodiscard]] at::Tensor begin(std::uint32_t micro_batch, const at::Tensor& input) const;
+  // What comes out of the stage: of a last stage the loss, else `output`, its last block's.
+  [[nodiscard]] at::Tensor end(std::uint32_t micro_batch, const at::Tensor& output) const;
+
+  // Of what comes before the blocks, and after them.
+  void append_first_parameters(std::vector<NamedTensor>& all) const;
+  void append_last_parameters(std::vector<NamedTensor>& all) const;
+  [[nodiscard]] std::vector<at::Tensor> tied_parameters() const;
+
+ private:
+  struct Embeddings {
+    Embeddings(Random random, const ModelShape& shape, const LayerOptions& options);
+    Embedding tokens;
+    Embedding positions;
+    at::Tensor every_position;
+  };
+  struct Head {
+    Head(const ModelShape& shape, const at::Tensor& tied, const LayerOptions& options);
+    Norm norm;
+    Linear logits;
+  };
+
+  const Feed& feed_;
+  std::optional<Embeddings> embeddings_;
+  std::optional<Head> head_;
+  at::Tensor tied_;  // in the first and last stage of a tied model
+};
+
+}  // namespace dualpipe
