@@ -15,10 +15,6 @@
 
 namespace dualpipe {
 
-LayerOptions layer_options(const ModelShape& shape, const Device& device, WeightGradients& gradients, Bytes& working) {
-  return {dtype(shape), device.where(), &gradients, activation_dtype(shape), &working};
-}
-
 at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype) {
   at::Tensor values = at::empty(sizes, at::kDouble);
   for (double& value : std::span(values.mutable_data_ptr<double>(), static_cast<std::size_t>(values.numel()))) {
@@ -34,6 +30,10 @@ at::Tensor parameter(const at::Tensor& values, const LayerOptions& options) {
 }
 
 }  // namespace
+
+LayerOptions layer_options(const ModelShape& shape, const Device& device, WeightGradients& gradients, Bytes& working) {
+  return {dtype(shape), device.where(), &gradients, activation_dtype(shape), &working};
+}
 
 Working::Working(const at::Tensor& parameter, const LayerOptions& options) : parameter_(parameter) {
   if (parameter.scalar_type() == options.activations) return;

@@ -25,7 +25,7 @@ struct LayerOptions {
   Bytes* working = nullptr;                 // the layers add what they hold in copies of parameters
 };
 
-// Of the layers of a stage, which has the gradients and counts the bytes.
+// For the layers of a stage, which has these two.
 [[nodiscard]] LayerOptions layer_options(const ModelShape& shape, const Device& device, WeightGradients& gradients,
                                          Bytes& working);
 
@@ -41,7 +41,7 @@ class Working {
  private:
   at::Tensor parameter_;
   at::Tensor copy_;                        // undefined where the parameter has the type
-  mutable std::optional<int64_t> copied_;  // the version of the parameter
+  mutable std::optional<std::int64_t> copied_;  // the version of the parameter
 };
 
 // A loss is computed in no less than float32.

@@ -67,8 +67,8 @@ struct Tolerance {
   //              and relative L2 from float32 <= 1e-2              and the same
   //
   // The last one is for a layer. What each layer rounds adds up as independent errors do, so that a model is allowed
-  // sqrt(layers) times as much. (Of mlp and gpt, 16 to 128 wide, with 2 to 16 layers, 0.3 to 0.75 times that was
-  // measured: eight layers of gpt come to 0.9 to 1.4 %, of mlp to 1.4 to 2.1 %.)
+  // sqrt(layers) times as much. (Measured, 64 wide: 0.7 to 1.0 % for two layers of gpt, 0.9 to 1.1 % for eight,
+  // 0.6 to 0.8 % and 1.6 to 2.3 % for mlp's; 8 wide, where few numbers decide, up to four times that.)
   [[nodiscard]] static Tolerance of(const ModelShape& shape, bool on_host);
 
   friend bool operator==(const Tolerance&, const Tolerance&) = default;

@@ -34,7 +34,7 @@ usage() {
 
 # The boost headers that the tests include, and what these include; all for other compilers than this one.
 boost_headers() {
-  grep -rhoE '#include <boost/[^>]+>' "$root/tests" | sort -u |
+  grep -rhoE --include='*.cpp' --include='*.h' '^#include <boost/[^>]+>' "$root/tests" | sort -u |
     "${CXX:-g++}" -std=c++20 -DBOOST_TEST_DYN_LINK -x c++ -M - | tr ' \\' '\n\n' | grep '^/usr/include/boost/' | sort -u
   find /usr/include/boost/config -type f
 }
