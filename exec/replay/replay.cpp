@@ -131,6 +131,7 @@ class Replay {
     const BackwardOnThisThread guard;
     device_.begin_step();
     device_.use({});
+    transport_.begin(program_, device_);
     last_ = device_.mark();
     for (std::size_t position = 0; position < ops_.size();) {
       issue(position);
@@ -141,6 +142,8 @@ class Replay {
     }
     issue(ops_.size());
     for (const Op* reduction : reductions_) reduce(*reduction);
+    device_.finish();
+    transport_.confirm();
   }
 
   // What it is at: "3B7".
@@ -186,17 +189,21 @@ class Replay {
   // What stands in the slot before an op. `last_` goes along: one thing begins when the one before it has ended.
   void issue(std::size_t position) {
     for (const Op& message : program_.slot(rank_, position)) {
-      if (skips_message(message.kind)) continue;
-      at_ = {&message, 1};
-      if (is_send(message.kind)) {
-        send(message);
-      } else if (is_receive(message.kind)) {
-        transport_.post_receive(message);
-        const bool forward = message.kind == Kind::receive_forward;
-        receives_.at(held(message).index, forward, message.micro_batch) = {&message, last_};
-      } else if (message.kind == Kind::reduce_gradients) {
-        reductions_.push_back(&message);
-      }
+      if (!skips_message(message.kind)) issue(message);
+      if (!message.with_next) transport_.end_batch();
+    }
+  }
+
+  void issue(const Op& message) {
+    at_ = {&message, 1};
+    if (is_send(message.kind)) {
+      send(message);
+    } else if (is_receive(message.kind)) {
+      transport_.post_receive(message);
+      const bool forward = message.kind == Kind::receive_forward;
+      receives_.at(held(message).index, forward, message.micro_batch) = {&message, last_};
+    } else if (message.kind == Kind::reduce_gradients) {
+      reductions_.push_back(&message);
     }
   }
 

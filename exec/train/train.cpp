@@ -44,6 +44,9 @@ class MeasuredTransport : public Transport {
   // `stages`: those of the rank are written.
   MeasuredTransport(Transport& transport, std::span<StageBytes> stages) : transport_(transport), stages_(stages) {}
 
+  void begin(const Program& program, Device& device) override { transport_.begin(program, device); }
+  void end_batch() override { transport_.end_batch(); }
+  void confirm() override { transport_.confirm(); }
   void send(Op message, at::Tensor tensor, const Mark& ready) override {
     if (message.kind == Kind::send_forward) stages_[message.stage].message = static_cast<Bytes>(tensor.nbytes());
     transport_.send(message, std::move(tensor), ready);

@@ -25,44 +25,22 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/agreement.h"
+#include "exec/transport/engine.h"
 #include "exec/transport/parcel.h"
 
 namespace dualpipe {
 
-class MpiEngine {
+class MpiEngine final : public Engine {
  public:
-  // Called by any thread, one at a time for forms_of().
-  class Receiver {
-   public:
-    Receiver() = default;
-    Receiver(const Receiver&) = delete;
-    Receiver& operator=(const Receiver&) = delete;
-    virtual ~Receiver() = default;
-    // What the tensors of a parcel look like, of which only envelope and note are here.
-    [[nodiscard]] virtual std::vector<Form> forms_of(const Parcel& parcel) = 0;
-    virtual void deliver(int from, Parcel parcel) = 0;
-    // MPI failed: nothing comes or goes any more.
-    virtual void broken(const std::string& reason) = 0;
-    // Whether somebody waits for what comes.
-    [[nodiscard]] virtual bool is_awaited() const = 0;
-  };
-
   // `communicator`: of this engine alone, with errors returned. Receives from all other processes; from this one too if
   // `from_itself`.
   MpiEngine(MPI_Comm communicator, bool from_itself, Receiver& receiver);
-  // From now on the receiver is called.
-  void start();
-  // Takes back what has not come.
-  ~MpiEngine();
-  MpiEngine(const MpiEngine&) = delete;
-  MpiEngine& operator=(const MpiEngine&) = delete;
+  ~MpiEngine() override;
 
-  // Never waits.
-  Departed send(int process, Parcel parcel);
-  void progress();
-  // Whether all that was sent has gone.
-  [[nodiscard]] bool all_sent() const { return unsent_.load() == 0; }
+  void start() override;
+  Departed send(int process, Parcel parcel) override;
+  void progress() override;
+  [[nodiscard]] bool all_sent() override { return unsent_.load() == 0; }
 
  private:
   struct Envelope;

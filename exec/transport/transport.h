@@ -40,6 +40,16 @@ class Transport {
   Transport& operator=(const Transport&) = delete;
   virtual ~Transport() = default;
 
+  // A step begins, and runs this rank's part of the program on the device; its marks are void, as is what was received
+  // before. Called by the rank's thread, with a lane of the device in use that the slots' ops run on. Throws InputError
+  // or DeadlockError where the program's messages cannot move in its order.
+  virtual void begin(const Program& program, Device& device) = 0;
+  // What was sent and posted since the last call are the messages of one batch of the Program (an NCCL group).
+  virtual void end_batch() = 0;
+  // The device has run all that it was given: throws TransportError if what it received is void, as the run was aborted
+  // meanwhile.
+  virtual void confirm() = 0;
+
   // Hands over what a SEND op of this rank sends, and what is done at `ready`; never waits for the receiver. The tensor
   // must not be changed afterwards.
   virtual void send(Op message, at::Tensor tensor, const Mark& ready) = 0;

@@ -669,6 +669,9 @@ class SlowTransport final : public Transport {
  public:
   explicit SlowTransport(Transport& below) : below_(below) {}
 
+  void begin(const Program& program, Device& device) override { below_.begin(program, device); }
+  void end_batch() override { below_.end_batch(); }
+  void confirm() override { below_.confirm(); }
   void send(Op message, at::Tensor tensor, const Mark& ready) override {
     below_.send(message, std::move(tensor), ready);
   }

@@ -1,0 +1,139 @@
+// A World whose processes send each other parcels, whatever carries these. Private to exec/transport.
+#pragma once
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "exec/transport/engine.h"
+#include "exec/transport/hub.h"
+#include "exec/transport/parcel.h"
+#include "exec/transport/wait.h"
+#include "exec/transport/world.h"
+
+namespace dualpipe {
+
+struct EngineWorldOptions {
+  std::string_view transport;                                     // its name
+  bool through_engine = false;                                    // what goes between ranks of one process does so, too
+  int on_this_host = 1;                                           // how many of the processes are
+  std::chrono::nanoseconds timeout = TransportOptions{}.timeout;  // until the first run
+};
+
+class EngineWorld : public World, protected Wire, protected Engine::Receiver {
+ public:
+  EngineWorld(int process, int processes, const EngineWorldOptions& options);
+  ~EngineWorld() override;
+
+  [[nodiscard]] std::string_view transport() const override { return options_.transport; }
+  [[nodiscard]] Time clock_offset() const override { return offsets_[static_cast<std::size_t>(process())]; }
+  [[nodiscard]] std::vector<std::string> all_gather(const std::string& what, std::string part) override;
+  [[nodiscard]] std::vector<std::optional<std::string>> hand_over(std::string part) override;
+  [[nodiscard]] std::vector<std::string> end(const Ending& ending) override;
+  [[nodiscard]] bool close() override;
+
+ protected:
+  // First of all, by the constructor of what is derived; the engine calls back from now on.
+  void connect(std::unique_ptr<Engine> engine);
+  // Nothing comes or goes any more. By the destructor of what is derived, and after close().
+  virtual void disconnect() { engine_.reset(); }
+  void set_on_this_host(int processes) { options_.on_this_host = processes; }
+  // Collective. Processes on several hosts have several clocks.
+  void measure_clocks();
+
+  [[nodiscard]] std::vector<std::unique_ptr<Transport>> make_transports(const Placement& placement,
+                                                                        const TransportOptions& options) override;
+  // Of the run that has begun.
+  [[nodiscard]] std::shared_ptr<Hub> hub() const;
+  [[nodiscard]] std::shared_ptr<Verdict> verdict() const;
+
+  void deliver(int from, Parcel parcel) override;
+
+ private:
+  using Part = std::optional<std::string>;
+  using GatherKey = std::pair<int, int>;  // run, and number in it
+
+  // --- Wire
+  [[nodiscard]] bool apart(int rank, int other) const override;
+  Departed send(int to_rank, Parcel parcel) override;
+  void progress() override { engine_->progress(); }
+  void abort(const std::string& reason) override;
+
+  // --- Engine::Receiver
+  [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel) override { return hub_of(parcel)->forms_of(parcel); }
+  [[nodiscard]] bool is_awaited() const override { return is_watched(); }
+  void broken(const std::string& reason) override;
+  void lost(int process, std::chrono::nanoseconds silence) override;
+
+  // `run`: which was aborted; one that is over does not matter any more. Nothing: whichever there is.
+  void hear_abort(std::optional<int> run, const std::string& reason);
+  [[nodiscard]] bool spins() const;
+  [[nodiscard]] std::vector<std::string> end_all(const Ending& own);
+  [[nodiscard]] std::vector<std::string> end_with_first(const Ending& own);
+  void begin_grace();
+
+  void send_to_others(const Parcel& parcel);
+
+  // What has come, and who waits for it.
+  template <typename Action>
+  void note(const Action& action) {
+    {
+      const std::lock_guard lock(mutex_);
+      action();
+    }
+    changed_.notify_all();
+  }
+
+  // Returns whether it has come true in time.
+  template <typename Condition>
+  [[nodiscard]] bool wait(Clock::time_point deadline, const Condition& condition);
+
+  [[nodiscard]] std::vector<Part>& gather(GatherKey key);
+  [[nodiscard]] std::string open(const std::string& what, int other, const std::string& bytes) const;
+  [[nodiscard]] std::string name_of(int process) const;
+  // "process 1 (ranks 2 to 3), rank 4"; before the first run "process 1, process 2"
+  template <typename Condition>
+  [[nodiscard]] std::string names_if(const Condition& condition) const {
+    std::vector<std::string> names;
+    for (int each = 0; each < processes(); ++each) {
+      if (condition(each)) names.push_back(name_of(each));
+    }
+    return fmt::format("{}", fmt::join(names, ", "));
+  }
+  [[nodiscard]] std::shared_ptr<Hub> hub_of(const Parcel& parcel) const;
+  [[nodiscard]] Time clock_behind(int other) const;
+
+  EngineWorldOptions options_;
+  int ranks_ = 0;
+  std::chrono::nanoseconds timeout_;
+  int run_ = 0;            // number of this run, from 1; 0 before the first
+  int gathers_begun_ = 0;  // in it
+  std::optional<Clock::time_point> grace_end_;
+  bool all_ended_ = false;
+
+  mutable std::mutex mutex_;  // of what follows
+  std::condition_variable changed_;
+  std::shared_ptr<Verdict> verdict_ = std::make_shared<Verdict>();
+  std::vector<std::shared_ptr<Hub>> hubs_;  // of each run: what a failed one has sent may still come
+  std::map<GatherKey, std::vector<Part>> gathers_;
+  std::vector<Part> records_;  // by process
+  std::vector<Part> endings_;
+  Part farewell_;
+  std::optional<Clock::time_point> first_clock_;
+
+  std::vector<Time> offsets_;  // by process, never changed once ranks send
+  std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace dualpipe

@@ -1,0 +1,33 @@
+// What a launcher tells a process through its environment: which of the processes it is, and where they meet.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace dualpipe {
+
+struct Launch {
+  int process = 0;
+  int processes = 1;
+  int local = 0;           // among those of this host: which of its GPUs this process has
+  std::string address;     // of the host where they meet (a TCP store): process 0's, or torchrun's agent's
+  std::uint16_t port = 0;  // 0 for a process by itself: any
+  bool is_served = false;  // torchrun's agent has the store; else process 0 makes it
+  std::string run;         // told apart from others that use the same store, as from itself before a restart
+
+  friend bool operator==(const Launch&, const Launch&) = default;
+};
+
+using Environment = std::function<const char*(const char* name)>;  // null: not set
+[[nodiscard]] const char* process_environment(const char* name);
+
+//            process            of                 on this host            meets at
+//   torchrun RANK               WORLD_SIZE         LOCAL_RANK              MASTER_ADDR, MASTER_PORT
+//   mpirun   OMPI_COMM_WORLD_…  …_SIZE             …_LOCAL_RANK            the same, which the user sets (mpirun -x)
+//   srun     SLURM_PROCID       SLURM_NTASKS       SLURM_LOCALID           MASTER_ADDR or SLURM_LAUNCH_NODE_IPADDR
+//
+// One of these, in this order; without any, a process by itself. Throws InputError that names what is missing or wrong.
+[[nodiscard]] Launch launch_of(const Environment& environment = process_environment);
+
+}  // namespace dualpipe

@@ -1,0 +1,58 @@
+// The calls of NCCL that a transport needs, on opaque handles: what implements them for GPUs is in exec/cuda, a module
+// of its own; tests have others.
+//
+// Communicators are nonblocking (`blocking = 0`): a call may return before it is done, and the communicator may be used
+// again only when state() says so. Each can be aborted by itself (`splitShare = 0`), by any thread while no other is in
+// a call on it. Messages between two ranks of a communicator are matched by their order alone.
+//
+// All throw NcclError, which says what NCCL says.
+#pragma once
+
+#include <c10/core/DeviceType.h>
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+namespace dualpipe {
+
+class NcclError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class Nccl {
+ public:
+  using Communicator = void*;
+  enum class State { done, in_progress };
+
+  Nccl() = default;
+  Nccl(const Nccl&) = delete;
+  Nccl& operator=(const Nccl&) = delete;
+  virtual ~Nccl() = default;
+
+  [[nodiscard]] virtual std::string version() const = 0;  // "2.28.9"
+  // Where the tensors are that it moves.
+  [[nodiscard]] virtual c10::DeviceType device_type() const = 0;
+
+  // Of a communicator that is to be made. Bytes.
+  [[nodiscard]] virtual std::string unique_id() = 0;
+  // All its ranks call this. On the GPU of this thread. `ctas_max`: so many thread blocks at most move its messages.
+  [[nodiscard]] virtual Communicator init(const std::string& unique_id, int rank, int ranks, int ctas_max) = 0;
+  [[nodiscard]] virtual State state(Communicator communicator) = 0;
+
+  // Messages of a group move side by side, those of one peer in order; the group is done as a whole. It is put on the
+  // lane that this thread uses. state() tells when it has been.
+  virtual void group_start() = 0;
+  virtual void send(Communicator communicator, const void* data, std::size_t bytes, int peer) = 0;
+  virtual void receive(Communicator communicator, void* data, std::size_t bytes, int peer) = 0;
+  virtual void group_end() = 0;
+
+  // The end, with all that was sent received: finalize, until state() is done, then destroy.
+  virtual void finalize(Communicator communicator) = 0;
+  virtual void destroy(Communicator communicator) = 0;
+  // The end, whatever is under way.
+  virtual void abort(Communicator communicator) = 0;
+};
+
+}  // namespace dualpipe

@@ -1,0 +1,518 @@
+#include "exec/transport/nccl_transport.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <cassert>
+#include <stdexcept>
+
+#include "exec/replay/memory.h"
+#include "sim/schedule/error.h"
+#include "sim/simulate/deadlock.h"
+
+namespace dualpipe {
+namespace {
+
+using namespace std::chrono_literals;
+
+// Thread blocks of each communicator: the others stay with the stages.
+constexpr int ctas_max = 4;
+constexpr auto look_shortest = std::chrono::nanoseconds(1ms);
+constexpr auto look_longest = std::chrono::nanoseconds(50ms);
+constexpr int looks_per_timeout = 20;
+// NCCL puts most groups on their lane at once.
+constexpr int yields = 200;
+constexpr auto nap = 50us;
+constexpr auto close_wait = std::chrono::nanoseconds(5s);
+
+std::size_t direction_of(Kind kind) { return kind == Kind::send_forward || kind == Kind::receive_forward ? 0 : 1; }
+
+Op plain(Op message) {
+  message.with_next = false;
+  return message;
+}
+
+// Stands for all of its boundary and direction.
+Op boundary_of(Op message) {
+  message = plain(message);
+  message.micro_batch = 0;
+  return message;
+}
+
+// A tensor of no elements tells the form of another.
+at::Tensor herald_of(const at::Tensor& tensor) {
+  std::vector<std::int64_t> sizes = tensor.sizes().vec();
+  sizes.insert(sizes.begin(), 0);
+  return at::empty(sizes, tensor.scalar_type());
+}
+Form form_of_herald(const at::Tensor& herald) {
+  Form form = form_of(herald);
+  form.sizes.erase(form.sizes.begin());
+  return form;
+}
+
+// The lane that the thread used before, again.
+class LaneGuard {
+ public:
+  LaneGuard(Device& device, Lane lane) : device_(device), before_(device.used()) { device.use(lane); }
+  ~LaneGuard() { device_.use(before_); }
+  LaneGuard(const LaneGuard&) = delete;
+  LaneGuard& operator=(const LaneGuard&) = delete;
+
+ private:
+  Device& device_;
+  Lane before_;
+};
+
+Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<std::uint8_t>(direction)}; }
+
+// The messages of one direction from one rank to another, as one of the two issues them: all as the sends that they
+// are.
+using Line = std::vector<Op>;
+using Lines = std::map<std::array<int, 3>, Line>;  // from, to, direction
+
+void add_lines(const Program& program, int rank, Lines& sent, Lines& received) {
+  const Placement& placement = program.schedule.placement;
+  const auto rank_of = [&](Op op) { return static_cast<int>(placement.rank_of[op.stage]); };
+  for (std::size_t position = 0; position <= program.schedule.rank(rank).size(); ++position) {
+    for (const Op each : program.slot(rank, position)) {
+      const int direction = static_cast<int>(direction_of(each.kind));
+      if (is_send(each.kind)) {
+        sent[{rank, rank_of(peer_of(each, placement)), direction}].push_back(plain(each));
+      } else if (is_receive(each.kind)) {
+        const Op send = plain(peer_of(each, placement));
+        received[{rank_of(send), rank, direction}].push_back(send);
+      }
+    }
+  }
+}
+
+void check_line(const Placement& placement, const std::array<int, 3>& ends, const Line& sent, const Line& received) {
+  const auto [at_sender, at_receiver] = std::ranges::mismatch(sent, received);
+  if (at_sender == sent.end() && at_receiver == received.end()) return;
+  const auto text = [](const Line& line, Line::const_iterator at) {
+    return at == line.end() ? "nothing" : to_text(*at);
+  };
+  const std::string awaited =
+      at_receiver == received.end() ? "nothing" : to_text(plain(peer_of(*at_receiver, placement)));
+  throw InputError(fmt::format(
+      "NCCL matches messages by their order, but as number {} from rank {} to rank {} the one issues {}, and "
+      "the other {}; use --transport mpi",
+      at_sender - sent.begin() + 1, ends[0], ends[1], text(sent, at_sender), awaited));
+}
+
+}  // namespace
+
+void check_for_nccl(const Program& program) {
+  Lines sent;
+  Lines received;
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) add_lines(program, rank, sent, received);
+  for (const auto& [ends, line] : sent) check_line(program.schedule.placement, ends, line, received[ends]);
+  for (const auto& [ends, line] : received) check_line(program.schedule.placement, ends, sent[ends], line);
+  if (const auto deadlock = find_deadlock(program, CommunicationModel::stream)) {
+    throw DeadlockError(*deadlock, program.schedule.placement);
+  }
+}
+
+NcclTransport::NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, const Placement& placement, int rank,
+                             const TransportOptions& options, std::shared_ptr<Hub> hub,
+                             std::shared_ptr<Verdict> verdict)
+    : nccl_(std::move(nccl)),
+      ids_(ids),
+      placement_(placement),
+      rank_(rank),
+      options_(options),
+      hub_(std::move(hub)),
+      verdict_(std::move(verdict)),
+      agreement_(placement_) {
+  watchdog_ = std::jthread([this](const std::stop_token& ended) { watch(ended); });
+  pthread_setname_np(watchdog_.native_handle(), "nccl watchdog");
+}
+
+NcclTransport::~NcclTransport() {
+  watchdog_.request_stop();
+  watchdog_.join();
+  if (verdict_->aborted()) abort_communicators();
+  close_communicators();
+}
+
+int NcclTransport::peer_rank(Op message) const { return rank_of(peer_of(message, placement_).stage); }
+
+// --- the beginning
+
+void NcclTransport::begin(const Program& program, Device& device) {
+  throw_if_aborted();
+  if (device.where().type() != nccl_->device_type()) {
+    throw InputError(
+        fmt::format("NCCL moves tensors between GPUs, and those of this run are on the {}; use --device cuda",
+                    device.where().str()));
+  }
+  if (std::ranges::find(checked_, program) == checked_.end()) {
+    check_for_nccl(program);
+    checked_.push_back(program);
+  }
+  device_ = &device;
+  assert(line_.empty() && batch_.messages.empty());
+  arrivals_.clear();
+  if (communicators_.empty()) connect();
+}
+
+void NcclTransport::connect() {
+  make_communicators();
+  for (const std::size_t direction : {activations, gradients}) meet_neighbours(direction);
+}
+
+void NcclTransport::make_communicators() {
+  for (const std::string& id : ids_) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!is_aborted_) communicators_.push_back(nccl_->init(id, rank_, placement_.ranks, ctas_max));
+    }
+    throw_if_aborted();
+    await_state(communicators_.size() - 1, "make a communicator of all ranks");
+  }
+}
+
+// NCCL connects two ranks when they first exchange something, and both wait for that. It must not happen in the midst
+// of a step, where one may wait for what the other does later; so all do it now, a byte to and from each.
+void NcclTransport::meet_neighbours(std::size_t direction) {
+  std::set<int> receivers;
+  std::set<int> senders;
+  for (const int stage : placement_.stages_on(rank_)) {
+    const auto previous = placement_.previous(stage);
+    const auto next = placement_.next(stage);
+    const auto& to = direction == activations ? next : previous;
+    const auto& from = direction == activations ? previous : next;
+    if (to && rank_of(*to) != rank_) receivers.insert(rank_of(*to));
+    if (from && rank_of(*from) != rank_) senders.insert(rank_of(*from));
+  }
+  std::vector<Transfer> transfers;
+  const auto byte = [&] { return at::zeros({1}, at::TensorOptions(at::kByte).device(device_->where())); };
+  for (const int peer : receivers) transfers.push_back({byte(), peer, true, "the first byte"});
+  for (const int peer : senders) transfers.push_back({byte(), peer, false, "the first byte"});
+  const std::array<Mark, 1> after{device_->mark()};
+  (void)issue(direction, std::move(transfers), after);
+  await_groups(direction);
+}
+
+// --- messages
+
+void NcclTransport::send(Op message, at::Tensor tensor, const Mark& ready) {
+  throw_if_aborted();
+  if (agreement_.check(message, tensor)) hub_->send(message, herald_of(tensor), {});
+  Message sent{plain(message), std::move(tensor), ready};
+  if (!sent.tensor.is_contiguous()) {
+    const ChargeToNobody guard;
+    sent.tensor = sent.tensor.contiguous();
+    sent.ready = device_->mark();
+  }
+  batch_.messages.push_back(std::move(sent));
+}
+
+void NcclTransport::post_receive(Op message) {
+  throw_if_aborted();
+  batch_.messages.push_back({plain(message), {}});
+}
+
+void NcclTransport::end_batch() {
+  if (batch_.messages.empty()) return;
+  release_done();
+  batch_.reached = device_->mark();
+  line_.push_back(std::exchange(batch_, {}));
+  const auto is_ready = [&](const Message& each) { return is_send(each.op.kind) || is_known(each.op); };
+  while (!line_.empty() && std::ranges::all_of(line_.front().messages, is_ready)) issue_next();
+}
+
+Received NcclTransport::wait(Op message) {
+  throw_if_aborted();
+  auto arrival = arrivals_.find(plain(message));
+  while (arrival == arrivals_.end()) {
+    assert(!line_.empty() && "its receive was not posted");
+    issue_next();
+    arrival = arrivals_.find(plain(message));
+  }
+  Arrival found = std::move(arrival->second);
+  arrivals_.erase(arrival);
+  return {std::move(found.tensor), Clock::now(), found.ready};
+}
+
+bool NcclTransport::is_known(Op receive) const { return known_.contains(boundary_of(receive)); }
+
+// Its sender says what it looks like as soon as it sends it.
+void NcclTransport::learn(Op receive) {
+  agreement_.learn(receive, form_of_herald(hub_->wait(receive).tensor));
+  known_.insert(boundary_of(receive));
+}
+
+// The first batch in line: a group for each direction.
+void NcclTransport::issue_next() {
+  Batch batch = std::move(line_.front());
+  line_.pop_front();
+  for (const Message& each : batch.messages) {
+    if (is_receive(each.op.kind) && !is_known(each.op)) learn(each.op);
+  }
+  for (const std::size_t direction : {activations, gradients}) {
+    const LaneGuard lane(*device_, lane_of(direction));
+    std::vector<Transfer> transfers;
+    std::vector<Mark> after{batch.reached};
+    std::vector<std::pair<Op, at::Tensor>> received;
+    for (Message& each : batch.messages) {
+      if (direction_of(each.op.kind) != direction) continue;
+      if (is_send(each.op.kind)) {
+        after.push_back(each.ready);
+      } else {
+        const ChargeToNobody guard;
+        const Form form = agreement_.form(each.op);
+        each.tensor = at::empty(form.sizes, at::TensorOptions(form.type).device(device_->where()));
+        received.emplace_back(each.op, each.tensor);
+      }
+      transfers.push_back({std::move(each.tensor), peer_rank(each.op), is_send(each.op.kind), to_text(each.op)});
+    }
+    if (transfers.empty()) continue;
+    const Mark done = issue(direction, std::move(transfers), after);
+    for (auto& [op, tensor] : received) arrivals_[op] = {std::move(tensor), done};
+  }
+}
+
+// Returns when the group will be done. Its lane need not be in use.
+Mark NcclTransport::issue(std::size_t direction, std::vector<Transfer> transfers, std::span<const Mark> after) {
+  const LaneGuard lane(*device_, lane_of(direction));
+  for (const Mark& each : after) device_->wait(each);
+  const Mark started = device_->mark();
+  throw_if_aborted();
+  {
+    const std::lock_guard lock(mutex_);
+    if (!is_aborted_) put_on_lane(communicators_[direction], transfers);
+  }
+  await_state(direction, "put a group on its stream");
+  const Mark done = device_->mark();
+  const std::lock_guard lock(mutex_);
+  under_way_[direction].push_back({std::move(transfers), started, done});
+  return done;
+}
+
+void NcclTransport::put_on_lane(Nccl::Communicator communicator, std::span<const Transfer> transfers) {
+  nccl_->group_start();
+  for (const Transfer& each : transfers) {
+    if (each.tensor.nbytes() == 0) continue;  // at both ends
+    if (each.is_send) {
+      nccl_->send(communicator, each.tensor.const_data_ptr(), each.tensor.nbytes(), each.peer);
+    } else {
+      nccl_->receive(communicator, each.tensor.mutable_data_ptr(), each.tensor.nbytes(), each.peer);
+    }
+  }
+  nccl_->group_end();
+}
+
+void NcclTransport::await_state(std::size_t direction, const char* what) {
+  const auto deadline = Clock::now() + options_.timeout;
+  for (int looks = 0;; ++looks) {
+    throw_if_aborted();
+    {
+      const std::lock_guard lock(mutex_);
+      if (!is_aborted_ && nccl_->state(communicators_[direction]) == Nccl::State::done) return;
+    }
+    if (Clock::now() >= deadline) {
+      throw TimeoutError(fmt::format("rank {} waited {} for NCCL to {}; another rank has not come to it", rank_,
+                                     seconds(options_.timeout), what));
+    }
+    if (looks < yields) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(nap);
+    }
+  }
+}
+
+// The watchdog sees to it that this ends.
+void NcclTransport::await_groups(std::size_t direction) {
+  while (true) {
+    release_done();
+    throw_if_aborted();
+    {
+      const std::lock_guard lock(mutex_);
+      if (under_way_[direction].empty()) return;
+    }
+    std::this_thread::sleep_for(nap);
+  }
+}
+
+void NcclTransport::confirm() {
+  assert(line_.empty() && batch_.messages.empty());
+  release_done();
+  throw_if_aborted();
+}
+
+// --- sums
+
+double NcclTransport::sum(double value) {
+  throw_if_aborted();
+  return hub_->sum(rank_, value);
+}
+
+void NcclTransport::reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) {
+  throw_if_aborted();
+  if (stages.size() == 1) return;
+  Sum& sum = sums_[{stages.begin(), stages.end()}];
+  sum.brought[stage].assign(tensors.begin(), tensors.end());
+  if (std::ssize(sum.brought) < std::ranges::count_if(stages, [&](int each) { return rank_of(each) == rank_; })) return;
+  if (!sum.is_agreed) agree(stages, sum);
+  const c10::NoGradGuard no_grad;
+  const ChargeToNobody guard;
+  std::map<int, Tensors> parts = exchange(stages, sum);
+  parts.insert(sum.brought.begin(), sum.brought.end());
+  Tensors sums;
+  for (const at::Tensor& each : parts.at(stages[0])) sums.push_back(each.clone());
+  for (const int each : stages.subspan(1)) {
+    for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add_(parts.at(each)[k]);
+  }
+  for (const auto& [own, brought] : std::exchange(sum.brought, {})) {
+    for (std::size_t k = 0; k < sums.size(); ++k) brought[k].copy_(sums[k]);
+  }
+}
+
+// Where they come together the first time it is seen whether all bring the same.
+void NcclTransport::agree(std::span<const int> stages, Sum& sum) {
+  for (const auto& [stage, tensors] : sum.brought) {
+    Tensors heralds;
+    for (const at::Tensor& each : tensors) heralds.push_back(herald_of(each));
+    hub_->reduce(stages, stage, heralds);
+  }
+  sum.is_agreed = true;
+}
+
+// What the stages of other ranks bring, by stage. Each end goes through the stages in their order.
+std::map<int, Tensors> NcclTransport::exchange(std::span<const int> stages, const Sum& sum) {
+  std::vector<Transfer> transfers;
+  std::map<int, Tensors> parts;
+  const Tensors& form = sum.brought.begin()->second;
+  for (const int stage : stages) {
+    const int peer = rank_of(stage);
+    if (peer == rank_) continue;
+    const std::string what = fmt::format("gradients of stage {}", stage);
+    const LaneGuard lane(*device_, lane_of(gradients));
+    for (const at::Tensor& each : form) {
+      parts[stage].push_back(at::empty(each.sizes(), each.options()));
+      transfers.push_back({parts[stage].back(), peer, false, what});
+    }
+  }
+  for (const auto& [stage, tensors] : sum.brought) {
+    std::set<int> peers;
+    for (const int each : stages) peers.insert(rank_of(each));
+    peers.erase(rank_);
+    for (const at::Tensor& each : tensors) {
+      const at::Tensor sent = each.contiguous();
+      for (const int peer : peers) {
+        transfers.push_back({sent, peer, true, fmt::format("gradients of stage {}", stage)});
+      }
+    }
+  }
+  if (transfers.empty()) return parts;
+  const std::array<Mark, 1> after{device_->mark()};
+  const Mark done = issue(gradients, std::move(transfers), after);
+  await_groups(gradients);
+  for (auto& [stage, tensors] : parts) {
+    for (at::Tensor& each : tensors) {
+      Mark ready = done;
+      each = device_->take(std::move(each), ready);
+    }
+  }
+  return parts;
+}
+
+// --- the end
+
+void NcclTransport::abort(const std::string& reason) {
+  hub_->abort(reason);
+  abort_communicators();
+}
+
+// Nobody may look at a device any more when the rank has ended.
+void NcclTransport::throw_if_aborted() {
+  if (!verdict_->aborted()) return;
+  abort_communicators();
+  verdict_->throw_if_aborted();
+}
+
+void NcclTransport::abort_communicators() {
+  const std::lock_guard lock(mutex_);
+  if (std::exchange(is_aborted_, true)) return;
+  for (const Nccl::Communicator each : std::exchange(communicators_, {})) {
+    try {
+      nccl_->abort(each);
+    } catch (const NcclError&) {  // it had failed already
+    }
+  }
+  for (auto& groups : under_way_) {
+    std::ranges::move(groups, std::back_inserter(abandoned_));
+    groups.clear();
+  }
+}
+
+void NcclTransport::close_communicators() {
+  const std::lock_guard lock(mutex_);
+  for (const Nccl::Communicator each : std::exchange(communicators_, {})) {
+    try {
+      nccl_->finalize(each);
+      const auto deadline = Clock::now() + std::min(options_.timeout, close_wait);
+      while (nccl_->state(each) == Nccl::State::in_progress && Clock::now() < deadline)
+        std::this_thread::sleep_for(nap);
+      if (nccl_->state(each) == Nccl::State::done) {
+        nccl_->destroy(each);
+      } else {
+        nccl_->abort(each);
+      }
+    } catch (const NcclError&) {  // there is nothing left to close
+    }
+  }
+}
+
+void NcclTransport::release_done() {
+  const std::lock_guard lock(mutex_);
+  for (auto& groups : under_way_) {
+    while (!groups.empty() && device_->is_done(groups.front().done)) groups.pop_front();
+  }
+}
+
+void NcclTransport::watch(const std::stop_token& ended) {
+  const auto pause = std::clamp(options_.timeout / looks_per_timeout, look_shortest, look_longest);
+  while (!ended.stop_requested()) {
+    if (verdict_->aborted()) return abort_communicators();
+    if (const std::string reason = trouble(); !reason.empty()) return abort(reason);
+    std::this_thread::sleep_for(pause);
+  }
+}
+
+// Empty: none.
+std::string NcclTransport::trouble() {
+  const std::lock_guard lock(mutex_);
+  try {
+    for (const Nccl::Communicator each : communicators_) (void)nccl_->state(each);
+  } catch (const NcclError& error) {
+    return fmt::format("rank {}: {}", rank_, error.what());
+  }
+  for (auto& groups : under_way_) {
+    if (groups.empty()) continue;
+    Group& first = groups.front();
+    if (!device_->is_done(first.started) || device_->is_done(first.done)) continue;
+    if (!first.seen_started) first.seen_started = Clock::now();
+    if (Clock::now() - *first.seen_started > options_.timeout) return overdue(first);
+  }
+  return "";
+}
+
+std::string NcclTransport::overdue(const Group& group) const {
+  std::vector<std::string> awaited;
+  for (const Transfer& each : group.transfers) {
+    std::string text = fmt::format("rank {} ({})", each.peer, each.what);
+    if (std::ranges::find(awaited, text) == awaited.end()) awaited.push_back(std::move(text));
+  }
+  return fmt::format("rank {} waited {} for {}", rank_, seconds(options_.timeout), fmt::join(awaited, ", "));
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,159 @@
+// Ranks in processes of their own, each with a GPU, that NCCL connects. Private to exec/transport.
+//
+//     replay      0F2 │ send, post_receive, end_batch │ 0B1 …                        the rank's thread, ahead of the
+//     GPU compute       ▐███F███▌mark┐                  ┌▶▐██B██▌ messages 0                 └▶▐ group: SEND_F ▌│
+//     communicator of the activations messages 1                 └▶▐ group: RECV_B ▌┘mark communicator of the gradients
+//
+// 1. A batch of the Program is a group for each direction. It starts when its slot is reached, not before: a group that
+//    waits for its peer occupies multiprocessors. Each direction has a communicator and a lane of its own, so that an
+//    activation that is late holds up no gradient.
+// 2. NCCL matches messages by their order. So both ends have to issue them in the same one, and no batch may wait for
+//    another in a circle: that is checked before a program first runs.
+// 3. What messages look like is told beforehand, through the Hub, by the first of each boundary and direction. Batches
+//    wait in line until their receives are known, at the latest when what they receive is needed. As the program does
+//    not deadlock as a stream, no rank waits in vain.
+// 4. A thread watches: NCCL's errors, a group that has started and does not end within the timeout, a run that another
+//    rank has aborted. Then the communicators are aborted, which ends what is under way on the GPU.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstddef>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "exec/transport/agreement.h"
+#include "exec/transport/hub.h"
+#include "exec/transport/nccl_api.h"
+#include "exec/transport/transport.h"
+#include "exec/transport/wait.h"
+#include "sim/schedule/placement.h"
+#include "sim/schedule/program.h"
+
+namespace dualpipe {
+
+// Throws InputError if two ranks issue the messages between them, of one direction, in different orders, and
+// DeadlockError if the program hangs with its batches on one stream per rank.
+void check_for_nccl(const Program& program);
+
+class NcclTransport final : public Transport {
+ public:
+  using UniqueIds = std::array<std::string, 2>;  // of activations, and of gradients
+
+  // `hub`: of this run, for what is not a message; `verdict`: the hub's.
+  NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, const Placement& placement, int rank,
+                const TransportOptions& options, std::shared_ptr<Hub> hub, std::shared_ptr<Verdict> verdict);
+  ~NcclTransport() override;
+
+  void begin(const Program& program, Device& device) override;
+  void send(Op message, at::Tensor tensor, const Mark& ready) override;
+  void post_receive(Op message) override;
+  void end_batch() override;
+  [[nodiscard]] Received wait(Op message) override;
+  void confirm() override;
+  void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override;
+  [[nodiscard]] double sum(double value) override;
+  void abort(const std::string& reason) override;
+
+ private:
+  static constexpr std::size_t activations = 0;
+  static constexpr std::size_t gradients = 1;
+
+  struct Message {
+    Op op;              // a send or a receive
+    at::Tensor tensor;  // of a receive: once its form is known
+    Mark ready{};       // of a send
+  };
+  struct Batch {
+    std::vector<Message> messages;
+    Mark reached;  // its slot
+  };
+  // What goes to a peer, or comes from it.
+  struct Transfer {
+    at::Tensor tensor;
+    int peer = 0;
+    bool is_send = false;
+    std::string what;  // for an error: "1SEND_F3"
+  };
+  // A group that has been put on its lane.
+  struct Group {
+    std::vector<Transfer> transfers;  // held until it is done
+    Mark started;
+    Mark done;
+    std::optional<Clock::time_point> seen_started{};
+  };
+  struct Arrival {
+    at::Tensor tensor;
+    Mark ready;
+  };
+  // Stages whose gradients are summed.
+  struct Sum {
+    std::map<int, Tensors> brought;  // in this round, by stage of this rank
+    bool is_agreed = false;
+  };
+
+  [[nodiscard]] int rank_of(int stage) const { return placement_.rank_of[static_cast<std::size_t>(stage)]; }
+  [[nodiscard]] int peer_rank(Op message) const;
+
+  void connect();
+  void make_communicators();
+  void meet_neighbours(std::size_t direction);
+
+  [[nodiscard]] bool is_known(Op receive) const;
+  void learn(Op receive);
+  void issue_next();
+  Mark issue(std::size_t direction, std::vector<Transfer> transfers, std::span<const Mark> after);
+  void put_on_lane(Nccl::Communicator communicator, std::span<const Transfer> transfers);
+  void await_state(std::size_t direction, const char* what);
+  void await_groups(std::size_t direction);
+
+  [[nodiscard]] std::map<int, Tensors> exchange(std::span<const int> stages, const Sum& sum);
+  void agree(std::span<const int> stages, Sum& sum);
+
+  void throw_if_aborted();
+  void abort_communicators();
+  void release_done();
+  void watch(const std::stop_token& ended);
+  [[nodiscard]] std::string trouble();
+  [[nodiscard]] std::string overdue(const Group& group) const;
+  void close_communicators();
+
+  std::shared_ptr<Nccl> nccl_;
+  UniqueIds ids_;
+  Placement placement_;
+  int rank_;
+  TransportOptions options_;
+  std::shared_ptr<Hub> hub_;
+  std::shared_ptr<Verdict> verdict_;
+
+  // --- of the rank's thread
+  Device* device_ = nullptr;
+  Agreement agreement_;
+  std::set<Op> known_;  // first receives of a boundary and direction: micro-batch 0 stands for all
+  std::vector<Program> checked_;
+  Batch batch_;             // that is being put together
+  std::deque<Batch> line_;  // not yet issued
+  std::map<Op, Arrival> arrivals_;
+  std::map<std::vector<int>, Sum> sums_;
+
+  std::mutex mutex_;                               // of NCCL's calls, and of what follows
+  std::vector<Nccl::Communicator> communicators_;  // by direction; none before the first step and after an abort
+  std::array<std::deque<Group>, 2> under_way_;
+  std::vector<Group> abandoned_;  // what they hold may still be written to
+  bool is_aborted_ = false;
+
+  std::jthread watchdog_;
+};
+
+}  // namespace dualpipe

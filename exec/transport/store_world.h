@@ -1,0 +1,25 @@
+// Processes that meet at a TCP store, as torchrun, mpirun or srun has started them.
+#pragma once
+
+#include <chrono>
+#include <memory>
+
+#include "exec/transport/launch.h"
+#include "exec/transport/nccl_api.h"
+#include "exec/transport/world.h"
+
+namespace dualpipe {
+
+struct StoreOptions {
+  // So long all are waited for at the start; after that, the timeout of each run counts.
+  std::chrono::nanoseconds timeout = std::chrono::seconds(60);
+  // For tests: as if the processes were on several hosts.
+  bool measure_clock = false;
+};
+
+// `nccl`: how ranks reach each other, one in each process; null: through the store, on the host, which is slow.
+// Collective. Throws InputError where the store cannot be made or reached, TimeoutError where not all come.
+[[nodiscard]] std::unique_ptr<World> store_processes(const Launch& launch, std::shared_ptr<Nccl> nccl,
+                                                     const StoreOptions& options = {});
+
+}  // namespace dualpipe
