@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <exception>
+#include <future>
 #include <iterator>
 #include <limits>
 #include <mutex>
@@ -339,8 +340,23 @@ class Training {
       Saver::add(contents, *part.stages, *part.optimizer);
     }
     const std::vector<std::string> bytes = add_others(world_, contents);
-    if (saver_) saver_->save(std::move(contents), step_);
-    if (world_.processes() > 1) (void)world_.all_gather(fmt::format("the save after step {}", step_), {});
+    if (world_.processes() == 1) return saver_->save(std::move(contents), step_);
+    save_while_others_wait(contents);
+  }
+
+  // A file may take longer than the timeout; the others wait for as long as process 0 comes and says that it is at it.
+  void save_while_others_wait(const SafeTensors& contents) const {
+    std::future<void> saved;
+    if (saver_) saved = std::async(std::launch::async, [&] { saver_->save(contents, step_); });
+    const std::string place = fmt::format("the save after step {}", step_);
+    const std::string done = "done";
+    std::string state;
+    while (state != done) {
+      const bool is_saved =
+          saved.valid() && saved.wait_for(options_.transport.timeout / 4) == std::future_status::ready;
+      if (is_saved) saved.get();
+      state = world_.all_gather(place, is_saved ? done : "").front();
+    }
   }
 
   // Everybody gets all losses. Returns the time from when the first process began to when the last one was done.

@@ -52,7 +52,7 @@ class World {
   [[nodiscard]] virtual Time clock_offset() const { return 0; }
 
   // After a failure: what each process can still tell process 0. There the result is by process, nothing for those that
-  // do not answer within a second (or the timeout, where that is shorter); elsewhere it is empty.
+  // do not answer within 0.4 s (or the timeout, where that is shorter); elsewhere it is empty.
   [[nodiscard]] virtual std::vector<std::optional<std::string>> hand_over(std::string part) = 0;
 
   // The end of the run in this process. Returns what it has to tell the user, if it failed: process 0 waits a while for

@@ -61,6 +61,16 @@ test_save() {
   refuses 'cannot write .*full' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --save /dev/full
 }
 
+# Longer than the timeout of those who wait for it: who reads the pipe takes its time.
+test_slow_save() {
+  mkfifo slow
+  { sleep 4; cat >read_at_last; } <slow &
+  local reader=$!
+  succeeds . -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --timeout 1s --save slow
+  wait $reader
+  tool=$dualpipe_run succeeds . --schedule 1f1b --ranks 2 "${tiny[@]}" --resume read_at_last
+}
+
 test_calibration() {
   succeeds '"latency_ns"' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --calibrate -
   # On a busy machine it may be that small messages take as long as large ones, which is a bandwidth of 0; not each time.
@@ -161,6 +171,7 @@ test_check
 test_several_ranks_in_a_process
 test_step_of_one_process
 test_save
+test_slow_save
 test_calibration
 test_bad_input
 test_loss_that_is_no_number

@@ -54,6 +54,13 @@ test_bad_input() {
   fails 1 'no-such-file' "${shape[@]}" --resume no-such-file
 }
 
+# A schedule with nothing to learn from: AdamW would let the parameters decay all the same.
+test_forwards_alone() {
+  printf '0F0\n1F0\n' >forwards.csv
+  fails 1 'forwards.csv.*--eval' --schedule forwards.csv --hidden 8 --sequence 4 --batch 1
+  succeeds 'median of 10' --schedule forwards.csv --hidden 8 --sequence 4 --batch 1 --eval
+}
+
 test_training() {
   succeeds '^ +1 +[0-9.]+ +warm-up$' "${shape[@]}"
   holds '^ +3 +[0-9.]+ +[0-9.]+ (µs|ms|s)$'
@@ -274,6 +281,7 @@ test_second_interrupt() {
 test_help
 test_usage
 test_bad_input
+test_forwards_alone
 test_training
 test_check
 test_data

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -77,6 +78,11 @@ bool check_outputs(const RunOptions& options) {
   }
   if (to_stdout > 1) throw InputError("only one of --trace, --json and --calibrate can go to standard output");
   return to_stdout == 0;
+}
+
+void check_trains(const RunOptions& options, const Schedule& schedule) {
+  if (options.eval || !std::ranges::all_of(schedule.ops, [](Op op) { return op.kind == Kind::forward; })) return;
+  throw InputError(fmt::format("{}: it has no backwards, and trains nothing; use --eval", options.schedule.source));
 }
 
 // The trace of what a failed run has done. It must not hide why the run failed.
@@ -180,6 +186,7 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   const bool is_first = world.process() == 0;
   const bool prints_text = is_first && check_outputs(options);
   const Program program = options.program();
+  check_trains(options, program.schedule);
   TrainOptions train_options = options.train(program.schedule.placement);
   train_options.stop = stop;
   train_options.measure_links = !options.calibrate.empty() && world.processes() > 1;
