@@ -40,7 +40,7 @@ class Working {
 
  private:
   at::Tensor parameter_;
-  at::Tensor copy_;                        // undefined where the parameter has the type
+  at::Tensor copy_;                             // undefined where the parameter has the type
   mutable std::optional<std::int64_t> copied_;  // the version of the parameter
 };
 
