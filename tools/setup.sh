@@ -2,7 +2,7 @@
 # Installs what is missing: packages of Debian 12, and for dualpipe-run LibTorch, into .torch/.
 #
 #   tools/setup.sh tool   to build dualpipe-sim
-#   tools/setup.sh run    and dualpipe-run (1.3 GB)
+#   tools/setup.sh run    and dualpipe-run (1.3 GB; where there is an NVIDIA GPU, 6 GB)
 #   tools/setup.sh test   and to build and run all tests and benchmarks (the default)
 #   tools/setup.sh fuzz   and to fuzz the parsers
 set -euo pipefail
@@ -62,8 +62,14 @@ install_packages() {
 }
 
 # The C++ library out of PyTorch's wheel, and the two of its dependencies that libtorch_cpu.so itself loads. Which
-# Python the wheel is for does not matter.
+# Python the wheel is for does not matter. libtorch_cuda.so needs all others, too: CUDA's libraries.
 torch=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+torch_for_cpu="${torch[*]}"
+torch_for_gpu="${torch[*]} and all that they depend on"
+
+has_gpu() {
+  [[ -e /dev/nvidia0 ]] || { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+}
 
 # Whether cmake/FindLibTorch.cmake finds one that is recent enough without .torch/.
 has_torch() {
@@ -78,19 +84,25 @@ install_torch() {
     echo "setup: there is a LibTorch"
     return
   fi
-  if [[ $(cat .torch/installed 2>/dev/null) == "${torch[*]}" ]]; then
-    echo "setup: LibTorch is installed in .torch/"
-    return
+  local wanted=$torch_for_cpu size="540 MB" without=(--no-deps)
+  if has_gpu; then
+    wanted=$torch_for_gpu size="3 GB" without=()
   fi
+  case $(cat .torch/installed 2>/dev/null) in
+    "$wanted" | "$torch_for_gpu")
+      echo "setup: LibTorch is installed in .torch/"
+      return
+      ;;
+  esac
   local python=python3
   [[ ! -x /usr/bin/python3 ]] || python=/usr/bin/python3  # the one that has Debian's pip
-  echo "setup: installing ${torch[*]} into .torch/ (a download of 540 MB)"
+  echo "setup: installing $wanted into .torch/ (a download of $size)"
   rm -rf .torch .torch.new
   "$python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore \
-    --no-deps --no-compile --only-binary=:all: --python-version 3.11 --implementation cp --target .torch.new "${torch[@]}"
+    ${without[@]+"${without[@]}"} --no-compile --only-binary=:all: --python-version 3.11 --implementation cp --target .torch.new "${torch[@]}"
   # Not needed to build with it: Python's part.
   rm -rf .torch.new/bin .torch.new/functorch .torch.new/torchgen
-  echo "${torch[*]}" >.torch.new/installed
+  echo "$wanted" >.torch.new/installed
   mv .torch.new .torch
 }
 

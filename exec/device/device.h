@@ -62,7 +62,8 @@ class Device {
   // `ready`. The tensor goes back to that lane's memory only when the work that was put on this rank's lanes while it
   // was in use has run.
   [[nodiscard]] virtual at::Tensor adopt(at::Tensor tensor, const Mark& ready) = 0;
-  // The same for a message of another rank, which may also be copied. `ready` then becomes the mark of its arrival.
+  // The same for a message of another rank, which may also be copied, while the lane that is used does other things.
+  // `ready` then becomes the mark of its arrival.
   [[nodiscard]] virtual at::Tensor take(at::Tensor tensor, Mark& ready) = 0;
 
   // A copy that has gone the way that data between devices goes: what an all-to-all among the parts of a stage costs.
@@ -71,12 +72,18 @@ class Device {
 
   // Waits until all lanes have run. Throws std::runtime_error if the device failed.
   virtual void finish() = 0;
-  // By the host's monotonic clock; only of marks from before finish().
+  // By the host's monotonic clock; only of marks from before finish(), also of another rank's that this one waited for.
   [[nodiscard]] virtual Time time_of(const Mark& mark) const = 0;
 };
 
 // Does all at once. One for all threads.
 [[nodiscard]] Device& host_device();
+
+// What it costs to know a time.
+struct MarkCost {
+  Time call = 0;     // of the thread, for one mark()
+  Time between = 0;  // two marks one after the other lie at least so far apart: the resolution of what they measure
+};
 
 // What this process has, for the ranks that it holds.
 class Hardware {
@@ -86,12 +93,14 @@ class Hardware {
   Hardware& operator=(const Hardware&) = delete;
   virtual ~Hardware() = default;
 
-  [[nodiscard]] virtual std::string description() const = 0;  // "NVIDIA H100 80GB HBM3"
+  [[nodiscard]] virtual std::string description() const = 0;  // "NVIDIA H100 80GB HBM3 (132 multiprocessors)"
   // For the `index`-th of the `ranks` of this process, which holds so many stages. Called by the rank's thread; the
   // hardware must outlive it. Throws InputError where there is not enough for so many ranks.
   [[nodiscard]] virtual std::unique_ptr<Device> device(int index, int ranks, int stages) = 0;
   // All of it, for a model without a pipeline. Used by one thread at a time, each of which begins with use().
   [[nodiscard]] virtual std::unique_ptr<Device> whole() { return device(0, 1, 1); }
+  // Measured anew; to be called while nothing runs.
+  [[nodiscard]] virtual MarkCost mark_cost() { return {}; }
 };
 
 struct CudaOptions {

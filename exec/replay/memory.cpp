@@ -1,12 +1,16 @@
 #include "exec/replay/memory.h"
 
+#include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cassert>
 #include <cstddef>
+#include <mutex>
 #include <new>
+#include <unordered_map>
 #include <utility>
 
 namespace dualpipe {
@@ -32,18 +36,27 @@ class MemoryAccount {
 
 namespace {
 
-thread_local std::shared_ptr<MemoryAccount> measured;  // null: this thread is not measured
-thread_local bool for_nobody = false;                  // a ChargeToNobody lives
+using Account = std::shared_ptr<MemoryAccount>;
+
+thread_local Account measured;                      // null: this thread is not measured
+thread_local at::DeviceType measured_on = at::kCPU;  // whose memory
+thread_local bool for_nobody = false;               // a ChargeToNobody lives
+
+// Whether the calling thread allocates memory of this kind that is to be counted, and to whom it is charged.
+bool counts(at::DeviceType type) { return for_nobody || (measured && measured_on == type); }
+Account payer(at::DeviceType type) { return !for_nobody && measured_on == type ? measured : nullptr; }
+
+// --- the host
 
 // Stands before the data of each block.
 struct alignas(64) Header {
-  std::shared_ptr<MemoryAccount> account;  // null: charged to nobody. Only who holds the tensor changes it
+  Account account;  // null: charged to nobody. Only who holds the tensor changes it
   std::size_t bytes;
   void* context;  // of the allocator below
   c10::DeleterFnPtr free;
   bool counted;  // a measured thread allocated it, or one with a ChargeToNobody
 
-  void charge_to(std::shared_ptr<MemoryAccount> next) {
+  void charge_to(Account next) {
     if (!counted) return;
     if (account) account->release(static_cast<Bytes>(bytes));
     account = std::move(next);
@@ -73,9 +86,9 @@ class MeteredAllocator final : public c10::Allocator {
     c10::DataPtr block = below_.allocate(bytes + sizeof(Header));
     const c10::Device device = block.device();
     const c10::DeleterFnPtr free = block.get_deleter();
-    auto* header = new (block.get()) Header{nullptr, bytes, nullptr, free, measured != nullptr || for_nobody};
+    auto* header = new (block.get()) Header{nullptr, bytes, nullptr, free, counts(at::kCPU)};
     header->context = block.release_context();
-    header->charge_to(for_nobody ? nullptr : measured);
+    header->charge_to(payer(at::kCPU));
     void* data = header + 1;
     return {data, data, &free_block, device};
   }
@@ -97,18 +110,93 @@ class MeteredAllocator final : public c10::Allocator {
   return true;
 }();
 
-void charge(const at::Tensor& tensor, const std::shared_ptr<MemoryAccount>& account) {
+// --- a GPU
+
+// The blocks of GPUs that are counted, by address: those of all GPUs have one address space.
+class BlockTable {
+ public:
+  // A block that is in the table already was freed by a thread that does not report.
+  void add(const void* data, Bytes bytes, Account account) {
+    const std::lock_guard lock(mutex_);
+    erase(blocks_.find(data));
+    if (account) account->charge(bytes);
+    blocks_.emplace(data, Block{std::move(account), bytes});
+  }
+  void remove(const void* data) {
+    const std::lock_guard lock(mutex_);
+    erase(blocks_.find(data));
+  }
+  void charge_to(const void* data, const Account& account) {
+    const std::lock_guard lock(mutex_);
+    const auto block = blocks_.find(data);
+    if (block == blocks_.end()) return;
+    if (block->second.account) block->second.account->release(block->second.bytes);
+    block->second.account = account;
+    if (account) account->charge(block->second.bytes);
+  }
+
+ private:
+  struct Block {
+    Account account;  // null: charged to nobody
+    Bytes bytes;
+  };
+  using Blocks = std::unordered_map<const void*, Block>;
+
+  void erase(Blocks::iterator block) {
+    if (block == blocks_.end()) return;
+    if (block->second.account) block->second.account->release(block->second.bytes);
+    blocks_.erase(block);
+  }
+
+  std::mutex mutex_;
+  Blocks blocks_;
+};
+
+// Stays for ever, as blocks may.
+BlockTable& block_table() {
+  static auto& table = *new BlockTable;
+  return table;
+}
+
+// Hears of all that the allocators of LibTorch do on its thread.
+class Reporter final : public c10::MemoryReportingInfoBase {
+ public:
+  [[nodiscard]] bool memoryProfilingEnabled() const override { return true; }
+  void reportMemoryUsage(void* data, std::int64_t bytes, std::size_t, std::size_t, c10::Device device) override {
+    if (device.is_cpu() || data == nullptr) return;
+    if (bytes < 0) {
+      block_table().remove(data);
+    } else if (counts(device.type())) {
+      block_table().add(data, bytes, payer(device.type()));
+    } else {
+      block_table().remove(data);
+    }
+  }
+};
+
+// From the first meter for a GPU until the thread ends: what is freed between meters counts, too.
+void listen_on_this_thread() {
+  thread_local const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, std::make_shared<Reporter>());
+}
+
+void charge(const at::Tensor& tensor, const Account& account) {
   if (!tensor.defined() || !tensor.has_storage()) return;
   const c10::DataPtr& data = tensor.storage().data_ptr();
-  if (data.get_deleter() == &free_block) header_of(data.get_context())->charge_to(account);
+  if (!data.device().is_cpu()) {
+    block_table().charge_to(data.get(), account);
+  } else if (data.get_deleter() == &free_block) {
+    header_of(data.get_context())->charge_to(account);
+  }
 }
 
 }  // namespace
 
-MemoryMeter::MemoryMeter() {
+MemoryMeter::MemoryMeter(at::Device device) {
   assert(!measured);
+  if (!device.is_cpu()) listen_on_this_thread();
   thread_local const auto account = std::make_shared<MemoryAccount>();
   account_ = measured = account;
+  measured_on = device.type();
   first_ = account_->restart();
 }
 

@@ -156,7 +156,10 @@ class Replay {
       record_.ops[i] = span_of(op_marks_[i]);
       if (ready_marks_[i]) record_.waited[i] = record_.ops[i].start - device_.time_of(*ready_marks_[i]);
     }
-    for (std::size_t i = 0; i < messages_.size(); ++i) record_.communication[i] = span_of(message_marks_[i]);
+    for (std::size_t i = 0; i < messages_.size(); ++i) {
+      Span& span = record_.communication[i] = span_of(message_marks_[i]);
+      span.start = std::min(span.start, span.end);  // a message may come before its receive is posted
+    }
     for (const at::Tensor& loss : losses_) record_.losses.push_back(loss.item<double>());
   }
 
@@ -303,7 +306,6 @@ class Replay {
     }
   }
 
-  // On the host a message may have come before its receive was posted.
   [[nodiscard]] at::Tensor receive(Op op, bool forward) {
     const auto [message, posted] = receives_.at(held(op).index, forward, op.micro_batch);
     assert(message != nullptr && "its message was not posted");
@@ -311,7 +313,7 @@ class Replay {
     Mark arrived = received.ready;
     arrived.time = time_of(received.arrived);
     received.tensor = device_.take(std::move(received.tensor), arrived);
-    marks_of(*message) = {arrived.time < posted.time ? arrived : posted, arrived};
+    marks_of(*message) = {posted, arrived};
     charge_to_this_thread(received.tensor);
     return std::move(received.tensor);
   }
@@ -399,7 +401,7 @@ std::string current_cause() {
 
 void replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
             const ReplayOptions& options) {
-  MemoryMeter meter;
+  MemoryMeter meter(options.device->where());
   Replay replay(program, rank, stages, transport, record, options, meter);
   const auto close = [&] {
     replay.finish();

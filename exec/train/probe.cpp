@@ -25,9 +25,10 @@ constexpr std::uint32_t messages_per_link = 4;  // of each size, and as many bac
 // Computes nothing: its outputs and gradients are so many bytes.
 class SendingStage final : public Stage {
  public:
-  SendingStage(Bytes bytes, bool is_first, bool is_last)
-      : output_(is_last ? at::zeros({}) : at::zeros({bytes}, at::kByte)) {
-    if (!is_first) input_gradient_ = at::zeros({bytes}, at::kByte);
+  SendingStage(Bytes bytes, bool is_first, bool is_last, at::Device where) {
+    const at::Tensor message = at::zeros({bytes}, at::TensorOptions(at::kByte).device(where));
+    output_ = is_last ? at::zeros({}, where) : message;
+    if (!is_first) input_gradient_ = message;
   }
 
   at::Tensor forward(std::uint32_t /*micro_batch*/, at::Tensor /*input*/) override { return output_; }
@@ -74,16 +75,21 @@ Schedule schedule_of(int ranks) {
 
 LinkProbe::LinkProbe(int ranks) : program_(lower(schedule_of(ranks))) {}
 
-void LinkProbe::run(int rank, Transport& transport, RankRecord& record) const {
+void LinkProbe::run(int rank, Transport& transport, RankRecord& record, Device& device) const {
   const Placement& placement = program_.schedule.placement;
+  device.use({});
   std::vector<std::unique_ptr<Stage>> stages;
   std::vector<Stage*> by_number(placement.rank_of.size());
   for (const int stage : placement.stages_on(rank)) {
     const Bytes bytes = sizes[static_cast<std::size_t>(placement.chain_of(stage))];
-    stages.push_back(std::make_unique<SendingStage>(bytes, !placement.previous(stage), !placement.next(stage)));
+    stages.push_back(
+        std::make_unique<SendingStage>(bytes, !placement.previous(stage), !placement.next(stage), device.where()));
     by_number[static_cast<std::size_t>(stage)] = stages.back().get();
   }
-  replay(program_, rank, by_number, transport, record);
+  device.finish();  // the stages send from lanes of their own
+  ReplayOptions options;
+  options.device = &device;
+  replay(program_, rank, by_number, transport, record, options);
 }
 
 double LinkProbe::bandwidth(std::span<const RankRecord> records) const {
@@ -104,10 +110,12 @@ RankRecords probe_links(World& world, int ranks, const TrainOptions& options) {
   const auto transport_of = [&](int rank) -> Transport& { return *transports[static_cast<std::size_t>(rank)]; };
   RankRecords records(static_cast<std::size_t>(ranks));
   Cause cause;
+  const std::size_t stages_per_rank = sizes.size();
   const auto run_rank = [&](int rank) {
     try {
       set_up_thread(options.threads_per_rank);
-      probe.run(rank, transport_of(rank), records[static_cast<std::size_t>(rank)]);
+      const auto own = device_of(options, here, rank, stages_per_rank);
+      probe.run(rank, transport_of(rank), records[static_cast<std::size_t>(rank)], own ? *own : host_device());
     } catch (const ReplayError&) {
       cause.note(std::current_exception(), true);
     } catch (...) {

@@ -8,6 +8,7 @@
 
 #include <span>
 
+#include "exec/device/device.h"
 #include "exec/replay/replay.h"
 #include "exec/train/train.h"
 #include "exec/transport/transport.h"
@@ -21,8 +22,9 @@ class LinkProbe {
   explicit LinkProbe(int ranks);
 
   [[nodiscard]] const Program& program() const { return program_; }
-  // By every rank at a time. `transport`: one over the placement of program(). Throws like replay().
-  void run(int rank, Transport& transport, RankRecord& record) const;
+  // By every rank at a time, with messages that lie on its device. `transport`: one over the placement of program().
+  // Throws like replay().
+  void run(int rank, Transport& transport, RankRecord& record, Device& device = host_device()) const;
   // Bytes per second; 0, infinite, where size makes no difference. `records`: by rank.
   [[nodiscard]] double bandwidth(std::span<const RankRecord> records) const;
 

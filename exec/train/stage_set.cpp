@@ -5,6 +5,7 @@
 #include <c10/core/AutogradState.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "exec/train/optimizer.h"
@@ -123,6 +124,13 @@ std::vector<NamedTensor> StageSet::named_parameters() const {
 std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
   if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
   return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
+}
+
+std::unique_ptr<Device> device_of(const TrainOptions& options, std::span<const int> here, int rank,
+                                  std::size_t stages) {
+  if (options.hardware == nullptr) return nullptr;
+  const auto index = static_cast<int>(std::ranges::find(here, rank) - here.begin());
+  return options.hardware->device(index, static_cast<int>(here.size()), static_cast<int>(stages));
 }
 
 void set_up_arithmetic() {

@@ -56,6 +56,10 @@ class StageSet {
 // The samples that options.data, or the seed, stand for. Throws InputError.
 [[nodiscard]] std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options);
 
+// Of a rank that is one of those `here`, and holds so many stages; null: the host's.
+[[nodiscard]] std::unique_ptr<Device> device_of(const TrainOptions& options, std::span<const int> here, int rank,
+                                                std::size_t stages);
+
 // How this process computes on GPUs: as exactly as the types allow (no TF32, no sums kept in bfloat16), and attention
 // by LibTorch's flash kernel in bfloat16, by its memory-efficient one in float32, step by step in float64. The
 // backwards of the first two add in an order of their own, so that two runs may differ in the last bits: its

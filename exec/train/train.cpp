@@ -189,7 +189,7 @@ class Training {
   void train_rank(int rank) {
     const Schedule& schedule = program_.schedule;
     const std::vector<int> numbers = schedule.placement.stages_on(rank);
-    const std::unique_ptr<Device> own = device_of(rank, numbers.size());
+    const std::unique_ptr<Device> own = device_of(options_, here_, rank, numbers.size());
     Device& device = own ? *own : host_device();
     StageSet stages(schedule, options_, numbers, device);
     for (const int number : numbers) {
@@ -208,13 +208,6 @@ class Training {
       run_step(rank, device, stages, optimizer, transport, losses);
       meeting_.meet([this] { end_step(); });
     }
-  }
-
-  // Null: the host's.
-  [[nodiscard]] std::unique_ptr<Device> device_of(int rank, std::size_t stages) const {
-    if (options_.hardware == nullptr) return nullptr;
-    const auto index = static_cast<int>(std::ranges::find(here_, rank) - here_.begin());
-    return options_.hardware->device(index, static_cast<int>(here_.size()), static_cast<int>(stages));
   }
 
   void run_step(int rank, Device& device, StageSet& stages, Optimizer& optimizer, Transport& transport,

@@ -19,7 +19,7 @@
 #
 # --device cpu is a dry run, which tries this script, with sizes that mean nothing.
 # --pack copies what is needed besides CUDA and LibTorch (CLI11, fmt, nlohmann/json, Boost.Test, Google Benchmark) from
-# Debian's packages into FOLDER, for a machine that has neither them nor a network; there DUALPIPE_HEADERS names it.
+# Debian's packages into FOLDER (8 MB), for a machine that has neither them nor a network; there DUALPIPE_HEADERS names it.
 #
 # Exit status: 0 all holds; 1 something does not; 2 wrong usage; 77 there is no GPU.
 set -euo pipefail

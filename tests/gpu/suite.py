@@ -71,7 +71,7 @@ class Suite:
         self.bench_tool = self.build / "bin" / "dualpipe-run-bench"
         self.sim_tool = self.build / "bin" / "dualpipe-sim"
         self.scratch = self.build / "gpu-suite"
-        self.results = Results(pathlib.Path(options.out).resolve(), about(self.is_dry))
+        self.results = Results(pathlib.Path(options.out).resolve(), about(self.is_dry, self.build))
         self.deadline = 0.0
         self.part = {}
         self._help = None
@@ -160,6 +160,8 @@ class Suite:
 
     def part_build(self):
         configure = ["cmake", "-S", ROOT, "-B", self.build, "-DCMAKE_BUILD_TYPE=Release", "-DDUALPIPE_BUILD_EXEC=ON"]
+        if not self.is_dry:
+            configure += ["-DDUALPIPE_CUDA=ON"]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         packed = os.environ.get("DUALPIPE_HEADERS")
@@ -168,6 +170,7 @@ class Suite:
         self.case("configure", configure)
         if self.part["cases"]["configure"]["status"] == PASSED:
             self.case("build", ["cmake", "--build", self.build, "--parallel", os.cpu_count() or 1])
+        self.results.about = about(self.is_dry, self.build)
 
     def part_unit(self):
         if self.is_dry:
@@ -316,7 +319,21 @@ def first_line(*command):
         return None
 
 
-def about(is_dry):
+def torch_version(build):
+    """Of the LibTorch that was built with."""
+    try:
+        cache = (build / "CMakeCache.txt").read_text()
+        include = pathlib.Path(re.search(r"^LibTorch_INCLUDE_DIR:\w+=(.*)$", cache, re.MULTILINE)[1])
+        for header in ("torch/headeronly/version.h", "torch/csrc/api/include/torch/version.h"):
+            if (include / header).exists():
+                text = (include / header).read_text()
+                return ".".join(re.findall(r"#define TORCH_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", text))
+    except (OSError, TypeError):
+        pass
+    return None
+
+
+def about(is_dry, build):
     """What the figures were taken on."""
     asked = "name,driver_version,memory.total,compute_cap"
     gpu = None if is_dry else first_line("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader")
@@ -329,6 +346,7 @@ def about(is_dry):
         "commit": first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
         "compiler": first_line(os.environ.get("CXX", "c++"), "--version"),
         "cmake": first_line("cmake", "--version"),
+        "torch": torch_version(build),
         "cuda": first_line("sh", "-c", "nvcc --version | grep release"),
         "python": platform.python_version(),
     }
@@ -363,8 +381,15 @@ def main():
     parser.add_argument("--limit", type=int, required=True)
     parser.add_argument("parts", nargs="+")
     options = parser.parse_args()
-    suite = Suite(options)
-    passed = [suite.run_part(name) for name in options.parts]
+    try:
+        suite = Suite(options)
+        passed = [suite.run_part(name) for name in options.parts]
+    except KeyboardInterrupt:
+        print("error: interrupted; the results hold what was done", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)  # the results could not be written
+        return 1
     print(f"results: {suite.results.path}")
     return 0 if all(passed) else 1
 

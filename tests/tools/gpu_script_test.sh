@@ -46,9 +46,9 @@ test_dry_run() {
   says "parts['replay']['cases']['dualpipe-run-bench']['figures']"
   says "all(each['holds'] is None for each in held.values())"  # nothing is shown
   says "about['device'].startswith('none')"
-  # As its own process would be found by ctest: with tools that are not there.
   exits 1 'failed: .*the part build makes it' --device cpu --build nowhere --out results.json replay
   says "parts['replay']['status'] == 'failed' and parts['parity']['status'] == 'passed'"
+  exits 1 '^error: .*nowhere' --device cpu --build "$build" --out /proc/nowhere/results.json sanitizer
 }
 
 # What a GPU's tools could say. $FAKE: what goes wrong.

@@ -116,6 +116,17 @@ void add_machine(CLI::App& app, RunOptions& options) {
                  "threads: all ranks in this process; mpi: in those that mpirun or srun started (what there is)")
       ->check(CLI::IsMember({"threads", "mpi"}))
       ->group(group);
+  app.add_option("--device", options.device,
+                 "cpu; cuda: an NVIDIA GPU, which the ranks of a process share, each with streams of its own")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->group(group)
+      ->capture_default_str();
+  app.add_flag("--copy", options.copy, "Messages within a GPU are copied, as between GPUs, not just handed over; cuda")
+      ->group(group);
+  app.add_flag("--sm-partition", options.sm_partition,
+               "Each rank has multiprocessors of its own (a green context), so that ranks of one GPU run side by side; "
+               "cuda")
+      ->group(group);
   value("--threads-per-rank", options.threads_per_rank, "N", "For one op (1)");
   value("--timeout", options.timeout, "TIME", "A rank that waits longer ends the run (60s)");
   value("--link-delay", options.link_delay, "TIME", "A message arrives so long after it was sent (0)");
@@ -164,6 +175,26 @@ Program RunOptions::program() const {
 std::unique_ptr<World> RunOptions::world() const {
   const bool is_mpi = transport.empty() ? started_by_mpi_launcher() : transport == "mpi";
   return is_mpi ? mpi_processes() : one_process();
+}
+
+std::unique_ptr<Hardware> RunOptions::hardware(const World& world) const {
+  if (device == "cpu") {
+    for (const auto& [option, is_given] : {std::pair("--copy", copy), {"--sm-partition", sm_partition}}) {
+      if (is_given) throw InputError(fmt::format("{}: it is for GPUs; add --device cuda", option));
+    }
+    return nullptr;
+  }
+  if (world.transport() == "mpi") {
+    throw InputError(
+        "--device cuda: MPI moves tensors of the host only; use --transport threads: the ranks of one process share a GPU");
+  }
+  for (const auto& [option, is_given] : {std::pair("--link-delay", !link_delay.empty()),
+                                         {"--threads-per-rank", !threads_per_rank.empty()},
+                                         {"--model timed", model == "timed"},
+                                         {"--model empty", model == "empty"}}) {
+    if (is_given) throw InputError(fmt::format("{}: it is for ranks on the host; leave --device cuda out", option));
+  }
+  return cuda_hardware({.copy = copy, .sm_partition = sm_partition});
 }
 
 std::vector<int> RunOptions::layers_of_stages(const Placement& placement) const {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "exec/device/device.h"
 #include "exec/train/train.h"
 #include "exec/transport/world.h"
 #include "sim/schedule/program.h"
@@ -28,6 +29,9 @@ struct RunOptions {
   std::string steps, warmup, optimizer = "adamw", learning_rate, clip, seed, data;
   std::string save, save_every, resume;
   std::string transport, threads_per_rank, timeout, link_delay;
+  std::string device = "cpu";
+  bool copy = false;
+  bool sm_partition = false;
   bool eval = false;
   bool check = false;
   bool compare = false;
@@ -40,6 +44,7 @@ struct RunOptions {
   [[nodiscard]] Program program() const;  // of the forwards alone for --eval
   [[nodiscard]] TrainOptions train(const Placement& placement) const;
   [[nodiscard]] std::unique_ptr<World> world() const;
+  [[nodiscard]] std::unique_ptr<Hardware> hardware(const World& world) const;  // null: the host
 
  private:
   [[nodiscard]] ModelShape shape(const Placement& placement) const;

@@ -5,11 +5,13 @@
 #include <filesystem>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
 
+#include "exec/device/device.h"
 #include "exec/replay/replay.h"
 #include "exec/train/calibrate.h"
 #include "exec/train/reference.h"
@@ -155,8 +157,24 @@ TrainResult train_observed(const RunOptions& options, World& world, const Progra
   return train(world, program, train_options, observer);
 }
 
-// Files and text, as asked for.
-void write_results(const RunOptions& options, bool prints_text, const Program& program,
+// What times on a GPU mean.
+std::string device_text(const Hardware& hardware, const RunOptions& options, int ranks) {
+  const auto text = fmt::format("device: {}", hardware.description());
+  if (ranks == 1) return text + '\n';
+  if (options.sm_partition) return fmt::format("{}, {} virtual ranks with multiprocessors of their own\n", text, ranks);
+  return fmt::format(
+      "{}, {} virtual ranks that share its multiprocessors: times show contention, not a pipeline's speed-up\n", text,
+      ranks);
+}
+
+std::string mark_cost_text(Hardware& hardware) {
+  const MarkCost cost = hardware.mark_cost();
+  return fmt::format("an event costs {} of its rank's thread; two in a row are at least {} apart\n",
+                     format_time(cost.call), format_time(cost.between));
+}
+
+// Files and text, as asked for. `hardware`: null for the host.
+void write_results(const RunOptions& options, Hardware* hardware, bool prints_text, const Program& program,
                    const std::optional<Costs>& given, const TrainResult& result, const Check* check) {
   const Timeline measured = merge(program, result.records);
   const Costs costs = given ? *given : calibrate(program, result);
@@ -174,8 +192,10 @@ void write_results(const RunOptions& options, bool prints_text, const Program& p
   write(options.json, [&](std::ostream& out) { write_json(out, report); });
   if (prints_text) {
     std::string text = to_text(report);
+    if (hardware != nullptr) text += "\n" + device_text(*hardware, options, program.schedule.ranks());
     if (options.compare) text += "\n" + to_text(report.difference);
     if (options.profile) text += "\n" + to_text(profile(program, measured));
+    if (options.profile && hardware != nullptr) text += mark_cost_text(*hardware);
     write_output("-", [&](std::ostream& out) { out << text; });
   }
 }
@@ -189,6 +209,8 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   check_trains(options, program.schedule);
   TrainOptions train_options = options.train(program.schedule.placement);
   train_options.stop = stop;
+  const std::unique_ptr<Hardware> hardware = options.hardware(world);
+  train_options.hardware = hardware.get();
   train_options.measure_links = !options.calibrate.empty() && world.processes() > 1;
   std::optional<Costs> given;
   if (is_first) given = given_costs(options, train_options, program.schedule.placement);
@@ -196,7 +218,9 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   if (options.check) check.emplace(world, program.schedule, train_options);
 
   const TrainResult result = train_observed(options, world, program, train_options, check ? &*check : nullptr);
-  if (is_first) write_results(options, prints_text, program, given, result, check ? &*check : nullptr);
+  if (is_first) {
+    write_results(options, hardware.get(), prints_text, program, given, result, check ? &*check : nullptr);
+  }
   if (check && !check->report().passed()) throw InputError("the check failed: " + check->report().failure);
 }
 

@@ -1,0 +1,226 @@
+#include "exec/cuda/cuda_device.h"
+
+#include <ATen/ops/empty_like.h>
+#include <c10/core/GradMode.h>
+#include <c10/cuda/CUDAFunctions.h>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <limits>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "exec/cuda/check.h"
+#include "exec/cuda/event.h"
+#include "exec/cuda/pinned.h"
+#include "exec/cuda/retirement.h"
+#include "exec/device/lease.h"
+#include "exec/replay/clock.h"
+
+namespace dualpipe {
+namespace {
+
+constexpr double nanoseconds_per_millisecond = 1e6;
+
+cudaEvent_t event_of(const Mark& mark) {
+  return static_cast<cudaEvent_t>(const_cast<void*>(mark.event));  // as it was made, in mark()
+}
+
+Time elapsed(cudaEvent_t from, cudaEvent_t to) {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, from, to), "the time of an event");
+  return static_cast<Time>(static_cast<double>(milliseconds) * nanoseconds_per_millisecond);
+}
+
+// An event whose time by the host's clock is known. CUDA tells times between events only, as floats in milliseconds:
+// after 10 s good to 1 us, so that every step needs a base of its own.
+class ClockBase {
+ public:
+  // The stream must be idle. The event's time lies between two of the host; the closest two of several tries count.
+  void take(cudaStream_t stream) {
+    width_ = std::numeric_limits<Time>::max();
+    for (Event& each : tries_) {
+      const Time before = now();
+      each.record(stream);
+      each.synchronize();
+      const Time after = now();
+      if (after - before >= width_) continue;
+      width_ = after - before;
+      event_ = &each;
+      time_ = before + width_ / 2;
+    }
+  }
+  [[nodiscard]] Time time_of(cudaEvent_t event) const { return time_ + elapsed(event_->get(), event); }
+
+ private:
+  static std::array<Event, 4> make_tries() {
+    return {Event(Event::Knows::time), Event(Event::Knows::time), Event(Event::Knows::time), Event(Event::Knows::time)};
+  }
+
+  std::array<Event, 4> tries_ = make_tries();
+  const Event* event_ = &tries_.front();
+  Time time_ = 0;
+  Time width_ = 0;
+};
+
+// What the thread had before it used the device.
+class ThreadState {
+ public:
+  explicit ThreadState(c10::DeviceIndex gpu)
+      : device_(c10::cuda::current_device()), stream_(c10::cuda::getCurrentCUDAStream(gpu)) {
+    c10::cuda::set_device(gpu);
+  }
+  void restore() const {
+    if (std::this_thread::get_id() != thread_) return;
+    c10::cuda::setCurrentCUDAStream(stream_);
+    c10::cuda::set_device(device_);
+  }
+
+ private:
+  std::thread::id thread_ = std::this_thread::get_id();
+  c10::DeviceIndex device_;
+  c10::cuda::CUDAStream stream_;
+};
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(c10::DeviceIndex gpu, Lanes lanes, bool copies)
+      : before_(gpu),
+        gpu_(gpu),
+        lanes_(std::move(lanes)),
+        copies_(copies),
+        retirement_(std::make_shared<Retirement>(lanes_.streams)) {
+    use({});
+    base_.take(stream());
+  }
+
+  ~CudaDevice() override {
+    try {
+      finish();
+    } catch (const std::exception&) {  // it has failed, and its rank has heard of it
+    }
+    try {
+      retirement_->close();
+      before_.restore();
+    } catch (const std::exception&) {
+    }
+  }
+
+  [[nodiscard]] at::Device where() const override { return {at::kCUDA, gpu_}; }
+
+  void begin_step() override {
+    finish();
+    marks_.free_all();
+    base_.take(stream());
+  }
+
+  void use(Lane lane) override {
+    used_ = lane;
+    const std::size_t index = lanes_.index_of(lane);
+    retirement_->note_busy(index);
+    c10::cuda::setCurrentCUDAStream(lanes_.streams[index]);
+  }
+  [[nodiscard]] Lane used() const override { return used_; }
+
+  [[nodiscard]] Mark mark() override {
+    retirement_->release();
+    Event& event = marks_.next();
+    event.record(stream());
+    return {now(), event.get()};
+  }
+
+  void wait(const Mark& mark) override {
+    if (mark.event == nullptr) return;
+    check(cudaStreamWaitEvent(stream(), event_of(mark), 0), "making a stream wait");
+  }
+
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
+    wait(ready);
+    if (!tensor.defined() || !tensor.is_cuda()) return tensor;
+    return lease(std::move(tensor),
+                 [retirement = retirement_](at::Tensor ended) { retirement->park(std::move(ended)); });
+  }
+
+  // The copy is in memory of the message lane, not of the one that receives it: there it would have to wait for what that
+  // lane does meanwhile, and which may have used the memory before.
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
+    if (!copies_ || !tensor.defined() || !tensor.is_cuda()) return adopt(std::move(tensor), ready);
+    constexpr Lane message{Lane::Kind::message};
+    const Lane receiver = used_;
+    use(message);
+    wait(ready);
+    at::Tensor copy = tensor.detach().clone();
+    ready = mark();
+    retirement_->park(std::move(tensor), LaneSet{1} << lanes_.index_of(message));
+    use(receiver);
+    return adopt(std::move(copy), ready);
+  }
+
+  // Through memory of the host, by the copy engines: on one GPU there is no link between the parts of a stage, so this
+  // stands for it. It takes time of the bus, and leaves the multiprocessors free, as a transfer between GPUs does.
+  [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override {
+    const c10::NoGradGuard no_grad;
+    const at::Tensor source = tensor.contiguous();
+    at::Tensor result = at::empty_like(source);
+    if (source.nbytes() == 0) return result;
+    assert(source.is_cuda());
+    PinnedBuffers::Buffer& buffer = pinned_.take(source.nbytes());
+    const cudaStream_t lane = stream();
+    check(cudaMemcpyAsync(buffer.data(), source.const_data_ptr(), source.nbytes(), cudaMemcpyDeviceToHost, lane),
+          "a copy to the host");
+    check(cudaMemcpyAsync(result.mutable_data_ptr(), buffer.data(), source.nbytes(), cudaMemcpyHostToDevice, lane),
+          "a copy from the host");
+    buffer.hold_until(lane);
+    return result;
+  }
+
+  void finish() override {
+    for (const c10::cuda::CUDAStream& each : lanes_.streams) {
+      check(cudaStreamSynchronize(each.stream()), "waiting for the GPU");
+    }
+    retirement_->release_all(LaneSet{1} << lanes_.index_of(used_));
+  }
+
+  [[nodiscard]] Time time_of(const Mark& mark) const override {
+    return mark.event == nullptr ? mark.time : base_.time_of(event_of(mark));
+  }
+
+ private:
+  [[nodiscard]] cudaStream_t stream() const { return lanes_.streams[lanes_.index_of(used_)].stream(); }
+
+  const ThreadState before_;
+  const c10::DeviceIndex gpu_;
+  const Lanes lanes_;
+  const bool copies_;
+  const std::shared_ptr<Retirement> retirement_;  // outlives this where tensors do
+  EventPool marks_;
+  ClockBase base_;
+  PinnedBuffers pinned_;
+  Lane used_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> cuda_device(c10::DeviceIndex gpu, Lanes lanes, bool copies) {
+  return std::make_unique<CudaDevice>(gpu, std::move(lanes), copies);
+}
+
+MarkCost measure_mark_cost(c10::cuda::CUDAStream stream) {
+  constexpr std::size_t count = 1000;
+  EventPool pool;
+  std::vector<cudaEvent_t> events;
+  for (std::size_t i = 0; i < count; ++i) events.push_back(pool.next().get());  // to make them is not measured
+  pool.free_all();
+  check(cudaStreamSynchronize(stream.stream()), "waiting for the GPU");
+  const Time before = now();
+  for (std::size_t i = 0; i < count; ++i) pool.next().record(stream.stream());
+  const Time after = now();
+  check(cudaStreamSynchronize(stream.stream()), "waiting for the GPU");
+  Time between = std::numeric_limits<Time>::max();
+  for (std::size_t i = 1; i < count; ++i) between = std::min(between, elapsed(events[i - 1], events[i]));
+  return {(after - before) / static_cast<Time>(count), between};
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,17 @@
+// What one rank has of a GPU. Private to exec/cuda.
+#pragma once
+
+#include <memory>
+
+#include "exec/cuda/lanes.h"
+#include "exec/device/device.h"
+
+namespace dualpipe {
+
+// To be made, used and destroyed by the thread of the rank. `copies`: messages are.
+[[nodiscard]] std::unique_ptr<Device> cuda_device(c10::DeviceIndex gpu, Lanes lanes, bool copies);
+
+// Of marks in an idle stream.
+[[nodiscard]] MarkCost measure_mark_cost(c10::cuda::CUDAStream stream);
+
+}  // namespace dualpipe

@@ -1,0 +1,63 @@
+// CUDA events: points in the work of a stream. Private to exec/cuda.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <deque>
+#include <utility>
+
+#include "exec/cuda/check.h"
+
+namespace dualpipe {
+
+// Belongs to the GPU that is current on the thread that makes it.
+class Event {
+ public:
+  enum class Knows : unsigned { time = cudaEventDefault, order = cudaEventDisableTiming };
+
+  explicit Event(Knows what) { check(cudaEventCreateWithFlags(&event_, static_cast<unsigned>(what)), "an event"); }
+  ~Event() {
+    if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));  // at the end of the process CUDA may be gone
+  }
+  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  Event& operator=(Event&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  [[nodiscard]] cudaEvent_t get() const { return event_; }
+
+  void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
+  void synchronize() const { check(cudaEventSynchronize(event_), "waiting for an event"); }
+  [[nodiscard]] bool is_done() const {
+    const cudaError_t status = cudaEventQuery(event_);
+    if (status == cudaErrorNotReady) {
+      static_cast<void>(cudaGetLastError());  // no error, but kept like one
+      return false;
+    }
+    check(status, "asking for an event");
+    return true;
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Events that all become free together. To make one takes much longer than to use it again.
+class EventPool {
+ public:
+  [[nodiscard]] Event& next() {
+    if (used_ == events_.size()) events_.emplace_back(Event::Knows::time);
+    return events_[used_++];
+  }
+  void free_all() { used_ = 0; }
+
+ private:
+  std::deque<Event> events_;  // which do not move
+  std::size_t used_ = 0;
+};
+
+}  // namespace dualpipe

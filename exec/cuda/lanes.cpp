@@ -1,0 +1,31 @@
+#include "exec/cuda/lanes.h"
+
+#include <cassert>
+
+#include "exec/cuda/check.h"
+#include "exec/cuda/green.h"
+
+namespace dualpipe {
+
+std::size_t Lanes::index_of(Lane lane) const {
+  if (lane.kind == Lane::Kind::message) return 2 * stages;
+  assert(lane.index < stages);
+  return lane.kind == Lane::Kind::compute ? lane.index : stages + lane.index;
+}
+
+Lanes make_lanes(c10::DeviceIndex device, int stages, std::optional<CUgreenCtx> context) {
+  int lowest = 0;
+  int highest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "the priorities of streams");
+  const auto make = [&](bool is_urgent) {
+    if (!context) return c10::cuda::getStreamFromPool(is_urgent, device);
+    return c10::cuda::getStreamFromExternal(stream_in(*context, is_urgent ? highest : 0), device);
+  };
+  Lanes lanes;
+  lanes.stages = static_cast<std::size_t>(stages);
+  for (int i = 0; i < stages; ++i) lanes.streams.push_back(make(false));
+  for (int i = 0; i <= stages; ++i) lanes.streams.push_back(make(true));
+  return lanes;
+}
+
+}  // namespace dualpipe

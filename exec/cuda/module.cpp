@@ -1,0 +1,133 @@
+#include "exec/cuda/module.h"
+
+#include <ATen/Context.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "exec/cuda/check.h"
+#include "exec/cuda/cuda_device.h"
+#include "exec/cuda/green.h"
+#include "exec/cuda/lanes.h"
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+// The number of this process among those of its host: of torchrun, of Open MPI, of Slurm.
+struct LocalRank {
+  std::string_view variable;
+  int number = 0;
+};
+std::optional<LocalRank> local_rank() {
+  for (const std::string_view variable : {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"}) {
+    const char* const text = std::getenv(variable.data());
+    if (text == nullptr) continue;
+    const std::string_view digits = text;
+    LocalRank rank{variable};
+    const auto [end, error] = std::from_chars(digits.begin(), digits.end(), rank.number);
+    if (error == std::errc() && end == digits.end() && rank.number >= 0) return rank;
+    throw InputError(fmt::format("cuda: {} is \"{}\", and should be the number of this process on its host", variable,
+                                 digits));
+  }
+  return std::nullopt;
+}
+
+int gpu_count() {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    throw InputError(
+        "cuda: there is no NVIDIA driver (libcuda.so.1): install it, or in a container start that with the GPUs of the "
+        "host (docker run --gpus all)");
+  }
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  static_cast<void>(cudaGetLastError());
+  if (status == cudaErrorInsufficientDriver) {
+    throw InputError(fmt::format(
+        "cuda: the NVIDIA driver is for CUDA {}.{}, and LibTorch needs that for CUDA {}.{} or later", driver / 1000,
+        driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10));
+  }
+  if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) {
+    throw InputError("cuda: there is no GPU: nvidia-smi -L must list one, and CUDA_VISIBLE_DEVICES not hide it");
+  }
+  check(status, "counting the GPUs");
+  return count;
+}
+
+// A launcher may give all GPUs of the host to each process, or each process one.
+int chosen_gpu(int count) {
+  const auto local = local_rank();
+  if (!local || count == 1) return 0;
+  if (local->number < count) return local->number;
+  throw InputError(fmt::format("cuda: {} is {}, but the host has {} GPUs; start at most one process for each",
+                               local->variable, local->number, count));
+}
+
+class Cuda final : public Hardware {
+ public:
+  explicit Cuda(const CudaOptions& options) : options_(options), gpu_(static_cast<c10::DeviceIndex>(gpu())) {
+    c10::cuda::set_device(gpu_);
+    at::globalContext().lazyInitDevice(at::kCUDA);
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, gpu_), "the properties of the GPU");
+    name_ = fmt::format("{} ({} multiprocessors)", properties.name, properties.multiProcessorCount);
+  }
+
+  [[nodiscard]] std::string description() const override { return name_; }
+
+  [[nodiscard]] std::unique_ptr<Device> device(int index, int ranks, int stages) override {
+    return cuda_device(gpu_, lanes_of(index, ranks, stages), options_.copy);
+  }
+
+  [[nodiscard]] MarkCost mark_cost() override { return measure_mark_cost(lanes_of(0, 1, 1).streams.front()); }
+
+ private:
+  static int gpu() {
+    // As many queues as there are streams, or streams wait for each other; read when the driver starts.
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+    return chosen_gpu(gpu_count());
+  }
+
+  // Made once: streams are never destroyed.
+  [[nodiscard]] Lanes lanes_of(int index, int ranks, int stages) {
+    const std::lock_guard lock(mutex_);
+    const auto key = std::tuple(index, ranks, stages);
+    const auto found = lanes_.find(key);
+    if (found != lanes_.end()) return found->second;
+    return lanes_.emplace(key, make_lanes(gpu_, stages, context_of(index, ranks))).first->second;
+  }
+  [[nodiscard]] std::optional<CUgreenCtx> context_of(int index, int ranks) {
+    if (!options_.sm_partition) return std::nullopt;
+    std::vector<CUgreenCtx>& contexts = contexts_[ranks];
+    if (contexts.empty()) contexts = green_contexts(gpu_, ranks);
+    return contexts[static_cast<std::size_t>(index)];
+  }
+
+  const CudaOptions options_;
+  const c10::DeviceIndex gpu_;
+  std::string name_;
+  std::mutex mutex_;
+  std::map<std::tuple<int, int, int>, Lanes> lanes_;  // by index, ranks and stages
+  std::map<int, std::vector<CUgreenCtx>> contexts_;   // by ranks
+};
+
+std::unique_ptr<Hardware> make_hardware(const CudaOptions& options) { return std::make_unique<Cuda>(options); }
+
+}  // namespace
+}  // namespace dualpipe
+
+extern "C" const dualpipe::CudaModule* dualpipe_cuda_module() {
+  static const dualpipe::CudaModule module{dualpipe::cuda_module_version, &dualpipe::make_hardware};
+  return &module;
+}

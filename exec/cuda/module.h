@@ -1,0 +1,32 @@
+// What the CUDA module, libdualpipe_cuda.so, and the library that loads it at run time agree on. Both are of one build:
+// of one version of the headers of exec/, one compiler, and one LibTorch.
+//
+//     dualpipe-run ── c10, torch_cpu                       starts on any machine
+//          │ dlopen (exec/device/cuda.cpp)
+//          ▼
+//     libdualpipe_cuda.so ── c10_cuda, torch_cuda, cudart, nccl
+//
+// The module uses headers and interfaces of exec/ alone, and holds no second copy of the library: that would meter all
+// memory twice. Exceptions pass between the two: the C++ library knows their types by name.
+#pragma once
+
+#include <memory>
+
+#include "exec/device/device.h"
+
+namespace dualpipe {
+
+// To be raised whenever Device, Hardware, CudaOptions or this changes.
+constexpr int cuda_module_version = 1;
+
+struct CudaModule {
+  int version = cuda_module_version;  // stays the first
+  // Throws InputError where there is no GPU that could be used.
+  std::unique_ptr<Hardware> (*hardware)(const CudaOptions& options) = nullptr;
+};
+
+// The one symbol of the module, of this type.
+constexpr auto cuda_module_symbol = "dualpipe_cuda_module";
+using CudaModuleFunction = const CudaModule* (*)();
+
+}  // namespace dualpipe

@@ -1,0 +1,55 @@
+// Buffers of the host that the copy engines of a GPU reach by themselves. Private to exec/cuda.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "exec/cuda/check.h"
+#include "exec/cuda/event.h"
+
+namespace dualpipe {
+
+// Used by one thread.
+class PinnedBuffers {
+ public:
+  class Buffer {
+   public:
+    explicit Buffer(std::size_t bytes) : bytes_(bytes) {
+      check(cudaHostAlloc(&data_, bytes, cudaHostAllocDefault), "memory of the host for an exchange");
+    }
+    ~Buffer() { static_cast<void>(cudaFreeHost(data_)); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
+    [[nodiscard]] void* data() const { return data_; }
+    [[nodiscard]] std::size_t bytes() const { return bytes_; }
+    // It is in use until the stream has done what it has now.
+    void hold_until(cudaStream_t stream) { free_at_.record(stream); }
+    // Also of one that was never used.
+    [[nodiscard]] bool is_free() const { return free_at_.is_done(); }
+
+   private:
+    void* data_ = nullptr;
+    std::size_t bytes_;
+    Event free_at_{Event::Knows::order};
+  };
+
+  // One of at least so many bytes that is free. Only a new size, or more exchanges under way than ever, need a new one:
+  // that stops the host, and is over after the first step.
+  [[nodiscard]] Buffer& take(std::size_t bytes) {
+    const auto found =
+        std::ranges::find_if(buffers_, [&](const auto& each) { return each->bytes() >= bytes && each->is_free(); });
+    if (found != buffers_.end()) return **found;
+    return *buffers_.emplace_back(std::make_unique<Buffer>(std::bit_ceil(bytes)));
+  }
+
+ private:
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+};
+
+}  // namespace dualpipe

@@ -1,0 +1,62 @@
+// Tensors that nobody uses any more, but the GPU still does: kept until it has come so far. Private to exec/cuda.
+//
+//     rank 0, lane a   ▐█ makes T █▌──┐ mark
+//     rank 1, lane b                  └▶▐█ uses T █▌──┐ fence: T may go back to the memory of lane a
+//            thread    adopt(T) … drops T: park(T)────┘  … release(): the fence is reached, T is freed
+//
+// LibTorch's own way, record_stream(), looks after such blocks only when memory is asked for, and keeps all of them for
+// as long as the slowest stream; which makes the peak a matter of luck.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include "exec/cuda/event.h"
+
+namespace dualpipe {
+
+using LaneSet = std::uint32_t;  // bit i: lane i
+
+// May be used by any thread.
+class Retirement {
+ public:
+  // `lanes`: all of a device.
+  explicit Retirement(std::vector<c10::cuda::CUDAStream> lanes);
+
+  // Lanes that have been given work since they were last known to be idle.
+  void note_busy(std::size_t lane) { busy_.fetch_or(LaneSet{1} << lane, std::memory_order_relaxed); }
+
+  // Keeps it until the busy lanes, or these ones, have done what they have now.
+  void park(at::Tensor tensor) { park(std::move(tensor), busy_.load(std::memory_order_relaxed)); }
+  void park(at::Tensor tensor, LaneSet lanes);
+
+  // Frees what is reached, in the order in which it was parked.
+  void release();
+  // All lanes are idle, and only `used` will get work before the next note_busy(): frees all.
+  void release_all(LaneSet used);
+  // The same; from now on nothing is kept any more.
+  void close();
+
+ private:
+  struct Parked {
+    at::Tensor tensor;
+    std::vector<Event> fences;
+  };
+
+  [[nodiscard]] std::deque<Parked> take(bool reached_only);
+
+  const std::vector<c10::cuda::CUDAStream> lanes_;
+  std::atomic<LaneSet> busy_{0};
+  std::mutex mutex_;
+  std::deque<Parked> parked_;
+  std::vector<Event> spare_;
+  bool closed_ = false;
+};
+
+}  // namespace dualpipe

@@ -1,0 +1,80 @@
+// Loads the CUDA module, so that this library needs none of CUDA's.
+#include <dlfcn.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "exec/cuda/module.h"
+#include "exec/device/device.h"
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr auto file_name = "libdualpipe_cuda.so";
+constexpr auto file_variable = "DUALPIPE_CUDA_MODULE";
+
+#ifdef DUALPIPE_HAS_CUDA
+constexpr bool is_built = true;
+#else
+constexpr bool is_built = false;
+#endif
+
+// Where an installation, or a build, has it: beside the tool's folder, or in the tool's own.
+std::vector<fs::path> places() {
+  std::error_code error;
+  const fs::path folder = fs::read_symlink("/proc/self/exe", error).parent_path();
+  return {folder / file_name, folder / ".." / DUALPIPE_LIBDIR / file_name};
+}
+
+fs::path module_file() {
+  if (const char* const given = std::getenv(file_variable); given != nullptr && *given != '\0') {
+    if (fs::exists(given)) return given;
+    throw InputError(fmt::format("cuda: there is no file {}, which {} names", given, file_variable));
+  }
+  if (!is_built) {
+    throw InputError(
+        "cuda: this was built without CUDA. On a machine with an NVIDIA GPU: tools/setup.sh run, then configure again; "
+        "what CMake calls left out says what it misses");
+  }
+  for (const fs::path& place : places()) {
+    if (fs::exists(place)) return place;
+  }
+  std::vector<std::string> names;
+  for (const fs::path& place : places()) names.push_back(place.lexically_normal().string());
+  throw InputError(fmt::format("cuda: {} is not there: looked for {}; or name it in {}", file_name,
+                               fmt::join(names, " and "), file_variable));
+}
+
+// Stays loaded for ever: LibTorch's part for CUDA cannot be unloaded.
+const CudaModule& load(const fs::path& file) {
+  void* const handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    const std::string why = dlerror();
+    const bool is_library = why.find(": cannot open shared object file") != std::string::npos;
+    throw InputError(fmt::format("cuda: {} cannot be loaded: {}{}", file.lexically_normal().string(), why,
+                                 is_library ? ". LibTorch for CUDA needs that library: tools/setup.sh run installs it "
+                                              "on a machine with a GPU; or name its folder in LD_LIBRARY_PATH"
+                                            : ""));
+  }
+  void* const symbol = dlsym(handle, cuda_module_symbol);
+  const CudaModule* const module = symbol == nullptr ? nullptr : reinterpret_cast<CudaModuleFunction>(symbol)();
+  if (module == nullptr || module->version != cuda_module_version) {
+    throw InputError(fmt::format("cuda: {} is of another version of DualPipe; build both together",
+                                 file.lexically_normal().string()));
+  }
+  return *module;
+}
+
+}  // namespace
+
+std::unique_ptr<Hardware> cuda_hardware(const CudaOptions& options) { return load(module_file()).hardware(options); }
+
+}  // namespace dualpipe

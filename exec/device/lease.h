@@ -1,0 +1,54 @@
+// A tensor over the memory of another one, which it keeps from going back to its allocator too early. Private to
+// devices.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Storage.h>
+#include <c10/core/TensorImpl.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <utility>
+
+namespace dualpipe {
+
+using GiveBack = std::function<void(at::Tensor)>;
+
+// Equal to `tensor`, and in the same memory; not a part of its autograd graph. When nobody has the result any more, nor
+// a view of it, `give_back` gets the tensor, on whichever thread that happens. It may throw: the tensor is then freed.
+[[nodiscard]] inline at::Tensor lease(at::Tensor tensor, GiveBack give_back) {
+  struct Lease {
+    at::Tensor tensor;
+    GiveBack give_back;
+
+    static void end(void* context) noexcept {
+      const std::unique_ptr<Lease> ended(static_cast<Lease*>(context));
+      try {
+        ended->give_back(std::move(ended->tensor));
+      } catch (const std::exception&) {  // the device has failed, as its rank will hear
+      }
+    }
+  };
+  if (!tensor.defined() || !tensor.has_storage()) return tensor;
+
+  c10::StorageImpl& memory = *tensor.storage().unsafeGetStorageImpl();
+  void* const data = memory.mutable_data_ptr().mutable_get();
+  const std::size_t bytes = memory.nbytes();
+  const at::Device device = tensor.device();
+  const auto keys = c10::DispatchKeySet(tensor.options().computeDispatchKey());
+  const auto type = tensor.dtype();
+  const auto sizes = tensor.sizes().vec();
+  const auto strides = tensor.strides().vec();
+  const std::int64_t offset = tensor.storage_offset();
+
+  c10::DataPtr leased(data, new Lease{std::move(tensor), std::move(give_back)}, &Lease::end, device);
+  c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(leased));
+  at::Tensor result = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, type);
+  result.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, offset);
+  return result;
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,586 @@
+// The replay on a device that does later what it is given: a double whose lanes have a time of their own, and which
+// knows what each of them can have seen (vector clocks, as a race detector has). And what devices are made of.
+#include "exec/device/device.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <atomic>
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
+#include <boost/test/unit_test.hpp>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "exec/device/lease.h"
+#include "exec/replay/replay.h"
+#include "exec/stage/stage.h"
+#include "exec/transport/transport.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/lower.h"
+#include "sim/simulate/simulate.h"
+#include "tests/exec/training.h"
+
+namespace dualpipe::test {
+namespace {
+
+constexpr Time forward_time = 300;
+constexpr Time input_gradient_time = 400;
+constexpr Time weight_gradient_time = 350;
+constexpr Time backward_time = input_gradient_time + weight_gradient_time;
+Time duration_of(Kind kind) {
+  return kind == Kind::forward          ? forward_time
+         : kind == Kind::backward       ? backward_time
+         : kind == Kind::input_gradient ? input_gradient_time
+                                        : weight_gradient_time;
+}
+
+constexpr std::size_t lanes_per_rank = 8;  // compute, and the last one for messages
+using Clock = std::vector<int>;            // by lane of all ranks: how much of its work has been done
+void join(Clock& clock, const Clock& other) {
+  for (std::size_t i = 0; i < clock.size(); ++i) clock[i] = std::max(clock[i], other[i]);
+}
+
+// What all ranks tell.
+class Log {
+ public:
+  struct Write {
+    std::size_t lane;
+    int tick;
+  };
+
+  void flaw(const std::string& text) {
+    const std::lock_guard lock(mutex_);
+    flaws_.insert(text);
+  }
+  [[nodiscard]] std::string flaws() const { return fmt::format("{}", fmt::join(flaws_, "; ")); }
+
+  void made(const void* data, Write write) {
+    const std::lock_guard lock(mutex_);
+    writes_[data] = write;
+  }
+  [[nodiscard]] bool is_seen(const void* data, const Clock& clock) {
+    const std::lock_guard lock(mutex_);
+    const Write& write = writes_.at(data);
+    return clock[write.lane] >= write.tick;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::string> flaws_;
+  std::map<const void*, Write> writes_;  // the last, by address
+};
+
+class AsyncDevice;
+struct Event {
+  const AsyncDevice* device;
+  int step;
+  Clock clock;
+  Time time;
+};
+
+class AsyncDevice final : public Device {
+ public:
+  enum class From : std::uint8_t { adopt, take };
+
+  AsyncDevice(Log& log, std::size_t rank, std::size_t ranks, bool copies)
+      : log_(log), first_(rank * lanes_per_rank), copies_(copies), lanes_(lanes_per_rank) {
+    for (LaneState& lane : lanes_) lane.clock.assign(ranks * lanes_per_rank, 0);
+  }
+
+  [[nodiscard]] at::Device where() const override { return at::kCPU; }
+
+  void begin_step() override {
+    finish();
+    ++step_;
+    events_.clear();
+  }
+  void use(Lane lane) override { used_ = lane; }
+  [[nodiscard]] Lane used() const override { return used_; }
+
+  [[nodiscard]] Mark mark() override {
+    is_finished_ = false;
+    events_.push_back({this, step_, lane().clock, lane().time});
+    return {0, &events_.back()};
+  }
+  void wait(const Mark& mark) override {
+    const Event* const event = checked(mark);
+    if (event == nullptr) return;
+    join(lane().clock, event->clock);
+    lane().time = std::max(lane().time, event->time);
+  }
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
+    return hand_over(std::move(tensor), ready, From::adopt);
+  }
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
+    if (!copies_) return hand_over(std::move(tensor), ready, From::take);
+    const Lane before = used_;
+    use({Lane::Kind::message});
+    wait(ready);
+    read(tensor);
+    at::Tensor copy = tensor.clone();
+    work(copy_time);
+    made(copy);
+    ready = mark();
+    use(before);
+    return hand_over(std::move(copy), ready, From::take);
+  }
+  [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor.clone(); }
+
+  // All that this thread gives to any lane from now on starts later.
+  void finish() override {
+    LaneState all = lanes_.front();
+    for (const LaneState& each : lanes_) {
+      join(all.clock, each.clock);
+      all.time = std::max(all.time, each.time);
+    }
+    std::ranges::fill(lanes_, all);
+    is_finished_ = true;
+  }
+  [[nodiscard]] Time time_of(const Mark& mark) const override {
+    if (!is_finished_) log_.flaw("a time is read before finish()");
+    const Event* const event = checked(mark);
+    return event == nullptr ? 0 : event->time;
+  }
+
+  // --- for stages
+
+  static constexpr Time copy_time = 20;
+
+  // The ops of a unit are announced before the first of them runs.
+  void announce(Op) {
+    if (running_ == announced_) {
+      running_ = announced_ = 0;
+      before_unit_ = own_clock();
+      in_unit_.clear();
+    }
+    ++announced_;
+  }
+  void run(Kind kind) {
+    ++running_;
+    for (std::size_t i = 0; i < lanes_per_rank - 1; ++i) {
+      if (lane().clock[first_ + i] < before_unit_[i]) log_.flaw("an op does not wait for what was before it");
+    }
+    for (const auto& [other, tick] : in_unit_) {
+      if (lane().clock[other] >= tick) log_.flaw("the two of a pair are not side by side");
+    }
+    work(duration_of(kind));
+    in_unit_.emplace_back(first_ + index(used_), lane().clock[first_ + index(used_)]);
+  }
+  void made(const at::Tensor& tensor) {
+    log_.made(tensor.data_ptr(), {first_ + index(used_), lane().clock[first_ + index(used_)]});
+  }
+  void read(const at::Tensor& tensor) {
+    if (!log_.is_seen(tensor.data_ptr(), lane().clock)) log_.flaw("a tensor is used before it is made");
+  }
+  void read(const at::Tensor& tensor, From from) {
+    read(tensor);
+    const auto found = handed_over_->find(tensor.data_ptr());
+    if (found == handed_over_->end() || found->second != from) {
+      log_.flaw(from == From::take ? "a message was not taken" : "what another lane made was not adopted");
+    }
+  }
+  [[nodiscard]] std::size_t handed_over() const { return handed_over_->size(); }
+
+ private:
+  struct LaneState {
+    Clock clock;
+    Time time = 0;
+  };
+
+  static std::size_t index(Lane lane) {
+    return lane.kind == Lane::Kind::message ? lanes_per_rank - 1 : static_cast<std::size_t>(lane.index);
+  }
+  [[nodiscard]] LaneState& lane() { return lanes_[index(used_)]; }
+  [[nodiscard]] Clock own_clock() const {
+    Clock clock;
+    for (std::size_t i = 0; i < lanes_per_rank; ++i) clock.push_back(lanes_[i].clock[first_ + i]);
+    return clock;
+  }
+  void work(Time duration) {
+    is_finished_ = false;
+    ++lane().clock[first_ + index(used_)];
+    lane().time += duration;
+  }
+
+  [[nodiscard]] const Event* checked(const Mark& mark) const {
+    const auto* const event = static_cast<const Event*>(mark.event);
+    if (event == nullptr) {
+      log_.flaw("a mark of no device");
+    } else if (event->step != event->device->step_) {
+      log_.flaw("a mark of an earlier step");
+    }
+    return event;
+  }
+  at::Tensor hand_over(at::Tensor tensor, const Mark& ready, From from) {
+    if (const Event* const event = checked(ready); event != nullptr && !log_.is_seen(tensor.data_ptr(), event->clock)) {
+      log_.flaw("what is handed over is not ready at its mark");
+    }
+    wait(ready);
+    const void* const data = tensor.data_ptr();
+    handed_over_->emplace(data, from);
+    return lease(std::move(tensor), [list = handed_over_, data](const at::Tensor&) { list->erase(data); });
+  }
+
+  Log& log_;
+  const std::size_t first_;  // of its lanes among all
+  const bool copies_;
+  std::vector<LaneState> lanes_;
+  Lane used_;
+  std::atomic<int> step_{0};
+  std::deque<Event> events_;
+  bool is_finished_ = true;
+  std::shared_ptr<std::map<const void*, From>> handed_over_ = std::make_shared<std::map<const void*, From>>();
+  std::size_t announced_ = 0;
+  std::size_t running_ = 0;
+  Clock before_unit_;
+  std::vector<std::pair<std::size_t, int>> in_unit_;
+};
+
+// Its ops are work of the device, and nothing else.
+class AsyncStage final : public Stage {
+ public:
+  AsyncStage(const Placement& placement, int stage, AsyncDevice& device, Log& log) : device_(device), log_(log) {
+    const auto here = placement.stages_on(placement.rank_of[static_cast<std::size_t>(stage)]);
+    index_ = static_cast<std::uint8_t>(std::ranges::find(here, stage) - here.begin());
+    const auto from = [&](std::optional<int> other) -> std::optional<AsyncDevice::From> {
+      if (!other) return std::nullopt;
+      return std::ranges::count(here, *other) > 0 ? AsyncDevice::From::adopt : AsyncDevice::From::take;
+    };
+    previous_ = from(placement.previous(stage));
+    next_ = from(placement.next(stage));
+  }
+
+  at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) override {
+    at::Tensor output = run(Kind::forward, input, previous_, true);
+    kept_[micro_batch] = std::move(input);
+    return output;
+  }
+  at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) override {
+    kept_.erase(micro_batch);
+    return run(Kind::backward, gradient, next_, previous_.has_value());
+  }
+  at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) override {
+    at::Tensor result = run(Kind::input_gradient, gradient, next_, previous_.has_value());
+    kept_[micro_batch] = std::move(gradient);
+    return result;
+  }
+  void backward_weight(std::uint32_t micro_batch) override {
+    kept_.erase(micro_batch);
+    static_cast<void>(run(Kind::weight_gradient, {}, std::nullopt, false));
+  }
+  std::vector<NamedTensor> named_parameters() override { return {{"parameter", parameter_}}; }
+
+ private:
+  at::Tensor run(Kind kind, const at::Tensor& input, std::optional<AsyncDevice::From> from, bool makes) {
+    if (device_.used() != Lane{Lane::Kind::compute, index_}) log_.flaw("an op is not on the lane of its stage");
+    if (from) device_.read(input, *from);
+    device_.run(kind);
+    if (!makes) return {};
+    at::Tensor result = at::ones({1}, at::kDouble);
+    device_.made(result);
+    return result;
+  }
+
+  AsyncDevice& device_;
+  Log& log_;
+  std::uint8_t index_ = 0;
+  std::optional<AsyncDevice::From> previous_;
+  std::optional<AsyncDevice::From> next_;
+  std::map<std::uint32_t, at::Tensor> kept_;
+  at::Tensor parameter_ = at::ones({1}, at::kDouble);
+};
+
+struct AsyncRun {
+  std::string flaws;
+  std::vector<RankRecord> records;  // of the last step
+  std::size_t still_handed_over = 0;
+};
+
+AsyncRun run(const Program& program, bool copies, bool forward_only = false) {
+  const Placement& placement = program.schedule.placement;
+  const auto ranks = static_cast<std::size_t>(placement.ranks);
+  Log log;
+  std::vector<std::unique_ptr<AsyncDevice>> devices;
+  for (std::size_t rank = 0; rank < ranks; ++rank) {
+    devices.push_back(std::make_unique<AsyncDevice>(log, rank, ranks, copies));
+  }
+  std::vector<std::unique_ptr<AsyncStage>> stages;
+  for (int stage = 0; stage < placement.stages(); ++stage) {
+    AsyncDevice& device = *devices[placement.rank_of[static_cast<std::size_t>(stage)]];
+    stages.push_back(std::make_unique<AsyncStage>(placement, stage, device, log));
+  }
+  AsyncRun result;
+  result.records.resize(ranks);
+  const auto transports = thread_transports(placement, {});
+  const auto run_rank = [&](std::size_t rank) {
+    at::set_num_threads(1);
+    std::vector<Stage*> own;
+    for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+      own.push_back(placement.rank_of[stage] == rank ? stages[stage].get() : nullptr);
+    }
+    ReplayOptions options;
+    options.forward_only = forward_only;
+    options.device = devices[rank].get();
+    options.before_op = [&](Op op) { devices[rank]->announce(op); };
+    try {
+      replay(program, static_cast<int>(rank), own, *transports[rank], result.records[rank], options);
+    } catch (const std::exception& error) {
+      log.flaw(error.what());
+    }
+  };
+  for (int step = 0; step < 2; ++step) {
+    std::vector<std::thread> threads;
+    for (std::size_t rank = 0; rank < ranks; ++rank) threads.emplace_back(run_rank, rank);
+    for (std::thread& each : threads) each.join();
+  }
+  result.flaws = log.flaws();
+  for (const auto& device : devices) result.still_handed_over += device->handed_over();
+  return result;
+}
+
+Costs costs(Time latency) {
+  Costs costs;
+  costs.latency = latency;
+  costs.stages.resize(1);
+  costs.stages[0].forward = forward_time;
+  costs.stages[0].backward = backward_time;
+  costs.stages[0].input_gradient = input_gradient_time;
+  costs.stages[0].weight_gradient = weight_gradient_time;
+  costs.stages[0].overlapped = std::max(forward_time, backward_time);
+  return costs;
+}
+
+const std::vector<std::string> schedules = family_names();
+const std::vector<int> rank_counts{2, 4};
+
+BOOST_AUTO_TEST_SUITE(exec_device)
+
+// Nothing is used before it is there, nothing of the rank runs at a time but the two of a pair; and so all happens when
+// the simulator says.
+BOOST_DATA_TEST_CASE(lanes_wait_for_what_they_need_and_for_nothing_else,
+                     boost::unit_test::data::make(schedules) * boost::unit_test::data::make(rank_counts), name, ranks) {
+  const Program program = program_of(name, ranks);
+  const AsyncRun got = run(program, false);
+  BOOST_TEST_REQUIRE(got.flaws == "");
+  BOOST_TEST(got.still_handed_over == 0U);
+  const Timeline measured = merge(program, got.records);
+  const Timeline planned = simulate(program, costs(0));
+  BOOST_TEST_REQUIRE(planned.ops.size() == measured.ops.size());
+  for (std::size_t i = 0; i < planned.ops.size(); ++i) {
+    BOOST_TEST((measured.ops[i] == planned.ops[i]), to_text(program.schedule.ops[i]));
+  }
+  for (const RankRecord& record : got.records) {
+    BOOST_TEST(*std::ranges::min_element(record.waited) >= 0);
+    for (const Span& span : record.communication) BOOST_TEST(span.start <= span.end);
+  }
+}
+
+// Copies go on a lane of their own.
+BOOST_DATA_TEST_CASE(messages_may_be_copied,
+                     boost::unit_test::data::make(schedules) * boost::unit_test::data::make(rank_counts), name, ranks) {
+  const Program program = program_of(name, ranks);
+  const AsyncRun got = run(program, true);
+  BOOST_TEST_REQUIRE(got.flaws == "");
+  BOOST_TEST(got.still_handed_over == 0U);
+  const Timeline measured = merge(program, got.records);
+  BOOST_TEST(measured.makespan() >= simulate(program, costs(0)).makespan());
+}
+
+BOOST_AUTO_TEST_CASE(a_copy_takes_its_time) {
+  const Program program = program_of("gpipe", 2);
+  const Timeline measured = merge(program, run(program, true).records);
+  BOOST_TEST(measured.makespan() == simulate(program, costs(AsyncDevice::copy_time)).makespan());
+}
+
+BOOST_AUTO_TEST_CASE(evaluation_uses_lanes_too) {
+  for (const auto* const name : {"1f1b", "dualpipe", "interleaved"}) {
+    const AsyncRun got = run(program_of(name, 4), false, true);
+    BOOST_TEST(got.flaws == "");
+    BOOST_TEST(got.still_handed_over == 0U);
+  }
+}
+
+// --- the double itself
+
+struct Alone {
+  Log log;
+  AsyncDevice device{log, 0, 1, false};
+
+  static constexpr Lane other{Lane::Kind::compute, 1};
+  at::Tensor made() {
+    device.announce({});
+    device.run(Kind::forward);
+    at::Tensor tensor = at::ones({1});
+    device.made(tensor);
+    return tensor;
+  }
+};
+
+BOOST_FIXTURE_TEST_CASE(it_sees_a_race, Alone) {
+  device.begin_step();
+  device.use({});
+  const Mark early = device.mark();
+  const at::Tensor tensor = made();
+  const Mark late = device.mark();
+  device.use(other);
+  device.read(tensor);
+  BOOST_TEST(log.flaws() == "a tensor is used before it is made");
+  static_cast<void>(device.adopt(tensor, early));
+  BOOST_TEST(log.flaws().find("not ready at its mark") != std::string::npos);
+  device.announce({});
+  device.run(Kind::forward);
+  BOOST_TEST(log.flaws().find("does not wait for what was before") != std::string::npos);
+  static_cast<void>(device.time_of(late));
+  BOOST_TEST(log.flaws().find("before finish()") != std::string::npos);
+}
+
+BOOST_FIXTURE_TEST_CASE(it_sees_what_was_not_handed_over, Alone) {
+  device.begin_step();
+  device.use({});
+  const at::Tensor tensor = made();
+  device.read(tensor, AsyncDevice::From::adopt);
+  BOOST_TEST(log.flaws() == "what another lane made was not adopted");
+  const at::Tensor adopted = device.adopt(tensor, device.mark());
+  device.read(adopted, AsyncDevice::From::take);
+  BOOST_TEST(log.flaws().find("a message was not taken") != std::string::npos);
+}
+
+// --- the module
+
+// The double of the CUDA module, tests/exec/module_double.cpp, which does as it is told.
+class Module {
+ public:
+  explicit Module(const std::string& behaviour, const std::string& file = DUALPIPE_MODULE_DOUBLE) {
+    setenv("DUALPIPE_CUDA_MODULE", file.c_str(), 1);
+    setenv("DUALPIPE_DOUBLE", behaviour.c_str(), 1);
+  }
+  ~Module() {
+    unsetenv("DUALPIPE_CUDA_MODULE");
+    unsetenv("DUALPIPE_DOUBLE");
+  }
+  Module(const Module&) = delete;
+  Module& operator=(const Module&) = delete;
+};
+
+BOOST_AUTO_TEST_CASE(a_module_is_loaded_when_it_is_asked_for) {
+  const Module module("works");
+  const auto hardware = cuda_hardware({.copy = true});
+  BOOST_TEST(hardware->description() == "a double that copies");
+  const auto device = hardware->device(0, 1, 1);
+  BOOST_TEST(device->where().is_cpu());
+  BOOST_TEST(device->mark().time > 0);
+  BOOST_TEST(hardware->mark_cost().between == 2);
+  BOOST_TEST(cuda_hardware({})->description() == "a double");
+}
+
+// Types of exceptions are known on both sides.
+BOOST_AUTO_TEST_CASE(what_a_module_throws_arrives_as_it_is) {
+  const auto says = [](const std::string& text) {
+    return [text](const std::exception& error) { return error.what() == text; };
+  };
+  {
+    const Module module("no GPU");
+    BOOST_CHECK_EXCEPTION(static_cast<void>(cuda_hardware({})), InputError, says("there is no GPU"));
+  }
+  const Module module("too few");
+  const auto hardware = cuda_hardware({});
+  BOOST_CHECK_EXCEPTION(static_cast<void>(hardware->device(1, 2, 1)), InputError, says("too few for 2 ranks"));
+  const auto device = hardware->device(0, 1, 1);
+  BOOST_CHECK_EXCEPTION(device->finish(), std::runtime_error, says("the device failed"));
+}
+
+BOOST_AUTO_TEST_CASE(a_module_that_cannot_be_used_says_why) {
+  const auto fails = [](const std::vector<std::string>& texts) {
+    try {
+      static_cast<void>(cuda_hardware({}));
+    } catch (const InputError& error) {
+      for (const std::string& text : texts) {
+        if (std::string(error.what()).find(text) == std::string::npos) return std::string(error.what());
+      }
+      return std::string();
+    }
+    return std::string("it was used");
+  };
+  {
+    const Module module("works", "no-such-file.so");
+    BOOST_TEST(fails({"there is no file no-such-file.so, which DUALPIPE_CUDA_MODULE names"}) == "");
+  }
+  {
+    const Module module("works", DUALPIPE_TESTS_DIR "/CMakeLists.txt");
+    BOOST_TEST(fails({"CMakeLists.txt cannot be loaded: ", "invalid ELF header"}) == "");
+  }
+  const Module module("other version");
+  BOOST_TEST(fails({"is of another version of DualPipe", "build both together"}) == "");
+}
+
+// --- leases
+
+BOOST_AUTO_TEST_CASE(a_lease_is_the_same_tensor) {
+  const at::Tensor whole = at::arange(24, at::kInt).view({4, 6});
+  const at::Tensor part = whole.narrow(0, 1, 2).t();
+  at::Tensor given_back;
+  at::Tensor leased = lease(part, [&](at::Tensor tensor) { given_back = std::move(tensor); });
+  BOOST_TEST(at::equal(leased, part));
+  BOOST_TEST(leased.strides() == part.strides());
+  BOOST_TEST(leased.data_ptr() == part.data_ptr());
+  BOOST_TEST(leased.storage().data() == whole.storage().data());
+  BOOST_TEST((leased.scalar_type() == at::kInt));
+  BOOST_TEST(leased.key_set() == part.key_set());
+  at::Tensor view = leased.select(0, 0);
+  leased.reset();
+  BOOST_TEST(!given_back.defined());
+  view.reset();
+  BOOST_TEST(given_back.is_same(part));
+}
+
+BOOST_AUTO_TEST_CASE(a_lease_takes_part_in_autograd_by_itself) {
+  const at::Tensor leaf = at::ones({3}, at::kDouble).set_requires_grad(true);
+  int ended = 0;
+  {
+    at::Tensor leased = lease((leaf * 2).detach(), [&](const at::Tensor&) { ++ended; });
+    BOOST_TEST(!leased.requires_grad());
+    leased.set_requires_grad(true);
+    (leased * leased).sum().backward();
+    BOOST_TEST(at::equal(leased.grad(), at::full({3}, 4.0, at::kDouble)));
+    BOOST_TEST(!leaf.grad().defined());
+    BOOST_TEST(ended == 0);
+  }
+  BOOST_TEST(ended == 1);
+}
+
+BOOST_AUTO_TEST_CASE(a_lease_ends_on_any_thread_and_may_fail_to_end) {
+  std::thread::id where;
+  at::Tensor leased = lease(at::ones({3}), [&](const at::Tensor&) {
+    where = std::this_thread::get_id();
+    throw std::runtime_error("the device is gone");
+  });
+  std::thread other([tensor = std::move(leased)]() mutable { tensor.reset(); });
+  const auto id = other.get_id();
+  other.join();
+  BOOST_TEST((where == id));
+}
+
+BOOST_AUTO_TEST_CASE(what_has_no_memory_is_not_leased) {
+  int ended = 0;
+  const auto count = [&](const at::Tensor&) { ++ended; };
+  BOOST_TEST(!lease(at::Tensor(), count).defined());
+  BOOST_TEST(ended == 0);
+  BOOST_TEST(lease(at::empty({0, 3}), count).sizes() == at::IntArrayRef({0, 3}));
+  BOOST_TEST(ended == 1);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace
+}  // namespace dualpipe::test

@@ -1,0 +1,71 @@
+// Stands for the CUDA module where there is no GPU: a module of its own, with a device that is the host. What else it
+// does, DUALPIPE_DOUBLE says.
+#include <ATen/core/Tensor.h>
+
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "exec/cuda/module.h"
+#include "exec/replay/clock.h"
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+bool is_told(std::string_view behaviour) {
+  const char* const told = std::getenv("DUALPIPE_DOUBLE");
+  return told != nullptr && told == behaviour;
+}
+
+class DoubleDevice final : public Device {
+ public:
+  [[nodiscard]] at::Device where() const override { return at::kCPU; }
+  void begin_step() override {}
+  void use(Lane lane) override { used_ = lane; }
+  [[nodiscard]] Lane used() const override { return used_; }
+  [[nodiscard]] Mark mark() override { return {now(), this}; }
+  void wait(const Mark&) override {}
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark&) override { return tensor; }
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark&) override { return tensor; }
+  [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor.clone(); }
+  void finish() override {
+    if (is_told("too few")) throw std::runtime_error("the device failed");
+  }
+  [[nodiscard]] Time time_of(const Mark& mark) const override { return mark.time; }
+
+ private:
+  Lane used_;
+};
+
+class DoubleHardware final : public Hardware {
+ public:
+  explicit DoubleHardware(const CudaOptions& options) : copies_(options.copy) {}
+
+  [[nodiscard]] std::string description() const override { return copies_ ? "a double that copies" : "a double"; }
+  [[nodiscard]] std::unique_ptr<Device> device(int index, int ranks, int) override {
+    if (is_told("too few") && index > 0) throw InputError("too few for " + std::to_string(ranks) + " ranks");
+    return std::make_unique<DoubleDevice>();
+  }
+  [[nodiscard]] MarkCost mark_cost() override { return {1, 2}; }
+
+ private:
+  bool copies_;
+};
+
+std::unique_ptr<Hardware> make_hardware(const CudaOptions& options) {
+  if (is_told("no GPU")) throw InputError("there is no GPU");
+  return std::make_unique<DoubleHardware>(options);
+}
+
+}  // namespace
+}  // namespace dualpipe
+
+extern "C" const dualpipe::CudaModule* dualpipe_cuda_module() {
+  static dualpipe::CudaModule module;
+  module.version = dualpipe::cuda_module_version + (dualpipe::is_told("other version") ? 1 : 0);
+  module.hardware = &dualpipe::make_hardware;
+  return &module;
+}
