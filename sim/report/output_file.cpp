@@ -31,16 +31,28 @@ bool is_regular(const fs::file_status& status) { return !fs::exists(status) || f
 
 fs::path folder_of(const fs::path& path) { return fs::absolute(path).parent_path(); }
 
-// Where a link leads in the end, whether there is a file or not yet.
-fs::path target_of(fs::path path) {
+// Whether it is the name of an open file: /dev/fd/1, or /proc/self/fd/1, where /dev/stdout leads.
+bool is_descriptor(const fs::path& path) {
+  std::error_code error;
+  const fs::path folder = fs::canonical(folder_of(path), error);
+  return !error && folder.filename() == "fd" && folder.string().starts_with("/proc/");
+}
+
+// Where a regular file, or a link to it, leads in the end, whether there is one or not yet.
+fs::path target_of(const std::string& path) {
   constexpr int links_max = 40;  // as Linux has it
+  fs::path target = path;
   std::error_code error;
   for (int links = 0; links < links_max; ++links) {
-    const fs::path next = fs::read_symlink(path, error);
+    if (is_descriptor(target)) {  // to be replaced: what is written to it otherwise would be lost
+      throw InputError(fmt::format(
+          "cannot write {}: is a file that is open already; give its name, or - for standard output", path));
+    }
+    const fs::path next = fs::read_symlink(target, error);
     if (error) break;
-    path = folder_of(path) / next;
+    target = folder_of(target) / next;
   }
-  return path;
+  return target;
 }
 
 void write_stream_of(const std::string& stream_path, const std::string& name,

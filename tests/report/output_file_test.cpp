@@ -1,5 +1,6 @@
 #include "sim/report/output_file.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -88,6 +89,22 @@ BOOST_AUTO_TEST_CASE(a_link_to_what_is_not_there_yet_stays_one) {
   BOOST_TEST(refusal([&] { check_output_file(scratch / "broken"); }) == expected);
   BOOST_TEST(refusal([&] { write(scratch / "broken", "text"); }) == expected);
   BOOST_TEST(fs::is_symlink(scratch / "broken"));
+}
+
+// As /dev/stdout is where standard output goes to a file: what is moved to its name hides all else that was written.
+BOOST_AUTO_TEST_CASE(a_file_that_is_open_is_not_replaced) {
+  const Scratch scratch;
+  write(scratch / "log", "so far");
+  const int file = open((scratch / "log").c_str(), O_WRONLY | O_APPEND);
+  fs::create_symlink("/proc/self/fd/" + std::to_string(file), scratch / "link");
+  for (const std::string& path : {"/dev/fd/" + std::to_string(file), scratch / "link"}) {
+    const std::string expected =
+        "cannot write " + path + ": is a file that is open already; give its name, or - for standard output";
+    BOOST_TEST(refusal([&] { check_output_file(path); }) == expected);
+    BOOST_TEST(refusal([&] { write(path, "text"); }) == expected);
+  }
+  close(file);
+  BOOST_TEST(bytes_of(scratch / "log") == "so far");
 }
 
 BOOST_AUTO_TEST_CASE(its_mode_is_that_of_any_new_file) {

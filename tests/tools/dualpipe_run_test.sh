@@ -258,6 +258,16 @@ test_interrupt() {
   is_trace partial
 }
 
+# until_idle PID: until it has run no more for a while.
+until_idle() {
+  local before=- now=
+  until [[ $now == "$before" ]]; do
+    before=$now
+    sleep 0.5
+    now=$(cut -d ' ' -f 14,15 "/proc/$1/stat")  # its processor time
+  done
+}
+
 # What it is at cannot be broken off: nobody reads the pipe that it saves to.
 test_second_interrupt() {
   command=(--save pipe, interrupted twice)
@@ -266,7 +276,7 @@ test_second_interrupt() {
   "$dualpipe_run" "${shape[@]}" --save pipe >stdout 2>stderr &
   local pid=$!
   until_busy $pid
-  sleep 0.5
+  until_idle $pid
   kill -INT $pid
   sleep 0.3
   kill -INT $pid
