@@ -1,6 +1,7 @@
 #include "exec/stage/deferred.h"
 
 #include <ATen/ExpandUtils.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/embedding.h>
@@ -87,6 +88,29 @@ struct Linear : torch::autograd::Function<Linear> {
       if (bias.defined() && bias.requires_grad()) accumulate(bias, gradient.sum(0));
     });
     return {input_gradient, {}, {}, {}, {}};
+  }
+};
+
+struct BatchedLinear : torch::autograd::Function<BatchedLinear> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
+                            const LinearCopies* copies, WeightGradients* gradients) {
+    context->save_for_backward({input, weight, copies->weight});
+    keep(context, *gradients);
+    return at::bmm(input, copies->weight);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor& weight = saved[1];
+    const at::Tensor input = saved[0].detach();  // or W would hold the graph behind it
+    const at::Tensor& gradient = output_gradients[0];
+
+    at::Tensor input_gradient;
+    if (context->needs_input_grad(0)) input_gradient = gradient.bmm(saved[2].transpose(1, 2));
+    kept(context).add([input, weight, gradient] {
+      if (weight.requires_grad()) accumulate(weight, input.transpose(1, 2).bmm(gradient));
+    });
+    return {input_gradient, {}, {}, {}};
   }
 };
 
@@ -272,6 +296,11 @@ struct Layer : torch::autograd::Function<Layer> {
 at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
                   const LinearCopies& copies) {
   return Linear::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, &copies, &gradients);
+}
+
+at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                          const LinearCopies& copies) {
+  return BatchedLinear::apply(input, weight, &copies, &gradients);
 }
 
 at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices) {

@@ -86,6 +86,14 @@ struct LinearCopies {
   return linear(gradients, input, weight, bias, {weight, bias});
 }
 
+// at::bmm of [batch, rows, inputs] and a weight of [batch, inputs, outputs]: a linear layer for each of the batch.
+[[nodiscard]] at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                                        const LinearCopies& copies);
+[[nodiscard]] inline at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input,
+                                               const at::Tensor& weight) {
+  return batched_linear(gradients, input, weight, {weight, {}});
+}
+
 // at::embedding, with dense gradients.
 [[nodiscard]] at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices);
 

@@ -29,6 +29,12 @@ struct LayerOptions {
 [[nodiscard]] LayerOptions layer_options(const ModelShape& shape, const Device& device, WeightGradients& gradients,
                                          Bytes& working);
 
+// For a layer that computes in the type of its parameters.
+[[nodiscard]] inline LayerOptions in_full(LayerOptions options) {
+  options.activations = options.dtype;
+  return options;
+}
+
 // A parameter in the type that a layer computes in: itself, or a copy, there from the start, which is made anew when it
 // is used and the parameter has changed since (at::Tensor::_version()): once a step. (LibTorch's own SGD changes
 // parameters without saying so, for which see Optimizer::step().)
@@ -67,6 +73,23 @@ class Linear {
   at::Tensor bias_;  // may be undefined
   Working working_weight_;
   Working working_bias_;
+  WeightGradients* gradients_;
+};
+
+// A linear layer without bias for each group of the input, [groups, rows, inputs].
+class BatchedLinear {
+ public:
+  // Weights, [groups, inputs, outputs], are drawn as those of a Linear.
+  BatchedLinear(Random& random, std::int64_t groups, std::int64_t inputs, std::int64_t outputs, double gain,
+                const LayerOptions& options);
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    all.push_back({name + ".weight", weight_});
+  }
+
+ private:
+  at::Tensor weight_;
+  Working working_weight_;
   WeightGradients* gradients_;
 };
 

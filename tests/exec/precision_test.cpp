@@ -25,7 +25,7 @@ namespace {
 
 namespace data = boost::unit_test::data;
 
-const std::vector<std::string> models = {"mlp", "gpt"};
+const std::vector<std::string> models = {"mlp", "gpt", "moe"};
 
 TrainOptions mixed(const Program& program, const std::string& model) {
   TrainOptions options = tiny(program, model);

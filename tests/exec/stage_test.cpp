@@ -823,7 +823,7 @@ BOOST_AUTO_TEST_CASE(token_files_that_do_not_fit) {
              "/nowhere/tokens: cannot be opened: No such file or directory");
   BOOST_TEST(refusal([&] { static_cast<void>(token_file(shape, "/", 1)); }).starts_with("/: is not a regular file"));
   BOOST_TEST(refusal([&] { static_cast<void>(token_file(small("mlp", {1}), "t", 1)); }) ==
-             "t: the model mlp reads no tokens; use gpt, or leave the file out");
+             "t: the model mlp reads no tokens; use gpt or moe, or leave the file out");
 }
 
 BOOST_AUTO_TEST_CASE(layers_are_split_evenly) {
@@ -853,7 +853,7 @@ BOOST_AUTO_TEST_CASE(shapes_that_cannot_be) {
              "stage 1 has -2 layers; it must be 0 or "
              "more");
   BOOST_TEST(refused([](ModelShape& shape) { shape.model = "gtp"; }) ==
-             "there is no model 'gtp'; there are mlp, gpt, timed, empty");
+             "there is no model 'gtp'; there are mlp, gpt, moe, timed, empty");
   BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "mlp") ==
              "mlp has no attention to recompute; leave out --recompute attention, or use --model gpt");
   BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "timed")
