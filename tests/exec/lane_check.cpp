@@ -57,6 +57,11 @@ std::size_t LaneCheck::index_of(Lane lane) {
   return static_cast<std::size_t>(lane.kind) * 8 + lane.index;
 }
 
+void LaneCheck::begin_step() {
+  marks_.clear();
+  for (const Clock& lane : clocks_) join(before_step_, lane);
+}
+
 Mark LaneCheck::mark() {
   marks_.push_back(clock());
   return {now(), &marks_.back()};
@@ -104,7 +109,7 @@ void LaneCheck::touch(const at::Tensor& tensor, const char* op) {
   const Known* const known = find(tensor);
   if (known == nullptr || known->maker == used_ || has_seen(settled_, known->made)) return;
   ++crossings_;
-  if (!known->adopted) {
+  if (!known->adopted && !has_seen(before_step_, known->made)) {
     races_.push_back(fmt::format("{} on {} touches what {} has made, and was not adopted", op, text_of(used_),
                                  text_of(known->maker)));
   } else if (!has_seen(clock(), known->made)) {

@@ -3,7 +3,8 @@
 // each lane), through a hook that LibTorch has for profilers.
 //
 // A tensor that was made on one lane may be touched on another only as what adopt() has returned, and only after a wait
-// for a mark behind what made it. What was made before, or is settled (finish()), may be touched anywhere.
+// for a mark behind what made it. What was made before the step needs no adoption, as it outlives it; what is settled
+// (finish()) may be touched anywhere.
 #pragma once
 
 #include <ATen/record_function.h>
@@ -30,7 +31,7 @@ class LaneCheck : public Device {
   [[nodiscard]] int crossings() const { return crossings_; }
 
   [[nodiscard]] at::Device where() const override { return at::kCPU; }
-  void begin_step() override { marks_.clear(); }
+  void begin_step() override;
   void use(Lane lane) override { used_ = lane; }
   [[nodiscard]] Lane used() const override { return used_; }
   [[nodiscard]] Mark mark() override;
@@ -65,6 +66,7 @@ class LaneCheck : public Device {
   at::CallbackHandle callback_;
   Lane used_;
   std::array<Clock, lanes> clocks_{};
+  Clock before_step_{};
   Clock settled_{};
   std::deque<Clock> marks_;
   std::map<const c10::StorageImpl*, Known> known_;
