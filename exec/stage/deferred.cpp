@@ -93,10 +93,10 @@ struct Linear : torch::autograd::Function<Linear> {
 
 struct BatchedLinear : torch::autograd::Function<BatchedLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
-                            const at::Tensor* copy, WeightGradients* gradients) {
-    context->save_for_backward({input, weight, *copy});
+                            const LinearCopies* copies, WeightGradients* gradients) {
+    context->save_for_backward({input, weight, copies->weight});
     keep(context, *gradients);
-    return at::bmm(input, *copy);
+    return at::bmm(input, copies->weight);
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
@@ -299,8 +299,8 @@ at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at:
 }
 
 at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
-                          const at::Tensor& copy) {
-  return BatchedLinear::apply(input, weight, &copy, &gradients);
+                          const LinearCopies& copies) {
+  return BatchedLinear::apply(input, weight, &copies, &gradients);
 }
 
 at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices) {

@@ -87,12 +87,11 @@ struct LinearCopies {
 }
 
 // at::bmm of [batch, rows, inputs] and a weight of [batch, inputs, outputs]: a linear layer for each of the batch.
-// `copy`: the weight in the input's type.
 [[nodiscard]] at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
-                                        const at::Tensor& copy);
+                                        const LinearCopies& copies);
 [[nodiscard]] inline at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input,
                                                const at::Tensor& weight) {
-  return batched_linear(gradients, input, weight, weight);
+  return batched_linear(gradients, input, weight, {weight, {}});
 }
 
 // at::embedding, with dense gradients.

@@ -85,7 +85,7 @@ BatchedLinear::BatchedLinear(Random& random, std::int64_t groups, std::int64_t i
 }
 
 at::Tensor BatchedLinear::operator()(const at::Tensor& input) const {
-  return deferred::batched_linear(*gradients_, input, weight_, working_weight_.current());
+  return deferred::batched_linear(*gradients_, input, weight_, {working_weight_.current(), {}});
 }
 
 Embedding::Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options)

@@ -29,6 +29,12 @@ struct LayerOptions {
 [[nodiscard]] LayerOptions layer_options(const ModelShape& shape, const Device& device, WeightGradients& gradients,
                                          Bytes& working);
 
+// For a layer that computes in the type of its parameters.
+[[nodiscard]] inline LayerOptions in_full(LayerOptions options) {
+  options.activations = options.dtype;
+  return options;
+}
+
 // A parameter in the type that a layer computes in: itself, or a copy, there from the start, which is made anew when it
 // is used and the parameter has changed since (at::Tensor::_version()): once a step. (LibTorch's own SGD changes
 // parameters without saying so, for which see Optimizer::step().)

@@ -91,7 +91,8 @@ class Block {
         capacity_(expert_capacity(shape.capacity, shape.batch * shape.sequence, shape.top_k, shape.experts)),
         attention_(random, shape, options),
         norm_(shape.norm, shape.hidden, options),
-        router_(random, shape.hidden, shape.experts, Linear::Bias::no, linear_gain, options),
+        router_dtype_(options.dtype),
+        router_(random, shape.hidden, shape.experts, Linear::Bias::no, linear_gain, in_full(options)),
         experts_(random, shape, options),
         shared_(random, shape, options) {}
 
@@ -100,7 +101,7 @@ class Block {
     const at::Tensor x = attention_(input);
     const at::Tensor y = norm_(x);
     const at::Tensor tokens = y.flatten(0, 1);
-    const Beside beside = {x, y, route(router_(tokens), top_k_, capacity_)};
+    const Beside beside = {x, y, route(router_(tokens.to(router_dtype_)), top_k_, capacity_)};
     return beside.pack_behind(dispatch(tokens, beside.routing));
   }
 
@@ -128,6 +129,7 @@ class Block {
   std::int64_t capacity_;  // of each expert, in tokens
   Attention attention_;
   Norm norm_;
+  at::ScalarType router_dtype_;  // that of its parameters: what rounds to the same has no order
   Linear router_;
   Experts experts_;
   SharedExpert shared_;

@@ -208,7 +208,7 @@ Tolerance Tolerance::of(const ModelShape& shape, bool on_host) {
     case Precision::bfloat16:
       tolerance.gradients_bitwise = on_host;
       tolerance.relative_l2 = 1e-2;
-      tolerance.rounding = 1e-2 * std::sqrt(std::max(1.0, layers));
+      tolerance.rounding = (shape.model == "moe" ? 1e-1 : 1e-2) * std::sqrt(std::max(1.0, layers));
       tolerance.loss = 1e-2;
       break;
   }

@@ -69,6 +69,8 @@ struct Tolerance {
   // The last one is for a layer. What each layer rounds adds up as independent errors do, so that a model is allowed
   // sqrt(layers) times as much. (Measured, 64 wide: 0.7 to 1.0 % for two layers of gpt, 0.9 to 1.1 % for eight,
   // 0.6 to 0.8 % and 1.6 to 2.3 % for mlp's; 8 wide, where few numbers decide, up to four times that.)
+  // In moe rounding also sends tokens to other experts where two are all but equal, and theirs are then other gradients
+  // altogether: ten times as much is allowed.
   [[nodiscard]] static Tolerance of(const ModelShape& shape, bool on_host);
 
   friend bool operator==(const Tolerance&, const Tolerance&) = default;

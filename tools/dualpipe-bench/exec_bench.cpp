@@ -6,7 +6,8 @@
 //   empty/<schedule>/<ranks>x<microbatches>
 //                                a step without any arithmetic: `ns_per_op` of a rank, an F&B pair being two
 //
-// Each rank computes with one thread, and needs a core of its own.
+// With --device cuda the ranks of `step` share a GPU; `empty` is the host's all the same. On the host each rank
+// computes with one thread, and needs a core of its own.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -15,6 +16,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <iostream>
 #include <memory>
 #include <span>
 #include <string>
@@ -31,6 +33,7 @@
 #include "exec/train/train.h"
 #include "exec/transport/transport.h"
 #include "sim/generate/catalog.h"
+#include "sim/schedule/error.h"
 #include "sim/schedule/lower.h"
 
 namespace dualpipe {
@@ -255,9 +258,20 @@ void register_all(Hardware* hardware) {
 }  // namespace dualpipe
 
 int main(int argc, char** argv) {
-  dualpipe::register_all(nullptr);
   benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  std::unique_ptr<dualpipe::Hardware> hardware;
+  if (const std::span own(argv + 1, static_cast<std::size_t>(argc - 1));
+      own.size() == 2 && std::string_view(own[0]) == "--device" && std::string_view(own[1]) == "cuda") {
+    try {
+      hardware = dualpipe::cuda_hardware({});
+    } catch (const dualpipe::InputError& error) {
+      std::cerr << "error: " << error.what() << '\n';
+      return 1;
+    }
+  } else if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
+    return 2;
+  }
+  dualpipe::register_all(hardware.get());
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;
