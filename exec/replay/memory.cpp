@@ -38,9 +38,9 @@ namespace {
 
 using Account = std::shared_ptr<MemoryAccount>;
 
-thread_local Account measured;                      // null: this thread is not measured
+thread_local Account measured;                       // null: this thread is not measured
 thread_local at::DeviceType measured_on = at::kCPU;  // whose memory
-thread_local bool for_nobody = false;               // a ChargeToNobody lives
+thread_local bool for_nobody = false;                // a ChargeToNobody lives
 
 // Whether the calling thread allocates memory of this kind that is to be counted, and to whom it is charged.
 bool counts(at::DeviceType type) { return for_nobody || (measured && measured_on == type); }
