@@ -101,10 +101,10 @@ class CudaDevice final : public Device {
       finish();
     } catch (const std::exception&) {  // it has failed, and its rank has heard of it
     }
+    retirement_->close();
     try {
-      retirement_->close();
       before_.restore();
-    } catch (const std::exception&) {
+    } catch (const std::exception&) {  // the same
     }
   }
 

@@ -90,7 +90,10 @@ class Cuda final : public Hardware {
     return cuda_device(gpu_, lanes_of(index, ranks, stages), options_.copy);
   }
 
-  [[nodiscard]] MarkCost mark_cost() override { return measure_mark_cost(lanes_of(0, 1, 1).streams.front()); }
+  [[nodiscard]] MarkCost mark_cost() override {
+    c10::cuda::set_device(gpu_);
+    return measure_mark_cost(lanes_of(0, 1, 1).streams.front());
+  }
 
  private:
   static int gpu() {

@@ -161,7 +161,8 @@ BlockTable& block_table() {
 // Hears of all that the allocators of LibTorch do on its thread.
 class Reporter final : public c10::MemoryReportingInfoBase {
  public:
-  [[nodiscard]] bool memoryProfilingEnabled() const override { return true; }
+  // Asked by the host's allocator alone, which is metered above.
+  [[nodiscard]] bool memoryProfilingEnabled() const override { return false; }
   void reportMemoryUsage(void* data, std::int64_t bytes, std::size_t, std::size_t, c10::Device device) override {
     if (device.is_cpu() || data == nullptr) return;
     if (bytes < 0) {
