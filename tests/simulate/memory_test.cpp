@@ -177,6 +177,7 @@ BOOST_AUTO_TEST_CASE(workspace_of_a_pair) {
   BOOST_TEST(peak(70, 50, std::nullopt) == 370);
   BOOST_TEST(peak(70, 65, std::nullopt) == 375);
   BOOST_TEST(peak(70, 65, 300) == 600);
+  BOOST_TEST(peak(70, 65, -30) == 270);
 }
 
 // Where W keeps more than the forward did, I makes it more: it is there from the end of I, and so at the op after.
