@@ -1,6 +1,7 @@
 #include "exec/stage/deferred.h"
 
 #include <ATen/ExpandUtils.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/embedding.h>
@@ -82,6 +83,29 @@ struct Linear : torch::autograd::Function<Linear> {
       if (bias.defined() && bias.requires_grad()) accumulate(bias, gradient.sum(0));
     });
     return {input_gradient, {}, {}, {}};
+  }
+};
+
+struct BatchedLinear : torch::autograd::Function<BatchedLinear> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
+                            WeightGradients* gradients) {
+    context->save_for_backward({input, weight});
+    keep(context, *gradients);
+    return at::bmm(input, weight);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor& weight = saved[1];
+    const at::Tensor input = saved[0].detach();  // or W would hold the graph behind it
+    const at::Tensor& gradient = output_gradients[0];
+
+    at::Tensor input_gradient;
+    if (context->needs_input_grad(0)) input_gradient = gradient.bmm(weight.transpose(1, 2));
+    kept(context).add([input, weight, gradient] {
+      if (weight.requires_grad()) accumulate(weight, input.transpose(1, 2).bmm(gradient));
+    });
+    return {input_gradient, {}, {}};
   }
 };
 
@@ -257,6 +281,10 @@ struct Layer : torch::autograd::Function<Layer> {
 at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
                   const at::Tensor& bias) {
   return Linear::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, &gradients);
+}
+
+at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight) {
+  return BatchedLinear::apply(input, weight, &gradients);
 }
 
 at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices) {

@@ -72,6 +72,9 @@ namespace deferred {
 [[nodiscard]] at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
                                 const at::Tensor& bias);
 
+// at::bmm of [batch, rows, inputs] and a weight of [batch, inputs, outputs]: a linear layer for each of the batch.
+[[nodiscard]] at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight);
+
 // at::embedding, with dense gradients.
 [[nodiscard]] at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices);
 

@@ -43,6 +43,17 @@ void Linear::append_parameters(const std::string& name, std::vector<NamedTensor>
   if (bias_.defined()) all.push_back({name + ".bias", bias_});
 }
 
+BatchedLinear::BatchedLinear(Random& random, std::int64_t groups, std::int64_t inputs, std::int64_t outputs,
+                             double gain, const LayerOptions& options)
+    : gradients_(options.gradients) {
+  const double bound = gain / std::sqrt(static_cast<double>(inputs));
+  weight_ = parameter(uniform(random, {groups, inputs, outputs}, bound, options.dtype), options);
+}
+
+at::Tensor BatchedLinear::operator()(const at::Tensor& input) const {
+  return deferred::batched_linear(*gradients_, input, weight_);
+}
+
 Embedding::Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options)
     : gradients_(options.gradients) {
   const double bound = 0.02 * std::sqrt(3.0);  // GPT-2's standard deviation

@@ -43,6 +43,22 @@ class Linear {
   WeightGradients* gradients_;
 };
 
+// A linear layer without bias for each group of the input, [groups, rows, inputs].
+class BatchedLinear {
+ public:
+  // Weights, [groups, inputs, outputs], are drawn as those of a Linear.
+  BatchedLinear(Random& random, std::int64_t groups, std::int64_t inputs, std::int64_t outputs, double gain,
+                const LayerOptions& options);
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& input) const;
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    all.push_back({name + ".weight", weight_});
+  }
+
+ private:
+  at::Tensor weight_;
+  WeightGradients* gradients_;
+};
+
 class Embedding {
  public:
   Embedding(Random& random, std::int64_t rows, std::int64_t columns, const LayerOptions& options);

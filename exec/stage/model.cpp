@@ -19,11 +19,13 @@ struct Model {
   MakeStage* stage;
   MakeData* data;
   bool is_transformer = false;  // has attention, norms, and a token embedding
+  bool is_parted = false;       // its stages are PartedStages
 };
 
 constexpr std::array models = {
     Model{"mlp", make_mlp, mlp_data},
     Model{"gpt", make_gpt, token_data, /*is_transformer=*/true},
+    Model{"moe", make_moe, token_data, /*is_transformer=*/true, /*is_parted=*/true},
     Model{"timed", make_timed, no_data},
     Model{"empty", make_empty, no_data},
 };
@@ -37,12 +39,13 @@ const Model& find_model(std::string_view name) {
   throw InputError(fmt::format("there is no model {}; there are {}", quote(name), names));
 }
 
-// What only a transformer has.
+// What only a transformer has, or a stage of parts.
 void check_features(const Model& model, const ModelShape& shape) {
-  if (model.is_transformer) return;
-  const auto refuse = [&](std::string_view what, std::string_view remedy) {
-    throw InputError(fmt::format("{} has no {}; {}, or use --model gpt", model.name, what, remedy));
+  const auto refuse = [&](std::string_view what, std::string_view remedy, std::string_view other = "gpt") {
+    throw InputError(fmt::format("{} has no {}; {}, or use --model {}", model.name, what, remedy, other));
   };
+  if (!model.is_parted && !shape.interleave) refuse("parts to interleave", "leave out --no-interleave", "moe");
+  if (model.is_transformer) return;
   if (shape.recompute == Recompute::attention) refuse("attention to recompute", "leave out --recompute attention");
   if (shape.norm != NormKind::layer) refuse("norm", "leave out --norm");
   if (shape.tied) refuse("token embedding to tie the head to", "leave out --tied");
@@ -63,6 +66,9 @@ void check(const ModelShape& shape) {
   check_size("sequence length", shape.sequence);
   check_size("vocabulary", shape.vocabulary);
   check_size("number of samples per micro-batch", shape.batch);
+  check_size("number of experts", shape.experts);
+  check_size("number of experts of a token", shape.top_k);
+  check_size("hidden size of an expert", shape.expert_hidden);
   if (shape.layers.empty()) throw InputError("the model has no stage; give the number of layers of each");
   for (std::size_t stage = 0; stage < shape.layers.size(); ++stage) {
     const int layers = shape.layers[stage];

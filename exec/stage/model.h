@@ -19,15 +19,20 @@ enum class NormKind : std::uint8_t { layer, rms };
 
 // The sizes of all models; each takes those that it has.
 struct ModelShape {
-  std::string model = "gpt";  // mlp, gpt, timed, empty
+  std::string model = "gpt";  // mlp, gpt, moe, timed, empty
   std::int64_t hidden = 64;
   std::int64_t heads = 4;
   std::int64_t sequence = 32;
   std::int64_t vocabulary = 256;
-  std::int64_t batch = 2;   // samples per micro-batch
+  std::int64_t batch = 2;            // samples per micro-batch
+  std::int64_t experts = 8;          // moe: of each layer, beside the shared one
+  std::int64_t top_k = 2;            // moe: experts that a token goes to
+  std::int64_t expert_hidden = 128;  // moe: the width inside an expert
+  double capacity = 1.25;   // moe: tokens that an expert takes, in shares of the tokens if all experts had as many
+  bool interleave = true;   // moe: the parts of an F&B pair; else F, then B
   std::vector<int> layers;  // per stage of a chain; their number is that of the stages
   NormKind norm = NormKind::layer;
-  bool tied = false;  // gpt: the weight of the head is that of the token embedding
+  bool tied = false;  // gpt, moe: the weight of the head is that of the token embedding
   Recompute recompute = Recompute::none;
   bool float64 = false;
   std::uint64_t seed = 0;  // of the parameters: those of a layer do not depend on how the model is split
@@ -42,7 +47,7 @@ struct ModelShape {
 class Data {
  public:
   virtual ~Data() = default;
-  // gpt: int64 [batch, sequence] of tokens, and the tokens that follow each; mlp: [batch, hidden] both.
+  // gpt, moe: int64 [batch, sequence] of tokens, and the tokens that follow each; mlp: [batch, hidden] both.
   [[nodiscard]] virtual at::Tensor input(std::int64_t step, std::int64_t micro_batch) = 0;
   [[nodiscard]] virtual at::Tensor target(std::int64_t step, std::int64_t micro_batch) = 0;
   // Tells one source of samples from another: "synthetic" for those that follow from the seed, or what is in the file.

@@ -15,7 +15,7 @@ namespace dualpipe {
 using MakeStage = std::unique_ptr<Stage>(const ModelShape& shape, int stage, const Feed& feed, Device& device);
 using MakeData = std::unique_ptr<Data>(const ModelShape& shape, std::uint64_t seed);
 
-MakeStage make_mlp, make_gpt, make_timed, make_empty;
+MakeStage make_mlp, make_gpt, make_moe, make_timed, make_empty;
 MakeData mlp_data, token_data, no_data;
 
 // Throws InputError: a size that is not positive, a chain without stages, …

@@ -92,8 +92,8 @@ class TokenFile final : public Data {
 }  // namespace
 
 std::unique_ptr<Data> token_file(const ModelShape& shape, const std::string& path, std::int64_t micro_batches) {
-  if (shape.model != "gpt") {
-    refuse(path, fmt::format("the model {} reads no tokens; use gpt, or leave the file out", shape.model));
+  if (shape.model != "gpt" && shape.model != "moe") {
+    refuse(path, fmt::format("the model {} reads no tokens; use gpt or moe, or leave the file out", shape.model));
   }
   check(shape);
   return std::make_unique<TokenFile>(shape, path, micro_batches);

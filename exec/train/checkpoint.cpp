@@ -35,14 +35,20 @@ using Field = std::pair<std::string, std::string>;
 
 std::vector<Field> model_fields(const ModelShape& shape) {
   const auto layers = std::accumulate(shape.layers.begin(), shape.layers.end(), std::int64_t{0});
-  return {{"model", shape.model},
-          {"layers", std::to_string(layers)},
-          {"hidden", std::to_string(shape.hidden)},
-          {"heads", std::to_string(shape.heads)},
-          {"sequence", std::to_string(shape.sequence)},
-          {"vocabulary", std::to_string(shape.vocabulary)},
-          {"norm", shape.norm == NormKind::rms ? "rms" : "layer"},
-          {"dtype", shape.float64 ? "float64" : "float32"}};
+  std::vector<Field> fields = {{"model", shape.model},
+                               {"layers", std::to_string(layers)},
+                               {"hidden", std::to_string(shape.hidden)},
+                               {"heads", std::to_string(shape.heads)},
+                               {"sequence", std::to_string(shape.sequence)},
+                               {"vocabulary", std::to_string(shape.vocabulary)},
+                               {"norm", shape.norm == NormKind::rms ? "rms" : "layer"},
+                               {"dtype", shape.float64 ? "float64" : "float32"}};
+  if (shape.model != "moe") return fields;
+  fields.insert(fields.end(), {{"experts", std::to_string(shape.experts)},
+                               {"top-k", std::to_string(shape.top_k)},
+                               {"expert-hidden", std::to_string(shape.expert_hidden)},
+                               {"capacity", fmt::format("{}", shape.capacity)}});
+  return fields;
 }
 
 std::vector<Field> training_fields(const Schedule& schedule, const TrainOptions& options) {

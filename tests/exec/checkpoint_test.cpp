@@ -101,8 +101,8 @@ BOOST_AUTO_TEST_SUITE(exec_checkpoint)
 
 // The whole file is the same: parameters, optimizer, metadata.
 BOOST_DATA_TEST_CASE(a_resumed_training_goes_on_bit_for_bit,
-                     data::make({"mlp", "gpt"}) * data::make({false, true}) * data::make({"sgd", "adamw"}), model,
-                     float64, optimizer) {
+                     data::make({"mlp", "gpt", "moe"}) * data::make({false, true}) * data::make({"sgd", "adamw"}),
+                     model, float64, optimizer) {
   const Scratch scratch;
   TrainOptions options = options_for(program_for("1f1b", 2), model);
   options.shape.float64 = float64;
@@ -246,7 +246,7 @@ BOOST_AUTO_TEST_CASE(what_was_saved_can_be_evaluated) {
   BOOST_TEST(train(forwards, options).losses[0] != losses[2]);
 }
 
-BOOST_DATA_TEST_CASE(names_are_the_models_however_it_is_split, data::make({"mlp", "gpt"}), model) {
+BOOST_DATA_TEST_CASE(names_are_the_models_however_it_is_split, data::make({"mlp", "gpt", "moe"}), model) {
   const auto names = [&](const std::vector<int>& layers) {
     ModelShape shape = options_for(program_for("1f1b", 2), model).shape;
     shape.layers = layers;

@@ -233,7 +233,7 @@ const std::vector<Variant> variants = {
     {"gpt", Recompute::attention},
     {"gpt", Recompute::full},
 };
-const std::vector<std::string> models = {"mlp", "gpt"};
+const std::vector<std::string> models = {"mlp", "gpt", "moe"};
 const std::vector<Passes> all_passes = {Passes::full, Passes::halves, Passes::late_weights};
 const std::vector<bool> both_types = {false, true};
 
@@ -430,7 +430,7 @@ BOOST_AUTO_TEST_CASE(recomputation_holds_less) {
     shape.recompute = Recompute::full;
     const HeldBytes of_input = held_bytes(shape);
     const Bytes row = shape.batch * shape.hidden * 8;
-    BOOST_TEST(of_input.after_forward == (model == "gpt" ? shape.sequence : 1) * row);
+    BOOST_TEST(of_input.after_forward == (model == "mlp" ? 1 : shape.sequence) * row);
     BOOST_TEST(of_input.after_input_gradient == all.after_input_gradient);
   }
 }
@@ -554,6 +554,15 @@ Layer rms_norm_of(const std::vector<std::int64_t>& sizes) {
           }};
 }
 
+Layer batched_linear_of(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& weight) {
+  return {"batched_linear",
+          {sizes, weight},
+          [](WeightGradients& gradients, const at::Tensor& x, const Tensors& parameters) {
+            return deferred::batched_linear(gradients, x, parameters[0]);
+          },
+          [](WeightGradients&, const at::Tensor& x, const Tensors& parameters) { return at::bmm(x, parameters[0]); }};
+}
+
 // A weight of [outputs, inputs / groups, height, width]; a bias where it is asked for.
 Layer conv2d_of(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& weight, bool with_bias,
                 const deferred::Conv2dOptions& options) {
@@ -576,6 +585,9 @@ const std::vector<Layer> layers_of_their_own = {
     rms_norm_of({3, 5, 24}),
     rms_norm_of({4, 1}),
     rms_norm_of({2, 3, 4, 67}),
+    batched_linear_of({3, 5, 8}, {3, 8, 6}),
+    batched_linear_of({4, 20, 48}, {4, 48, 48}),
+    batched_linear_of({1, 1, 1}, {1, 1, 1}),
     conv2d_of({2, 3, 5, 6}, {4, 3, 3, 3}, true, {.padding = {1, 1}}),
     conv2d_of({2, 3, 5, 6}, {4, 3, 3, 2}, false, {}),
     conv2d_of({1, 4, 9, 7}, {6, 2, 3, 2}, true, {{2, 1}, {0, 2}, {1, 2}, 2}),
@@ -767,7 +779,7 @@ BOOST_DATA_TEST_CASE(synthetic_data_depends_on_its_arguments_alone, boost::unit_
   BOOST_TEST(!same_bits(data->input(4, 4), input));
   BOOST_TEST(!same_bits(synthetic_data(shape, 6)->input(3, 4), input));
   BOOST_TEST((input.sizes() == target.sizes()));
-  if (model == "gpt") {
+  if (model != "mlp") {
     BOOST_TEST(at::equal(input.slice(1, 1), target.slice(1, 0, shape.sequence - 1)));
     BOOST_TEST(input.min().item<std::int64_t>() >= 0);
     BOOST_TEST(input.max().item<std::int64_t>() < shape.vocabulary);
@@ -812,7 +824,7 @@ BOOST_AUTO_TEST_CASE(token_files_that_do_not_fit) {
              "/nowhere/tokens: cannot be opened: No such file or directory");
   BOOST_TEST(refusal([&] { static_cast<void>(token_file(shape, "/", 1)); }).starts_with("/: is not a regular file"));
   BOOST_TEST(refusal([&] { static_cast<void>(token_file(small("mlp", {1}), "t", 1)); }) ==
-             "t: the model mlp reads no tokens; use gpt, or leave the file out");
+             "t: the model mlp reads no tokens; use gpt or moe, or leave the file out");
 }
 
 BOOST_AUTO_TEST_CASE(layers_are_split_evenly) {
@@ -842,7 +854,7 @@ BOOST_AUTO_TEST_CASE(shapes_that_cannot_be) {
              "stage 1 has -2 layers; it must be 0 or "
              "more");
   BOOST_TEST(refused([](ModelShape& shape) { shape.model = "gtp"; }) ==
-             "there is no model 'gtp'; there are mlp, gpt, timed, empty");
+             "there is no model 'gtp'; there are mlp, gpt, moe, timed, empty");
   BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "mlp") ==
              "mlp has no attention to recompute; leave out --recompute attention, or use --model gpt");
   BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "timed")

@@ -94,7 +94,8 @@ BOOST_AUTO_TEST_SUITE(exec_train)
 
 // Only looped-bfs runs its backwards in another order than that of the micro-batches.
 BOOST_DATA_TEST_CASE(a_pipeline_trains_like_the_model_by_itself,
-                     data::make(family_names()) * data::make({"mlp", "gpt"}) * data::make({2, 4}), name, model, ranks) {
+                     data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4}), name, model,
+                     ranks) {
   const Program program = program_of(name, ranks);
   const CheckReport report = checked(program, small(program, model));
   BOOST_TEST(report.failure == "");
@@ -117,8 +118,11 @@ BOOST_DATA_TEST_CASE(float32_stays_within_its_tolerance, data::make(family_names
 // The reference keeps everything.
 BOOST_DATA_TEST_CASE(recomputation_changes_no_bit, data::make(family_names()), name) {
   const Program program = program_of(name, 2);
-  for (const auto& [model, recompute] : std::vector<std::pair<std::string, Recompute>>{
-           {"mlp", Recompute::full}, {"gpt", Recompute::full}, {"gpt", Recompute::attention}}) {
+  for (const auto& [model, recompute] : std::vector<std::pair<std::string, Recompute>>{{"mlp", Recompute::full},
+                                                                                       {"gpt", Recompute::full},
+                                                                                       {"gpt", Recompute::attention},
+                                                                                       {"moe", Recompute::full},
+                                                                                       {"moe", Recompute::attention}}) {
     TrainOptions options = small(program, model);
     options.shape.recompute = recompute;
     const CheckReport report = checked(program, options);
@@ -651,7 +655,8 @@ BOOST_DATA_TEST_CASE(the_probe_finds_the_bandwidth, data::make({1, 2, 3}) * data
 // What was measured in the warm-up says how much memory the ranks will hold; of this schedule, and of others over the
 // same stages.
 BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
-                     data::make(family_names()) * data::make({"mlp", "gpt"}) * data::make({2, 4}), name, model, ranks) {
+                     data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4}), name, model,
+                     ranks) {
   const Program program = program_of(name, ranks);
   TrainOptions options = small(program, model);
   options.shape.hidden = 32;

@@ -37,6 +37,8 @@ TrainOptions tiny(const Program& program, const std::string& model, int layers) 
   options.shape.vocabulary = 11;
   options.shape.batch = 1;
   options.shape.layers = split_evenly(layers == 0 ? stages + 1 : layers, stages);
+  options.shape.experts = 4;
+  options.shape.expert_hidden = 6;
   options.shape.float64 = true;
   options.shape.seed = 5;
   options.learning_rate = 0.1;

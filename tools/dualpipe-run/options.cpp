@@ -42,8 +42,9 @@ void add_model(CLI::App& app, RunOptions& options) {
     app.add_option(name, text, help)->type_name(type)->group(group);
   };
   app.add_option("--model", options.model,
-                 "gpt; mlp; timed: no arithmetic, ops take the durations given; empty: nothing at all")
-      ->check(CLI::IsMember({"gpt", "mlp", "timed", "empty"}))
+                 "gpt; moe: a mixture of experts; mlp; timed: no arithmetic, ops take the durations given; empty: "
+                 "nothing at all")
+      ->check(CLI::IsMember({"gpt", "moe", "mlp", "timed", "empty"}))
       ->group(group)
       ->capture_default_str();
   app.add_option("--layers", options.layers, "N: split evenly; A,B,…: of each stage (one per stage)")
@@ -52,18 +53,26 @@ void add_model(CLI::App& app, RunOptions& options) {
       ->type_name("N")
       ->group(group);
   value("--hidden", options.hidden, "N", "Width (64)");
-  value("--heads", options.heads, "N", "Of the attention, gpt (4)");
-  value("--sequence", options.sequence, "N", "Tokens of a sample, gpt (32)");
-  value("--vocabulary", options.vocabulary, "N", "Different tokens, gpt (256)");
+  value("--heads", options.heads, "N", "Of the attention, gpt and moe (4)");
+  value("--sequence", options.sequence, "N", "Tokens of a sample, gpt and moe (32)");
+  value("--vocabulary", options.vocabulary, "N", "Different tokens, gpt and moe (256)");
   value("--batch", options.batch, "N", "Samples per micro-batch (2)");
-  app.add_option("--norm", options.norm, "LayerNorm (layer) or RMSNorm (rms), gpt")
+  value("--experts", options.experts, "N", "Of each layer, beside the shared one, moe (8)");
+  value("--top-k", options.top_k, "N", "Experts that a token goes to, moe (2)");
+  value("--expert-hidden", options.expert_hidden, "N", "Width inside an expert, moe (twice --hidden)");
+  value("--capacity", options.capacity, "X",
+        "Most tokens of an expert, in shares of the tokens if all experts had as many, moe (1.25)");
+  app.add_flag("--no-interleave", options.no_interleave,
+               "The two of an F&B pair one after the other, not part by part, moe")
+      ->group(group);
+  app.add_option("--norm", options.norm, "LayerNorm (layer) or RMSNorm (rms), gpt and moe")
       ->check(CLI::IsMember({"layer", "rms"}))
       ->group(group)
       ->capture_default_str();
-  app.add_flag("--tied", options.tied, "The head's weight is the token embedding's, gpt")->group(group);
+  app.add_flag("--tied", options.tied, "The head's weight is the token embedding's, gpt and moe")->group(group);
   app.add_option("--recompute", options.recompute,
                  "What is not kept for the backward but computed again: none; full: all of a stage but its input; "
-                 "attention: selective, gpt")
+                 "attention: selective, gpt and moe")
       ->check(CLI::IsMember({"none", "full", "attention"}))
       ->group(group)
       ->capture_default_str();
@@ -87,7 +96,7 @@ void add_training(CLI::App& app, RunOptions& options) {
   value("--learning-rate", options.learning_rate, "X", "(0.001 for adamw, 0.1 for sgd)");
   value("--clip", options.clip, "X", "Largest global norm of the gradients (any)");
   value("--seed", options.seed, "N", "Of parameters and synthetic samples (0)");
-  value("--data", options.data, "FILE", "int32 tokens, for gpt (synthetic samples)");
+  value("--data", options.data, "FILE", "int32 tokens, for gpt and moe (synthetic samples)");
   auto* const save = value("--save", options.save, "FILE",
                            "Parameters and optimizer after the last step, as safetensors; replaced as a whole");
   value("--save-every", options.save_every, "N", "Also after every N steps")->needs(save);
@@ -181,6 +190,11 @@ ModelShape RunOptions::shape(const Placement& placement) const {
   shape.sequence = whole_number("--sequence", sequence, 1, size_max, shape.sequence);
   shape.vocabulary = whole_number("--vocabulary", vocabulary, 1, size_max, shape.vocabulary);
   shape.batch = whole_number("--batch", batch, 1, size_max, shape.batch);
+  shape.experts = whole_number("--experts", experts, 1, size_max, shape.experts);
+  shape.top_k = whole_number("--top-k", top_k, 1, size_max, shape.top_k);
+  shape.expert_hidden = whole_number("--expert-hidden", expert_hidden, 1, size_max, 2 * shape.hidden);
+  shape.capacity = positive_number("--capacity", capacity, shape.capacity);
+  shape.interleave = !no_interleave;
   shape.layers = layers_of_stages(placement);
   shape.norm = norm == "rms" ? NormKind::rms : NormKind::layer;
   shape.tied = tied;
@@ -226,11 +240,11 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   if (train.transport.timeout <= train.transport.link_delay) {
     throw InputError("--timeout: it must be longer than --link-delay");
   }
-  if (train.shape.model != "gpt" && train.shape.model != "mlp") {
+  if (train.shape.model == "timed" || train.shape.model == "empty") {
     for (const auto& [option, is_given] :
          {std::pair("--check", check), {"--save", !save.empty()}, {"--resume", !resume.empty()}}) {
       if (!is_given) continue;
-      throw InputError(fmt::format("{}: {} has no parameters; use --model gpt or mlp", option, train.shape.model));
+      throw InputError(fmt::format("{}: {} has no parameters; use --model gpt, moe or mlp", option, train.shape.model));
     }
   }
   return train;

@@ -20,8 +20,10 @@ struct RunOptions {
   CostOptions costs;
   std::string model = "gpt";
   std::vector<std::string> layers;
-  std::string hidden, heads, sequence, vocabulary, batch, norm = "layer", dtype = "float32";
+  std::string hidden, heads, sequence, vocabulary, batch, experts, top_k, expert_hidden, capacity, norm = "layer",
+                                                                                                   dtype = "float32";
   bool tied = false;
+  bool no_interleave = false;
   std::string recompute = "none";
   std::string steps, warmup, optimizer = "adamw", learning_rate, clip, seed, data;
   std::string save, save_every, resume;

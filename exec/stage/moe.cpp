@@ -1,0 +1,210 @@
+// A mixture of experts, as DeepSeek's (arXiv:2401.06066, arXiv:2412.19437): a GPT whose blocks have, instead of an MLP,
+// experts, of which each token goes to the `top_k` that its router prefers, and one expert that all tokens share. An
+// expert is a SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x)).
+//
+//     x = x + attention(norm(x))
+//     y = norm(x);  x = x + shared(y) + sum over the chosen experts that have a place of weight * expert(y)
+//
+// Tokens above an expert's capacity get nothing of it (routing.h). There is no loss for an even load.
+//
+// The parts of a layer (parted_stage.h): the attention, up to what goes to the experts · dispatch · the experts ·
+// combine · the sum, which begins the part of the next layer's attention. The shared expert belongs to the part of the
+// experts, but needs nothing of the exchange: it is computed meanwhile, and so hides the exchange in an F or a B by
+// itself, too.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/silu.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstddef>
+#include <span>
+
+#include "exec/stage/layers.h"
+#include "exec/stage/models.h"
+#include "exec/stage/parted_stage.h"
+#include "exec/stage/routing.h"
+#include "exec/stage/transformer.h"
+#include "sim/schedule/error.h"
+
+namespace dualpipe {
+namespace {
+
+// Of [..., 2 * size], the gates and what they let through.
+at::Tensor swiglu(const at::Tensor& gate_and_up) {
+  const std::vector<at::Tensor> parts = gate_and_up.chunk(2, -1);
+  return at::silu(parts[0]) * parts[1];
+}
+
+class SharedExpert {
+ public:
+  SharedExpert(Random& random, const ModelShape& shape, const LayerOptions& options)
+      : gate_up_(random, shape.hidden, 2 * shape.expert_hidden, Linear::Bias::no, linear_gain, options),
+        down_(random, shape.expert_hidden, shape.hidden, Linear::Bias::no, linear_gain, options) {}
+
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& x) const { return down_(swiglu(gate_up_(x))); }
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    gate_up_.append_parameters(name + ".gate_up", all);
+    down_.append_parameters(name + ".down", all);
+  }
+
+ private:
+  Linear gate_up_;
+  Linear down_;
+};
+
+class Experts {
+ public:
+  Experts(Random& random, const ModelShape& shape, const LayerOptions& options)
+      : gate_up_(random, shape.experts, shape.hidden, 2 * shape.expert_hidden, linear_gain, options),
+        down_(random, shape.experts, shape.expert_hidden, shape.hidden, linear_gain, options) {}
+
+  // [experts, places, hidden].
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& x) const { return down_(swiglu(gate_up_(x))); }
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    gate_up_.append_parameters(name + ".gate_up", all);
+    down_.append_parameters(name + ".down", all);
+  }
+
+ private:
+  BatchedLinear gate_up_;
+  BatchedLinear down_;
+};
+
+// What stays where it is while the slots go to the experts, and come back.
+struct Beside {
+  at::Tensor x;  // [batch, sequence, hidden]
+  at::Tensor y;  // norm(x), until the shared expert has had it
+  Routing routing;
+
+  static Beside unpack(std::span<const at::Tensor> all) { return {all[0], all[1], {all[2], all[3], all[4]}}; }
+  [[nodiscard]] Tensors pack() const { return {x, y, routing.weights, routing.slot, routing.assignment}; }
+  [[nodiscard]] Tensors pack_behind(const at::Tensor& slots) const {
+    return {slots, x, y, routing.weights, routing.slot, routing.assignment};
+  }
+};
+
+class Block {
+ public:
+  Block(Random random, const ModelShape& shape, const LayerOptions& options)
+      : top_k_(shape.top_k),
+        experts_count_(shape.experts),
+        capacity_(expert_capacity(shape.capacity, shape.batch * shape.sequence, shape.top_k, shape.experts)),
+        attention_(random, shape, options),
+        norm_(shape.norm, shape.hidden, options),
+        router_(random, shape.hidden, shape.experts, Linear::Bias::no, linear_gain, options),
+        experts_(random, shape, options),
+        shared_(random, shape, options) {}
+
+  // The slots, and what stays.
+  [[nodiscard]] Tensors attend(const at::Tensor& input) const {
+    const at::Tensor x = attention_(input);
+    const at::Tensor y = norm_(x);
+    const at::Tensor tokens = y.flatten(0, 1);
+    const Beside beside = {x, y, route(router_(tokens), top_k_, capacity_)};
+    return beside.pack_behind(dispatch(tokens, beside.routing));
+  }
+
+  [[nodiscard]] Beside add_shared(const Beside& in) const { return {in.x + shared_(in.y), {}, in.routing}; }
+
+  [[nodiscard]] at::Tensor apply_experts(const at::Tensor& slots) const {
+    return experts_(slots.view({experts_count_, capacity_, slots.size(1)})).flatten(0, 1);
+  }
+
+  [[nodiscard]] static at::Tensor add_experts(const at::Tensor& slots, const Beside& in) {
+    return in.x + combine(slots, in.routing).view_as(in.x);
+  }
+
+  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
+    attention_.append_parameters(name, all);
+    norm_.append_parameters(name + ".experts_norm", all);
+    router_.append_parameters(name + ".router", all);
+    experts_.append_parameters(name + ".experts", all);
+    shared_.append_parameters(name + ".shared", all);
+  }
+
+ private:
+  std::int64_t top_k_;
+  std::int64_t experts_count_;
+  std::int64_t capacity_;  // of each expert, in tokens
+  Attention attention_;
+  Norm norm_;
+  Linear router_;
+  Experts experts_;
+  SharedExpert shared_;
+};
+
+class MoeStage final : public PartedStage {
+ public:
+  MoeStage(const ModelShape& shape, int stage, const Feed& feed, Device& device)
+      : PartedStage(device, {shape.loss_scale, shape.recompute, shape.interleave}),
+        first_block_(layers_before(shape, stage)),
+        ends_(shape, stage, feed, {dtype(shape), device.where(), &weight_gradients()}) {
+    const LayerOptions options = {dtype(shape), device.where(), &weight_gradients()};
+    const auto count = static_cast<std::size_t>(shape.layers[static_cast<std::size_t>(stage)]);
+    for (std::size_t i = 0; i < count; ++i) {
+      blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_block_) + i), shape, options);
+    }
+    for (std::size_t i = 0; i < count; ++i) add_parts_of(i);
+    add_compute([this](std::uint32_t micro_batch, const Tensors& inputs) {
+      return Tensors{ends_.end(micro_batch, input_of(blocks_.size(), micro_batch, inputs))};
+    });
+  }
+
+  [[nodiscard]] std::vector<NamedTensor> named_parameters() override {
+    std::vector<NamedTensor> all;
+    ends_.append_first_parameters(all);
+    std::int64_t number = first_block_;
+    for (const Block& block : blocks_) block.append_parameters(fmt::format("blocks.{}", number++), all);
+    ends_.append_last_parameters(all);
+    return all;
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> tied_parameters() override { return ends_.tied_parameters(); }
+
+ private:
+  void add_parts_of(std::size_t block) {
+    add_compute([this, block](std::uint32_t micro_batch, const Tensors& inputs) {
+      return blocks_[block].attend(input_of(block, micro_batch, inputs));
+    });
+    add_exchange();
+    const auto apply_experts = [this, block](std::uint32_t, const Tensors& inputs) {
+      Tensors outputs = inputs;
+      outputs[0] = blocks_[block].apply_experts(inputs[0]);
+      return outputs;
+    };
+    const auto add_shared = [this, block](std::uint32_t, const Tensors& inputs) {
+      return blocks_[block].add_shared(Beside::unpack(inputs)).pack();
+    };
+    add_compute(apply_experts, add_shared);
+    add_exchange();
+  }
+
+  // Of a block, or of what is behind the last one.
+  [[nodiscard]] at::Tensor input_of(std::size_t block, std::uint32_t micro_batch, const Tensors& inputs) const {
+    if (block == 0) return ends_.begin(micro_batch, inputs[0]);
+    return Block::add_experts(inputs[0], Beside::unpack(std::span(inputs).subspan(1)));
+  }
+
+  std::int64_t first_block_;
+  TransformerEnds ends_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> make_moe(const ModelShape& shape, int stage, const Feed& feed, Device& device) {
+  check_heads(shape);
+  if (shape.top_k > shape.experts) {
+    throw InputError(fmt::format("moe: a token cannot go to {} of {} experts; lower --top-k, or raise --experts",
+                                 shape.top_k, shape.experts));
+  }
+  if (!(shape.capacity > 0) || !std::isfinite(shape.capacity)) {
+    throw InputError(
+        fmt::format("moe: the capacity of an expert is {} times an even share of the tokens; it must be "
+                    "above 0",
+                    shape.capacity));
+  }
+  return std::make_unique<MoeStage>(shape, stage, feed, device);
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,230 @@
+#include "exec/stage/parted_stage.h"
+
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <iterator>
+#include <optional>
+#include <utility>
+
+namespace dualpipe {
+namespace {
+
+constexpr Lane exchange_lane = {Lane::Kind::exchange, 0};
+
+}  // namespace
+
+// A micro-batch on its way through the parts: in their order for F; in reverse for B and I, which, where the stage
+// recomputes, first go through them in order once more.
+class PartedStage::Pass {
+ public:
+  // Computes on `lane`.
+  Pass(PartedStage& stage, Device& device, Lane lane, std::uint32_t micro_batch)
+      : stage_(stage), device_(device), lane_(lane), micro_batch_(micro_batch) {}
+
+  void begin_forward(at::Tensor input) {
+    with_graph_ = c10::GradMode::is_enabled() && !stage_.recomputes();
+    keeps_ = c10::GradMode::is_enabled();
+    if (keeps_ && stage_.recomputes()) held_.input = input;
+    go_forward(std::move(input));
+  }
+
+  void begin_backward(at::Tensor gradient, bool defers_weights) {
+    held_ = stage_.take(micro_batch_);
+    gradient_ = std::move(gradient);
+    defers_weights_ = keeps_ = defers_weights;
+    with_graph_ = true;
+    if (stage_.recomputes()) go_forward(std::exchange(held_.input, {}));
+    for (std::size_t part = stage_.parts_.size(); part > 0; --part) steps_.push_back({part - 1, Direction::backward});
+  }
+
+  [[nodiscard]] bool has_next() const { return next_ < steps_.size(); }
+  [[nodiscard]] Lane::Kind next_lane() const { return part_of(steps_[next_]).lane; }
+  [[nodiscard]] bool next_is(Lane::Kind lane) const { return has_next() && next_lane() == lane; }
+
+  void issue_next() {
+    const Step step = steps_[next_++];
+    if (part_of(step).lane == Lane::Kind::exchange) {
+      exchange();
+      return;
+    }
+    device_.use(lane_);
+    if (step.direction == Direction::forward) {
+      run_forward(step.part);
+    } else {
+      run_backward(step.part);
+    }
+  }
+
+  // Puts away what is needed later, and returns the output, or the gradient of the input.
+  [[nodiscard]] at::Tensor finish() {
+    assert(!has_next() && tensors_.size() == 1);
+    // Not std::map::emplace: a step that was broken off may have left something behind.
+    if (keeps_) stage_.held_.insert_or_assign(micro_batch_, std::move(held_));
+    return std::move(tensors_[0]);
+  }
+
+  [[nodiscard]] at::Tensor run() {
+    while (has_next()) issue_next();
+    return finish();
+  }
+
+ private:
+  enum class Direction : std::uint8_t { forward, backward };
+  struct Step {
+    std::size_t part = 0;
+    Direction direction = Direction::forward;
+  };
+
+  [[nodiscard]] const Part& part_of(Step step) const { return stage_.parts_[step.part]; }
+
+  void go_forward(at::Tensor input) {
+    assert(!stage_.parts_.empty() && stage_.parts_.back().lane == Lane::Kind::compute);
+    tensors_ = {std::move(input)};
+    held_.segments = std::vector<PartSegments>(stage_.parts_.size());
+    for (std::size_t part = 0; part < stage_.parts_.size(); ++part) steps_.push_back({part, Direction::forward});
+  }
+
+  // What was made on the other kind of lane, on this one.
+  [[nodiscard]] at::Tensor arrived() {
+    const Mark sent = *std::exchange(sent_, {});
+    device_.wait(sent);
+    return device_.adopt(std::move(tensors_[0]), sent);
+  }
+
+  void exchange() {
+    device_.use(exchange_lane);
+    tensors_[0] = device_.exchange(arrived());
+    sent_ = device_.mark();
+  }
+
+  void run_forward(std::size_t number) {
+    const c10::AutoGradMode with_graph(with_graph_);
+    const Part& part = stage_.parts_[number];
+    const auto run = [&](Segment& segment, const Function& function, const Tensors& inputs) {
+      return segment.forward(inputs, [&](const Tensors& own) { return function(micro_batch_, own); });
+    };
+    if (part.meanwhile) replace_others(run(held_.segments[number].meanwhile, part.meanwhile, others()));
+    if (sent_) tensors_[0] = arrived();
+    tensors_ = run(held_.segments[number].segment, part.function, tensors_);
+    mark_what_is_sent();
+  }
+
+  // First what others wait for.
+  void run_backward(std::size_t number) {
+    if (sent_) tensors_[0] = arrived();
+    PartSegments segments = std::move(held_.segments[number]);
+    if (number + 1 == stage_.parts_.size()) tensors_ = {first_gradient(segments.segment)};
+    std::vector<WeightGradient> of_this_part;
+    {
+      std::vector<WeightGradient>& kept = defers_weights_ ? held_.weight_gradients : of_this_part;
+      const DeferWeightGradients defer(stage_.weight_gradients_, kept);
+      tensors_ = segments.segment.backward(tensors_);
+      mark_what_is_sent();
+      if (stage_.parts_[number].meanwhile) replace_others(segments.meanwhile.backward(others()));
+    }
+    const c10::NoGradGuard no_gradients;
+    run_all(of_this_part);
+  }
+
+  // All but the first: they stay on the lane of the parts that compute.
+  [[nodiscard]] Tensors others() const { return {tensors_.begin() + 1, tensors_.end()}; }
+  void replace_others(Tensors others) {
+    tensors_.resize(1);
+    std::ranges::move(others, std::back_inserter(tensors_));
+  }
+
+  [[nodiscard]] at::Tensor first_gradient(const Segment& last) {
+    return gradient_.defined() ? std::move(gradient_) : last.filled_gradient(stage_.options_.loss_scale);
+  }
+
+  void mark_what_is_sent() {
+    if (next_is(Lane::Kind::exchange)) sent_ = device_.mark();
+  }
+
+  PartedStage& stage_;
+  Device& device_;
+  Lane lane_;
+  std::uint32_t micro_batch_;
+  Held held_;
+  bool with_graph_ = false;
+  bool keeps_ = false;           // something, for the pass that follows
+  bool defers_weights_ = false;  // I does
+  at::Tensor gradient_;          // of the output
+  std::vector<Step> steps_;
+  std::size_t next_ = 0;
+  Tensors tensors_;           // between the step before and the next
+  std::optional<Mark> sent_;  // when the first of them was made, if on another lane than that of the next step
+};
+
+void PartedStage::add_compute(Function function, Function meanwhile) {
+  parts_.push_back({Lane::Kind::compute, std::move(function), std::move(meanwhile)});
+}
+
+void PartedStage::add_exchange() {
+  assert(!parts_.empty() && parts_.back().lane == Lane::Kind::compute);
+  parts_.push_back({Lane::Kind::exchange, {}, {}});
+}
+
+at::Tensor PartedStage::forward(std::uint32_t micro_batch, at::Tensor input) {
+  Pass pass(*this, device_, device_.used(), micro_batch);
+  pass.begin_forward(std::move(input));
+  return pass.run();
+}
+
+at::Tensor PartedStage::backward(std::uint32_t micro_batch, at::Tensor gradient) {
+  Pass pass(*this, device_, device_.used(), micro_batch);
+  pass.begin_backward(std::move(gradient), /*defers_weights=*/false);
+  return pass.run();
+}
+
+at::Tensor PartedStage::backward_input(std::uint32_t micro_batch, at::Tensor gradient) {
+  Pass pass(*this, device_, device_.used(), micro_batch);
+  pass.begin_backward(std::move(gradient), /*defers_weights=*/true);
+  return pass.run();
+}
+
+void PartedStage::backward_weight(std::uint32_t micro_batch) {
+  const c10::NoGradGuard no_gradients;
+  Held held = take(micro_batch);
+  run_all(held.weight_gradients);
+}
+
+// Step by step, the next of each: side by side on the two kinds of lanes, the exchange first, as it is issued at once;
+// where both compute, B's by itself. From then on they take turns.
+Overlapped PartedStage::overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
+                                                    std::uint32_t backward_micro_batch, at::Tensor gradient,
+                                                    const PairLanes& lanes) {
+  auto* const parted_back = dynamic_cast<PartedStage*>(&back);
+  if (!options_.interleave || parted_back == nullptr) {
+    return Stage::overlapped_forward_backward(forward_micro_batch, std::move(input), back, backward_micro_batch,
+                                              std::move(gradient), lanes);
+  }
+  Pass ahead(*this, lanes.device, lanes.forward, forward_micro_batch);
+  ahead.begin_forward(std::move(input));
+  Pass behind(*parted_back, lanes.device, lanes.backward, backward_micro_batch);
+  behind.begin_backward(std::move(gradient), /*defers_weights=*/false);
+  while (ahead.has_next() && behind.has_next()) {
+    if (ahead.next_lane() == behind.next_lane()) {
+      behind.issue_next();
+      continue;
+    }
+    const bool ahead_exchanges = ahead.next_is(Lane::Kind::exchange);
+    (ahead_exchanges ? ahead : behind).issue_next();
+    (ahead_exchanges ? behind : ahead).issue_next();
+  }
+  Overlapped result;
+  result.output = ahead.run();
+  result.input_gradient = behind.run();
+  return result;
+}
+
+PartedStage::Held PartedStage::take(std::uint32_t micro_batch) {
+  const auto node = held_.extract(micro_batch);
+  assert(!node.empty() && "validate() has seen that each backward comes after its forward");
+  return std::move(node.mapped());
+}
+
+}  // namespace dualpipe

@@ -1,0 +1,101 @@
+// A stage that is a sequence of parts, which take turns on two kinds of lanes: they compute, or they exchange what
+// other shards of the stage need of it. In an F&B pair the parts of the two micro-batches are interleaved, so that one
+// computes while the other exchanges. For the layers of a mixture of experts, of four parts each (B's are marked by ',
+// and dW are its weight gradients):
+//
+//     F                            attention, dispatch, experts, combine
+//     B                            combine', experts' dW, dispatch', attention' dW
+//
+//     compute, lane of F           ▐attention▌             ▐ experts  ▌                 …
+//     compute, lane of B     …                ▐experts'▐dW▌            ▐attention'▐dW▌
+//     exchange                     ▐combine' ▌▐ dispatch  ▌▐dispatch' ▌▐   combine   ▌
+//
+// That is the order of DeepSeek-V3 (arXiv:2412.19437, section 3.2.1, figure 4) and of Megatron-Core's overlapped
+// forward and backward: an exchange begins as soon as what it sends is there, and weight gradients, for which nobody
+// waits, are computed while the gradient of the input travels. The lanes of F and B are two, and may share the cores.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <vector>
+
+#include "exec/device/device.h"
+#include "exec/stage/deferred.h"
+#include "exec/stage/recompute.h"
+#include "exec/stage/segment.h"
+#include "exec/stage/stage.h"
+
+namespace dualpipe {
+
+// Keeps what an AutogradStage of the same layers does, and what comes in from an exchange. Each tensor is freed when
+// the last part that needs it has been issued.
+//
+// Of the lanes the stage knows this: a forward or backward by itself computes on the lane that is used when it is
+// called, and ends on it; a micro-batch has the same lane for both. What goes from a lane to another waits for a mark
+// behind what made it, and is adopted there.
+class PartedStage : public Stage {
+ public:
+  [[nodiscard]] at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) final;
+  [[nodiscard]] at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) final;
+  [[nodiscard]] at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) final;
+  void backward_weight(std::uint32_t micro_batch) final;
+
+  // Interleaved, if both are parted. Else, or if that is off: F first, then B.
+  [[nodiscard]] Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
+                                                       std::uint32_t backward_micro_batch, at::Tensor gradient,
+                                                       const PairLanes& lanes) final;
+
+ protected:
+  struct Options {
+    double loss_scale = 1;  // the gradient of the last stage's output, the loss
+    Recompute recompute =
+        Recompute::none;  // `full` is done here: exchanges, too, run again; `attention` is up to the model
+    bool interleave = true;
+  };
+  PartedStage(Device& device, const Options& options) : device_(device), options_(options) {}
+
+  // The parts, in the order of the forward. The first one gets the stage's input, undefined in a first stage; each gets
+  // what the part before it gave; the last one gives the stage's output, or the loss. A function may be called twice
+  // for a micro-batch, and must then do the same again.
+  using Function = std::function<Tensors(std::uint32_t micro_batch, const Tensors& inputs)>;
+  //
+  // `meanwhile` computes before what an exchange sends has come: it gets and gives all tensors but the first,
+  // `function` then all. Its backward runs when the gradient of what was sent is on its way.
+  void add_compute(Function function, Function meanwhile = {});
+  // Sends the first of the tensors. The others are for the part behind it. It stands between two parts that compute.
+  void add_exchange();
+
+  // For the layers.
+  [[nodiscard]] WeightGradients& weight_gradients() { return weight_gradients_; }
+
+ private:
+  class Pass;
+  struct Part {
+    Lane::Kind lane = Lane::Kind::compute;
+    Function function;   // of one that computes
+    Function meanwhile;  // may be empty
+  };
+  struct PartSegments {
+    Segment meanwhile;
+    Segment segment;
+  };
+  // Of a micro-batch, between its passes.
+  struct Held {
+    at::Tensor input;                    // if it recomputes
+    std::vector<PartSegments> segments;  // by part
+    std::vector<WeightGradient> weight_gradients;
+  };
+  [[nodiscard]] Held take(std::uint32_t micro_batch);
+  [[nodiscard]] bool recomputes() const { return options_.recompute == Recompute::full; }
+
+  Device& device_;
+  Options options_;
+  std::vector<Part> parts_;
+  WeightGradients weight_gradients_;
+  std::map<std::uint32_t, Held> held_;  // by micro-batch
+};
+
+}  // namespace dualpipe

@@ -1,0 +1,148 @@
+#include "tests/exec/lane_check.h"
+
+#include <ATen/ops/from_blob.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cassert>
+#include <functional>
+#include <string_view>
+
+#include "exec/replay/clock.h"
+
+namespace dualpipe::test {
+namespace {
+
+thread_local LaneCheck* watching = nullptr;
+
+std::string text_of(Lane lane) {
+  constexpr std::array kinds = {"compute", "exchange", "message"};
+  return fmt::format("{} {}", kinds.at(static_cast<std::size_t>(lane.kind)), lane.index);
+}
+
+void for_each_tensor(const c10::IValue& value, const std::function<void(const at::Tensor&)>& function) {
+  if (value.isTensor()) {
+    function(value.toTensor());
+  } else if (value.isList()) {
+    for (const c10::IValue& each : value.toListRef()) for_each_tensor(each, function);
+  }
+}
+
+template <typename Clock>
+void join(Clock& clock, const Clock& other) {
+  std::ranges::transform(clock, other, clock.begin(), [](int a, int b) { return std::max(a, b); });
+}
+
+template <typename Clock>
+bool has_seen(const Clock& clock, const Clock& other) {
+  return std::ranges::equal(clock, other, std::ranges::greater_equal());
+}
+
+}  // namespace
+
+LaneCheck::LaneCheck() {
+  assert(watching == nullptr);
+  watching = this;
+  callback_ = at::addThreadLocalCallback(
+      at::RecordFunctionCallback(begin, end).needsInputs(true).needsOutputs(true).scopes({at::RecordScope::FUNCTION}));
+}
+
+LaneCheck::~LaneCheck() {
+  at::removeCallback(callback_);
+  watching = nullptr;
+}
+
+std::size_t LaneCheck::index_of(Lane lane) {
+  assert(lane.index < 8);
+  return static_cast<std::size_t>(lane.kind) * 8 + lane.index;
+}
+
+void LaneCheck::begin_step() {
+  marks_.clear();
+  for (const Clock& lane : clocks_) join(before_step_, lane);
+}
+
+Mark LaneCheck::mark() {
+  marks_.push_back(clock());
+  return {now(), &marks_.back()};
+}
+
+void LaneCheck::wait(const Mark& mark) { join(clock(), *static_cast<const Clock*>(mark.event)); }
+
+// Another storage of the same memory.
+at::Tensor LaneCheck::adopt(at::Tensor tensor, const Mark& ready) {
+  const Clock& seen = *static_cast<const Clock*>(ready.event);
+  const Known* const known = find(tensor);
+  if (known == nullptr) return tensor;
+  if (!has_seen(seen, known->made)) {
+    races_.push_back(
+        fmt::format("adopted by {}, but made by {} behind the mark", text_of(used_), text_of(known->maker)));
+  }
+  at::Tensor adopted = at::from_blob(
+      tensor.data_ptr(), tensor.sizes(), tensor.strides(), [tensor](void*) {}, tensor.options());
+  remember(adopted, known->maker, seen, /*adopted=*/true);
+  return adopted;
+}
+
+at::Tensor LaneCheck::take(at::Tensor tensor, Mark&) { return tensor; }
+
+at::Tensor LaneCheck::exchange(const at::Tensor& tensor) { return tensor.clone(); }
+
+void LaneCheck::finish() {
+  for (const Clock& lane : clocks_) join(settled_, lane);
+  clocks_.fill(settled_);
+}
+
+LaneCheck::Known* LaneCheck::find(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.has_storage()) return nullptr;
+  const auto found = known_.find(tensor.storage().unsafeGetStorageImpl());
+  return found == known_.end() ? nullptr : &found->second;
+}
+
+void LaneCheck::remember(const at::Tensor& tensor, Lane maker, const Clock& made, bool adopted) {
+  std::erase_if(known_, [](const auto& each) { return each.second.storage.expired(); });
+  known_.try_emplace(tensor.storage().unsafeGetStorageImpl(),
+                     Known{tensor.storage().getWeakStorageImpl(), maker, made, adopted});
+}
+
+void LaneCheck::touch(const at::Tensor& tensor, const char* op) {
+  const Known* const known = find(tensor);
+  if (known == nullptr || known->maker == used_ || has_seen(settled_, known->made)) return;
+  ++crossings_;
+  if (!known->adopted && !has_seen(before_step_, known->made)) {
+    races_.push_back(fmt::format("{} on {} touches what {} has made, and was not adopted", op, text_of(used_),
+                                 text_of(known->maker)));
+  } else if (!has_seen(clock(), known->made)) {
+    races_.push_back(
+        fmt::format("{} on {} touches what {} has made without a wait", op, text_of(used_), text_of(known->maker)));
+  }
+}
+
+void LaneCheck::made(const at::Tensor& tensor, bool in_place) {
+  if (!tensor.defined() || !tensor.has_storage()) return;
+  Known* const known = find(tensor);
+  const bool is_changed = known != nullptr && in_place && known->maker == used_;
+  if (known != nullptr && !is_changed) return;
+  ++clock()[index_of(used_)];
+  if (is_changed) {
+    known->made = clock();
+  } else {
+    remember(tensor, used_, clock(), /*adopted=*/false);
+  }
+}
+
+std::unique_ptr<at::ObserverContext> LaneCheck::begin(const at::RecordFunction& op) {
+  for (const c10::IValue& input : op.inputs()) {
+    for_each_tensor(input, [&](const at::Tensor& tensor) { watching->touch(tensor, op.name()); });
+  }
+  return nullptr;
+}
+
+void LaneCheck::end(const at::RecordFunction& op, at::ObserverContext*) {
+  const bool in_place = std::string_view(op.name()).ends_with('_');
+  for (const c10::IValue& output : op.outputs()) {
+    for_each_tensor(output, [&](const at::Tensor& tensor) { watching->made(tensor, in_place); });
+  }
+}
+
+}  // namespace dualpipe::test
