@@ -263,7 +263,7 @@ namespace {
 // Starts three, and returns what each has written; "" for one that did not end by itself.
 std::vector<std::string> run_processes(const std::string& mode) {
   const Scratch scratch;
-  const std::string port = std::to_string(free_port());
+  const std::uint16_t port = free_port();
   std::vector<pid_t> children;
   std::vector<std::string> results;
   for (int process = 0; process < 3; ++process) {
@@ -272,7 +272,7 @@ std::vector<std::string> run_processes(const std::string& mode) {
                                              "LOCAL_RANK=" + std::to_string(process),
                                              "WORLD_SIZE=3",
                                              "MASTER_ADDR=127.0.0.1",
-                                             "MASTER_PORT=" + port,
+                                             "MASTER_PORT=" + std::to_string(port),
                                              "DUALPIPE_TEST_MODE=" + mode,
                                              "DUALPIPE_TEST_RESULT=" + results.back()};
     std::vector<char*> environment;
@@ -290,6 +290,7 @@ std::vector<std::string> run_processes(const std::string& mode) {
       ::_exit(127);
     }
     children.push_back(child);
+    if (process == 0) await_listener(port);
   }
   const auto deadline = Clock::now() + 20s;
   std::vector<std::string> texts;

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <exception>
 #include <stdexcept>
 #include <thread>
@@ -22,6 +23,21 @@ std::uint16_t free_port() {
   ::close(socket);
   if (!is_bound) throw std::runtime_error("this host gives no port");
   return ntohs(address.sin6_port);
+}
+
+void await_listener(std::uint16_t port) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  bool is_there = false;
+  while (!is_there && std::chrono::steady_clock::now() < deadline) {
+    const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
+    is_there = ::connect(socket, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+    ::close(socket);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
 }
 
 Launch launch(int process, int processes, std::uint16_t port) {
@@ -55,7 +71,10 @@ std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& n
   };
   {
     std::vector<std::jthread> threads;
-    for (int process = 0; process < processes; ++process) threads.emplace_back(run_process, process);
+    for (int process = 0; process < processes; ++process) {
+      threads.emplace_back(run_process, process);
+      if (process == 0 && processes > 1) await_listener(port);
+    }
   }
   return errors;
 }

@@ -17,6 +17,9 @@ namespace dualpipe::test {
 // Of this host, and free a moment ago.
 [[nodiscard]] std::uint16_t free_port();
 
+// Returns when somebody listens there: LibTorch's client, where nobody does, tries again only after some seconds.
+void await_listener(std::uint16_t port);
+
 // Of processes that meet on this host.
 [[nodiscard]] Launch launch(int process, int processes, std::uint16_t port);
 
