@@ -131,6 +131,10 @@ class CudaDevice final : public Device {
     return {now(), event.get()};
   }
 
+  [[nodiscard]] bool is_done(const Mark& mark) const override {
+    return mark.event == nullptr || dualpipe::is_done(event_of(mark));
+  }
+
   void wait(const Mark& mark) override {
     if (mark.event == nullptr) return;
     check(cudaStreamWaitEvent(stream(), event_of(mark), 0), "making a stream wait");

@@ -11,6 +11,17 @@
 
 namespace dualpipe {
 
+// Whether the GPU has come so far.
+[[nodiscard]] inline bool is_done(cudaEvent_t event) {
+  const cudaError_t status = cudaEventQuery(event);
+  if (status == cudaErrorNotReady) {
+    static_cast<void>(cudaGetLastError());  // no error, but kept like one
+    return false;
+  }
+  check(status, "asking for an event");
+  return true;
+}
+
 // Belongs to the GPU that is current on the thread that makes it.
 class Event {
  public:
@@ -32,15 +43,7 @@ class Event {
 
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
   void synchronize() const { check(cudaEventSynchronize(event_), "waiting for an event"); }
-  [[nodiscard]] bool is_done() const {
-    const cudaError_t status = cudaEventQuery(event_);
-    if (status == cudaErrorNotReady) {
-      static_cast<void>(cudaGetLastError());  // no error, but kept like one
-      return false;
-    }
-    check(status, "asking for an event");
-    return true;
-  }
+  [[nodiscard]] bool is_done() const { return dualpipe::is_done(event_); }
 
  private:
   cudaEvent_t event_ = nullptr;

@@ -19,6 +19,7 @@
 #include "exec/cuda/cuda_device.h"
 #include "exec/cuda/green.h"
 #include "exec/cuda/lanes.h"
+#include "exec/cuda/nccl.h"
 #include "sim/schedule/error.h"
 
 namespace dualpipe {
@@ -131,6 +132,11 @@ std::unique_ptr<Hardware> make_hardware(const CudaOptions& options) { return std
 }  // namespace dualpipe
 
 extern "C" const dualpipe::CudaModule* dualpipe_cuda_module() {
-  static const dualpipe::CudaModule module{dualpipe::cuda_module_version, &dualpipe::make_hardware};
+#ifdef DUALPIPE_HAS_NCCL
+  static const dualpipe::CudaModule module{dualpipe::cuda_module_version, &dualpipe::make_hardware,
+                                           &dualpipe::make_nccl};
+#else
+  static const dualpipe::CudaModule module{dualpipe::cuda_module_version, &dualpipe::make_hardware, nullptr};
+#endif
   return &module;
 }

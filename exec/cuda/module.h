@@ -13,16 +13,18 @@
 #include <memory>
 
 #include "exec/device/device.h"
+#include "exec/transport/nccl_api.h"
 
 namespace dualpipe {
 
-// To be raised whenever Device, Hardware, CudaOptions or this changes.
-constexpr int cuda_module_version = 1;
+// To be raised whenever Device, Hardware, CudaOptions, Nccl or this changes.
+constexpr int cuda_module_version = 2;
 
 struct CudaModule {
   int version = cuda_module_version;  // stays the first
   // Throws InputError where there is no GPU that could be used.
   std::unique_ptr<Hardware> (*hardware)(const CudaOptions& options) = nullptr;
+  std::shared_ptr<Nccl> (*nccl)() = nullptr;  // null: built without NCCL
 };
 
 // The one symbol of the module, of this type.

@@ -11,6 +11,7 @@
 
 #include "exec/cuda/module.h"
 #include "exec/device/device.h"
+#include "exec/transport/nccl_api.h"
 #include "sim/schedule/error.h"
 
 namespace dualpipe {
@@ -76,5 +77,13 @@ const CudaModule& load(const fs::path& file) {
 }  // namespace
 
 std::unique_ptr<Hardware> cuda_hardware(const CudaOptions& options) { return load(module_file()).hardware(options); }
+
+std::shared_ptr<Nccl> cuda_nccl() {
+  const CudaModule& module = load(module_file());
+  if (module.nccl != nullptr) return module.nccl();
+  throw InputError(
+      "nccl: the CUDA module was built without NCCL; what CMake calls left out says what it misses. The ranks of one "
+      "process share a GPU without it: --transport threads");
+}
 
 }  // namespace dualpipe

@@ -15,7 +15,6 @@ class Host final : public Device {
   void use(Lane) override {}
   [[nodiscard]] Lane used() const override { return {}; }
   [[nodiscard]] Mark mark() override { return {now(), nullptr}; }
-  [[nodiscard]] bool is_done(const Mark&) const override { return true; }
   void wait(const Mark&) override {}
   [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark&) override { return tensor; }
   [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark&) override { return tensor; }

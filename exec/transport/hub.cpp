@@ -127,10 +127,17 @@ void Hub::send(Op message, at::Tensor tensor, const Mark& ready) {
   (void)wire_->send(to, std::move(parcel));
 }
 
-Received Hub::wait(Op message) {
+std::optional<Received> Hub::wait_for(Op message, std::chrono::nanoseconds patience) {
   const Wire::Watch watch(wire_);
-  auto letter = mailbox_of(rank_of(message.stage)).take(box_of(message), message.micro_batch, waiting());
-  if (letter) return {std::move(letter->content.front()), letter->arrived, letter->ready};
+  Waiting waits = waiting();
+  waits.deadline = Clock::now() + patience;
+  auto letter = mailbox_of(rank_of(message.stage)).take(box_of(message), message.micro_batch, waits);
+  if (!letter) return std::nullopt;
+  return Received{std::move(letter->content.front()), letter->arrived, letter->ready};
+}
+
+Received Hub::wait(Op message) {
+  if (auto received = wait_for(message, options_.timeout)) return std::move(*received);
   throw TimeoutError(fmt::format("nothing came from rank {} for {} within {}",
                                  rank_of(peer_of(message, placement_).stage), to_text(message),
                                  seconds(options_.timeout)));

@@ -12,6 +12,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -42,6 +43,8 @@ class Hub {
 
   void send(Op message, at::Tensor tensor, const Mark& ready);
   [[nodiscard]] Received wait(Op message);
+  // Nothing if it did not come so soon; the message can be waited for again.
+  [[nodiscard]] std::optional<Received> wait_for(Op message, std::chrono::nanoseconds patience);
   void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors);
   [[nodiscard]] double sum(int rank, double value);
   void abort(const std::string& reason);

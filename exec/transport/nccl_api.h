@@ -11,6 +11,7 @@
 #include <c10/core/DeviceType.h>
 
 #include <cstddef>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -54,5 +55,8 @@ class Nccl {
   // The end, whatever is under way.
   virtual void abort(Communicator communicator) = 0;
 };
+
+// NCCL itself. Throws InputError saying what is missing, as cuda_hardware() does.
+[[nodiscard]] std::shared_ptr<Nccl> cuda_nccl();
 
 }  // namespace dualpipe

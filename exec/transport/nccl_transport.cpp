@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <iterator>
 #include <stdexcept>
 
 #include "exec/replay/memory.h"
@@ -28,6 +29,8 @@ constexpr int looks_per_timeout = 20;
 // NCCL puts most groups on their lane at once.
 constexpr int yields = 200;
 constexpr auto nap = 50us;
+// For what a first message looks like, where its sender may be waiting for this rank.
+constexpr auto patience_with_first = std::chrono::nanoseconds(500ms);
 constexpr auto close_wait = std::chrono::nanoseconds(5s);
 
 std::size_t direction_of(Kind kind) { return kind == Kind::send_forward || kind == Kind::receive_forward ? 0 : 1; }
@@ -157,7 +160,7 @@ void NcclTransport::begin(const Program& program, Device& device) {
     checked_.push_back(program);
   }
   device_ = &device;
-  assert(line_.empty() && batch_.messages.empty());
+  assert(batch_.empty());
   arrivals_.clear();
   if (communicators_.empty()) connect();
 }
@@ -211,72 +214,101 @@ void NcclTransport::send(Op message, at::Tensor tensor, const Mark& ready) {
     sent.tensor = sent.tensor.contiguous();
     sent.ready = device_->mark();
   }
-  batch_.messages.push_back(std::move(sent));
+  batch_.push_back(std::move(sent));
 }
 
 void NcclTransport::post_receive(Op message) {
   throw_if_aborted();
-  batch_.messages.push_back({plain(message), {}});
+  batch_.push_back({plain(message), {}});
 }
 
+// A direction whose receives are known goes ahead of one that still has to wait for that.
 void NcclTransport::end_batch() {
-  if (batch_.messages.empty()) return;
+  if (batch_.empty()) return;
   release_done();
-  batch_.reached = device_->mark();
-  line_.push_back(std::exchange(batch_, {}));
-  const auto is_ready = [&](const Message& each) { return is_send(each.op.kind) || is_known(each.op); };
-  while (!line_.empty() && std::ranges::all_of(line_.front().messages, is_ready)) issue_next();
+  const Mark reached = device_->mark();
+  std::array<Messages, 2> by_direction;
+  for (Message& each : std::exchange(batch_, {})) by_direction[direction_of(each.op.kind)].push_back(std::move(each));
+  std::array<bool, 2> waits{};
+  for (const std::size_t direction : {activations, gradients}) {
+    Messages& messages = by_direction[direction];
+    waits[direction] = !std::ranges::all_of(messages, [&](const Message& each) { return is_known(each.op); });
+    if (!waits[direction]) issue_messages(direction, std::move(messages), reached);
+  }
+  for (const std::size_t direction : {activations, gradients}) {
+    if (waits[direction]) issue_first(direction, std::move(by_direction[direction]), reached);
+  }
+}
+
+// Where a receive is the first of its boundary.
+//
+// What it is the answer to may be among the sends of this very batch: then these have to go ahead. But if both ends did
+// so, each would send before it receives, and neither would end. Each has told what it sends before it comes here; so
+// whoever comes last finds out at once what it receives, and its group is whole. That is enough.
+void NcclTransport::issue_first(std::size_t direction, Messages messages, const Mark& reached) {
+  const auto is_sent = [](const Message& each) { return is_send(each.op.kind); };
+  const auto deadline = Clock::now() + std::min(patience_with_first, options_.timeout / 4);
+  const auto is_known_soon = [&](const Message& each) {
+    return is_known(each.op) || learn(each.op, std::max(deadline - Clock::now(), std::chrono::nanoseconds(0)));
+  };
+  if (std::ranges::any_of(messages, is_sent) && !std::ranges::all_of(messages, is_known_soon)) {
+    Messages sends;
+    std::ranges::copy_if(messages, std::back_inserter(sends), is_sent);
+    std::erase_if(messages, is_sent);
+    issue_messages(direction, std::move(sends), reached);
+  }
+  for (const Message& each : messages) {
+    if (!is_known(each.op)) learn(each.op);
+  }
+  issue_messages(direction, std::move(messages), reached);
 }
 
 Received NcclTransport::wait(Op message) {
   throw_if_aborted();
-  auto arrival = arrivals_.find(plain(message));
-  while (arrival == arrivals_.end()) {
-    assert(!line_.empty() && "its receive was not posted");
-    issue_next();
-    arrival = arrivals_.find(plain(message));
-  }
+  const auto arrival = arrivals_.find(plain(message));
+  assert(arrival != arrivals_.end() && "its receive was not posted");
   Arrival found = std::move(arrival->second);
   arrivals_.erase(arrival);
   return {std::move(found.tensor), Clock::now(), found.ready};
 }
 
-bool NcclTransport::is_known(Op receive) const { return known_.contains(boundary_of(receive)); }
+bool NcclTransport::is_known(Op message) const {
+  return is_send(message.kind) || known_.contains(boundary_of(message));
+}
 
 // Its sender says what it looks like as soon as it sends it.
-void NcclTransport::learn(Op receive) {
-  agreement_.learn(receive, form_of_herald(hub_->wait(receive).tensor));
+void NcclTransport::learn(Op receive) { note(receive, hub_->wait(receive)); }
+
+bool NcclTransport::learn(Op receive, std::chrono::nanoseconds patience) {
+  const auto herald = hub_->wait_for(receive, patience);
+  if (herald) note(receive, *herald);
+  return herald.has_value();
+}
+
+void NcclTransport::note(Op receive, const Received& herald) {
+  agreement_.learn(receive, form_of_herald(herald.tensor));
   known_.insert(boundary_of(receive));
 }
 
-// The first batch in line: a group for each direction.
-void NcclTransport::issue_next() {
-  Batch batch = std::move(line_.front());
-  line_.pop_front();
-  for (const Message& each : batch.messages) {
-    if (is_receive(each.op.kind) && !is_known(each.op)) learn(each.op);
-  }
-  for (const std::size_t direction : {activations, gradients}) {
-    const LaneGuard lane(*device_, lane_of(direction));
-    std::vector<Transfer> transfers;
-    std::vector<Mark> after{batch.reached};
-    std::vector<std::pair<Op, at::Tensor>> received;
-    for (Message& each : batch.messages) {
-      if (direction_of(each.op.kind) != direction) continue;
-      if (is_send(each.op.kind)) {
-        after.push_back(each.ready);
-      } else {
-        const ChargeToNobody guard;
-        const Form form = agreement_.form(each.op);
-        each.tensor = at::empty(form.sizes, at::TensorOptions(form.type).device(device_->where()));
-        received.emplace_back(each.op, each.tensor);
-      }
-      transfers.push_back({std::move(each.tensor), peer_rank(each.op), is_send(each.op.kind), to_text(each.op)});
+void NcclTransport::issue_messages(std::size_t direction, Messages messages, const Mark& reached) {
+  if (messages.empty()) return;
+  const LaneGuard lane(*device_, lane_of(direction));
+  std::vector<Transfer> transfers;
+  std::vector<Mark> after{reached};
+  std::vector<std::pair<Op, at::Tensor>> received;
+  for (Message& each : messages) {
+    if (is_send(each.op.kind)) {
+      after.push_back(each.ready);
+    } else {
+      const ChargeToNobody guard;
+      const Form form = agreement_.form(each.op);
+      each.tensor = at::empty(form.sizes, at::TensorOptions(form.type).device(device_->where()));
+      received.emplace_back(each.op, each.tensor);
     }
-    if (transfers.empty()) continue;
-    const Mark done = issue(direction, std::move(transfers), after);
-    for (auto& [op, tensor] : received) arrivals_[op] = {std::move(tensor), done};
+    transfers.push_back({std::move(each.tensor), peer_rank(each.op), is_send(each.op.kind), to_text(each.op)});
   }
+  const Mark done = issue(direction, std::move(transfers), after);
+  for (auto& [op, tensor] : received) arrivals_[op] = {std::move(tensor), done};
 }
 
 // Returns when the group will be done. Its lane need not be in use.
@@ -343,7 +375,7 @@ void NcclTransport::await_groups(std::size_t direction) {
 }
 
 void NcclTransport::confirm() {
-  assert(line_.empty() && batch_.messages.empty());
+  assert(batch_.empty());
   release_done();
   throw_if_aborted();
 }
@@ -484,7 +516,8 @@ void NcclTransport::watch(const std::stop_token& ended) {
   while (!ended.stop_requested()) {
     if (verdict_->aborted()) return abort_communicators();
     if (const std::string reason = trouble(); !reason.empty()) return abort(reason);
-    std::this_thread::sleep_for(pause);
+    std::unique_lock lock(mutex_);
+    (void)nothing_.wait_for(lock, ended, pause, [] { return false; });
   }
 }
 

@@ -9,9 +9,10 @@
 //    activation that is late holds up no gradient.
 // 2. NCCL matches messages by their order. So both ends have to issue them in the same one, and no batch may wait for
 //    another in a circle: that is checked before a program first runs.
-// 3. What messages look like is told beforehand, through the Hub, by the first of each boundary and direction. Batches
-//    wait in line until their receives are known, at the latest when what they receive is needed. As the program does
-//    not deadlock as a stream, no rank waits in vain.
+// 3. What messages look like is told beforehand, through the Hub, by the first of each boundary and direction. There
+// the
+//    receiver's thread waits, in its slot, until the sender's has come to its send. In a lowered program that does not
+//    depend on anything later of the receiver (sim/schedule/lower.h), only perhaps on what it sends in the same slot.
 // 4. A thread watches: NCCL's errors, a group that has started and does not end within the timeout, a run that another
 //    rank has aborted. Then the communicators are aborted, which ends what is under way on the GPU.
 #pragma once
@@ -19,6 +20,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <map>
@@ -75,10 +78,7 @@ class NcclTransport final : public Transport {
     at::Tensor tensor;  // of a receive: once its form is known
     Mark ready{};       // of a send
   };
-  struct Batch {
-    std::vector<Message> messages;
-    Mark reached;  // its slot
-  };
+  using Messages = std::vector<Message>;
   // What goes to a peer, or comes from it.
   struct Transfer {
     at::Tensor tensor;
@@ -110,9 +110,12 @@ class NcclTransport final : public Transport {
   void make_communicators();
   void meet_neighbours(std::size_t direction);
 
-  [[nodiscard]] bool is_known(Op receive) const;
+  [[nodiscard]] bool is_known(Op message) const;
   void learn(Op receive);
-  void issue_next();
+  [[nodiscard]] bool learn(Op receive, std::chrono::nanoseconds patience);
+  void note(Op receive, const Received& herald);
+  void issue_messages(std::size_t direction, Messages messages, const Mark& reached);
+  void issue_first(std::size_t direction, Messages messages, const Mark& reached);
   Mark issue(std::size_t direction, std::vector<Transfer> transfers, std::span<const Mark> after);
   void put_on_lane(Nccl::Communicator communicator, std::span<const Transfer> transfers);
   void await_state(std::size_t direction, const char* what);
@@ -142,8 +145,7 @@ class NcclTransport final : public Transport {
   Agreement agreement_;
   std::set<Op> known_;  // first receives of a boundary and direction: micro-batch 0 stands for all
   std::vector<Program> checked_;
-  Batch batch_;             // that is being put together
-  std::deque<Batch> line_;  // not yet issued
+  Messages batch_;  // that is being put together
   std::map<Op, Arrival> arrivals_;
   std::map<std::vector<int>, Sum> sums_;
 
@@ -153,6 +155,7 @@ class NcclTransport final : public Transport {
   std::vector<Group> abandoned_;  // what they hold may still be written to
   bool is_aborted_ = false;
 
+  std::condition_variable_any nothing_;  // the watchdog sleeps on it, until it is to end
   std::jthread watchdog_;
 };
 

@@ -4,6 +4,9 @@
 
 #include <limits>
 
+#include "exec/transport/launch.h"
+#include "exec/transport/nccl_api.h"
+#include "exec/transport/store_world.h"
 #include "sim/schedule/lower.h"
 #include "sim/simulate/deadlock.h"
 #include "sim/simulate/quantity.h"
@@ -113,8 +116,9 @@ void add_machine(CLI::App& app, RunOptions& options) {
     app.add_option(name, text, help)->type_name(type)->group(group);
   };
   app.add_option("--transport", options.transport,
-                 "threads: all ranks in this process; mpi: in those that mpirun or srun started (what there is)")
-      ->check(CLI::IsMember({"threads", "mpi"}))
+                 "threads: all ranks in this process; mpi: in those that mpirun or srun started (what there is); nccl: "
+                 "each in one that torchrun, mpirun or srun started, with a GPU")
+      ->check(CLI::IsMember({"threads", "mpi", "nccl"}))
       ->group(group);
   app.add_option("--device", options.device,
                  "cpu; cuda: an NVIDIA GPU, which the ranks of a process share, each with streams of its own")
@@ -173,6 +177,7 @@ Program RunOptions::program() const {
 }
 
 std::unique_ptr<World> RunOptions::world() const {
+  if (transport == "nccl") return store_processes(launch_of(), cuda_nccl());
   const bool is_mpi = transport.empty() ? started_by_mpi_launcher() : transport == "mpi";
   return is_mpi ? mpi_processes() : one_process();
 }

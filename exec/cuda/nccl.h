@@ -1,0 +1,12 @@
+// The Nccl of exec/transport by NCCL itself.
+#pragma once
+
+#include <memory>
+
+#include "exec/transport/nccl_api.h"
+
+namespace dualpipe {
+
+[[nodiscard]] std::shared_ptr<Nccl> make_nccl();
+
+}  // namespace dualpipe

@@ -1,0 +1,427 @@
+// The transport over NCCL, with a double of NCCL: what it calls, and that pipelines run on it, and end on it.
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
+#include <boost/test/unit_test.hpp>
+#include <chrono>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "exec/train/train.h"
+#include "exec/transport/nccl_transport.h"
+#include "sim/generate/catalog.h"
+#include "sim/schedule/error.h"
+#include "sim/schedule/lower.h"
+#include "sim/simulate/deadlock.h"
+#include "tests/exec/nccl_double.h"
+#include "tests/exec/training.h"
+#include "tests/exec/worlds.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+namespace {
+
+namespace data = boost::unit_test::data;
+using namespace std::chrono_literals;
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// By step and stage.
+using Gradients = std::map<std::pair<int, std::size_t>, std::vector<at::Tensor>>;
+
+struct Outcome {
+  std::vector<std::string> errors;  // by process
+  std::vector<double> losses;
+  Gradients gradients;
+};
+
+// What a process trained.
+void train_noting(World& world, const Program& program, const TrainOptions& options, Outcome& outcome,
+                  std::mutex& mutex) {
+  TrainObserver observer;
+  observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
+    const std::lock_guard lock(mutex);
+    for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+      if (stages[stage] == nullptr) continue;
+      for (const at::Tensor& each : stages[stage]->parameters()) {
+        outcome.gradients[{step, stage}].push_back(each.grad().clone());
+      }
+    }
+  };
+  const TrainResult result = train(world, program, options, observer);
+  const std::lock_guard lock(mutex);
+  outcome.losses = result.losses;
+}
+
+Outcome over_threads(const Program& program, const TrainOptions& options) {
+  Outcome outcome;
+  std::mutex mutex;
+  const auto world = one_process();
+  train_noting(*world, program, options, outcome, mutex);
+  return outcome;
+}
+
+Outcome over_nccl(const std::shared_ptr<NcclDouble>& nccl, const Program& program, TrainOptions options) {
+  Outcome outcome;
+  std::mutex mutex;
+  LaneHardware hardware;
+  options.hardware = &hardware;
+  outcome.errors = in_worlds(program.schedule.ranks(), nccl, {.timeout = 10s},
+                             [&](World& world) { train_noting(world, program, options, outcome, mutex); });
+  return outcome;
+}
+
+bool are_equal(const Gradients& left, const Gradients& right) {
+  return std::ranges::equal(left, right, [](const auto& a, const auto& b) {
+    return a.first == b.first && std::ranges::equal(a.second, b.second, [](const at::Tensor& x, const at::Tensor& y) {
+             return at::equal(x, y);
+           });
+  });
+}
+
+TrainOptions small(const Program& program, const std::string& model) {
+  TrainOptions options = tiny(program, model);
+  options.steps = 2;
+  options.clip = 0.5;
+  options.transport.timeout = 10s;
+  return options;
+}
+
+void check_used_well(const NcclDouble& nccl) {
+  for (const std::string& each : nccl.misuse()) BOOST_TEST_ERROR(each);
+}
+
+using Lines = std::vector<std::string>;
+
+Lines beginning_with(const Lines& lines, const std::string& text) {
+  Lines found;
+  std::ranges::copy_if(lines, std::back_inserter(found),
+                       [&](const std::string& each) { return each.starts_with(text); });
+  return found;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(exec_nccl)
+
+// --- what is called
+
+// A message is [1, 8] doubles: 64 bytes. Communicator 0 is that of the activations, 1 that of the gradients.
+//
+//   rank 0:  0F0 [S] 0F1 [S R] 0B0 [R] 0B1
+//   rank 1:  [R] 1F0 [R] 1B0 [S] 1F1 1B1 [S]
+BOOST_AUTO_TEST_CASE(a_slot_is_a_group_for_each_direction) {
+  const Program program = program_of("1f1b", 2, 2);
+  TrainOptions options = small(program, "mlp");
+  options.clip = 0;
+  options.steps = 1;
+  const auto nccl = std::make_shared<NcclDouble>();
+  const Outcome got = over_nccl(nccl, program, options);
+  BOOST_TEST(got.errors == Lines(2), boost::test_tools::per_element());
+  check_used_well(*nccl);
+  const Lines of_0{"init 0",          "init 1",          "0: send 1 to 1",       "1: receive 1 from 1",
+                   "0: send 64 to 1", "0: send 64 to 1", "1: receive 64 from 1", "1: receive 64 from 1",
+                   "finalize 0",      "destroy 0",       "finalize 1",           "destroy 1"};
+  Lines of_1;
+  for (std::string each : of_0) {
+    const bool is_send = contains(each, "send");
+    if (const auto at = each.find(is_send ? "send" : "receive"); at != std::string::npos) {
+      const std::string bytes = contains(each, " 64 ") ? "64" : "1";
+      each = each.substr(0, at) + (is_send ? "receive " + bytes + " from 0" : "send " + bytes + " to 0");
+    }
+    of_1.push_back(each);
+  }
+  BOOST_TEST(nccl->calls(0) == of_0, boost::test_tools::per_element());
+  BOOST_TEST(nccl->calls(1) == of_1, boost::test_tools::per_element());
+}
+
+// Every batch of the Program, in its order, as the group or groups that it says; in the second step, when all know what
+// they receive.
+BOOST_DATA_TEST_CASE(groups_are_the_batches_of_the_program, data::make({"1f1b", "dualpipe", "dualpipev", "zb1p"}),
+                     name) {
+  const Program program = program_of(name, 4);
+  TrainOptions options = small(program, "mlp");
+  options.clip = 0;
+  const auto nccl = std::make_shared<NcclDouble>();
+  BOOST_TEST(over_nccl(nccl, program, options).errors == Lines(4), boost::test_tools::per_element());
+  check_used_well(*nccl);
+  const Placement& placement = program.schedule.placement;
+  for (int rank = 0; rank < 4; ++rank) {
+    for (const bool forward : {true, false}) {
+      Lines expected;
+      std::vector<std::string> batch;
+      for (std::size_t position = 0; position <= program.schedule.rank(rank).size(); ++position) {
+        for (const Op each : program.slot(rank, position)) {
+          const bool is_forward = each.kind == Kind::send_forward || each.kind == Kind::receive_forward;
+          if ((is_send(each.kind) || is_receive(each.kind)) && is_forward == forward) {
+            const int peer = placement.rank_of[peer_of(each, placement).stage];
+            batch.push_back(is_send(each.kind) ? fmt::format("send 64 to {}", peer)
+                                               : fmt::format("receive 64 from {}", peer));
+          }
+          if (each.with_next || batch.empty()) continue;
+          expected.push_back(fmt::format("{}: {}", forward ? 0 : 1, fmt::join(std::exchange(batch, {}), ", ")));
+        }
+      }
+      Lines got = beginning_with(nccl->calls(rank), forward ? "0: " : "1: ");
+      std::erase_if(got, [](const std::string& each) { return !contains(each, " 64 "); });
+      BOOST_REQUIRE(got.size() >= 2 * expected.size());
+      got.erase(got.begin(), got.end() - std::ssize(expected));
+      BOOST_TEST(got == expected, boost::test_tools::per_element());
+    }
+  }
+}
+
+// --- the same bits as over threads
+
+BOOST_DATA_TEST_CASE(trains_like_threads, data::make(family_names()) * data::make({2, 4}), name, ranks) {
+  const Program program = program_of(name, ranks);
+  for (const std::string model : {"mlp", "gpt"}) {
+    if (model == "gpt" && ranks == 2) continue;
+    TrainOptions options = small(program, model);
+    options.shape.tied = model == "gpt";
+    const auto nccl = std::make_shared<NcclDouble>();
+    const Outcome got = over_nccl(nccl, program, options);
+    const Outcome expected = over_threads(program, options);
+    BOOST_TEST(got.errors == Lines(static_cast<std::size_t>(ranks)), boost::test_tools::per_element());
+    BOOST_TEST(got.losses == expected.losses);
+    BOOST_TEST(!expected.gradients.empty());
+    BOOST_TEST(are_equal(got.gradients, expected.gradients));
+    check_used_well(*nccl);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(evaluates_and_runs_passes_apart) {
+  const Program program = program_of("dualpipe", 4);
+  TrainOptions options = small(program, "mlp");
+  options.warmup = 4;
+  options.measure_passes = true;
+  const auto nccl = std::make_shared<NcclDouble>();
+  const Outcome got = over_nccl(nccl, program, options);
+  BOOST_TEST(got.errors == Lines(4), boost::test_tools::per_element());
+  BOOST_TEST(got.losses == over_threads(program, options).losses);
+  const Program forwards = lower(forwards_of(program.schedule));
+  options.forward_only = true;
+  const auto nccl_of_evaluation = std::make_shared<NcclDouble>();
+  const Outcome evaluated = over_nccl(nccl_of_evaluation, forwards, options);
+  BOOST_TEST(evaluated.errors == Lines(4), boost::test_tools::per_element());
+  BOOST_TEST(evaluated.losses == over_threads(forwards, options).losses);
+  check_used_well(*nccl_of_evaluation);
+  check_used_well(*nccl);
+}
+
+// --- order
+
+// The receives of rank 1 the other way round than rank 0 sends.
+Program swapped() {
+  Program program = program_of("gpipe", 2, 2);
+  std::vector<Op*> receives;
+  for (Op& each : program.communication) {
+    if (each.kind == Kind::receive_forward) receives.push_back(&each);
+  }
+  std::swap(receives.at(0)->micro_batch, receives.at(1)->micro_batch);
+  return program;
+}
+
+BOOST_AUTO_TEST_CASE(an_order_that_differs_between_the_ends_is_refused) {
+  for (const std::string& name : family_names()) BOOST_CHECK_NO_THROW(check_for_nccl(program_of(name, 4)));
+  BOOST_CHECK_EXCEPTION(check_for_nccl(swapped()), InputError, [](const auto& error) {
+    return contains(error.what(), "as number 1 from rank 0 to rank 1 the one issues 0SEND_F0, and the other 1RECV_F1");
+  });
+  Program unmatched = program_of("gpipe", 2, 2);
+  std::ranges::find(unmatched.communication, Kind::receive_forward, &Op::kind)->kind = Kind::reduce_gradients;
+  BOOST_CHECK_THROW(check_for_nccl(unmatched), InputError);
+}
+
+// Rank 0 takes the gradient before it sends what that is made from.
+BOOST_AUTO_TEST_CASE(a_program_that_hangs_as_a_stream_is_refused) {
+  Program program = lower(schedule_of(straight(2, 1), {"0F0 0B0", "1F0 1B0"}));
+  for (Op& each : program.communication) each.with_next = false;
+  const auto slot = program.slot_begin[program.slot_index(0, 1)];
+  BOOST_REQUIRE(program.slot(0, 1).size() == 1U);
+  BOOST_REQUIRE(to_text(program.communication[slot]) == "0SEND_F0");
+  // slot 1 of rank 0: SEND_F0; slot 1 again after the receive of slot … is moved in front of it.
+  std::size_t receive = slot;
+  while (program.communication[receive].kind != Kind::receive_backward) ++receive;
+  BOOST_REQUIRE(to_text(program.communication[receive]) == "0RECV_B0");
+  std::swap(program.communication[slot], program.communication[receive]);
+  if (find_deadlock(program, CommunicationModel::stream)) BOOST_CHECK_THROW(check_for_nccl(program), DeadlockError);
+  BOOST_TEST(find_deadlock(program, CommunicationModel::stream).has_value());
+}
+
+// The double is as sharp as what it stands for: without the check, messages that are matched in another order hang, or
+// arrive in each other's place; two groups that each wait for the other hang.
+BOOST_AUTO_TEST_CASE(the_double_hangs_where_nccl_would) {
+  NcclDouble nccl;
+  const std::string id = nccl.unique_id();
+  std::array<LaneDevice, 2> devices;
+  std::array<Nccl::Communicator, 2> communicators{};
+  for (int rank = 0; rank < 2; ++rank) communicators[static_cast<std::size_t>(rank)] = nccl.init(id, rank, 2, 1);
+  at::Tensor buffer = at::zeros({8}, at::kDouble);
+  const auto settle = [&](std::size_t rank) {
+    for (int i = 0; i < 100; ++i) {
+      if (nccl.state(communicators[rank]) == Nccl::State::done) return true;
+    }
+    return false;
+  };
+  const auto group = [&](std::size_t rank, bool sends) {
+    devices[rank].use({Lane::Kind::message, 0});
+    nccl.group_start();
+    if (sends) {
+      nccl.send(communicators[rank], buffer.const_data_ptr(), 64, static_cast<int>(1 - rank));
+    } else {
+      nccl.receive(communicators[rank], buffer.mutable_data_ptr(), 64, static_cast<int>(1 - rank));
+    }
+    nccl.group_end();
+    return settle(rank);
+  };
+  BOOST_TEST(settle(0));
+  BOOST_TEST(settle(1));
+  BOOST_TEST(!group(0, true));  // not connected before the other has come to it
+  BOOST_TEST(group(1, false));
+  BOOST_TEST(settle(0));
+  BOOST_TEST(!group(0, false));
+  BOOST_TEST(group(1, true));
+  BOOST_TEST(settle(0));
+  for (LaneDevice& each : devices) each.finish();
+  // Both receive first: each lane waits for what stands behind in the other.
+  std::array<Mark, 2> ends;
+  for (const std::size_t rank : {0U, 1U}) BOOST_TEST(group(rank, false));
+  for (const std::size_t rank : {0U, 1U}) {
+    BOOST_TEST(group(rank, true));
+    ends[rank] = devices[rank].mark();
+  }
+  std::this_thread::sleep_for(50ms);
+  for (const std::size_t rank : {0U, 1U}) BOOST_TEST(!devices[rank].is_done(ends[rank]));
+  for (const Nccl::Communicator each : communicators) nccl.abort(each);
+  for (LaneDevice& each : devices) each.finish();
+  for (const std::size_t rank : {0U, 1U}) BOOST_TEST(devices[rank].is_done(ends[rank]));
+}
+
+BOOST_AUTO_TEST_CASE(the_double_takes_down_misuse) {
+  NcclDouble nccl;
+  LaneDevice device;
+  device.use({Lane::Kind::message, 0});
+  const auto communicator = nccl.init(nccl.unique_id(), 0, 1, 1);
+  at::Tensor buffer = at::zeros({8}, at::kDouble);
+  nccl.group_start();
+  nccl.send(communicator, buffer.const_data_ptr(), 64, 0);       // in progress
+  nccl.receive(communicator, buffer.mutable_data_ptr(), 32, 0);  // and of another size
+  nccl.group_end();
+  while (nccl.state(communicator) == Nccl::State::in_progress) {
+  }
+  device.finish();
+  nccl.send(communicator, buffer.const_data_ptr(), 64, 0);
+  nccl.abort(communicator);
+  nccl.abort(communicator);
+  BOOST_TEST(nccl.misuse().size() == 4U);
+}
+
+// --- failures
+
+// All end, soon, with the same cause; every communicator is aborted once.
+BOOST_AUTO_TEST_CASE(a_rank_that_throws_ends_all) {
+  const Program program = program_of("dualpipev", 4);
+  TrainOptions options = small(program, "mlp");
+  options.before_op = [](int rank, Op op) {
+    if (rank == 2 && op.micro_batch == 3) throw std::runtime_error("out of paper");
+  };
+  const auto nccl = std::make_shared<NcclDouble>();
+  const auto begin = std::chrono::steady_clock::now();
+  const Outcome got = over_nccl(nccl, program, options);
+  BOOST_TEST((std::chrono::steady_clock::now() - begin < 5s));
+  for (const std::string& each : got.errors) {
+    BOOST_TEST(each.starts_with("rank 2 failed in "), each);
+    BOOST_TEST(contains(each, "out of paper"), each);
+  }
+  for (int rank = 0; rank < 4; ++rank) {
+    const Lines calls = nccl->calls(rank);
+    BOOST_TEST(std::ranges::count(calls, "abort 0") == 1);
+    BOOST_TEST(std::ranges::count(calls, "abort 1") == 1);
+    BOOST_TEST(calls.size() > 6U);
+    BOOST_TEST(beginning_with(calls, "finalize").empty());
+    BOOST_TEST(contains(calls.back(), "abort"), calls.back());
+  }
+  check_used_well(*nccl);
+}
+
+// Its neighbours' groups do not end: their lanes hang, and with them their threads, until the communicators are
+// aborted.
+BOOST_DATA_TEST_CASE(a_rank_that_stops_ends_all_within_the_timeout, data::make({0, 1, 3}), bad) {
+  const Program program = program_of("1f1b", 4);
+  TrainOptions options = small(program, "mlp");
+  options.transport.timeout = 400ms;
+  options.before_op = [bad](int rank, Op op) {
+    if (rank == bad && op.kind == Kind::backward && op.micro_batch == 2) std::this_thread::sleep_for(1500ms);
+  };
+  const auto nccl = std::make_shared<NcclDouble>();
+  std::mutex mutex;
+  std::vector<std::chrono::nanoseconds> durations(4);
+  LaneHardware hardware;
+  options.hardware = &hardware;
+  const Lines errors = in_worlds(4, nccl, {.timeout = 10s}, [&](World& world) {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto note = [&] {
+      const std::lock_guard lock(mutex);
+      durations[static_cast<std::size_t>(world.process())] = std::chrono::steady_clock::now() - begin;
+    };
+    try {
+      (void)train(world, program, options);
+    } catch (...) {
+      note();
+      throw;
+    }
+  });
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    BOOST_TEST(contains(errors[rank], fmt::format("rank {}", bad)), errors[rank]);
+    BOOST_TEST(contains(errors[rank], "0.4 s"), errors[rank]);
+    if (static_cast<int>(rank) != bad) BOOST_TEST((durations[rank] < 1300ms));
+    const Lines calls = nccl->calls(static_cast<int>(rank));
+    BOOST_TEST(std::ranges::count(calls, "abort 0") == 1);
+    BOOST_TEST(std::ranges::count(calls, "abort 1") == 1);
+  }
+  check_used_well(*nccl);
+}
+
+BOOST_AUTO_TEST_CASE(an_error_of_nccl_ends_all) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "mlp");
+  const auto nccl = std::make_shared<NcclDouble>();
+  options.before_op = [&](int rank, Op op) {
+    if (rank == 1 && op.micro_batch == 2 && op.kind == Kind::forward) nccl->fail(1, "NCCL: the cable is out");
+  };
+  for (const std::string& each : over_nccl(nccl, program, options).errors) {
+    BOOST_TEST(contains(each, "rank 1"), each);
+    BOOST_TEST(contains(each, "the cable is out"), each);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_nccl_cannot_do_is_refused) {
+  const Program program = program_of("1f1b", 4);
+  TrainOptions options = small(program, "mlp");
+  const auto nccl = std::make_shared<NcclDouble>();
+  for (const std::string& each : in_worlds(2, nccl, {}, [&](World& world) { (void)train(world, program, options); })) {
+    BOOST_TEST(contains(each, "4 ranks need 4 processes, and the launcher has started 2"), each);
+  }
+  const Program two = program_of("1f1b", 2);
+  options = small(two, "mlp");
+  options.transport.link_delay = 1ms;
+  for (const std::string& each : in_worlds(2, nccl, {}, [&](World& world) { (void)train(world, two, options); })) {
+    BOOST_TEST(contains(each, "--link-delay"), each);
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test

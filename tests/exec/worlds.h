@@ -1,0 +1,31 @@
+// Worlds over a TCP store, the processes of which are threads of this one.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "exec/transport/launch.h"
+#include "exec/transport/nccl_api.h"
+#include "exec/transport/store_world.h"
+#include "exec/transport/world.h"
+
+namespace dualpipe::test {
+
+// Of this host, and free a moment ago.
+[[nodiscard]] std::uint16_t free_port();
+
+// Returns when somebody listens there: LibTorch's client, where nobody does, tries again only after some seconds.
+void await_listener(std::uint16_t port);
+
+// Of processes that meet on this host.
+[[nodiscard]] Launch launch(int process, int processes, std::uint16_t port);
+
+// Runs this in each process, and ends and closes its world. Returns what each threw, "": nothing.
+[[nodiscard]] std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& nccl,
+                                                 const StoreOptions& options,
+                                                 const std::function<void(World& world)>& run);
+
+}  // namespace dualpipe::test
