@@ -93,7 +93,7 @@ Launch launch_of(const Environment& environment) {
     launch.run = fmt::format("{}/{}", reader.text("TORCHELASTIC_RUN_ID"), reader.text("TORCHELASTIC_RESTART_COUNT"));
     return launch;
   }
-  launch.address = "127.0.0.1";
+  launch.address = "localhost";
   return launch;
 }
 

@@ -247,17 +247,13 @@ BOOST_AUTO_TEST_CASE(an_order_that_differs_between_the_ends_is_refused) {
 // Rank 0 takes the gradient before it sends what that is made from.
 BOOST_AUTO_TEST_CASE(a_program_that_hangs_as_a_stream_is_refused) {
   Program program = lower(schedule_of(straight(2, 1), {"0F0 0B0", "1F0 1B0"}));
-  for (Op& each : program.communication) each.with_next = false;
-  const auto slot = program.slot_begin[program.slot_index(0, 1)];
-  BOOST_REQUIRE(program.slot(0, 1).size() == 1U);
-  BOOST_REQUIRE(to_text(program.communication[slot]) == "0SEND_F0");
-  // slot 1 of rank 0: SEND_F0; slot 1 again after the receive of slot … is moved in front of it.
-  std::size_t receive = slot;
-  while (program.communication[receive].kind != Kind::receive_backward) ++receive;
-  BOOST_REQUIRE(to_text(program.communication[receive]) == "0RECV_B0");
-  std::swap(program.communication[slot], program.communication[receive]);
-  if (find_deadlock(program, CommunicationModel::stream)) BOOST_CHECK_THROW(check_for_nccl(program), DeadlockError);
-  BOOST_TEST(find_deadlock(program, CommunicationModel::stream).has_value());
+  BOOST_REQUIRE(program.slot(0, 1).size() == 2U);  // one batch
+  Op* const slot = &program.communication[program.slot_begin[program.slot_index(0, 1)]];
+  std::swap(slot[0], slot[1]);
+  slot[0].with_next = slot[1].with_next = false;
+  BOOST_TEST(to_text(slot[0]) == "0RECV_B0");
+  BOOST_TEST(!find_deadlock(program, CommunicationModel::latency).has_value());
+  BOOST_CHECK_THROW(check_for_nccl(program), DeadlockError);
 }
 
 // The double is as sharp as what it stands for: without the check, messages that are matched in another order hang, or
@@ -384,8 +380,8 @@ BOOST_DATA_TEST_CASE(a_rank_that_stops_ends_all_within_the_timeout, data::make({
     }
   });
   for (std::size_t rank = 0; rank < 4; ++rank) {
-    BOOST_TEST(contains(errors[rank], fmt::format("rank {}", bad)), errors[rank]);
-    BOOST_TEST(contains(errors[rank], "0.4 s"), errors[rank]);
+    // Of whoever was the first to wait so long, perhaps for one who waits, too; and several may be first.
+    BOOST_TEST(contains(errors[rank], "waited 0.4 s for rank "), errors[rank]);
     if (static_cast<int>(rank) != bad) BOOST_TEST((durations[rank] < 1300ms));
     const Lines calls = nccl->calls(static_cast<int>(rank));
     BOOST_TEST(std::ranges::count(calls, "abort 0") == 1);

@@ -98,7 +98,7 @@ BOOST_AUTO_TEST_CASE(launchers_are_understood) {
   BOOST_TEST((launch_from(mpirun) == Launch{1, 2, 0, "node1", 1234, false, "/"}));
   BOOST_TEST((launch_from(srun) == Launch{5, 8, 1, "10.0.0.1", 1234, false, "/"}));
   BOOST_TEST((launch_from(with(srun, "MASTER_ADDR", "node3")).address == "node3"));
-  BOOST_TEST((launch_from({}) == Launch{0, 1, 0, "127.0.0.1", 0, false, ""}));
+  BOOST_TEST((launch_from({}) == Launch{0, 1, 0, "localhost", 0, false, ""}));
   BOOST_TEST((launch_from({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}, {"SLURM_LOCALID", "0"}}).processes == 1));
 }
 
@@ -271,7 +271,8 @@ std::vector<std::string> run_processes(const std::string& mode) {
     const std::vector<std::string> variables{"RANK=" + std::to_string(process),
                                              "LOCAL_RANK=" + std::to_string(process),
                                              "WORLD_SIZE=3",
-                                             "MASTER_ADDR=127.0.0.1",
+                                             "RES_OPTIONS=timeout:1 attempts:1",
+                                             fmt::format("MASTER_ADDR={}", this_host),
                                              "MASTER_PORT=" + std::to_string(port),
                                              "DUALPIPE_TEST_MODE=" + mode,
                                              "DUALPIPE_TEST_RESULT=" + results.back()};

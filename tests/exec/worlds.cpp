@@ -2,16 +2,26 @@
 
 #include <ATen/Parallel.h>
 #include <arpa/inet.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <boost/test/unit_test.hpp>
 #include <chrono>
+#include <cstdlib>
 #include <exception>
 #include <stdexcept>
 #include <thread>
 
 namespace dualpipe::test {
+
+// LibTorch asks for the name of every address that it connects, as IPv6, which no hosts file has: where the name server
+// does not answer that takes 5 s each time.
+struct ShortLookUps {
+  ShortLookUps() { ::setenv("RES_OPTIONS", "timeout:1 attempts:1", 0); }
+};
+BOOST_TEST_GLOBAL_FIXTURE(ShortLookUps);
 
 std::uint16_t free_port() {
   const int socket = ::socket(AF_INET6, SOCK_STREAM, 0);
@@ -25,17 +35,25 @@ std::uint16_t free_port() {
   return ntohs(address.sin6_port);
 }
 
+namespace {
+
+bool is_listened_to(std::uint16_t port) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(this_host, std::to_string(port).c_str(), &hints, &found) != 0) return false;
+  const int socket = ::socket(found->ai_family, SOCK_STREAM, 0);
+  const bool is_there = ::connect(socket, found->ai_addr, found->ai_addrlen) == 0;
+  ::close(socket);
+  ::freeaddrinfo(found);
+  return is_there;
+}
+
+}  // namespace
+
 void await_listener(std::uint16_t port) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  bool is_there = false;
-  while (!is_there && std::chrono::steady_clock::now() < deadline) {
-    const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
-    is_there = ::connect(socket, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
-    ::close(socket);
+  while (!is_listened_to(port) && std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
 }
@@ -44,7 +62,7 @@ Launch launch(int process, int processes, std::uint16_t port) {
   Launch made;
   made.process = made.local = process;
   made.processes = processes;
-  made.address = "127.0.0.1";
+  made.address = this_host;
   made.port = port;
   return made;
 }

@@ -14,6 +14,8 @@
 
 namespace dualpipe::test {
 
+inline constexpr const char* this_host = "localhost";
+
 // Of this host, and free a moment ago.
 [[nodiscard]] std::uint16_t free_port();
 
