@@ -12,7 +12,8 @@ namespace dualpipe {
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());  // else the next check of a kernel's launch finds it again
-  throw std::runtime_error(fmt::format("CUDA: {}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status)));
+  throw std::runtime_error(
+      fmt::format("CUDA: {}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status)));
 }
 
 }  // namespace dualpipe

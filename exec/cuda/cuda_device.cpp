@@ -101,10 +101,10 @@ class CudaDevice final : public Device {
       finish();
     } catch (const std::exception&) {  // it has failed, and its rank has heard of it
     }
+    retirement_->close();
     try {
-      retirement_->close();
       before_.restore();
-    } catch (const std::exception&) {
+    } catch (const std::exception&) {  // the same
     }
   }
 
@@ -143,8 +143,8 @@ class CudaDevice final : public Device {
                  [retirement = retirement_](at::Tensor ended) { retirement->park(std::move(ended)); });
   }
 
-  // The copy is in memory of the message lane, not of the one that receives it: there it would have to wait for what that
-  // lane does meanwhile, and which may have used the memory before.
+  // The copy is in memory of the message lane, not of the one that receives it: there it would have to wait for what
+  // that lane does meanwhile, and which may have used the memory before.
   [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
     if (!copies_ || !tensor.defined() || !tensor.is_cuda()) return adopt(std::move(tensor), ready);
     constexpr Lane message{Lane::Kind::message};

@@ -18,8 +18,9 @@ Function* driver_function(const char* name) {
   cudaDriverEntryPointQueryResult found{};
   check(cudaGetDriverEntryPointByVersion(name, &function, CUDA_VERSION, cudaEnableDefault, &found), name);
   if (found != cudaDriverEntryPointSuccess || function == nullptr) {
-    throw InputError(fmt::format("--sm-partition: the CUDA driver is too old: it has no {}; CUDA {}.{} or later is needed",
-                                 name, CUDA_VERSION / 1000, CUDA_VERSION % 1000 / 10));
+    throw InputError(
+        fmt::format("--sm-partition: the CUDA driver is too old: it has no {}; CUDA {}.{} or later is needed", name,
+                    CUDA_VERSION / 1000, CUDA_VERSION % 1000 / 10));
   }
   return reinterpret_cast<Function*>(function);
 }
@@ -41,8 +42,8 @@ struct Driver {
     if (status == CUDA_SUCCESS) return;
     const char* text = nullptr;
     static_cast<void>(error_string(status, &text));
-    throw std::runtime_error(fmt::format("CUDA: {}: {} ({})", what, text == nullptr ? "unknown error" : text,
-                                         static_cast<int>(status)));
+    throw std::runtime_error(
+        fmt::format("CUDA: {}: {} ({})", what, text == nullptr ? "unknown error" : text, static_cast<int>(status)));
   }
 };
 
@@ -78,9 +79,10 @@ std::vector<CUgreenCtx> green_contexts(int device, int parts) {
   CUdevResource rest{};
   driver().check(driver().split(resources.data(), &count, &all, &rest, 0, size), "cuDevSmResourceSplitByCount");
   if (count < static_cast<unsigned>(parts)) {
-    throw InputError(fmt::format("--sm-partition: of {} multiprocessors the driver makes only {} parts of {}; use fewer "
-                                 "ranks, or leave --sm-partition out",
-                                 all.sm.smCount, count, size));
+    throw InputError(
+        fmt::format("--sm-partition: of {} multiprocessors the driver makes only {} parts of {}; use fewer "
+                    "ranks, or leave --sm-partition out",
+                    all.sm.smCount, count, size));
   }
   std::vector<CUgreenCtx> contexts;
   for (CUdevResource& each : resources) {

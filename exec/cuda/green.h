@@ -2,9 +2,9 @@
 //
 //     132 multiprocessors, 4 ranks:   ▐ 32 ▌▐ 32 ▌▐ 32 ▌▐ 32 ▌▐ 4 idle ▌
 //
-// A stream that was made in a green context runs on its multiprocessors, whichever context is current; so threads, memory,
-// events and libraries stay in the GPU's primary context, to which green contexts belong. (CUDA Driver API, "Green
-// Contexts"; a partition of Hopper has at least 8 multiprocessors, and a multiple of 8.)
+// A stream that was made in a green context runs on its multiprocessors, whichever context is current; so threads,
+// memory, events and libraries stay in the GPU's primary context, to which green contexts belong. (CUDA Driver API,
+// "Green Contexts"; a partition of Hopper has at least 8 multiprocessors, and a multiple of 8.)
 #pragma once
 
 #include <cuda.h>

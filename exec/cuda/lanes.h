@@ -12,8 +12,9 @@
 
 namespace dualpipe {
 
-// A compute lane for each stage; the lanes for exchanges, as many, and the one for messages have a higher priority: what
-// others wait for goes first. Streams stay as long as the process, since LibTorch's allocator keeps blocks for each.
+// A compute lane for each stage; the lanes for exchanges, as many, and the one for messages have a higher priority:
+// what others wait for goes first. Streams stay as long as the process, since LibTorch's allocator keeps blocks for
+// each.
 struct Lanes {
   std::vector<c10::cuda::CUDAStream> streams;
   std::size_t stages = 0;

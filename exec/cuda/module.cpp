@@ -37,8 +37,8 @@ std::optional<LocalRank> local_rank() {
     LocalRank rank{variable};
     const auto [end, error] = std::from_chars(digits.begin(), digits.end(), rank.number);
     if (error == std::errc() && end == digits.end() && rank.number >= 0) return rank;
-    throw InputError(fmt::format("cuda: {} is \"{}\", and should be the number of this process on its host", variable,
-                                 digits));
+    throw InputError(
+        fmt::format("cuda: {} is \"{}\", and should be the number of this process on its host", variable, digits));
   }
   return std::nullopt;
 }
@@ -54,9 +54,9 @@ int gpu_count() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   static_cast<void>(cudaGetLastError());
   if (status == cudaErrorInsufficientDriver) {
-    throw InputError(fmt::format(
-        "cuda: the NVIDIA driver is for CUDA {}.{}, and LibTorch needs that for CUDA {}.{} or later", driver / 1000,
-        driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10));
+    throw InputError(
+        fmt::format("cuda: the NVIDIA driver is for CUDA {}.{}, and LibTorch needs that for CUDA {}.{} or later",
+                    driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10));
   }
   if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) {
     throw InputError("cuda: there is no GPU: nvidia-smi -L must list one, and CUDA_VISIBLE_DEVICES not hide it");
@@ -90,7 +90,10 @@ class Cuda final : public Hardware {
     return cuda_device(gpu_, lanes_of(index, ranks, stages), options_.copy);
   }
 
-  [[nodiscard]] MarkCost mark_cost() override { return measure_mark_cost(lanes_of(0, 1, 1).streams.front()); }
+  [[nodiscard]] MarkCost mark_cost() override {
+    c10::cuda::set_device(gpu_);
+    return measure_mark_cost(lanes_of(0, 1, 1).streams.front());
+  }
 
  private:
   static int gpu() {

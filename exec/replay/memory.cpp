@@ -38,9 +38,9 @@ namespace {
 
 using Account = std::shared_ptr<MemoryAccount>;
 
-thread_local Account measured;                      // null: this thread is not measured
+thread_local Account measured;                       // null: this thread is not measured
 thread_local at::DeviceType measured_on = at::kCPU;  // whose memory
-thread_local bool for_nobody = false;               // a ChargeToNobody lives
+thread_local bool for_nobody = false;                // a ChargeToNobody lives
 
 // Whether the calling thread allocates memory of this kind that is to be counted, and to whom it is charged.
 bool counts(at::DeviceType type) { return for_nobody || (measured && measured_on == type); }
@@ -161,7 +161,8 @@ BlockTable& block_table() {
 // Hears of all that the allocators of LibTorch do on its thread.
 class Reporter final : public c10::MemoryReportingInfoBase {
  public:
-  [[nodiscard]] bool memoryProfilingEnabled() const override { return true; }
+  // Asked by the host's allocator alone, which is metered above.
+  [[nodiscard]] bool memoryProfilingEnabled() const override { return false; }
   void reportMemoryUsage(void* data, std::int64_t bytes, std::size_t, std::size_t, c10::Device device) override {
     if (device.is_cpu() || data == nullptr) return;
     if (bytes < 0) {

@@ -1,16 +1,17 @@
 // Which thread holds how much of the memory of tensors.
 //
-// While a thread has a MemoryMeter, what it allocates of its device's memory through LibTorch is charged to it, until it
-// is freed, by whichever thread. A tensor that goes to another rank is charged to the receiver from when that takes it.
+// While a thread has a MemoryMeter, what it allocates of its device's memory through LibTorch is charged to it, until
+// it is freed, by whichever thread. A tensor that goes to another rank is charged to the receiver from when that takes
+// it.
 //
 //     host   a header before each block of LibTorch's CPU allocator says to whom it is charged
 //     GPU    LibTorch reports each block that the allocator hands out, or takes back, on the thread that asks for it; a
 //            table knows to whom it is charged. Bytes are those of the block, a little more than was asked for
 //
-// On a GPU, too, memory is counted when the thread asks for it, ahead of the device: as the allocator does, which uses a
-// block again at once, in the order of its lane.
-// Not seen: what LibTorch allocates on threads of its own (at::set_num_threads above 1), and buffers inside of its
-// matrix libraries; on a GPU what a thread frees that never had a meter, until that block is handed out again.
+// On a GPU, too, memory is counted when the thread asks for it, ahead of the device: as the allocator does, which uses
+// a block again at once, in the order of its lane. Not seen: what LibTorch allocates on threads of its own
+// (at::set_num_threads above 1), and buffers inside of its matrix libraries; on a GPU what a thread frees that never
+// had a meter, until that block is handed out again.
 #pragma once
 
 #include <ATen/core/Tensor.h>

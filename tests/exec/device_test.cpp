@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -264,7 +265,7 @@ class AsyncStage final : public Stage {
 
   at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) override {
     at::Tensor output = run(Kind::forward, input, previous_, true);
-    kept_[micro_batch] = std::move(input);
+    if (c10::GradMode::is_enabled()) kept_[micro_batch] = std::move(input);
     return output;
   }
   at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) override {

@@ -62,6 +62,20 @@ test_training() {
   cmp -s first second || fail "losses differ from one run to the next"
 }
 
+test_device() {
+  fails 2 '--device.*tpu' "${shape[@]}" --device tpu
+  fails 1 '--copy.*--device cuda' "${shape[@]}" --copy
+  fails 1 '--sm-partition.*--device cuda' "${shape[@]}" --sm-partition
+  fails 1 '--link-delay.*--device cuda' "${shape[@]}" --device cuda --link-delay 1ms
+  fails 1 '--threads-per-rank.*--device cuda' "${shape[@]}" --device cuda --threads-per-rank 2
+  fails 1 '--model timed.*--device cuda' "${shape[@]}" --device cuda --model timed
+  export DUALPIPE_CUDA_MODULE=no-such-file.so
+  fails 1 'no file no-such-file.so' "${shape[@]}" --device cuda
+  DUALPIPE_CUDA_MODULE=$dualpipe_run
+  fails 1 'cannot be loaded' "${shape[@]}" --device cuda
+  unset DUALPIPE_CUDA_MODULE
+}
+
 test_check() {
   for schedule in 1f1b zb1p dualpipe dualpipev; do
     succeeds '^check +passed: losses bitwise equal, gradients bitwise equal$' --schedule $schedule "${small[@]}" \
@@ -239,6 +253,7 @@ test_help
 test_usage
 test_bad_input
 test_training
+test_device
 test_check
 test_data
 test_eval

@@ -186,7 +186,8 @@ std::unique_ptr<Hardware> RunOptions::hardware(const World& world) const {
   }
   if (world.transport() == "mpi") {
     throw InputError(
-        "--device cuda: MPI moves tensors of the host only; use --transport threads: the ranks of one process share a GPU");
+        "--device cuda: MPI moves tensors of the host only; use --transport threads: the ranks of one process share a "
+        "GPU");
   }
   for (const auto& [option, is_given] : {std::pair("--link-delay", !link_delay.empty()),
                                          {"--threads-per-rank", !threads_per_rank.empty()},
