@@ -260,7 +260,7 @@ Costs random_costs(Random& random, const Placement& placement, CommunicationMode
     s.backward_workspace = random.between(0, 200);
     s.input_gradient_workspace = random.between(0, 200);
     s.weight_gradient_workspace = random.between(0, 200);
-    if (random.one_in(2)) s.overlapped_workspace = random.between(0, 300);
+    if (random.one_in(2)) s.overlapped_workspace = random.between(-100, 300);
     s.parameters = random.between(0, 100);
     s.gradients = random.between(0, 100);
     s.optimizer = random.between(0, 100);

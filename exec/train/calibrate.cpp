@@ -344,8 +344,12 @@ class MemoryCalibration {
       const auto [op, stage] = std::pair(unit[0], unit[0].stage);
       Bytes held = memory.before;
       if (op.kind == Kind::forward) held += stages_[stage].activation.value_or(0) - input(stage);
-      const Bytes workspace = std::max<Bytes>(0, memory.peak - held);
-      (unit.size() == 2 ? pairs[stage] : alone[stage].of(op.kind)).push_back(workspace);
+      const Bytes workspace = memory.peak - held;
+      if (unit.size() == 2) {
+        pairs[stage].push_back(workspace);
+      } else {
+        alone[stage].of(op.kind).push_back(std::max<Bytes>(0, workspace));
+      }
     });
     for (std::size_t i = 0; i < stages_.size(); ++i) {
       for (const Kind pass : passes) stages_[i].workspace.of(pass) = median(std::move(alone[i].of(pass)));

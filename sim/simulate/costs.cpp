@@ -79,15 +79,18 @@ void check_stage(const StageCosts& costs, std::size_t stage) {
   const auto check_duration = [&](std::string_view key, Time time) {
     check_time(fmt::format("stage {}: {}", stage, key), time);
   };
-  const auto check_size = [&](std::string_view key, Bytes bytes) {
-    if (bytes >= 0 && bytes <= bytes_max) return;
-    throw InputError(fmt::format("stage {}: {} is {}; it must be from 0 to 2^60 bytes", stage, key, bytes));
+  const auto check_bytes = [&](std::string_view key, Bytes bytes, Bytes least, std::string_view least_text) {
+    if (bytes >= least && bytes <= bytes_max) return;
+    throw InputError(
+        fmt::format("stage {}: {} is {}; it must be from {} to 2^60 bytes", stage, key, bytes, least_text));
   };
   for (const Field& field : required_durations) check_duration(field.key, costs.*field.member);
   check_duration(recompute.key, costs.recompute);
   if (costs.overlapped) check_duration(overlapped_key, *costs.overlapped);
-  for (const Field& field : sizes) check_size(field.key, costs.*field.member);
-  if (costs.overlapped_workspace) check_size(overlapped_workspace_key, *costs.overlapped_workspace);
+  for (const Field& field : sizes) check_bytes(field.key, costs.*field.member, 0, "0");
+  if (costs.overlapped_workspace) {
+    check_bytes(overlapped_workspace_key, *costs.overlapped_workspace, -bytes_max, "-2^60");
+  }
 }
 
 StageCosts read_stage(const JsonValue& object) {
@@ -97,7 +100,7 @@ StageCosts read_stage(const JsonValue& object) {
   if (const auto value = object.find(recompute.key)) costs.*recompute.member = value->integer(0, time_max);
   if (const auto value = object.find(overlapped_key)) costs.overlapped = value->integer(0, time_max);
   if (const auto value = object.find(overlapped_workspace_key)) {
-    costs.overlapped_workspace = value->integer(0, bytes_max);
+    costs.overlapped_workspace = value->integer(-bytes_max, bytes_max);
   }
   for (const Field& field : sizes) {
     if (const auto value = object.find(field.key)) costs.*field.member = value->integer(0, bytes_max);

@@ -40,7 +40,8 @@ struct StageCosts {
   Bytes input_gradient_workspace = 0;
   Bytes weight_gradient_workspace = 0;
   // Of a pair whose forward is this stage's, above what is held before it and M_B. Unset: the F's and then the B's,
-  // while the output, which is part of the F's, waits.
+  // while the output, which is part of the F's, waits. Below 0 where the two are interleaved, and what B frees is there
+  // for F.
   std::optional<Bytes> overlapped_workspace;
   // Held all the time.
   Bytes parameters = 0;

@@ -223,8 +223,8 @@ BOOST_AUTO_TEST_CASE(check_names_what_does_not_fit) {
              "stage 0: recompute_ns is -1 ns; it must be from 0 to 86400000000000 ns, a day");
   BOOST_TEST(refused([](Costs& c) { c.stages[0].backward_workspace = -1; }) ==
              "stage 0: backward_workspace_bytes is -1; it must be from 0 to 2^60 bytes");
-  BOOST_TEST(refused([](Costs& c) { c.stages[0].overlapped_workspace = -1; }) ==
-             "stage 0: overlapped_workspace_bytes is -1; it must be from 0 to 2^60 bytes");
+  BOOST_TEST(refused([](Costs& c) { c.stages[0].overlapped_workspace = -(Bytes{1} << 60U) - 1; }) ==
+             "stage 0: overlapped_workspace_bytes is -1152921504606846977; it must be from -2^60 to 2^60 bytes");
   BOOST_TEST(refused([](Costs& c) { c.latency = -7; }).starts_with("the latency is -7 ns"));
   BOOST_TEST(refused([](Costs& c) { c.launch = std::numeric_limits<Time>::max(); }).starts_with("the launch overhead"));
   BOOST_TEST(refused([](Costs& c) { c.speed = {1}; }) ==

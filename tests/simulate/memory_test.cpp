@@ -1,6 +1,7 @@
 // Memory by hand, and what the three views of it owe each other.
 #include "sim/simulate/memory.h"
 
+#include <algorithm>
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
@@ -163,20 +164,28 @@ BOOST_AUTO_TEST_CASE(what_a_stage_of_the_same_rank_waits_for_is_held) {
 // A pair runs its F and then its B, while the output of the F waits; or so much as is measured.
 BOOST_AUTO_TEST_CASE(workspace_of_a_pair) {
   const Program program = lower(schedule_of(v_shape(1), {"0F0 1F0 (0F1;1B0)OVERLAP_F_B 1F1 0B0 1B1 0B1"}));
-  const auto peak = [&](Bytes forward, Bytes backward, std::optional<Bytes> overlapped) {
+  const auto costs_with = [](Bytes forward, Bytes backward, std::optional<Bytes> overlapped) {
     Costs costs = activations_only(100, 0);
     costs.stages[0].message = 10;
     costs.stages.resize(2, costs.stages[0]);
     costs.stages[0].forward_workspace = forward;
     costs.stages[1].backward_workspace = backward;
     costs.stages[0].overlapped_workspace = overlapped;
-    const RankMemory memory = rank_memory(program, costs, 0);
+    return costs;
+  };
+  const auto peak = [&](Bytes forward, Bytes backward, std::optional<Bytes> overlapped) {
+    const RankMemory memory = rank_memory(program, costs_with(forward, backward, overlapped), 0);
     BOOST_TEST(memory.peak_position == 2U);
     return memory.peak;
   };
   BOOST_TEST(peak(70, 50, std::nullopt) == 370);
   BOOST_TEST(peak(70, 65, std::nullopt) == 375);
   BOOST_TEST(peak(70, 65, 300) == 600);
+
+  // What B frees is there for F: less than before the pair and the activation of F together.
+  const Costs interleaved = costs_with(70, 65, -30);
+  const auto points = memory_over_time(program, interleaved, simulate(program, interleaved), 0);
+  BOOST_TEST(std::ranges::count(points, 270, &MemoryPoint::bytes) == 1);
 }
 
 // Where W keeps more than the forward did, I makes it more: it is there from the end of I, and so at the op after.

@@ -43,6 +43,9 @@ test_bad_input() {
   fails 1 'standard output' "${shape[@]}" --json - --trace -
   fails 1 '--forward.*timed' "${shape[@]}" --forward 1ms
   fails 1 'mlp has no attention.*gpt' "${shape[@]}" --model mlp --recompute attention
+  fails 1 'moe: a token cannot go to 9 of 8 experts; lower --top-k' "${shape[@]}" --model moe --top-k 9
+  fails 1 'gpt has no parts to interleave; leave out --no-interleave' "${shape[@]}" --no-interleave
+  fails 1 '--capacity: it must be above 0' "${shape[@]}" --model moe --capacity 0
   fails 1 'mlp.*--tied' "${shape[@]}" --model mlp --tied
   fails 1 'timed has no parameters' "${shape[@]}" --model timed --check
   fails 1 'timed has no parameters' "${shape[@]}" --model timed --save saved
