@@ -6,10 +6,15 @@
 #include "exec/cuda/green.h"
 
 namespace dualpipe {
+namespace {
+
+constexpr std::size_t message_lanes = 2;
+
+}  // namespace
 
 std::size_t Lanes::index_of(Lane lane) const {
-  if (lane.kind == Lane::Kind::message) return 2 * stages;
-  assert(lane.index < stages);
+  assert(lane.index < (lane.kind == Lane::Kind::message ? message_lanes : stages));
+  if (lane.kind == Lane::Kind::message) return 2 * stages + lane.index;
   return lane.kind == Lane::Kind::compute ? lane.index : stages + lane.index;
 }
 
@@ -23,8 +28,9 @@ Lanes make_lanes(c10::DeviceIndex device, int stages, std::optional<CUgreenCtx> 
   };
   Lanes lanes;
   lanes.stages = static_cast<std::size_t>(stages);
-  for (int i = 0; i < stages; ++i) lanes.streams.push_back(make(false));
-  for (int i = 0; i <= stages; ++i) lanes.streams.push_back(make(true));
+  const std::size_t urgent = lanes.stages + message_lanes;
+  for (std::size_t i = 0; i < lanes.stages; ++i) lanes.streams.push_back(make(false));
+  for (std::size_t i = 0; i < urgent; ++i) lanes.streams.push_back(make(true));
   return lanes;
 }
 

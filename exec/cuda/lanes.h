@@ -12,7 +12,7 @@
 
 namespace dualpipe {
 
-// A compute lane for each stage; the lanes for exchanges, as many, and the one for messages have a higher priority:
+// A compute lane for each stage; the lanes for exchanges, as many, and the two for messages have a higher priority:
 // what others wait for goes first. Streams stay as long as the process, since LibTorch's allocator keeps blocks for
 // each.
 struct Lanes {

@@ -22,7 +22,7 @@ struct Lane {
   enum class Kind : std::uint8_t {
     compute,   // ops; one for each stage of the rank, by `index`, since the two of a pair are of different stages
     exchange,  // what a stage sends and gets within an op
-    message,   // copies of what other ranks sent
+    message,   // what goes between ranks: 0 and 1, of which NCCL has one for activations, and one for gradients
   };
   Kind kind = Kind::compute;
   std::uint8_t index = 0;

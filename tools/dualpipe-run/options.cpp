@@ -177,7 +177,10 @@ Program RunOptions::program() const {
 }
 
 std::unique_ptr<World> RunOptions::world() const {
-  if (transport == "nccl") return store_processes(launch_of(), cuda_nccl());
+  if (transport == "nccl") {
+    if (device != "cuda") throw InputError("--transport nccl: it moves tensors of GPUs; add --device cuda");
+    return store_processes(launch_of(), cuda_nccl());
+  }
   const bool is_mpi = transport.empty() ? started_by_mpi_launcher() : transport == "mpi";
   return is_mpi ? mpi_processes() : one_process();
 }
