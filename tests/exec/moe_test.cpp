@@ -20,6 +20,7 @@
 #include "exec/stage/routing.h"
 #include "exec/stage/stage.h"
 #include "sim/schedule/error.h"
+#include "tests/exec/chain.h"
 
 namespace dualpipe::test {
 namespace {
@@ -166,48 +167,6 @@ ModelShape small(std::vector<int> layers) {
   return shape;
 }
 
-// The stages of one chain, run by hand.
-struct Chain {
-  explicit Chain(const ModelShape& shape) : data(synthetic_data(shape, 5)), feed{data.get(), 2, 10} {
-    for (int stage = 0; stage < static_cast<int>(shape.layers.size()); ++stage) {
-      stages.push_back(make_stage(shape, stage, feed));
-    }
-  }
-
-  at::Tensor forward(std::uint32_t micro_batch) {
-    at::Tensor x;
-    for (const auto& stage : stages) x = stage->forward(micro_batch, x);
-    return x;
-  }
-  void backward(std::uint32_t micro_batch, bool in_halves = false) {
-    at::Tensor gradient;
-    for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage) {
-      gradient =
-          in_halves ? (*stage)->backward_input(micro_batch, gradient) : (*stage)->backward(micro_batch, gradient);
-    }
-    BOOST_TEST(!gradient.defined());
-  }
-  void backward_weight(std::uint32_t micro_batch) {
-    for (const auto& stage : stages) stage->backward_weight(micro_batch);
-  }
-  [[nodiscard]] std::map<std::string, at::Tensor> parameters() const {
-    std::map<std::string, at::Tensor> all;
-    for (const auto& stage : stages) {
-      for (const NamedTensor& each : stage->named_parameters()) all.emplace(each.name, each.tensor);
-    }
-    return all;
-  }
-  [[nodiscard]] Tensors gradients() const {
-    Tensors all;
-    for (const auto& [name, parameter] : parameters()) all.push_back(parameter.grad());
-    return all;
-  }
-
-  std::unique_ptr<Data> data;
-  Feed feed;
-  std::vector<std::unique_ptr<Stage>> stages;
-};
-
 // The model once more: plain autograd, token by token and expert by expert.
 struct Plain {
   const ModelShape& shape;
@@ -293,7 +252,7 @@ BOOST_DATA_TEST_CASE(the_model_is_the_one_in_loops,
   if (tied) shape.layers = {3};  // one copy of what is tied
   Chain chain(shape);
   Chain other(shape);
-  const Plain plain{shape, other.parameters()};
+  const Plain plain{shape, other.named_parameters()};
   int refused = 0;
   for (std::uint32_t i = 0; i < 2; ++i) {
     const at::Tensor loss = chain.forward(i);
@@ -302,7 +261,7 @@ BOOST_DATA_TEST_CASE(the_model_is_the_one_in_loops,
     (expected * shape.loss_scale).backward();
     BOOST_TEST(loss.item<double>() == expected.item<double>(), boost::test_tools::tolerance(1e-13));
   }
-  for (const auto& [name, parameter] : chain.parameters()) {
+  for (const auto& [name, parameter] : chain.named_parameters()) {
     const at::Tensor expected = plain[name].grad();
     BOOST_TEST(expected.abs().max().item<double>() > 0, name);
     BOOST_TEST(at::allclose(parameter.grad(), expected, 1e-10, 1e-14), name);
@@ -342,7 +301,7 @@ BOOST_DATA_TEST_CASE(the_halves_of_a_backward_are_the_whole, data::make(variants
   for (std::uint32_t i = 0; i < 3; ++i) {
     BOOST_TEST(same_bits(whole.forward(i), halves.forward(i)));
     whole.backward(i);
-    halves.backward(i, /*in_halves=*/true);
+    halves.backward_input(i);
     if (!late) halves.backward_weight(i);
   }
   if (late) {
@@ -464,11 +423,11 @@ BOOST_AUTO_TEST_CASE(evaluation_keeps_nothing) {
 BOOST_AUTO_TEST_CASE(frozen_parameters_get_no_gradient) {
   Chain chain(small({1, 1}));
   bool freeze = false;
-  for (const auto& [name, parameter] : chain.parameters()) parameter.set_requires_grad(freeze = !freeze);
+  for (const auto& [name, parameter] : chain.named_parameters()) parameter.set_requires_grad(freeze = !freeze);
   static_cast<void>(chain.forward(0));
-  chain.backward(0, /*in_halves=*/true);
+  chain.backward_input(0);
   chain.backward_weight(0);
-  for (const auto& [name, parameter] : chain.parameters()) {
+  for (const auto& [name, parameter] : chain.named_parameters()) {
     BOOST_TEST(parameter.grad().defined() == parameter.requires_grad(), name);
   }
 }
@@ -484,7 +443,7 @@ BOOST_AUTO_TEST_CASE(training_lowers_the_loss) {
     losses.push_back(chain.forward(0).item<double>());
     chain.backward(0);
     const c10::NoGradGuard update;
-    for (auto [name, parameter] : chain.parameters()) {
+    for (auto [name, parameter] : chain.named_parameters()) {
       parameter.sub_(parameter.grad(), 0.3);
       parameter.mutable_grad().reset();
     }

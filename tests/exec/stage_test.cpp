@@ -26,11 +26,13 @@
 #include "exec/stage/deferred.h"
 #include "exec/stage/model.h"
 #include "sim/schedule/error.h"
+#include "tests/exec/chain.h"
 #include "tests/exec/training.h"
 
 namespace dualpipe {
 namespace {
 
+using test::Chain;
 using Tensors = std::vector<at::Tensor>;
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
@@ -69,49 +71,6 @@ Tensors gradients(const Tensors& parameters) {
   for (const at::Tensor& parameter : parameters) result.push_back(parameter.grad());
   return result;
 }
-
-// The stages of one chain, run by hand.
-struct Chain {
-  explicit Chain(const ModelShape& shape) : data(synthetic_data(shape, 5)), feed{data.get(), 2, 10} {
-    for (int stage = 0; stage < static_cast<int>(shape.layers.size()); ++stage) {
-      stages.push_back(make_stage(shape, stage, feed));
-    }
-  }
-
-  at::Tensor forward(std::uint32_t micro_batch) {
-    at::Tensor x;
-    for (const auto& stage : stages) x = stage->forward(micro_batch, x);
-    return x;
-  }
-  void backward(std::uint32_t micro_batch) {
-    at::Tensor gradient;
-    for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage) {
-      gradient = (*stage)->backward(micro_batch, gradient);
-    }
-    BOOST_TEST(!gradient.defined());
-  }
-  void backward_input(std::uint32_t micro_batch) {
-    at::Tensor gradient;
-    for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage) {
-      gradient = (*stage)->backward_input(micro_batch, gradient);
-    }
-    BOOST_TEST(!gradient.defined());
-  }
-  void backward_weight(std::uint32_t micro_batch) {
-    for (const auto& stage : stages) stage->backward_weight(micro_batch);
-  }
-  Tensors parameters() {
-    Tensors all;
-    for (const auto& stage : stages) {
-      for (const at::Tensor& parameter : stage->parameters()) all.push_back(parameter);
-    }
-    return all;
-  }
-
-  std::unique_ptr<Data> data;
-  Feed feed;
-  std::vector<std::unique_ptr<Stage>> stages;
-};
 
 // The models once more, by plain autograd and without stages.
 
@@ -208,7 +167,7 @@ Result run_stages(const ModelShape& shape, Passes passes) {
   if (passes == Passes::late_weights) {
     for (std::uint32_t i = 0; i < micro_batches; ++i) chain.backward_weight(i);
   }
-  result.gradients = gradients(chain.parameters());
+  result.gradients = chain.gradients();
   return result;
 }
 

@@ -1,0 +1,71 @@
+// The stages of one chain, run by hand.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <boost/test/unit_test.hpp>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "exec/stage/model.h"
+#include "exec/stage/stage.h"
+
+namespace dualpipe::test {
+
+struct Chain {
+  explicit Chain(const ModelShape& shape) : data(synthetic_data(shape, 5)), feed{data.get(), 2, 10} {
+    for (int stage = 0; stage < static_cast<int>(shape.layers.size()); ++stage) {
+      stages.push_back(make_stage(shape, stage, feed));
+    }
+  }
+
+  // Each through all stages.
+  at::Tensor forward(std::uint32_t micro_batch) {
+    at::Tensor x;
+    for (const auto& stage : stages) x = stage->forward(micro_batch, x);
+    return x;
+  }
+  void backward(std::uint32_t micro_batch) { go_back(&Stage::backward, micro_batch); }
+  void backward_input(std::uint32_t micro_batch) { go_back(&Stage::backward_input, micro_batch); }
+  void backward_weight(std::uint32_t micro_batch) {
+    for (const auto& stage : stages) stage->backward_weight(micro_batch);
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> parameters() const {
+    std::vector<at::Tensor> all;
+    for (const auto& stage : stages) {
+      for (const at::Tensor& parameter : stage->parameters()) all.push_back(parameter);
+    }
+    return all;
+  }
+  [[nodiscard]] std::map<std::string, at::Tensor> named_parameters() const {
+    std::map<std::string, at::Tensor> all;
+    for (const auto& stage : stages) {
+      for (const NamedTensor& each : stage->named_parameters()) all.emplace(each.name, each.tensor);
+    }
+    return all;
+  }
+  [[nodiscard]] std::vector<at::Tensor> gradients() const {
+    std::vector<at::Tensor> all;
+    for (const at::Tensor& parameter : parameters()) all.push_back(parameter.grad());
+    return all;
+  }
+
+  std::unique_ptr<Data> data;
+  Feed feed;
+  std::vector<std::unique_ptr<Stage>> stages;
+
+ private:
+  void go_back(at::Tensor (Stage::*pass)(std::uint32_t, at::Tensor), std::uint32_t micro_batch) {
+    at::Tensor gradient;
+    for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage) {
+      gradient = ((**stage).*pass)(micro_batch, gradient);
+    }
+    BOOST_TEST(!gradient.defined());
+  }
+};
+
+}  // namespace dualpipe::test
