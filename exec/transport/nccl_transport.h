@@ -1,18 +1,18 @@
 // Ranks in processes of their own, each with a GPU, that NCCL connects. Private to exec/transport.
 //
-//     replay      0F2 │ send, post_receive, end_batch │ 0B1 …                        the rank's thread, ahead of the
-//     GPU compute       ▐███F███▌mark┐                  ┌▶▐██B██▌ messages 0                 └▶▐ group: SEND_F ▌│
-//     communicator of the activations messages 1                 └▶▐ group: RECV_B ▌┘mark communicator of the gradients
+//     thread of the rank   0F2 │ send, post_receive, end_batch │ 0B1 …         ahead of its GPU
+//     compute lane         ▐███ 0F2 ███▌mark──┐          ┌───▶▐██ 0B1 ██▌
+//     message lane 0                          └▶▐ group of SEND_F ▌           communicator of the activations
+//     message lane 1               ▐ group of RECV_B ▌mark─┘                  communicator of the gradients
 //
 // 1. A batch of the Program is a group for each direction. It starts when its slot is reached, not before: a group that
 //    waits for its peer occupies multiprocessors. Each direction has a communicator and a lane of its own, so that an
 //    activation that is late holds up no gradient.
 // 2. NCCL matches messages by their order. So both ends have to issue them in the same one, and no batch may wait for
 //    another in a circle: that is checked before a program first runs.
-// 3. What messages look like is told beforehand, through the Hub, by the first of each boundary and direction. There
-// the
-//    receiver's thread waits, in its slot, until the sender's has come to its send. In a lowered program that does not
-//    depend on anything later of the receiver (sim/schedule/lower.h), only perhaps on what it sends in the same slot.
+// 3. What messages look like is told beforehand, through the Hub, by the first of each boundary and direction. For it
+//    the receiver's thread waits, in its slot, until the sender's has come to its send. In a lowered program that does
+//    not depend on anything later of the receiver (sim/schedule/lower.h), only perhaps on what it sends in that slot.
 // 4. A thread watches: NCCL's errors, a group that has started and does not end within the timeout, a run that another
 //    rank has aborted. Then the communicators are aborted, which ends what is under way on the GPU.
 #pragma once

@@ -10,6 +10,7 @@
 #   parity     every schedule of the catalog x {mlp, gpt, moe} x {float32, bfloat16} on 4 virtual ranks, with --check
 #   compare    prediction and measurement: tools/accuracy.sh on 4 virtual ranks with multiprocessors of their own
 #   replay     replay() and a loop written by hand: dualpipe-run-bench
+#   nccl       where there are two GPUs or more: a process and a rank for each, over NCCL, with --check
 #   overlap    F, B and F&B of moe, with and without interleaving
 #   sanitizer  compute-sanitizer, memcheck and racecheck, on a small run with --check, where the tool is found
 #
@@ -24,7 +25,7 @@
 # Exit status: 0 all holds; 1 something does not; 2 wrong usage; 77 there is no GPU.
 set -euo pipefail
 root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../..")
-all_parts=(build unit parity compare replay overlap sanitizer)
+all_parts=(build unit parity compare replay nccl overlap sanitizer)
 
 usage() {
   sed -n '4,5s/^# *//p' "${BASH_SOURCE[0]}" >&2

@@ -19,6 +19,19 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 
+# Starts the processes of a command, as torchrun would: bash -c LAUNCH launch COUNT COMMAND. Fails if one does.
+LAUNCH = """
+export WORLD_SIZE=$1 MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + RANDOM % 10000))
+processes=()
+for ((rank = 0; rank < WORLD_SIZE; ++rank)); do
+  RANK=$rank LOCAL_RANK=$rank bash -c "$2" & processes+=($!)
+done
+status=0
+for process in "${processes[@]}"; do wait "$process" || status=$?; done
+exit $status
+"""
+
+
 class OutOfTime(Exception):
     """The part has used up its time."""
 
@@ -251,6 +264,22 @@ class Suite:
             self.require("replay takes at most 1.02 times a loop written by hand", f"{max(ratios):.4f}",
                          max(ratios) <= 1.02)
 
+    def part_nccl(self):
+        gpus = 0 if self.is_dry else gpu_count()
+        if gpus < 2:
+            raise Skip(f"it needs two GPUs, and there is {'one' if gpus == 1 else 'none'}")
+        ranks = 4 if gpus >= 4 else 2
+        for model in ("mlp", "gpt"):
+            for schedule in self.catalog():
+                run = shlex.join(str(word) for word in [
+                    self.run_tool, "--schedule", schedule, "--ranks", ranks, "--microbatches", 2 * ranks, "--model",
+                    model, "--hidden", 128, "--layers", 2 * ranks, "--optimizer", "sgd", "--warmup", 1, "--steps", 2,
+                    "--device", "cuda", "--transport", "nccl", "--check"])
+                self.case(f"{schedule} {model}", ["bash", "-c", LAUNCH, "launch", ranks, run])
+        cases = self.part["cases"].values()
+        passed = sum(case["status"] == PASSED for case in cases)
+        self.require(f"parity over NCCL on {ranks} GPUs", f"{passed} of {len(cases)}", passed == len(cases))
+
     def part_overlap(self):
         self.needs("moe", "--no-interleave")
         sizes = ["--hidden", 2048, "--heads", 16, "--sequence", 1024, "--batch", 4, "--dtype", "bfloat16"]
@@ -331,6 +360,11 @@ def torch_version(build):
     except (OSError, TypeError):
         pass
     return None
+
+
+def gpu_count():
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True).stdout
+    return listed.count("GPU ")
 
 
 def about(is_dry, build):

@@ -55,9 +55,9 @@ test_dry_run() {
 make_fakes() {
   mkdir -p fake/bin fake/path
   cat >fake/path/nvidia-smi <<'END'
-#!/bin/sh
+#!/bin/bash
 case $1 in
-  --list-gpus) echo "GPU 0: NVIDIA Stand-in" ;;
+  --list-gpus) for ((gpu = 0; gpu < ${FAKE_GPUS:-1}; ++gpu)); do echo "GPU $gpu: NVIDIA Stand-in"; done ;;
   *) echo "NVIDIA Stand-in, 580.1, 81559 MiB, 9.0" ;;
 esac
 END
@@ -74,7 +74,8 @@ END
   cat >fake/bin/dualpipe-run <<'END'
 #!/bin/bash
 [[ $1 != --help ]] || { echo "--model gpt,mlp,moe --no-interleave"; exit; }
-echo "$*" >>calls
+echo "${RANK:+rank $RANK of $WORLD_SIZE: }$*" >>calls
+[[ ${FAKE:-} != lost || ${RANK:-} != 1 ]] || exit 1
 [[ ${FAKE:-} != hang ]] || sleep 100
 pair=700000
 [[ " $* " != *" --no-interleave "* ]] || pair=1000000
@@ -125,6 +126,16 @@ test_all_parts() {
   [[ $(wc -l <calls) == 2 ]] || fail "did not run again"
 }
 
+# A process for each GPU; all have to pass.
+test_several_gpus() {
+  make_fakes
+  on_gpu exits 0 'skipped: it needs two GPUs, and there is one' --build fake --out results.json nccl
+  rm -f calls
+  FAKE_GPUS=5 on_gpu exits 0 'parity over NCCL on 4 GPUs: 16 of 16' --build fake --out results.json nccl
+  [[ $(grep -cE '^rank [0-3] of 4: .*--transport nccl --check$' calls) == 64 ]] || fail "not four processes for each case"
+  FAKE_GPUS=2 FAKE=lost on_gpu exits 1 'parity over NCCL on 2 GPUs: 0 of 16' --build fake --out results.json nccl
+}
+
 # Each with the name of the part that fails, and of one that does not.
 test_failures() {
   make_fakes
@@ -145,6 +156,7 @@ test_failures() {
 test_usage
 test_dry_run
 test_all_parts
+test_several_gpus
 test_failures
 
 echo "$checks commands, $failures failures"
