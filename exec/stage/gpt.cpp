@@ -1,7 +1,6 @@
 // A GPT: between the ends that all transformers have, pre-norm blocks of causal attention and an MLP.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/gelu.h>
-#include <fmt/format.h>
 
 #include "exec/stage/autograd_stage.h"
 #include "exec/stage/layers.h"
@@ -42,35 +41,19 @@ class GptStage final : public AutogradStage {
  public:
   GptStage(const ModelShape& shape, int stage, const Feed& feed, const Device& device)
       : AutogradStage(shape.loss_scale, shape.recompute),
-        first_block_(layers_before(shape, stage)),
-        ends_(shape, stage, feed, layer_options(shape, device, weight_gradients(), held_by_layers())) {
-    const LayerOptions options = layer_options(shape, device, weight_gradients(), held_by_layers());
-    for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
-      blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_block_ + i)), shape, options);
-    }
-  }
+        layers_(shape, stage, feed, layer_options(shape, device, weight_gradients(), held_by_layers())) {}
 
-  [[nodiscard]] std::vector<NamedTensor> named_parameters() override {
-    std::vector<NamedTensor> all;
-    ends_.append_first_parameters(all);
-    std::int64_t number = first_block_;
-    for (const Block& block : blocks_) block.append_parameters(fmt::format("blocks.{}", number++), all);
-    ends_.append_last_parameters(all);
-    return all;
-  }
-
-  [[nodiscard]] std::vector<at::Tensor> tied_parameters() override { return ends_.tied_parameters(); }
+  [[nodiscard]] std::vector<NamedTensor> named_parameters() override { return layers_.named_parameters(); }
+  [[nodiscard]] std::vector<at::Tensor> tied_parameters() override { return layers_.ends.tied_parameters(); }
 
  private:
   at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) override {
-    at::Tensor x = ends_.begin(micro_batch, input);
-    for (const Block& block : blocks_) x = block(x);
-    return ends_.end(micro_batch, x);
+    at::Tensor x = layers_.ends.begin(micro_batch, input);
+    for (const Block& block : layers_.blocks) x = block(x);
+    return layers_.ends.end(micro_batch, x);
   }
 
-  std::int64_t first_block_;
-  TransformerEnds ends_;
-  std::vector<Block> blocks_;
+  TransformerLayers<Block> layers_;
 };
 
 }  // namespace

@@ -139,43 +139,30 @@ class MoeStage final : public PartedStage {
  public:
   MoeStage(const ModelShape& shape, int stage, const Feed& feed, Device& device)
       : PartedStage(device, {shape.loss_scale, shape.recompute, shape.interleave}),
-        first_block_(layers_before(shape, stage)),
-        ends_(shape, stage, feed, layer_options(shape, device, weight_gradients(), held_by_layers())) {
-    const LayerOptions options = layer_options(shape, device, weight_gradients(), held_by_layers());
-    const auto count = static_cast<std::size_t>(shape.layers[static_cast<std::size_t>(stage)]);
-    for (std::size_t i = 0; i < count; ++i) {
-      blocks_.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_block_) + i), shape, options);
-    }
+        layers_(shape, stage, feed, layer_options(shape, device, weight_gradients(), held_by_layers())) {
+    const std::size_t count = layers_.blocks.size();
     for (std::size_t i = 0; i < count; ++i) add_parts_of(i);
-    add_compute([this](std::uint32_t micro_batch, const Tensors& inputs) {
-      return Tensors{ends_.end(micro_batch, input_of(blocks_.size(), micro_batch, inputs))};
+    add_compute([this, count](std::uint32_t micro_batch, const Tensors& inputs) {
+      return Tensors{layers_.ends.end(micro_batch, input_of(count, micro_batch, inputs))};
     });
   }
 
-  [[nodiscard]] std::vector<NamedTensor> named_parameters() override {
-    std::vector<NamedTensor> all;
-    ends_.append_first_parameters(all);
-    std::int64_t number = first_block_;
-    for (const Block& block : blocks_) block.append_parameters(fmt::format("blocks.{}", number++), all);
-    ends_.append_last_parameters(all);
-    return all;
-  }
-
-  [[nodiscard]] std::vector<at::Tensor> tied_parameters() override { return ends_.tied_parameters(); }
+  [[nodiscard]] std::vector<NamedTensor> named_parameters() override { return layers_.named_parameters(); }
+  [[nodiscard]] std::vector<at::Tensor> tied_parameters() override { return layers_.ends.tied_parameters(); }
 
  private:
   void add_parts_of(std::size_t block) {
     add_compute([this, block](std::uint32_t micro_batch, const Tensors& inputs) {
-      return blocks_[block].attend(input_of(block, micro_batch, inputs));
+      return layers_.blocks[block].attend(input_of(block, micro_batch, inputs));
     });
     add_exchange();
     const auto apply_experts = [this, block](std::uint32_t, const Tensors& inputs) {
       Tensors outputs = inputs;
-      outputs[0] = blocks_[block].apply_experts(inputs[0]);
+      outputs[0] = layers_.blocks[block].apply_experts(inputs[0]);
       return outputs;
     };
     const auto add_shared = [this, block](std::uint32_t, const Tensors& inputs) {
-      return blocks_[block].add_shared(Beside::unpack(inputs)).pack();
+      return layers_.blocks[block].add_shared(Beside::unpack(inputs)).pack();
     };
     add_compute(apply_experts, add_shared);
     add_exchange();
@@ -183,13 +170,11 @@ class MoeStage final : public PartedStage {
 
   // Of a block, or of what is behind the last one.
   [[nodiscard]] at::Tensor input_of(std::size_t block, std::uint32_t micro_batch, const Tensors& inputs) const {
-    if (block == 0) return ends_.begin(micro_batch, inputs[0]);
+    if (block == 0) return layers_.ends.begin(micro_batch, inputs[0]);
     return Block::add_experts(inputs[0], Beside::unpack(std::span(inputs).subspan(1)));
   }
 
-  std::int64_t first_block_;
-  TransformerEnds ends_;
-  std::vector<Block> blocks_;
+  TransformerLayers<Block> layers_;
 };
 
 }  // namespace

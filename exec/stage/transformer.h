@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "exec/stage/layers.h"
 #include "exec/stage/model.h"
+#include "exec/stage/models.h"
 #include "exec/stage/random.h"
 
 namespace dualpipe {
@@ -73,6 +75,30 @@ class TransformerEnds {
   std::optional<Embeddings> embeddings_;
   std::optional<Head> head_;
   at::Tensor tied_;  // in the first and last stage of a tied model
+};
+
+// What a stage has: its blocks, each with the random stream of its number in the chain, and the ends.
+template <typename Block>
+struct TransformerLayers {
+  TransformerLayers(const ModelShape& shape, int stage, const Feed& feed, const LayerOptions& options)
+      : first_block(layers_before(shape, stage)), ends(shape, stage, feed, options) {
+    for (int i = 0; i < shape.layers[static_cast<std::size_t>(stage)]; ++i) {
+      blocks.emplace_back(Random(shape.seed, static_cast<std::uint64_t>(first_block + i)), shape, options);
+    }
+  }
+
+  [[nodiscard]] std::vector<NamedTensor> named_parameters() const {
+    std::vector<NamedTensor> all;
+    ends.append_first_parameters(all);
+    std::int64_t number = first_block;
+    for (const Block& block : blocks) block.append_parameters("blocks." + std::to_string(number++), all);
+    ends.append_last_parameters(all);
+    return all;
+  }
+
+  std::int64_t first_block;  // its number
+  TransformerEnds ends;
+  std::vector<Block> blocks;
 };
 
 }  // namespace dualpipe
