@@ -95,7 +95,7 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
           {"--save-every", text(options.save_every)},
           {"--resume", options.resume},
           {"passes measured apart", text(options.measure_passes)},
-          {"links measured", text(options.measure_links)},
+          {"--calibrate", options.measure_links ? "on" : "off"},
           {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())}};
 }
 

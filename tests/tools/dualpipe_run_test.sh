@@ -28,6 +28,7 @@ test_usage() {
   fails 2 'bert' "${shape[@]}" --model bert
   fails 2 '--eval.*--check|--check.*--eval' "${shape[@]}" --eval --check
   fails 2 '--save.*--eval|--eval.*--save' "${shape[@]}" --eval --save saved
+  fails 2 '--calibrate.*--eval|--eval.*--calibrate' "${shape[@]}" --eval --calibrate costs
   fails 2 '--costs.*--forward' "${shape[@]}" --model timed --costs costs.json --forward 1ms
   fails 2 '--save-every.*--save' "${shape[@]}" --save-every 2
   fails 2 '--steps.*empty' --schedule 1f1b "${tiny[@]}" --steps ''

@@ -139,7 +139,7 @@ void add_machine(CLI::App& app, RunOptions& options) {
 void add_results(CLI::App& app, RunOptions& options) {
   constexpr auto group = "Results (a file, or - for stdout)";
   const auto output = [&](const char* name, std::string& path, const char* help) {
-    app.add_option(name, path, help)->type_name("FILE")->group(group);
+    return app.add_option(name, path, help)->type_name("FILE")->group(group);
   };
   auto* check = app.add_flag("--check", options.check,
                              "Runs the same without a pipeline, and compares losses and gradients; exit status 1 if "
@@ -151,7 +151,8 @@ void add_results(CLI::App& app, RunOptions& options) {
                "the trace then has both")
       ->group(group);
   app.add_flag("--profile", options.profile, "Where the time of each rank went")->group(group);
-  output("--calibrate", options.calibrate, "Measured costs, for dualpipe-sim --costs");
+  output("--calibrate", options.calibrate, "Measured costs, for dualpipe-sim --costs")
+      ->excludes(app.get_option("--eval"));  // which runs no backward
   output("--trace", options.trace, "Chrome trace of the step of median time, for ui.perfetto.dev");
   output("--json", options.json, "All figures");
 }
