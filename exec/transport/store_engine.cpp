@@ -284,6 +284,7 @@ void StoreEngine::take_in(const std::string& bytes) {
       const auto content = unpacker.get<std::string>();
       parcel.content.push_back(at::empty(form.sizes, form.type));
       assert(content.size() == parcel.content.back().nbytes());
+      if (content.empty()) continue;  // there is no memory to copy to
       std::memcpy(parcel.content.back().mutable_data_ptr(), content.data(), content.size());
     }
   }
