@@ -3,7 +3,6 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/AutogradState.h>
 #include <c10/core/GradMode.h>
-#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include <utility>
 
 #include "exec/replay/clock.h"
+#include "exec/replay/error_text.h"
 #include "exec/replay/memory.h"
 
 namespace dualpipe {
@@ -149,9 +149,8 @@ class Replay {
   // What it is at: "3B7".
   [[nodiscard]] std::string at() const { return at_.empty() ? "its start" : cell_text(at_); }
 
-  // Waits for the device; then all that was not known before is: times, and losses.
-  void finish() {
-    device_.finish();
+  // When the device has finished: what was not known before, times and losses.
+  void read() {
     for (std::size_t i = 0; i < ops_.size(); ++i) {
       record_.ops[i] = span_of(op_marks_[i]);
       if (ready_marks_[i]) record_.waited[i] = record_.ops[i].start - device_.time_of(*ready_marks_[i]);
@@ -384,14 +383,12 @@ class Replay {
   std::span<const Op> at_;  // what it is at
 };
 
-// In a handler: what the exception says, without the stack trace that LibTorch adds.
+// In a handler.
 std::string current_cause() {
   try {
     throw;
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
   } catch (const std::exception& error) {
-    return error.what();
+    return text_of(error);
   } catch (...) {
     return "an exception without a message";
   }
@@ -404,12 +401,13 @@ void replay(const Program& program, int rank, std::span<Stage* const> stages, Tr
   MemoryMeter meter(options.device->where());
   Replay replay(program, rank, stages, transport, record, options, meter);
   const auto close = [&] {
-    replay.finish();
+    replay.read();
     record.peak_memory = meter.peak();
   };
   // A device that failed knows no times; that must not hide why.
   const auto close_what_is_left = [&] {
     try {
+      options.device->finish();
       close();
     } catch (const std::exception&) {
     }

@@ -35,40 +35,29 @@ at::Tensor swiglu(const at::Tensor& gate_and_up) {
   return at::silu(parts[0]) * parts[1];
 }
 
-class SharedExpert {
- public:
-  SharedExpert(Random& random, const ModelShape& shape, const LayerOptions& options)
-      : gate_up_(random, shape.hidden, 2 * shape.expert_hidden, Linear::Bias::no, linear_gain, options),
-        down_(random, shape.expert_hidden, shape.hidden, Linear::Bias::no, linear_gain, options) {}
+// One expert, or of batched layers several, each for its part of the input.
+template <typename Layer>
+struct Expert {
+  Layer gate_up;
+  Layer down;
 
-  [[nodiscard]] at::Tensor operator()(const at::Tensor& x) const { return down_(swiglu(gate_up_(x))); }
+  [[nodiscard]] at::Tensor operator()(const at::Tensor& x) const { return down(swiglu(gate_up(x))); }
   void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
-    gate_up_.append_parameters(name + ".gate_up", all);
-    down_.append_parameters(name + ".down", all);
+    gate_up.append_parameters(name + ".gate_up", all);
+    down.append_parameters(name + ".down", all);
   }
-
- private:
-  Linear gate_up_;
-  Linear down_;
 };
 
-class Experts {
- public:
-  Experts(Random& random, const ModelShape& shape, const LayerOptions& options)
-      : gate_up_(random, shape.experts, shape.hidden, 2 * shape.expert_hidden, linear_gain, options),
-        down_(random, shape.experts, shape.expert_hidden, shape.hidden, linear_gain, options) {}
-
-  // [experts, places, hidden].
-  [[nodiscard]] at::Tensor operator()(const at::Tensor& x) const { return down_(swiglu(gate_up_(x))); }
-  void append_parameters(const std::string& name, std::vector<NamedTensor>& all) const {
-    gate_up_.append_parameters(name + ".gate_up", all);
-    down_.append_parameters(name + ".down", all);
-  }
-
- private:
-  BatchedLinear gate_up_;
-  BatchedLinear down_;
-};
+// The weights are drawn in the order of the members.
+Expert<Linear> shared_expert(Random& random, const ModelShape& shape, const LayerOptions& options) {
+  return {Linear(random, shape.hidden, 2 * shape.expert_hidden, Linear::Bias::no, linear_gain, options),
+          Linear(random, shape.expert_hidden, shape.hidden, Linear::Bias::no, linear_gain, options)};
+}
+// Of [experts, places, hidden].
+Expert<BatchedLinear> routed_experts(Random& random, const ModelShape& shape, const LayerOptions& options) {
+  return {BatchedLinear(random, shape.experts, shape.hidden, 2 * shape.expert_hidden, linear_gain, options),
+          BatchedLinear(random, shape.experts, shape.expert_hidden, shape.hidden, linear_gain, options)};
+}
 
 // What stays where it is while the slots go to the experts, and come back.
 struct Beside {
@@ -93,8 +82,8 @@ class Block {
         norm_(shape.norm, shape.hidden, options),
         router_dtype_(options.dtype),
         router_(random, shape.hidden, shape.experts, Linear::Bias::no, linear_gain, in_full(options)),
-        experts_(random, shape, options),
-        shared_(random, shape, options) {}
+        experts_(routed_experts(random, shape, options)),
+        shared_(shared_expert(random, shape, options)) {}
 
   // The slots, and what stays.
   [[nodiscard]] Tensors attend(const at::Tensor& input) const {
@@ -131,8 +120,8 @@ class Block {
   Norm norm_;
   at::ScalarType router_dtype_;  // that of its parameters: what rounds to the same has no order
   Linear router_;
-  Experts experts_;
-  SharedExpert shared_;
+  Expert<BatchedLinear> experts_;
+  Expert<Linear> shared_;
 };
 
 class MoeStage final : public PartedStage {

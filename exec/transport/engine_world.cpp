@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "exec/replay/clock.h"
 #include "exec/transport/pack.h"
 
 namespace dualpipe {
@@ -23,10 +24,6 @@ constexpr std::chrono::nanoseconds grace_of_first_if_urgent = 750ms;
 constexpr int patience_with_first = 10;
 constexpr auto spin_time = 100us;
 constexpr int clock_rounds = 64;
-
-Time time_of(Clock::time_point point) {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(point.time_since_epoch()).count();
-}
 
 std::string pack(const Ending& ending) {
   Packer packer;
@@ -352,10 +349,10 @@ void EngineWorld::measure_clocks() {
   Time offset = 0;
   Time shortest = std::numeric_limits<Time>::max();
   for (int round = 0; process() != 0 && round < clock_rounds; ++round) {
-    const Time asked = time_of(Clock::now());
+    const Time asked = now();
     (void)engine_->send(0, {.kind = Parcel::Kind::ping});
     if (!wait(Clock::now() + timeout_, [&] { return first_clock_.has_value(); })) break;
-    const Time answered = time_of(Clock::now());
+    const Time answered = now();
     const std::lock_guard lock(mutex_);
     const Time there = time_of(*std::exchange(first_clock_, {}));
     if (answered - asked >= shortest) continue;

@@ -14,6 +14,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <utility>
 
+#include "exec/replay/error_text.h"
 #include "exec/replay/memory.h"
 #include "exec/transport/pack.h"
 #include "sim/schedule/error.h"
@@ -34,11 +35,21 @@ constexpr auto leave_wait = 400ms;
 std::string inbox_key(int process, std::int64_t number) { return fmt::format("inbox/{}/{}", process, number); }
 std::string beat_key(int process) { return fmt::format("beat/{}", process); }
 
-// First line alone: LibTorch adds a stack trace to some.
-std::string text_of(const std::exception& error) {
-  const auto* const torch = dynamic_cast<const c10::Error*>(&error);
-  const std::string text = torch != nullptr ? torch->what_without_backtrace() : error.what();
+std::string first_line_of(const std::exception& error) {
+  const std::string text = text_of(error);
   return text.substr(0, text.find('\n'));
+}
+
+// All but the tensors, in one order for both ends.
+template <typename AnyParcel, typename Visit>
+void for_each_field(AnyParcel& parcel, const Visit& visit) {
+  visit(parcel.kind);
+  visit(parcel.receive);
+  visit(parcel.rank);
+  visit(parcel.index);
+  visit(parcel.run);
+  visit(parcel.sent);
+  visit(parcel.note);
 }
 
 }  // namespace
@@ -94,7 +105,7 @@ StoreEngine::StoreEngine(const Launch& launch, Receiver& receiver, std::chrono::
   } catch (const std::exception& error) {
     throw InputError(fmt::format("process {} cannot {} at {}, port {} (MASTER_ADDR, MASTER_PORT): {}", launch.process,
                                  makes_store ? "make the store where all processes meet" : "reach process 0's store",
-                                 launch.address, launch.port, text_of(error)));
+                                 launch.address, launch.port, first_line_of(error)));
   }
   if (sender_->add(fmt::format("here/{}", launch.process), 1) != 1) {
     throw InputError(
@@ -147,13 +158,7 @@ void StoreEngine::set_timeout(std::chrono::nanoseconds timeout) {
 Departed StoreEngine::send(int process, Parcel parcel) {
   Packer packer;
   packer.put(launch_.process);
-  packer.put(parcel.kind);
-  packer.put(parcel.receive);
-  packer.put(parcel.rank);
-  packer.put(parcel.index);
-  packer.put(parcel.run);
-  packer.put(parcel.sent);
-  packer.put(parcel.note);
+  for_each_field(parcel, [&](const auto& field) { packer.put(field); });
   packer.put(parcel.content.size());
   for (const at::Tensor& each : parcel.content) {
     const ChargeToNobody guard;
@@ -187,7 +192,7 @@ bool StoreEngine::all_sent() {
   try {
     return std::ranges::none_of(last, [&](const std::string& key) { return sender_->has(key); });
   } catch (const std::exception& error) {
-    fail(text_of(error));
+    fail(first_line_of(error));
     return true;
   }
 }
@@ -206,7 +211,7 @@ void StoreEngine::send_all() {
       if (ends) return post({launch_.process, "", nullptr});
       beat();
     } catch (const std::exception& error) {
-      return fail(text_of(error));
+      return fail(first_line_of(error));
     }
     lock.lock();
   }
@@ -263,7 +268,7 @@ void StoreEngine::receive_all() {
       ++number;
     }
   } catch (const std::exception& error) {
-    fail(text_of(error));
+    fail(first_line_of(error));
   }
 }
 
@@ -271,13 +276,7 @@ void StoreEngine::take_in(const std::string& bytes) {
   Unpacker unpacker(bytes);
   const int from = unpacker.get<int>();
   Parcel parcel;
-  unpacker.get(parcel.kind);
-  unpacker.get(parcel.receive);
-  unpacker.get(parcel.rank);
-  unpacker.get(parcel.index);
-  unpacker.get(parcel.run);
-  unpacker.get(parcel.sent);
-  unpacker.get(parcel.note);
+  for_each_field(parcel, [&](auto& field) { unpacker.get(field); });
   if (unpacker.get<std::size_t>() > 0) {
     const ChargeToNobody guard;
     for (const Form& form : receiver_.forms_of(parcel)) {

@@ -1,19 +1,45 @@
-// The stages of one chain, run by hand.
+// The stages of one chain, run by hand, and how their results are compared.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <boost/test/unit_test.hpp>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "exec/stage/model.h"
 #include "exec/stage/stage.h"
 
 namespace dualpipe::test {
+
+// Sizes of which no two are the same by chance.
+[[nodiscard]] inline ModelShape small(const std::string& model, std::vector<int> layers) {
+  ModelShape shape;
+  shape.model = model;
+  shape.hidden = 24;
+  shape.heads = 3;
+  shape.sequence = 7;
+  shape.vocabulary = 31;
+  shape.batch = 3;
+  shape.layers = std::move(layers);
+  shape.precision = Precision::float64;
+  shape.seed = 11;
+  shape.loss_scale = 1.0 / 6;
+  return shape;
+}
+
+// Of what is there.
+[[nodiscard]] inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  if (!a.defined() || !b.defined() || a.sizes() != b.sizes() || a.dtype() != b.dtype()) return false;
+  const at::Tensor x = a.detach().contiguous();
+  const at::Tensor y = b.detach().contiguous();
+  return std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
+}
 
 struct Chain {
   explicit Chain(const ModelShape& shape) : data(synthetic_data(shape, 5)), feed{data.get(), 2, 10} {

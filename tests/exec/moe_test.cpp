@@ -7,7 +7,6 @@
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
-#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
@@ -27,16 +26,12 @@ namespace {
 
 namespace data = boost::unit_test::data;
 using Tensors = std::vector<at::Tensor>;
+using test::same_bits;
 
-bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
-  const at::Tensor x = a.detach().contiguous();
-  const at::Tensor y = b.detach().contiguous();
-  return x.sizes() == y.sizes() && x.dtype() == y.dtype() && std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
-}
-
+// Where the one has none, nor has the other.
 bool same_bits(const Tensors& a, const Tensors& b) {
-  return std::ranges::equal(a, b, [](const at::Tensor& x, const at::Tensor& y) { return same_bits(x, y); });
+  return std::ranges::equal(
+      a, b, [](const at::Tensor& x, const at::Tensor& y) { return same_bits(x, y) || (!x.defined() && !y.defined()); });
 }
 
 at::Tensor random(at::IntArrayRef sizes, std::uint64_t seed) {
@@ -150,20 +145,11 @@ BOOST_AUTO_TEST_CASE(capacities_are_rounded_up) {
 // --- the model
 
 ModelShape small(std::vector<int> layers) {
-  ModelShape shape;
-  shape.model = "moe";
+  ModelShape shape = test::small("moe", std::move(layers));
   shape.hidden = 12;
-  shape.heads = 3;
-  shape.sequence = 7;
-  shape.vocabulary = 31;
-  shape.batch = 3;
   shape.experts = 5;
   shape.top_k = 2;
   shape.expert_hidden = 10;
-  shape.layers = std::move(layers);
-  shape.precision = Precision::float64;
-  shape.seed = 11;
-  shape.loss_scale = 1.0 / 6;
   return shape;
 }
 

@@ -273,11 +273,11 @@ BOOST_AUTO_TEST_CASE(the_check_of_lanes_notices_races) {
 }
 
 // What a stage forgets to do if its device does not.
-class Deaf final : public LaneCheck {
+class Deaf : public LaneCheck {
  public:
   void wait(const Mark&) override {}
 };
-class Careless final : public LaneCheck {
+class Careless : public LaneCheck {
  public:
   [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark&) override { return tensor; }
 };
@@ -293,33 +293,17 @@ class CheckedHardware final : public Hardware {
   int crossings = 0;
 
  private:
-  class Reporting final : public Device {
+  class Reporting final : public Checked {
    public:
     explicit Reporting(CheckedHardware& hardware) : hardware_(hardware) {}
     ~Reporting() override {
       const std::scoped_lock lock(hardware_.mutex_);
-      hardware_.races.insert(hardware_.races.end(), check_.races().begin(), check_.races().end());
-      hardware_.crossings += check_.crossings();
+      hardware_.races.insert(hardware_.races.end(), this->races().begin(), this->races().end());
+      hardware_.crossings += this->crossings();
     }
-    [[nodiscard]] at::Device where() const override { return check_.where(); }
-    void begin_step() override { check_.begin_step(); }
-    void use(Lane lane) override { check_.use(lane); }
-    [[nodiscard]] Lane used() const override { return check_.used(); }
-    [[nodiscard]] Mark mark() override { return check_.mark(); }
-    void wait(const Mark& mark) override { check_.wait(mark); }
-    [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
-      return check_.adopt(std::move(tensor), ready);
-    }
-    [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
-      return check_.take(std::move(tensor), ready);
-    }
-    [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return check_.exchange(tensor); }
-    void finish() override { check_.finish(); }
-    [[nodiscard]] Time time_of(const Mark& mark) const override { return check_.time_of(mark); }
 
    private:
     CheckedHardware& hardware_;
-    Checked check_;
   };
   std::mutex mutex_;
 };

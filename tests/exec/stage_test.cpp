@@ -33,14 +33,9 @@ namespace dualpipe {
 namespace {
 
 using test::Chain;
+using test::same_bits;
+using test::small;
 using Tensors = std::vector<at::Tensor>;
-
-bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  if (!a.defined() || !b.defined() || a.sizes() != b.sizes() || a.dtype() != b.dtype()) return false;
-  const at::Tensor x = a.detach().contiguous();
-  const at::Tensor y = b.detach().contiguous();
-  return std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
-}
 
 std::string refusal(const std::function<void()>& call) {
   try {
@@ -49,21 +44,6 @@ std::string refusal(const std::function<void()>& call) {
     return error.what();
   }
   return "no refusal";
-}
-
-ModelShape small(const std::string& model, std::vector<int> layers) {
-  ModelShape shape;
-  shape.model = model;
-  shape.hidden = 24;
-  shape.heads = 3;
-  shape.sequence = 7;
-  shape.vocabulary = 31;
-  shape.batch = 3;
-  shape.layers = std::move(layers);
-  shape.precision = Precision::float64;
-  shape.seed = 11;
-  shape.loss_scale = 1.0 / 6;
-  return shape;
 }
 
 Tensors gradients(const Tensors& parameters) {

@@ -1,6 +1,5 @@
 #include "session.h"
 
-#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <unistd.h>
@@ -10,6 +9,7 @@
 #include <iostream>
 #include <new>
 
+#include "exec/replay/error_text.h"
 #include "sim/schedule/error.h"
 #include "tools/common/command_line.h"
 
@@ -39,10 +39,8 @@ Ending Session::run_in_world(const RunOptions& options) {
   } catch (const std::bad_alloc&) {
     (void)world_->end({.failed = true, .is_cause = true, .text = "out of memory"});
     throw;
-  } catch (const c10::Error& error) {  // of LibTorch, which adds a stack trace
-    return {.failed = true, .is_cause = true, .text = error.what_without_backtrace()};
   } catch (const std::exception& error) {
-    return {.failed = true, .is_cause = true, .text = error.what()};
+    return {.failed = true, .is_cause = true, .text = text_of(error)};
   }
 }
 
