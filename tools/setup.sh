@@ -68,7 +68,7 @@ torch_for_cpu="${torch[*]}"
 torch_for_gpu="${torch[*]} and all that they depend on"
 
 has_gpu() {
-  [[ -e /dev/nvidia0 ]] || { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+  [[ -e /dev/nvidia0 || $(nvidia-smi --list-gpus 2>/dev/null) == *"GPU "* ]]
 }
 
 # Whether cmake/FindLibTorch.cmake finds one that is recent enough without .torch/.

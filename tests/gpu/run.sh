@@ -84,7 +84,7 @@ done
 [[ $limit =~ ^[1-9][0-9]*$ ]] || usage "--limit: a number of seconds, not $limit"
 ((${#parts[@]} > 0)) || parts=("${all_parts[@]}")
 
-if [[ $device == cuda ]] && ! nvidia-smi --list-gpus 2>/dev/null | grep -q .; then
+if [[ $device == cuda ]] && [[ -z $(nvidia-smi --list-gpus 2>/dev/null) ]]; then
   echo "skipped: nvidia-smi lists no GPU here; --device cpu tries the script without one"
   exit 77
 fi

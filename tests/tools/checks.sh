@@ -12,8 +12,8 @@ failures=0
 fail() {
   echo "FAILED: ${tool##*/} ${command[*]}"
   echo "  $1"
-  sed 's/^/  stdout: /' stdout | head -n 20
-  sed 's/^/  stderr: /' stderr | head -n 20
+  sed -n '1,20s/^/  stdout: /p' stdout
+  sed -n '1,20s/^/  stderr: /p' stderr
   failures=$((failures + 1))
 }
 

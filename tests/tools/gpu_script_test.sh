@@ -17,7 +17,7 @@ exits() {
   shift 2
   run "$@"
   ((status == expected)) || { fail "status $status, not $expected"; return; }
-  cat stdout stderr | grep -qE -e "$regex" || fail "its output lacks: $regex"
+  grep -qE -e "$regex" stdout stderr || fail "its output lacks: $regex"
 }
 
 # says EXPRESSION: of `parts` and `held`, the requirements, in the results.
@@ -57,7 +57,7 @@ make_fakes() {
   cat >fake/path/nvidia-smi <<'END'
 #!/bin/bash
 case $1 in
-  --list-gpus) for ((gpu = 0; gpu < ${FAKE_GPUS:-1}; ++gpu)); do echo "GPU $gpu: NVIDIA Stand-in"; done ;;
+  --list-gpus) for ((gpu = 0; gpu < ${FAKE_GPUS:-1}; ++gpu)); do sleep 0.02 && echo "GPU $gpu: NVIDIA Stand-in"; done ;;
   *) echo "NVIDIA Stand-in, 580.1, 81559 MiB, 9.0" ;;
 esac
 END
