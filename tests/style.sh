@@ -18,13 +18,14 @@ forbid() {
   violation "$(grep -HInE -e "$pattern" -- "$@" | sed -E "s|^([^:]*:[0-9]+):.*|\1: $rule|" || true)"
 }
 
-# Is FILE, a source, named by the CMakeLists.txt that builds its folder?
+# Is FILE, a source, named by the CMakeLists.txt that builds its folder, or by a list that it includes?
 is_listed() {
   local file=$1 folder=${1%%/*}
   case $file in
     tests/consumer/* | tests/fuzz/*) return 0 ;;  # lists of their own, by rule
-    tests/*/*_test.cpp) grep -qE "^ *dualpipe_test_suites\((.* )?$(test_dir "$file") (.* )?$(test_name "$file")[ )]" tests/CMakeLists.txt ;;
-    *) grep -qE "(^|[ (])${file#"$folder"/}([ )]|\$)" "$folder/CMakeLists.txt" ;;
+    tests/*/*_test.cpp) grep -qhE "^ *dualpipe_test_suites\((.* )?$(test_dir "$file") (.* )?$(test_name "$file")[ )]" \
+      tests/CMakeLists.txt tests/*/tests.cmake ;;
+    *) grep -qhE "(^|[ (])${file#"$folder"/}([ )]|\$)" "$folder/CMakeLists.txt" $(compgen -G "$folder/*/tests.cmake") ;;
   esac
 }
 

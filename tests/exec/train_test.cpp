@@ -43,17 +43,6 @@ TrainOptions small(const Program& program, const std::string& model) {
   return options;
 }
 
-CheckReport checked(const Program& program, const TrainOptions& options) {
-  const auto world = one_process();
-  Check check(*world, program.schedule, options);
-  TrainObserver observer;
-  observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check.on_gradients(step, stages); };
-  observer.on_step = [&](const StepReport& step) { check.on_step(step); };
-  const TrainResult result = train(program, options, observer);
-  BOOST_TEST(check.report().steps == options.warmup + options.steps);
-  return check.report();
-}
-
 std::vector<at::Tensor> copies_of(const std::vector<at::Tensor>& tensors) {
   std::vector<at::Tensor> copies;
   for (const at::Tensor& tensor : tensors) copies.push_back(tensor.detach().clone());

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "exec/train/reference.h"
 #include "exec/train/train.h"
 #include "sim/schedule/program.h"
 
@@ -23,5 +24,8 @@ namespace dualpipe::test {
 
 // A tiny model in float64: so many layers, 0: one more than there are stages in a chain.
 [[nodiscard]] TrainOptions tiny(const Program& program, const std::string& model, int layers = 0);
+
+// Trains, and compares each step with the same training without a pipeline.
+[[nodiscard]] CheckReport checked(const Program& program, const TrainOptions& options);
 
 }  // namespace dualpipe::test

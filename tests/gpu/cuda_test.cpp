@@ -21,13 +21,14 @@ namespace {
 
 constexpr Lane first{Lane::Kind::compute, 0};
 constexpr Lane second{Lane::Kind::compute, 1};
-constexpr std::int64_t count = 1 << 20;
+constexpr std::int64_t count = 1 << 18;
 
 at::TensorOptions on_gpu() { return at::TensorOptions(at::kFloat).device(at::kCUDA); }
 
 // Work for some milliseconds.
 void keep_busy() {
-  at::Tensor product = at::full({4096, 4096}, 0.5, on_gpu());
+  const std::int64_t size = gpu_is_double() ? 192 : 4096;
+  at::Tensor product = at::full({size, size}, 0.5, on_gpu());
   for (int i = 0; i < 10; ++i) product = at::mm(product, product).mul_(1e-3);
 }
 
@@ -117,6 +118,26 @@ BOOST_AUTO_TEST_CASE(adopted_memory_is_kept_until_it_has_been_read) {
   device->finish();
 }
 
+// The lane that is used when the device has finished goes on without another use().
+BOOST_AUTO_TEST_CASE(adopted_memory_is_kept_after_the_device_has_finished) {
+  const auto device = gpu().device(0, 1, 2);
+  device->begin_step();
+  device->use(first);
+  at::Tensor a = at::full({count}, 3.0, on_gpu());
+  const Mark ready = device->mark();
+  device->use(second);
+  device->finish();
+  at::Tensor adopted = device->adopt(std::move(a), ready);
+  keep_busy();
+  const at::Tensor seen = adopted.clone();
+  adopted.reset();
+  device->use(first);
+  static_cast<void>(device->mark());  // gives back what may be
+  static_cast<void>(at::full({count}, -1.0, on_gpu()));
+  device->finish();
+  BOOST_TEST(all_are(seen, 3.0));
+}
+
 BOOST_AUTO_TEST_CASE(messages_are_handed_over_or_copied) {
   const auto copying = cuda_hardware({.copy = true});
   for (Hardware* const hardware : {&gpu(), copying.get()}) {
@@ -165,6 +186,21 @@ BOOST_AUTO_TEST_CASE(an_exchange_is_a_copy) {
     }
   }
   BOOST_TEST(device->exchange(at::empty({0, 3}, on_gpu())).sizes() == at::IntArrayRef({0, 3}));
+}
+
+// Their buffers of the host are in use until the copies out of them have run.
+BOOST_AUTO_TEST_CASE(exchanges_of_two_lanes_go_side_by_side) {
+  const auto device = gpu().device(0, 1, 2);
+  device->begin_step();
+  std::vector<at::Tensor> got;
+  std::vector<at::Tensor> given;
+  for (int i = 0; i < 20; ++i) {
+    device->use({Lane::Kind::exchange, static_cast<std::uint8_t>(i % 2)});
+    given.push_back(at::full({count}, i, on_gpu()));
+    got.push_back(device->exchange(given.back()));
+  }
+  device->finish();
+  for (int i = 0; i < 20; ++i) BOOST_TEST(all_are(got[static_cast<std::size_t>(i)], i));
 }
 
 BOOST_AUTO_TEST_CASE(what_is_adopted_may_outlive_its_device) {

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <memory>
+#include <string>
 
 #include "sim/schedule/error.h"
 
@@ -38,5 +39,7 @@ Hardware& gpu() {
   static auto& hardware = *hardware_or_exit().release();  // CUDA ends before statics do
   return hardware;
 }
+
+bool gpu_is_double() { return gpu().description().starts_with("double of CUDA"); }
 
 }  // namespace dualpipe::test
