@@ -140,6 +140,10 @@ class CudaDevice final : public Device {
     check(cudaStreamWaitEvent(stream(), event_of(mark), 0), "making a stream wait");
   }
 
+  void await(const Mark& mark) override {
+    if (mark.event != nullptr) check(cudaEventSynchronize(event_of(mark)), "waiting for an event");
+  }
+
   [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
     wait(ready);
     if (!tensor.defined() || !tensor.is_cuda()) return tensor;

@@ -58,6 +58,8 @@ class Device {
   [[nodiscard]] virtual bool is_done(const Mark& /*mark*/) const { return true; }
   // What is put on the lane from now on starts after the mark.
   virtual void wait(const Mark& mark) = 0;
+  // This thread goes on when all before the mark has run.
+  virtual void await(const Mark& /*mark*/) {}
 
   // Makes usable in the lanes of this rank what another lane, also of another rank, has made and is done with at
   // `ready`. The tensor goes back to that lane's memory only when the work that was put on this rank's lanes while it

@@ -136,7 +136,11 @@ class Replay {
     for (std::size_t position = 0; position < ops_.size();) {
       issue(position);
       const auto unit = ops_.subspan(position, unit_size(ops_.subspan(position)));
-      if (const auto wanted = without_skipped(unit); !wanted.empty()) run_unit(position, wanted);
+      if (const auto wanted = without_skipped(unit); !wanted.empty()) {
+        device_.await(before_previous_);
+        run_unit(position, wanted);
+        before_previous_ = std::exchange(previous_, last_);
+      }
       position += unit.size();
       record_.done = position;
     }
@@ -380,6 +384,8 @@ class Replay {
   std::vector<std::optional<Mark>> ready_marks_;  // before an op, or pair: the end of what was before
   std::vector<Interval> message_marks_;
   Mark last_;               // when the last thing ended
+  Mark previous_;           // the end of the last op, or pair
+  Mark before_previous_;    // of the one before it
   std::span<const Op> at_;  // what it is at
 };
 

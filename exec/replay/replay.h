@@ -6,7 +6,8 @@
 //
 // Every stage of the rank has a lane of its device (exec/device/device.h). An op starts when all that the rank did
 // before has ended, on whichever lane; only the two of a pair run side by side. On a GPU the thread is ahead of its
-// device, and the times are known when that has finished.
+// device, and the times are known when that has finished. It is one op ahead, no more: what a rank has received stays
+// allocated until the device is done with it.
 //
 // A reduction waits for other ranks and so may not hold up an op that one of these needs. In the simulator it has a
 // lane of its own; here the rank comes to it when its ops are done.

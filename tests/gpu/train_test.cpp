@@ -4,8 +4,11 @@
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "exec/device/device.h"
 #include "exec/train/reference.h"
@@ -59,6 +62,24 @@ BOOST_DATA_TEST_CASE(recomputation_changes_nothing, models, model) {
   TrainOptions options = small(program, model, Precision::float32);
   options.shape.recompute = Recompute::full;
   check(program, options, gpu());
+}
+
+// The thread is not so far ahead of the GPU that what it has received piles up.
+BOOST_AUTO_TEST_CASE(more_micro_batches_take_no_more_memory) {
+  const auto peaks_with = [](std::int64_t micro_batches) {
+    const Program program = program_of("1f1b", 2, micro_batches);
+    TrainOptions options = small(program, "gpt", Precision::float32);
+    options.shape.sequence = 64;
+    options.shape.hidden = 32;
+    options.hardware = &gpu();
+    std::vector<Bytes> peaks;
+    for (const RankRecord& record : train(program, options).records) peaks.push_back(record.peak_memory);
+    return peaks;
+  };
+  constexpr Bytes message = 64 * 32 * 4;
+  const std::vector<Bytes> few = peaks_with(4);
+  const std::vector<Bytes> many = peaks_with(16);
+  for (std::size_t rank = 0; rank < few.size(); ++rank) BOOST_TEST(many[rank] <= few[rank] + 2 * message);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
