@@ -34,8 +34,8 @@ test_check() {
   for schedule in 1f1b dualpipe; do
     succeeds 'gradients bitwise equal' -n 4 "$dualpipe_run" --schedule $schedule --ranks 4 "${tiny[@]}" --dtype float64 --check
   done
-  succeeds 'gradients bitwise equal' -n 8 "$dualpipe_run" --schedule zb1p --ranks 8 "${tiny[@]}" --model mlp \
-    --dtype float64 --check
+  succeeds 'gradients bitwise equal' -n 8 "$dualpipe_run" --schedule zb1p --ranks 8 --microbatches 16 --model mlp \
+    --hidden 8 --batch 1 --steps 1 --warmup 1 --dtype float64 --check
 }
 
 test_several_ranks_in_a_process() {

@@ -39,6 +39,8 @@ struct RunOptions {
   std::string trace, json, calibrate;
 
   void add_to(CLI::App& app);
+  // Throws CLI::ParseError, wrong usage, where an option was given that would do nothing beside the others.
+  void check_usage(const CLI::App& app) const;
 
   // Each throws InputError.
   [[nodiscard]] Program program() const;  // of the forwards alone for --eval
