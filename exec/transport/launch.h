@@ -25,9 +25,20 @@ using Environment = std::function<const char*(const char* name)>;  // null: not 
 //            process            of                 on this host            meets at
 //   torchrun RANK               WORLD_SIZE         LOCAL_RANK              MASTER_ADDR, MASTER_PORT
 //   mpirun   OMPI_COMM_WORLD_…  …_SIZE             …_LOCAL_RANK            the same, which the user sets (mpirun -x)
-//   srun     SLURM_PROCID       SLURM_NTASKS       SLURM_LOCALID           MASTER_ADDR or SLURM_LAUNCH_NODE_IPADDR
+//   srun     SLURM_PROCID       …_STEP_NUM_TASKS   SLURM_LOCALID           MASTER_ADDR or SLURM_LAUNCH_NODE_IPADDR
 //
-// One of these, in this order; without any, a process by itself. Throws InputError that names what is missing or wrong.
+// One of these, in this order; without any, a process by itself. A batch script and the shell of salloc are no step of
+// srun's, whatever SLURM_NTASKS says of their job. Throws InputError that names what is missing or wrong.
 [[nodiscard]] Launch launch_of(const Environment& environment = process_environment);
+
+// Which launcher has started this process, and how many with it. One that says nothing of itself, and no launcher at
+// all: 1. Throws InputError where the number is none.
+struct Started {
+  std::string by;
+  int processes = 1;
+
+  friend bool operator==(const Started&, const Started&) = default;
+};
+[[nodiscard]] Started started(const Environment& environment = process_environment);
 
 }  // namespace dualpipe

@@ -41,12 +41,14 @@ using Variables = std::map<std::string, std::string>;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-Launch launch_from(const Variables& variables) {
-  return launch_of([&](const char* name) {
+Environment environment_of(const Variables& variables) {
+  return [&variables](const char* name) {
     const auto found = variables.find(name);
     return found == variables.end() ? nullptr : found->second.c_str();
-  });
+  };
 }
+Launch launch_from(const Variables& variables) { return launch_of(environment_of(variables)); }
+Started started_from(const Variables& variables) { return started(environment_of(variables)); }
 
 std::string refusal_of(const Variables& variables) {
   try {
@@ -80,7 +82,7 @@ const Variables mpirun{{"OMPI_COMM_WORLD_RANK", "1"},
                        {"MASTER_ADDR", "node1"},
                        {"MASTER_PORT", "1234"}};
 const Variables srun{{"SLURM_PROCID", "5"},
-                     {"SLURM_NTASKS", "8"},
+                     {"SLURM_STEP_NUM_TASKS", "8"},
                      {"SLURM_LOCALID", "1"},
                      {"SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1"},
                      {"MASTER_PORT", "1234"}};
@@ -99,7 +101,8 @@ BOOST_AUTO_TEST_CASE(launchers_are_understood) {
   BOOST_TEST((launch_from(srun) == Launch{5, 8, 1, "10.0.0.1", 1234, false, "/"}));
   BOOST_TEST((launch_from(with(srun, "MASTER_ADDR", "node3")).address == "node3"));
   BOOST_TEST((launch_from({}) == Launch{0, 1, 0, "localhost", 0, false, ""}));
-  BOOST_TEST((launch_from({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}, {"SLURM_LOCALID", "0"}}).processes == 1));
+  BOOST_TEST(
+      (launch_from({{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}, {"SLURM_LOCALID", "0"}}).processes == 1));
 }
 
 // torchrun within srun, mpirun within a batch job.
@@ -110,6 +113,24 @@ BOOST_AUTO_TEST_CASE(the_inner_launcher_counts) {
   both = mpirun;
   both.insert(srun.begin(), srun.end());
   BOOST_TEST(launch_from(both).process == 1);
+}
+
+// What sbatch sets for the script, which runs by itself.
+BOOST_AUTO_TEST_CASE(a_batch_script_is_no_step) {
+  const Variables script{{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}, {"SLURM_LOCALID", "0"}};
+  BOOST_TEST((launch_from(script) == launch_from({})));
+  BOOST_TEST((started_from(script) == Started{}));
+}
+
+BOOST_AUTO_TEST_CASE(a_process_knows_how_many_were_started) {
+  BOOST_TEST((started_from({}) == Started{"", 1}));
+  BOOST_TEST((started_from(torchrun) == Started{"torchrun", 4}));
+  BOOST_TEST((started_from(mpirun) == Started{"mpirun", 2}));
+  BOOST_TEST((started_from(srun) == Started{"srun", 8}));
+  BOOST_TEST((started_from(with(srun, "SLURM_STEP_NUM_TASKS", "1")) == Started{"srun", 1}));  // salloc's own shell
+  BOOST_TEST((started_from({{"PMI_RANK", "0"}, {"PMI_SIZE", "3"}}).processes == 3));
+  BOOST_TEST((started_from({{"RANK", "3"}}) == Started{}));  // of something else
+  BOOST_CHECK_THROW((void)started_from(with(torchrun, "WORLD_SIZE", "many")), InputError);
 }
 
 BOOST_AUTO_TEST_CASE(what_is_missing_or_wrong_is_named) {

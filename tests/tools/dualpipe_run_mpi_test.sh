@@ -94,6 +94,13 @@ test_bad_input() {
   refuses 'no schedule named' -n 2 "$dualpipe_run" --schedule none --ranks 2 "${tiny[@]}"
 }
 
+# Each of them would run all ranks.
+test_threads() {
+  within=20 run -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --transport threads
+  ((status == 2)) || fail "status $status, not 2"
+  holds '^error: --transport threads: mpirun has started 2 processes.*--transport mpi' stderr
+}
+
 test_loss_that_is_no_number() {
   refuses 'rank 1, 1F0: the loss is -?nan in step 1' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" \
     --optimizer sgd --learning-rate 1e30 --trace nan.json
@@ -174,6 +181,7 @@ test_save
 test_slow_save
 test_calibration
 test_bad_input
+test_threads
 test_loss_that_is_no_number
 test_interrupt
 test_killed_rank

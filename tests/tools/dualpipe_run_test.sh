@@ -64,6 +64,17 @@ test_options_of_other_models() {
   succeeds '^ *--top-k N .*\[moe\]' --help
 }
 
+# As one of several processes that nothing connects. A batch script alone, in a job of several, is none.
+test_one_of_several_processes() {
+  RANK=0 WORLD_SIZE=4 fails 2 '--transport threads: torchrun has started 4 processes.*--transport nccl' "${shape[@]}"
+  RANK=0 WORLD_SIZE=4 fails 2 '--transport threads: torchrun' "${shape[@]}" --transport threads
+  RANK=0 WORLD_SIZE=4 fails 1 'MPI sees only this one|built without MPI' "${shape[@]}" --transport mpi
+  RANK=0 WORLD_SIZE=1 succeeds 'median of 2' "${shape[@]}"
+  SLURM_PROCID=0 SLURM_NTASKS=4 succeeds 'median of 2' "${shape[@]}"
+  SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4 fails 2 'srun has started 4 processes.*--mpi=pmix' "${shape[@]}"
+  SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4 fails 2 'srun has started 4 processes.*nccl' "${shape[@]}" --device cuda
+}
+
 test_bad_input() {
   fails 1 'no-such.*1f1b' --schedule no-such "${small[@]}"
   fails 1 '--layers.*3 values.*2 stages' "${shape[@]}" --layers 1,2,3
@@ -334,6 +345,7 @@ test_second_interrupt() {
 test_help
 test_usage
 test_options_of_other_models
+test_one_of_several_processes
 test_bad_input
 test_forwards_alone
 test_training

@@ -241,15 +241,29 @@ std::unique_ptr<World> RunOptions::world() const {
     return store_processes(launch_of(), cuda_nccl());
   }
   const bool is_mpi = transport.empty() ? started_by_mpi_launcher() : transport == "mpi";
-  return is_mpi ? mpi_processes() : one_process();
+  if (is_mpi) return mpi_processes();
+  check_alone();
+  return one_process();
+}
+
+void RunOptions::check_alone() const {
+  const Started all = started();
+  if (all.processes == 1) return;
+  const char* const remedy = device == "cuda" || all.by == "torchrun" ? "--transport nccl with --device cuda"
+                             : all.by == "srun"                       ? "srun --mpi=pmix with --transport mpi"
+                                                                      : "mpirun with --transport mpi";
+  throw CLI::ValidationError(
+      "--transport threads",
+      fmt::format("{} has started {} processes, and each would run all ranks by itself; {} connects them; or start one",
+                  all.by, all.processes, remedy));
 }
 
 std::unique_ptr<Hardware> RunOptions::hardware(const World& world) const {
   if (device == "cpu") return nullptr;
   if (world.transport() == "mpi") {
     throw InputError(
-        "--device cuda: MPI moves tensors of the host only; use --transport threads: the ranks of one process share a "
-        "GPU");
+        "--device cuda: MPI moves tensors of the host only; use --transport nccl, with a GPU per process; or start "
+        "one process, whose ranks share a GPU (--transport threads)");
   }
   if (model == "timed" || model == "empty") {
     throw InputError(fmt::format("--model {}: it is for ranks on the host; leave --device cuda out", model));
