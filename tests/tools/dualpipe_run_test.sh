@@ -84,6 +84,9 @@ test_bad_input() {
   fails 1 'no-such-file' "${shape[@]}" --data no-such-file
   fails 1 'no-such-folder/trace.json.*No such' "${shape[@]}" --trace no-such-folder/trace.json
   fails 1 'standard output' "${shape[@]}" --json - --trace -
+  fails 1 '^error: --profile: standard output' "${shape[@]}" --profile --json -
+  fails 1 '^error: --compare: standard output' "${shape[@]}" --compare --calibrate -
+  succeeds '"rank 00 planned"' "${shape[@]}" --compare --trace -
   fails 1 '--save and --json.*results' "${shape[@]}" --save results --json ./results
   succeeds 'median of 2' "${shape[@]}" --trace /dev/null --json /dev/null
   fails 1 'mlp has no attention.*gpt' "${mlp[@]}" --recompute attention

@@ -70,6 +70,16 @@ void check_apart(const RunOptions& options) {
   }
 }
 
+// Where a result goes to standard output no text does; what is there for its text alone would not be seen.
+void check_text(const RunOptions& options) {
+  const bool is_traced = !options.trace.empty();
+  for (const auto& [name, is_given] :
+       {std::pair("--profile", options.profile), {"--compare", options.compare && !is_traced}}) {
+    if (!is_given) continue;
+    throw InputError(fmt::format("{}: standard output has a result instead of text; let that go to a file", name));
+  }
+}
+
 // What cannot be written is better known before the run than after it. Returns whether people's text goes to stdout.
 bool check_outputs(const RunOptions& options) {
   check_apart(options);
@@ -79,6 +89,7 @@ bool check_outputs(const RunOptions& options) {
     if (options.*path == "-") ++to_stdout;
   }
   if (to_stdout > 1) throw InputError("only one of --trace, --json and --calibrate can go to standard output");
+  if (to_stdout == 1) check_text(options);
   return to_stdout == 0;
 }
 
