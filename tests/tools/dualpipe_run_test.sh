@@ -251,6 +251,20 @@ test_timed_recomputation() {
   ((makespan >= 20000000)) || fail "a makespan of $makespan ns"
 }
 
+# 1F1B of two ranks and 4 micro-batches, F 1 ms and B 2 ms, waits for 4 activations and 4 gradients that are 5 ms under
+# way: 0F0 1F0 0B0 0B1 0B2 0B3 come one after the other at 0, 6, 14, 17, 30 and 33 ms, and the last ends at 35 ms.
+test_timed_latency() {
+  echo '{"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": 1000000, "backward_ns": 2000000,
+    "input_gradient_ns": 1000000, "weight_gradient_ns": 1000000, "message_bytes": 1000}], "communication": "links",
+    "latency_ns": 5000000, "bandwidth_bytes_per_s": 1000, "launch_ns": 1000000}' >costs
+  local makespan
+  succeeds '"predicted_makespan_ns": 35000000,' "${timed[@]}" "${short[@]}" --costs costs --json -
+  makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
+  ((makespan >= 35000000 && makespan < 1000000000)) || fail "a makespan of $makespan ns"
+  succeeds '"predicted_makespan_ns": 15000000,' "${timed[@]}" "${short[@]}" --costs costs --link-delay 0 --json -
+  fails 1 '--timeout' "${timed[@]}" --costs costs --timeout 5ms
+}
+
 test_failures() {
   fails 1 'rank 1, 1F[0-9]: the loss is' "${tiny_mlp[@]}" --optimizer sgd \
     --learning-rate 1e30 --trace trace
@@ -362,6 +376,7 @@ test_killed_while_saving
 test_results
 test_timed
 test_timed_recomputation
+test_timed_latency
 test_failures
 test_wrong_costs
 test_output_errors

@@ -46,9 +46,10 @@ void add_model(CLI::App& app, RunOptions& options) {
   const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
     app.add_option(name, text, help)->type_name(type)->group(group);
   };
-  app.add_option("--model", options.model,
-                 "gpt; moe: a mixture of experts; mlp; timed: no arithmetic, ops take the durations given; empty: "
-                 "nothing at all")
+  app.add_option(
+         "--model", options.model,
+         "gpt; moe: a mixture of experts; mlp; timed: no arithmetic, ops take the durations given, and of --costs "
+         "also messages their latency, but no bandwidth and no launch overhead; empty: nothing at all")
       ->check(CLI::IsMember({"gpt", "moe", "mlp", "timed", "empty"}))
       ->group(group)
       ->capture_default_str();
@@ -133,7 +134,8 @@ void add_machine(CLI::App& app, RunOptions& options) {
       ->group(group);
   value("--threads-per-rank", options.threads_per_rank, "N", "For one op (1)");
   value("--timeout", options.timeout, "TIME", "A rank that waits longer ends the run (60s)");
-  value("--link-delay", options.link_delay, "TIME", "A message arrives so long after it was sent (0)");
+  value("--link-delay", options.link_delay, "TIME",
+        "A message arrives so long after it was sent (0; timed: the latency of --costs)");
 }
 
 void add_results(CLI::App& app, RunOptions& options) {
@@ -336,11 +338,12 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   train.measure_passes = true;
   if (!timeout.empty())
     train.transport.timeout = std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
+  if (model == "timed") train.transport.link_delay = std::chrono::nanoseconds(train.shape.costs.latency);
   if (!link_delay.empty()) {
     train.transport.link_delay = std::chrono::nanoseconds(value_of("--link-delay", link_delay, parse_duration));
   }
   if (train.transport.timeout <= train.transport.link_delay) {
-    throw InputError("--timeout: it must be longer than --link-delay");
+    throw InputError("--timeout: it must be longer than --link-delay, and timed's latency");
   }
   return train;
 }

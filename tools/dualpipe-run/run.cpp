@@ -138,9 +138,10 @@ void write_trace(std::ostream& out, const Program& program, const Costs& costs, 
 
 // What the prediction is made from, where it is known before the run.
 std::optional<Costs> given_costs(const RunOptions& options, const TrainOptions& train, const Placement& placement) {
-  if (train.shape.model == "timed") {
-    Costs costs = train.shape.costs;
-    costs.latency += train.transport.link_delay.count();
+  if (train.shape.model == "timed") {  // what is acted out, and nothing else of the file
+    Costs costs;
+    costs.stages = train.shape.costs.stages;
+    costs.latency = train.transport.link_delay.count();
     return costs;
   }
   if (options.costs.file.empty()) return std::nullopt;
