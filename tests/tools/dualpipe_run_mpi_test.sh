@@ -91,6 +91,7 @@ test_bad_input() {
   { sleep 1; echo nonsense; } >late &
   refuses "late:1: .*'nonsense'" -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" : \
     -n 1 "$dualpipe_run" --schedule ./late
+  refuses '--schedule -: standard input is not there for all 2 processes' -n 2 "$dualpipe_run" --schedule -
   refuses 'no schedule named' -n 2 "$dualpipe_run" --schedule none --ranks 2 "${tiny[@]}"
 }
 

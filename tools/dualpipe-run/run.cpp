@@ -93,6 +93,13 @@ bool check_outputs(const RunOptions& options) {
   return to_stdout == 0;
 }
 
+void check_input(const RunOptions& options, const World& world) {
+  if (options.schedule.source != "-" || world.processes() == 1) return;
+  throw InputError(fmt::format(
+      "--schedule -: standard input is not there for all {} processes; write it to a file that each can read",
+      world.processes()));
+}
+
 void check_trains(const RunOptions& options, const Schedule& schedule) {
   if (options.eval || !std::ranges::all_of(schedule.ops, [](Op op) { return op.kind == Kind::forward; })) return;
   throw InputError(fmt::format("{}: it has no backwards, and trains nothing; use --eval", options.schedule.source));
@@ -215,6 +222,7 @@ void write_results(const RunOptions& options, Hardware* hardware, bool prints_te
 }  // namespace
 
 void run(const RunOptions& options, World& world, const std::stop_token& stop) {
+  check_input(options, world);
   const bool is_first = world.process() == 0;
   const bool prints_text = is_first && check_outputs(options);
   const Program program = options.program();
