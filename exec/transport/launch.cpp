@@ -86,7 +86,7 @@ Launch launch_of(const Environment& environment) {
     if (!reader.has(names.sign)) continue;
     launch.processes = reader.number(names.processes, 1, processes_max);
     launch.process = reader.number(names.process, 0, launch.processes - 1);
-    launch.local = reader.number(names.local, 0, launch.process);
+    (void)reader.number(names.local, 0, launch.process);  // of processes with one GPU each none may lack it
     if (launch.processes == 1 && !reader.has("MASTER_PORT")) break;
     launch.address = address_of(reader, names);
     launch.port = port_of(reader, names);
@@ -107,6 +107,14 @@ Started started(const Environment& environment) {
   constexpr auto of_another_mpi = "PMI_SIZE";
   if (reader.has(of_another_mpi)) return {"another MPI's launcher", reader.number(of_another_mpi, 1, processes_max)};
   return {};
+}
+
+std::optional<LocalProcess> local_process(const Environment& environment) {
+  const Reader reader(environment);
+  for (const Names& names : launchers) {
+    if (reader.has(names.local)) return LocalProcess{names.local, reader.number(names.local, 0, processes_max)};
+  }
+  return std::nullopt;
 }
 
 }  // namespace dualpipe

@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -48,6 +49,7 @@ Environment environment_of(const Variables& variables) {
   };
 }
 Launch launch_from(const Variables& variables) { return launch_of(environment_of(variables)); }
+std::optional<LocalProcess> local_from(const Variables& variables) { return local_process(environment_of(variables)); }
 Started started_from(const Variables& variables) { return started(environment_of(variables)); }
 
 std::string refusal_of(const Variables& variables) {
@@ -96,11 +98,11 @@ BOOST_AUTO_TEST_SUITE(exec_store)
 // --- launchers
 
 BOOST_AUTO_TEST_CASE(launchers_are_understood) {
-  BOOST_TEST((launch_from(torchrun) == Launch{3, 4, 1, "node7", 29500, true, "job/2"}));
-  BOOST_TEST((launch_from(mpirun) == Launch{1, 2, 0, "node1", 1234, false, "/"}));
-  BOOST_TEST((launch_from(srun) == Launch{5, 8, 1, "10.0.0.1", 1234, false, "/"}));
+  BOOST_TEST((launch_from(torchrun) == Launch{3, 4, "node7", 29500, true, "job/2"}));
+  BOOST_TEST((launch_from(mpirun) == Launch{1, 2, "node1", 1234, false, "/"}));
+  BOOST_TEST((launch_from(srun) == Launch{5, 8, "10.0.0.1", 1234, false, "/"}));
   BOOST_TEST((launch_from(with(srun, "MASTER_ADDR", "node3")).address == "node3"));
-  BOOST_TEST((launch_from({}) == Launch{0, 1, 0, "localhost", 0, false, ""}));
+  BOOST_TEST((launch_from({}) == Launch{0, 1, "localhost", 0, false, ""}));
   BOOST_TEST(
       (launch_from({{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}, {"SLURM_LOCALID", "0"}}).processes == 1));
 }
@@ -133,7 +135,22 @@ BOOST_AUTO_TEST_CASE(a_process_knows_how_many_were_started) {
   BOOST_CHECK_THROW((void)started_from(with(torchrun, "WORLD_SIZE", "many")), InputError);
 }
 
+BOOST_AUTO_TEST_CASE(a_process_knows_which_it_is_on_its_host) {
+  BOOST_TEST(!local_from({}).has_value());
+  BOOST_TEST((local_from(torchrun) == LocalProcess{"LOCAL_RANK", 1}));
+  BOOST_TEST((local_from(mpirun) == LocalProcess{"OMPI_COMM_WORLD_LOCAL_RANK", 0}));
+  BOOST_TEST((local_from(srun) == LocalProcess{"SLURM_LOCALID", 1}));
+  BOOST_TEST((local_from(with(srun, "OMPI_COMM_WORLD_LOCAL_RANK", "0")) == local_from(mpirun)));
+  BOOST_TEST((local_from(with(mpirun, "LOCAL_RANK", "1")) == local_from(torchrun)));
+  for (const char* const number : {"", "-1", "1x", "many"}) {
+    BOOST_CHECK_EXCEPTION((void)local_from({{"SLURM_LOCALID", number}}), InputError, [&](const InputError& error) {
+      return contains(error.what(), fmt::format("SLURM_LOCALID is '{}'", number));
+    });
+  }
+}
+
 BOOST_AUTO_TEST_CASE(what_is_missing_or_wrong_is_named) {
+  BOOST_TEST(contains(refusal_of(without(torchrun, "LOCAL_RANK")), "LOCAL_RANK is not set"));
   BOOST_TEST(contains(refusal_of(without(torchrun, "WORLD_SIZE")), "WORLD_SIZE is not set"));
   BOOST_TEST(contains(refusal_of(with(torchrun, "RANK", "4")), "RANK is '4'"));
   BOOST_TEST(contains(refusal_of(with(torchrun, "RANK", "")), "RANK is ''"));
