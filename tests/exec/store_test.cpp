@@ -1,6 +1,7 @@
 // Processes that meet at a TCP store: what launchers tell them, the World that they make, and how it ends.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,11 +25,13 @@
 #include <thread>
 #include <vector>
 
+#include "exec/train/probe.h"
 #include "exec/train/train.h"
 #include "exec/transport/launch.h"
 #include "exec/transport/store_world.h"
 #include "sim/schedule/error.h"
 #include "sim/schedule/placement.h"
+#include "tests/exec/nccl_double.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"
 #include "tests/scratch.h"
@@ -268,6 +271,19 @@ BOOST_AUTO_TEST_CASE(a_restart_does_not_see_what_was_before) {
 
 // --- processes
 
+namespace {
+
+// From now on: no stack fits into the address space.
+void refuse_threads() {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, std::size_t{1} << 47U);
+  pthread_setattr_default_np(&attributes);
+  pthread_attr_destroy(&attributes);
+}
+
+}  // namespace
+
 // Not a test of its own: what a process of the tests below does, when they run this executable again.
 BOOST_AUTO_TEST_CASE(a_process) {
   const char* const result = std::getenv("DUALPIPE_TEST_RESULT");
@@ -280,6 +296,8 @@ BOOST_AUTO_TEST_CASE(a_process) {
     const Program program = program_of("1f1b", 3);
     TrainOptions options = tiny(program, "mlp");
     options.transport.timeout = 700ms;
+    options.measure_links = mode == "no thread for a probe";
+    if (launch_of().process == 1 && mode.starts_with("no thread")) refuse_threads();
     options.before_op = [&](int rank, Op op) {
       if (rank != 1 || op.kind != Kind::backward || op.micro_batch != 2) return;
       if (mode == "killed") ::raise(SIGKILL);
@@ -331,17 +349,17 @@ std::vector<std::string> run_processes(const std::string& mode) {
     children.push_back(child);
     if (process == 0) await_listener(port);
   }
+  const bool is_one_stuck = mode == "killed" || mode == "stopped";
   const auto deadline = Clock::now() + 20s;
   std::vector<std::string> texts;
   for (std::size_t i = 0; i < children.size(); ++i) {
     int status = 0;
-    const bool is_bad = i == 1 && mode != "well";
-    while (!is_bad && ::waitpid(children[i], &status, WNOHANG) == 0 && Clock::now() < deadline) {
+    while (!(i == 1 && is_one_stuck) && ::waitpid(children[i], &status, WNOHANG) == 0 && Clock::now() < deadline) {
       std::this_thread::sleep_for(5ms);
     }
   }
   for (std::size_t i = 0; i < children.size(); ++i) {
-    if (i == 1 && mode != "well") {
+    if (i == 1 && is_one_stuck) {
       ::kill(children[i], SIGKILL);
       ::waitpid(children[i], nullptr, 0);
     }
@@ -370,6 +388,42 @@ BOOST_AUTO_TEST_CASE(a_stopped_process_ends_the_others) {
   const auto texts = run_processes("stopped");
   for (const std::size_t i : {0U, 2U}) BOOST_TEST(contains(texts[i], "rank 1"), texts[i]);
   BOOST_TEST(texts[1] == "");
+}
+
+// The others hear it, and do not find out by their timeouts.
+BOOST_DATA_TEST_CASE(a_process_without_threads_ends_the_others,
+                     boost::unit_test::data::make({"no thread for a probe", "no thread for a rank"}), mode) {
+  for (const std::string& each : run_processes(mode)) {
+    BOOST_TEST(contains(each, "the system does not give 1 threads, one for each rank"), each);
+  }
+}
+
+// Where a rank does not come to its part of a probe the others hear it, in its process and elsewhere.
+BOOST_DATA_TEST_CASE(a_probe_without_a_device_ends_all, boost::unit_test::data::make({1, 2}), processes) {
+  class OneMissing final : public Hardware {
+   public:
+    explicit OneMissing(int missing) : missing_(missing) {}
+    [[nodiscard]] std::string description() const override { return "broken"; }
+    [[nodiscard]] std::unique_ptr<Device> device(int index, int, int) override {
+      if (index == missing_) throw InputError("there is no device");
+      return std::make_unique<LaneDevice>();
+    }
+
+   private:
+    int missing_;
+  };
+  const auto begin = Clock::now();
+  const auto errors = in_worlds(processes, nullptr, soon(), [&](World& world) {
+    const auto here = world.ranks_here(2);
+    OneMissing hardware(static_cast<int>(std::ranges::find(here, 1) - here.begin()));  // that of rank 1
+    TrainOptions options;
+    options.transport.timeout = 20s;
+    options.hardware = &hardware;
+    (void)probe_links(world, 2, options);
+  });
+  BOOST_TEST(errors.back() == "there is no device");
+  if (processes == 2) BOOST_TEST(contains(errors[0], "rank 1 failed: there is no device"), errors[0]);
+  BOOST_TEST((Clock::now() - begin < 10s));
 }
 
 BOOST_AUTO_TEST_SUITE_END()
