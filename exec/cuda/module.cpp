@@ -4,13 +4,11 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <fmt/format.h>
 
-#include <charconv>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -24,25 +22,6 @@
 
 namespace dualpipe {
 namespace {
-
-// The number of this process among those of its host: of torchrun, of Open MPI, of Slurm.
-struct LocalRank {
-  std::string_view variable;
-  int number = 0;
-};
-std::optional<LocalRank> local_rank() {
-  for (const std::string_view variable : {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"}) {
-    const char* const text = std::getenv(variable.data());
-    if (text == nullptr) continue;
-    const std::string_view digits = text;
-    LocalRank rank{variable};
-    const auto [end, error] = std::from_chars(digits.begin(), digits.end(), rank.number);
-    if (error == std::errc() && end == digits.end() && rank.number >= 0) return rank;
-    throw InputError(
-        fmt::format("cuda: {} is \"{}\", and should be the number of this process on its host", variable, digits));
-  }
-  return std::nullopt;
-}
 
 int gpu_count() {
   int driver = 0;
@@ -67,8 +46,7 @@ int gpu_count() {
 }
 
 // A launcher may give all GPUs of the host to each process, or each process one.
-int chosen_gpu(int count) {
-  const auto local = local_rank();
+int chosen_gpu(int count, const std::optional<LocalProcess>& local) {
   if (!local || count == 1) return 0;
   if (local->number < count) return local->number;
   throw InputError(fmt::format("cuda: {} is {}, but the host has {} GPUs; start at most one process for each",
@@ -77,7 +55,7 @@ int chosen_gpu(int count) {
 
 class Cuda final : public Hardware {
  public:
-  explicit Cuda(const CudaOptions& options) : options_(options), gpu_(static_cast<c10::DeviceIndex>(gpu())) {
+  explicit Cuda(const CudaOptions& options) : options_(options), gpu_(static_cast<c10::DeviceIndex>(gpu(options))) {
     c10::cuda::set_device(gpu_);
     at::globalContext().lazyInitDevice(at::kCUDA);
     cudaDeviceProp properties{};
@@ -97,10 +75,10 @@ class Cuda final : public Hardware {
   }
 
  private:
-  static int gpu() {
+  static int gpu(const CudaOptions& options) {
     // As many queues as there are streams, or streams wait for each other; read when the driver starts.
     setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
-    return chosen_gpu(gpu_count());
+    return chosen_gpu(gpu_count(), options.local);
   }
 
   // Made once: streams are never destroyed.

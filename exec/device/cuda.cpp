@@ -11,6 +11,7 @@
 
 #include "exec/cuda/module.h"
 #include "exec/device/device.h"
+#include "exec/transport/launch.h"
 #include "exec/transport/nccl_api.h"
 #include "sim/schedule/error.h"
 
@@ -76,7 +77,11 @@ const CudaModule& load(const fs::path& file) {
 
 }  // namespace
 
-std::unique_ptr<Hardware> cuda_hardware(const CudaOptions& options) { return load(module_file()).hardware(options); }
+std::unique_ptr<Hardware> cuda_hardware(const CudaOptions& options) {
+  CudaOptions complete = options;
+  if (!complete.local) complete.local = local_process();
+  return load(module_file()).hardware(complete);
+}
 
 std::shared_ptr<Nccl> cuda_nccl() {
   const CudaModule& module = load(module_file());

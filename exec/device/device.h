@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "sim/simulate/costs.h"
@@ -106,12 +107,24 @@ class Hardware {
   [[nodiscard]] virtual MarkCost mark_cost() { return {}; }
 };
 
+// Which of the processes of its host this one is, from 0, and the variable of the environment that says so.
+struct LocalProcess {
+  std::string variable;
+  int number = 0;
+
+  friend bool operator==(const LocalProcess&, const LocalProcess&) = default;
+};
+
 struct CudaOptions {
   bool copy = false;          // messages between ranks are copied, as they would be between GPUs
   bool sm_partition = false;  // each rank has multiprocessors of its own (a green context)
+  // Which of the GPUs that this process sees it has: the one with this number. A launcher may also show each process
+  // one GPU of its own: where there is only one, it is that. Unset: what the launcher says (local_process() of
+  // exec/transport/launch.h); without any, the first GPU.
+  std::optional<LocalProcess> local{};
 };
-// The GPU that the launcher has given to this process, else the first. Throws InputError saying what is missing: this
-// was built without CUDA, its module or LibTorch's libraries for CUDA cannot be loaded, there is no GPU.
+// Throws InputError saying what is missing: this was built without CUDA, its module or LibTorch's libraries for CUDA
+// cannot be loaded, there is no GPU, or none for the process of this number.
 [[nodiscard]] std::unique_ptr<Hardware> cuda_hardware(const CudaOptions& options);
 
 }  // namespace dualpipe

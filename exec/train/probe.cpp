@@ -1,18 +1,22 @@
 #include "exec/train/probe.h"
 
 #include <ATen/ops/zeros.h>
+#include <fmt/format.h>
 
 #include <array>
+#include <exception>
 #include <memory>
 #include <stop_token>
-#include <thread>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "exec/replay/error_text.h"
 #include "exec/stage/stage.h"
 #include "exec/train/calibrate.h"
 #include "exec/train/cause.h"
 #include "exec/train/exchange.h"
+#include "exec/train/rank_threads.h"
 #include "exec/train/stage_set.h"
 #include "sim/schedule/lower.h"
 
@@ -111,6 +115,11 @@ RankRecords probe_links(World& world, int ranks, const TrainOptions& options) {
   RankRecords records(static_cast<std::size_t>(ranks));
   Cause cause;
   const std::size_t stages_per_rank = sizes.size();
+  // What the others do not hear from replay().
+  const auto fail = [&](int rank, const std::string& reason, const std::exception_ptr& error) {
+    cause.note(error, true);
+    transport_of(rank).abort(reason);
+  };
   const auto run_rank = [&](int rank) {
     try {
       set_up_thread(options.threads_per_rank);
@@ -118,14 +127,17 @@ RankRecords probe_links(World& world, int ranks, const TrainOptions& options) {
       probe.run(rank, transport_of(rank), records[static_cast<std::size_t>(rank)], own ? *own : host_device());
     } catch (const ReplayError&) {
       cause.note(std::current_exception(), true);
-    } catch (...) {
+    } catch (const TransportError&) {
       cause.note(std::current_exception(), false);
+    } catch (const std::exception& error) {
+      fail(rank, fmt::format("rank {} failed: {}", rank, text_of(error)), std::current_exception());
     }
   };
   {
     const std::stop_callback on_stop(options.stop, [&] { transport_of(here.front()).abort(interrupted); });
-    std::vector<std::jthread> threads;
-    for (const int rank : here) threads.emplace_back(run_rank, rank);
+    run_rank_threads(here, run_rank, [&](const InputError& error) {
+      fail(here.front(), error.what(), std::make_exception_ptr(error));
+    });
   }
   if (cause.error()) std::rethrow_exception(cause.error());
   gather_records(world, records);

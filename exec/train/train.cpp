@@ -5,7 +5,6 @@
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,8 +17,6 @@
 #include <mutex>
 #include <optional>
 #include <string_view>
-#include <system_error>
-#include <thread>
 #include <tuple>
 #include <utility>
 
@@ -29,6 +26,7 @@
 #include "exec/train/exchange.h"
 #include "exec/train/optimizer.h"
 #include "exec/train/probe.h"
+#include "exec/train/rank_threads.h"
 #include "exec/train/rendezvous.h"
 #include "exec/train/stage_set.h"
 #include "sim/schedule/error.h"
@@ -138,19 +136,12 @@ class Training {
   // Returns when all have ended.
   void run_ranks() {
     const std::stop_callback on_stop(options_.stop, [this] { stop_all(interrupted); });
-    std::vector<std::jthread> threads;
-    try {
-      for (const int rank : here_) {
-        threads.emplace_back([this, rank] { run_rank(rank); });
-        pthread_setname_np(threads.back().native_handle(), fmt::format("rank {}", rank).c_str());
-      }
-    } catch (const std::system_error& error) {
-      cause_.note(std::make_exception_ptr(InputError(
-                      fmt::format("the system does not give {} threads, one for each rank: {}; use fewer --ranks",
-                                  here_.size(), error.what()))),
-                  true);
-      stop_all("a rank could not be started");
-    }
+    run_rank_threads(
+        here_, [this](int rank) { run_rank(rank); },
+        [this](const InputError& error) {
+          cause_.note(std::make_exception_ptr(error), true);
+          stop_all(error.what());
+        });
   }
 
   void run_rank(int rank) {

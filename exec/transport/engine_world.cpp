@@ -153,13 +153,26 @@ Departed EngineWorld::send(int to_rank, Parcel parcel) {
 }
 
 void EngineWorld::abort(const std::string& reason) {
-  send_to_others({.kind = Parcel::Kind::abort, .run = run_, .note = reason});
-  note([] {});
+  Parcel parcel{.kind = Parcel::Kind::abort, .note = reason};
+  note([&] { parcel.run = run_; });  // may be called by the engine's thread, while a run begins
+  send_to_others(parcel);
 }
 
 // --- Engine::Receiver
 
+// On the engine's thread, or on one that waits for something else: neither has anything to do with what is wrong here.
 void EngineWorld::deliver(int from, Parcel parcel) {
+  try {
+    take_in(from, std::move(parcel));
+  } catch (const std::exception& error) {
+    const std::string reason =
+        fmt::format("process {} cannot take in what process {} sent: {}", process(), from, error.what());
+    hear_abort({}, reason);
+    abort(reason);
+  }
+}
+
+void EngineWorld::take_in(int from, Parcel parcel) {
   const auto source = static_cast<std::size_t>(from);
   switch (parcel.kind) {
     case Parcel::Kind::message:

@@ -70,6 +70,8 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   void progress() override { engine_->progress(); }
   void abort(const std::string& reason) override;
 
+  void take_in(int from, Parcel parcel);
+
   // --- Engine::Receiver
   [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel) override { return hub_of(parcel)->forms_of(parcel); }
   [[nodiscard]] bool is_awaited() const override { return is_watched(); }

@@ -10,11 +10,13 @@
 #include <cassert>
 #include <cstddef>
 #include <numeric>
+#include <ranges>
 #include <stdexcept>
 #include <thread>
 
 #include "exec/replay/memory.h"
 #include "exec/transport/pack.h"
+#include "exec/transport/sums.h"
 #include "sim/schedule/program.h"
 
 namespace dualpipe {
@@ -242,14 +244,8 @@ void Hub::send_sums(const Group& group, const Tensors& sums) {
 
 // In the order of the stages, whoever comes last.
 Tensors Hub::add(const Group& group, const std::vector<std::optional<Tensors>>& parts) const {
-  const c10::NoGradGuard no_grad;
-  const ChargeToNobody guard;
-  Tensors sums;
-  for (const at::Tensor& each : *parts[0]) sums.push_back(each.clone());
-  for (std::size_t i = 1; i < parts.size(); ++i) {
-    check_alike(group, *parts[0], i, *parts[i]);
-    for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add_((*parts[i])[k]);
-  }
+  for (std::size_t i = 1; i < parts.size(); ++i) check_alike(group, *parts[0], i, *parts[i]);
+  Tensors sums = sums_of(parts | std::views::transform([](const auto& part) -> const Tensors& { return *part; }));
   if (!sums.empty()) wait_for_stream(sums[0].device());
   return sums;
 }

@@ -44,14 +44,15 @@ class Reader {
 // How a launcher names things.
 struct Names {
   const char* launcher;
+  const char* sign;  // it is set where this launcher has started the process, and nowhere else
   const char* process;
   const char* processes;
   const char* local;
 };
 constexpr Names launchers[] = {
-    {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
-    {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
-    {"srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"},
+    {"torchrun", "RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
+    {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+    {"srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
 };
 
 std::string address_of(const Reader& reader, const Names& names) {
@@ -82,10 +83,10 @@ Launch launch_of(const Environment& environment) {
   const Reader reader(environment);
   Launch launch;
   for (const Names& names : launchers) {
-    if (!reader.has(names.process)) continue;
+    if (!reader.has(names.sign)) continue;
     launch.processes = reader.number(names.processes, 1, processes_max);
     launch.process = reader.number(names.process, 0, launch.processes - 1);
-    launch.local = reader.number(names.local, 0, launch.process);
+    (void)reader.number(names.local, 0, launch.process);  // of processes with one GPU each none may lack it
     if (launch.processes == 1 && !reader.has("MASTER_PORT")) break;
     launch.address = address_of(reader, names);
     launch.port = port_of(reader, names);
@@ -95,6 +96,25 @@ Launch launch_of(const Environment& environment) {
   }
   launch.address = "localhost";
   return launch;
+}
+
+Started started(const Environment& environment) {
+  const Reader reader(environment);
+  for (const Names& names : launchers) {
+    if (!reader.has(names.sign) || !reader.has(names.processes)) continue;
+    return {names.launcher, reader.number(names.processes, 1, processes_max)};
+  }
+  constexpr auto of_another_mpi = "PMI_SIZE";
+  if (reader.has(of_another_mpi)) return {"another MPI's launcher", reader.number(of_another_mpi, 1, processes_max)};
+  return {};
+}
+
+std::optional<LocalProcess> local_process(const Environment& environment) {
+  const Reader reader(environment);
+  for (const Names& names : launchers) {
+    if (reader.has(names.local)) return LocalProcess{names.local, reader.number(names.local, 0, processes_max)};
+  }
+  return std::nullopt;
 }
 
 }  // namespace dualpipe

@@ -3,14 +3,16 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
+
+#include "exec/device/device.h"
 
 namespace dualpipe {
 
 struct Launch {
   int process = 0;
   int processes = 1;
-  int local = 0;           // among those of this host: which of its GPUs this process has
   std::string address;     // of the host where they meet (a TCP store): process 0's, or torchrun's agent's
   std::uint16_t port = 0;  // 0 for a process by itself: any
   bool is_served = false;  // torchrun's agent has the store; else process 0 makes it
@@ -22,12 +24,27 @@ struct Launch {
 using Environment = std::function<const char*(const char* name)>;  // null: not set
 [[nodiscard]] const char* process_environment(const char* name);
 
-//            process            of                 on this host            meets at
-//   torchrun RANK               WORLD_SIZE         LOCAL_RANK              MASTER_ADDR, MASTER_PORT
-//   mpirun   OMPI_COMM_WORLD_…  …_SIZE             …_LOCAL_RANK            the same, which the user sets (mpirun -x)
-//   srun     SLURM_PROCID       SLURM_NTASKS       SLURM_LOCALID           MASTER_ADDR or SLURM_LAUNCH_NODE_IPADDR
+//            process               of                    meets at
+//   torchrun RANK                  WORLD_SIZE            MASTER_ADDR, MASTER_PORT
+//   mpirun   OMPI_COMM_WORLD_RANK  OMPI_COMM_WORLD_SIZE  the same, which the user sets (mpirun -x)
+//   srun     SLURM_PROCID          SLURM_STEP_NUM_TASKS  MASTER_ADDR or SLURM_LAUNCH_NODE_IPADDR
 //
-// One of these, in this order; without any, a process by itself. Throws InputError that names what is missing or wrong.
+// One of these, in this order; without any, a process by itself. A batch script and the shell of salloc are no step of
+// srun's, whatever SLURM_NTASKS says of their job. Throws InputError that names what is missing or wrong.
 [[nodiscard]] Launch launch_of(const Environment& environment = process_environment);
+
+// Which launcher has started this process, and how many with it. One that says nothing of itself, and no launcher at
+// all: 1. Throws InputError where the number is none.
+struct Started {
+  std::string by;
+  int processes = 1;
+
+  friend bool operator==(const Started&, const Started&) = default;
+};
+[[nodiscard]] Started started(const Environment& environment = process_environment);
+
+// Which of the processes of its host this one is, for CudaOptions: LOCAL_RANK, else OMPI_COMM_WORLD_LOCAL_RANK, else
+// SLURM_LOCALID, whichever is set, whatever else is; nothing where none is. Throws InputError where it is no number.
+[[nodiscard]] std::optional<LocalProcess> local_process(const Environment& environment = process_environment);
 
 }  // namespace dualpipe

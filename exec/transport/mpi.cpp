@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "exec/transport/engine_world.h"
+#include "exec/transport/launch.h"
 #include "exec/transport/mpi_engine.h"
 #include "exec/transport/world.h"
 #include "sim/schedule/error.h"
@@ -78,7 +79,8 @@ void start_mpi() {
   int is_started = 0;
   MPI_Initialized(&is_started);
   if (is_started != 0) return;
-  const bool was_launched = started_by_mpi_launcher();  // alone, MPI sets up its environment as a launcher would
+  // Asked before: for a process alone, too, MPI sets up the environment as a launcher would.
+  const bool was_launched = started_by_mpi_launcher() || started().processes > 1;
   // Where processes share cores, Open MPI gives up the core inside of each call, with our lock held. We do it outside.
   setenv("OMPI_MCA_mpi_yield_when_idle", "0", 0);
   int provided = 0;

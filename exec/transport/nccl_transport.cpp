@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <cassert>
 #include <iterator>
+#include <ranges>
 #include <stdexcept>
 
 #include "exec/replay/memory.h"
+#include "exec/transport/sums.h"
 #include "sim/schedule/error.h"
 #include "sim/simulate/deadlock.h"
 
@@ -398,11 +400,7 @@ void NcclTransport::reduce(std::span<const int> stages, int stage, std::span<at:
   const ChargeToNobody guard;
   std::map<int, Tensors> parts = exchange(stages, sum);
   parts.insert(sum.brought.begin(), sum.brought.end());
-  Tensors sums;
-  for (const at::Tensor& each : parts.at(stages[0])) sums.push_back(each.clone());
-  for (const int each : stages.subspan(1)) {
-    for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add_(parts.at(each)[k]);
-  }
+  const Tensors sums = sums_of(parts | std::views::values);
   for (const auto& [own, brought] : std::exchange(sum.brought, {})) {
     for (std::size_t k = 0; k < sums.size(); ++k) brought[k].copy_(sums[k]);
   }

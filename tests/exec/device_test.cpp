@@ -475,8 +475,32 @@ class Module {
   Module& operator=(const Module&) = delete;
 };
 
+// The environment of a process that a launcher has started, or none has.
+class Launched {
+ public:
+  explicit Launched(const std::map<std::string, std::string>& variables) {
+    for (const char* const name : {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"}) {
+      if (const char* const before = std::getenv(name)) before_[name] = before;
+      unsetenv(name);
+    }
+    for (const auto& [name, value] : variables) setenv(name.c_str(), value.c_str(), 1);
+    for (const auto& each : variables) set_.push_back(each.first);
+  }
+  ~Launched() {
+    for (const std::string& name : set_) unsetenv(name.c_str());
+    for (const auto& [name, value] : before_) setenv(name.c_str(), value.c_str(), 1);
+  }
+  Launched(const Launched&) = delete;
+  Launched& operator=(const Launched&) = delete;
+
+ private:
+  std::vector<std::string> set_;
+  std::map<std::string, std::string> before_;
+};
+
 BOOST_AUTO_TEST_CASE(a_module_is_loaded_when_it_is_asked_for) {
   const Module module("works");
+  const Launched by_nobody({});
   const auto hardware = cuda_hardware({.copy = true});
   BOOST_TEST(hardware->description() == "a double that copies");
   const auto device = hardware->device(0, 1, 1);
@@ -484,6 +508,22 @@ BOOST_AUTO_TEST_CASE(a_module_is_loaded_when_it_is_asked_for) {
   BOOST_TEST(device->mark().time > 0);
   BOOST_TEST(hardware->mark_cost().between == 2);
   BOOST_TEST(cuda_hardware({})->description() == "a double");
+}
+
+// Which of the GPUs a process has is known on this side, and told to the module.
+BOOST_AUTO_TEST_CASE(a_module_hears_which_process_of_its_host_it_serves) {
+  const Module module("works");
+  const auto described = [](const std::map<std::string, std::string>& variables, const CudaOptions& options = {}) {
+    const Launched launched(variables);
+    return cuda_hardware(options)->description();
+  };
+  BOOST_TEST(described({}) == "a double");
+  BOOST_TEST(described({{"LOCAL_RANK", "3"}}) == "a double, 3 by LOCAL_RANK");
+  BOOST_TEST(described({{"OMPI_COMM_WORLD_LOCAL_RANK", "2"}}) == "a double, 2 by OMPI_COMM_WORLD_LOCAL_RANK");
+  BOOST_TEST(described({{"SLURM_LOCALID", "1"}}) == "a double, 1 by SLURM_LOCALID");
+  BOOST_TEST(described({{"SLURM_LOCALID", "1"}, {"LOCAL_RANK", "0"}}) == "a double, 0 by LOCAL_RANK");
+  BOOST_TEST(described({{"LOCAL_RANK", "3"}}, {.local = LocalProcess{"the test", 5}}) == "a double, 5 by the test");
+  BOOST_CHECK_THROW((void)described({{"LOCAL_RANK", "third"}}), InputError);
 }
 
 // Types of exceptions are known on both sides.

@@ -42,9 +42,13 @@ class DoubleDevice final : public Device {
 
 class DoubleHardware final : public Hardware {
  public:
-  explicit DoubleHardware(const CudaOptions& options) : copies_(options.copy) {}
+  explicit DoubleHardware(const CudaOptions& options) : options_(options) {}
 
-  [[nodiscard]] std::string description() const override { return copies_ ? "a double that copies" : "a double"; }
+  [[nodiscard]] std::string description() const override {
+    std::string text = options_.copy ? "a double that copies" : "a double";
+    if (options_.local) text += ", " + std::to_string(options_.local->number) + " by " + options_.local->variable;
+    return text;
+  }
   [[nodiscard]] std::unique_ptr<Device> device(int index, int ranks, int) override {
     if (is_told("too few") && index > 0) throw InputError("too few for " + std::to_string(ranks) + " ranks");
     return std::make_unique<DoubleDevice>();
@@ -52,7 +56,7 @@ class DoubleHardware final : public Hardware {
   [[nodiscard]] MarkCost mark_cost() override { return {1, 2}; }
 
  private:
-  bool copies_;
+  CudaOptions options_;
 };
 
 std::unique_ptr<Hardware> make_hardware(const CudaOptions& options) {

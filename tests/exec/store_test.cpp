@@ -1,6 +1,7 @@
 // Processes that meet at a TCP store: what launchers tell them, the World that they make, and how it ends.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -17,17 +18,20 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "exec/train/probe.h"
 #include "exec/train/train.h"
 #include "exec/transport/launch.h"
 #include "exec/transport/store_world.h"
 #include "sim/schedule/error.h"
 #include "sim/schedule/placement.h"
+#include "tests/exec/nccl_double.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"
 #include "tests/scratch.h"
@@ -41,12 +45,15 @@ using Variables = std::map<std::string, std::string>;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-Launch launch_from(const Variables& variables) {
-  return launch_of([&](const char* name) {
+Environment environment_of(const Variables& variables) {
+  return [&variables](const char* name) {
     const auto found = variables.find(name);
     return found == variables.end() ? nullptr : found->second.c_str();
-  });
+  };
 }
+Launch launch_from(const Variables& variables) { return launch_of(environment_of(variables)); }
+std::optional<LocalProcess> local_from(const Variables& variables) { return local_process(environment_of(variables)); }
+Started started_from(const Variables& variables) { return started(environment_of(variables)); }
 
 std::string refusal_of(const Variables& variables) {
   try {
@@ -80,7 +87,7 @@ const Variables mpirun{{"OMPI_COMM_WORLD_RANK", "1"},
                        {"MASTER_ADDR", "node1"},
                        {"MASTER_PORT", "1234"}};
 const Variables srun{{"SLURM_PROCID", "5"},
-                     {"SLURM_NTASKS", "8"},
+                     {"SLURM_STEP_NUM_TASKS", "8"},
                      {"SLURM_LOCALID", "1"},
                      {"SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1"},
                      {"MASTER_PORT", "1234"}};
@@ -94,12 +101,13 @@ BOOST_AUTO_TEST_SUITE(exec_store)
 // --- launchers
 
 BOOST_AUTO_TEST_CASE(launchers_are_understood) {
-  BOOST_TEST((launch_from(torchrun) == Launch{3, 4, 1, "node7", 29500, true, "job/2"}));
-  BOOST_TEST((launch_from(mpirun) == Launch{1, 2, 0, "node1", 1234, false, "/"}));
-  BOOST_TEST((launch_from(srun) == Launch{5, 8, 1, "10.0.0.1", 1234, false, "/"}));
+  BOOST_TEST((launch_from(torchrun) == Launch{3, 4, "node7", 29500, true, "job/2"}));
+  BOOST_TEST((launch_from(mpirun) == Launch{1, 2, "node1", 1234, false, "/"}));
+  BOOST_TEST((launch_from(srun) == Launch{5, 8, "10.0.0.1", 1234, false, "/"}));
   BOOST_TEST((launch_from(with(srun, "MASTER_ADDR", "node3")).address == "node3"));
-  BOOST_TEST((launch_from({}) == Launch{0, 1, 0, "localhost", 0, false, ""}));
-  BOOST_TEST((launch_from({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}, {"SLURM_LOCALID", "0"}}).processes == 1));
+  BOOST_TEST((launch_from({}) == Launch{0, 1, "localhost", 0, false, ""}));
+  BOOST_TEST(
+      (launch_from({{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}, {"SLURM_LOCALID", "0"}}).processes == 1));
 }
 
 // torchrun within srun, mpirun within a batch job.
@@ -112,7 +120,40 @@ BOOST_AUTO_TEST_CASE(the_inner_launcher_counts) {
   BOOST_TEST(launch_from(both).process == 1);
 }
 
+// What sbatch sets for the script, which runs by itself.
+BOOST_AUTO_TEST_CASE(a_batch_script_is_no_step) {
+  const Variables script{{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}, {"SLURM_LOCALID", "0"}};
+  BOOST_TEST((launch_from(script) == launch_from({})));
+  BOOST_TEST((started_from(script) == Started{}));
+}
+
+BOOST_AUTO_TEST_CASE(a_process_knows_how_many_were_started) {
+  BOOST_TEST((started_from({}) == Started{"", 1}));
+  BOOST_TEST((started_from(torchrun) == Started{"torchrun", 4}));
+  BOOST_TEST((started_from(mpirun) == Started{"mpirun", 2}));
+  BOOST_TEST((started_from(srun) == Started{"srun", 8}));
+  BOOST_TEST((started_from(with(srun, "SLURM_STEP_NUM_TASKS", "1")) == Started{"srun", 1}));  // salloc's own shell
+  BOOST_TEST((started_from({{"PMI_RANK", "0"}, {"PMI_SIZE", "3"}}).processes == 3));
+  BOOST_TEST((started_from({{"RANK", "3"}}) == Started{}));  // of something else
+  BOOST_CHECK_THROW((void)started_from(with(torchrun, "WORLD_SIZE", "many")), InputError);
+}
+
+BOOST_AUTO_TEST_CASE(a_process_knows_which_it_is_on_its_host) {
+  BOOST_TEST(!local_from({}).has_value());
+  BOOST_TEST((local_from(torchrun) == LocalProcess{"LOCAL_RANK", 1}));
+  BOOST_TEST((local_from(mpirun) == LocalProcess{"OMPI_COMM_WORLD_LOCAL_RANK", 0}));
+  BOOST_TEST((local_from(srun) == LocalProcess{"SLURM_LOCALID", 1}));
+  BOOST_TEST((local_from(with(srun, "OMPI_COMM_WORLD_LOCAL_RANK", "0")) == local_from(mpirun)));
+  BOOST_TEST((local_from(with(mpirun, "LOCAL_RANK", "1")) == local_from(torchrun)));
+  for (const char* const number : {"", "-1", "1x", "many"}) {
+    BOOST_CHECK_EXCEPTION((void)local_from({{"SLURM_LOCALID", number}}), InputError, [&](const InputError& error) {
+      return contains(error.what(), fmt::format("SLURM_LOCALID is '{}'", number));
+    });
+  }
+}
+
 BOOST_AUTO_TEST_CASE(what_is_missing_or_wrong_is_named) {
+  BOOST_TEST(contains(refusal_of(without(torchrun, "LOCAL_RANK")), "LOCAL_RANK is not set"));
   BOOST_TEST(contains(refusal_of(without(torchrun, "WORLD_SIZE")), "WORLD_SIZE is not set"));
   BOOST_TEST(contains(refusal_of(with(torchrun, "RANK", "4")), "RANK is '4'"));
   BOOST_TEST(contains(refusal_of(with(torchrun, "RANK", "")), "RANK is ''"));
@@ -230,6 +271,19 @@ BOOST_AUTO_TEST_CASE(a_restart_does_not_see_what_was_before) {
 
 // --- processes
 
+namespace {
+
+// From now on: no stack fits into the address space.
+void refuse_threads() {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, std::size_t{1} << 47U);
+  pthread_setattr_default_np(&attributes);
+  pthread_attr_destroy(&attributes);
+}
+
+}  // namespace
+
 // Not a test of its own: what a process of the tests below does, when they run this executable again.
 BOOST_AUTO_TEST_CASE(a_process) {
   const char* const result = std::getenv("DUALPIPE_TEST_RESULT");
@@ -242,6 +296,8 @@ BOOST_AUTO_TEST_CASE(a_process) {
     const Program program = program_of("1f1b", 3);
     TrainOptions options = tiny(program, "mlp");
     options.transport.timeout = 700ms;
+    options.measure_links = mode == "no thread for a probe";
+    if (launch_of().process == 1 && mode.starts_with("no thread")) refuse_threads();
     options.before_op = [&](int rank, Op op) {
       if (rank != 1 || op.kind != Kind::backward || op.micro_batch != 2) return;
       if (mode == "killed") ::raise(SIGKILL);
@@ -293,17 +349,17 @@ std::vector<std::string> run_processes(const std::string& mode) {
     children.push_back(child);
     if (process == 0) await_listener(port);
   }
+  const bool is_one_stuck = mode == "killed" || mode == "stopped";
   const auto deadline = Clock::now() + 20s;
   std::vector<std::string> texts;
   for (std::size_t i = 0; i < children.size(); ++i) {
     int status = 0;
-    const bool is_bad = i == 1 && mode != "well";
-    while (!is_bad && ::waitpid(children[i], &status, WNOHANG) == 0 && Clock::now() < deadline) {
+    while (!(i == 1 && is_one_stuck) && ::waitpid(children[i], &status, WNOHANG) == 0 && Clock::now() < deadline) {
       std::this_thread::sleep_for(5ms);
     }
   }
   for (std::size_t i = 0; i < children.size(); ++i) {
-    if (i == 1 && mode != "well") {
+    if (i == 1 && is_one_stuck) {
       ::kill(children[i], SIGKILL);
       ::waitpid(children[i], nullptr, 0);
     }
@@ -332,6 +388,42 @@ BOOST_AUTO_TEST_CASE(a_stopped_process_ends_the_others) {
   const auto texts = run_processes("stopped");
   for (const std::size_t i : {0U, 2U}) BOOST_TEST(contains(texts[i], "rank 1"), texts[i]);
   BOOST_TEST(texts[1] == "");
+}
+
+// The others hear it, and do not find out by their timeouts.
+BOOST_DATA_TEST_CASE(a_process_without_threads_ends_the_others,
+                     boost::unit_test::data::make({"no thread for a probe", "no thread for a rank"}), mode) {
+  for (const std::string& each : run_processes(mode)) {
+    BOOST_TEST(contains(each, "the system does not give 1 threads, one for each rank"), each);
+  }
+}
+
+// Where a rank does not come to its part of a probe the others hear it, in its process and elsewhere.
+BOOST_DATA_TEST_CASE(a_probe_without_a_device_ends_all, boost::unit_test::data::make({1, 2}), processes) {
+  class OneMissing final : public Hardware {
+   public:
+    explicit OneMissing(int missing) : missing_(missing) {}
+    [[nodiscard]] std::string description() const override { return "broken"; }
+    [[nodiscard]] std::unique_ptr<Device> device(int index, int, int) override {
+      if (index == missing_) throw InputError("there is no device");
+      return std::make_unique<LaneDevice>();
+    }
+
+   private:
+    int missing_;
+  };
+  const auto begin = Clock::now();
+  const auto errors = in_worlds(processes, nullptr, soon(), [&](World& world) {
+    const auto here = world.ranks_here(2);
+    OneMissing hardware(static_cast<int>(std::ranges::find(here, 1) - here.begin()));  // that of rank 1
+    TrainOptions options;
+    options.transport.timeout = 20s;
+    options.hardware = &hardware;
+    (void)probe_links(world, 2, options);
+  });
+  BOOST_TEST(errors.back() == "there is no device");
+  if (processes == 2) BOOST_TEST(contains(errors[0], "rank 1 failed: there is no device"), errors[0]);
+  BOOST_TEST((Clock::now() - begin < 10s));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

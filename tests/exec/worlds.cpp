@@ -60,7 +60,7 @@ void await_listener(std::uint16_t port) {
 
 Launch launch(int process, int processes, std::uint16_t port) {
   Launch made;
-  made.process = made.local = process;
+  made.process = process;
   made.processes = processes;
   made.address = this_host;
   made.port = port;

@@ -34,8 +34,8 @@ test_check() {
   for schedule in 1f1b dualpipe; do
     succeeds 'gradients bitwise equal' -n 4 "$dualpipe_run" --schedule $schedule --ranks 4 "${tiny[@]}" --dtype float64 --check
   done
-  succeeds 'gradients bitwise equal' -n 8 "$dualpipe_run" --schedule zb1p --ranks 8 "${tiny[@]}" --model mlp \
-    --dtype float64 --check
+  succeeds 'gradients bitwise equal' -n 8 "$dualpipe_run" --schedule zb1p --ranks 8 --microbatches 16 --model mlp \
+    --hidden 8 --batch 1 --steps 1 --warmup 1 --dtype float64 --check
 }
 
 test_several_ranks_in_a_process() {
@@ -91,7 +91,15 @@ test_bad_input() {
   { sleep 1; echo nonsense; } >late &
   refuses "late:1: .*'nonsense'" -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" : \
     -n 1 "$dualpipe_run" --schedule ./late
+  refuses '--schedule -: standard input is not there for all 2 processes' -n 2 "$dualpipe_run" --schedule -
   refuses 'no schedule named' -n 2 "$dualpipe_run" --schedule none --ranks 2 "${tiny[@]}"
+}
+
+# Each of them would run all ranks.
+test_threads() {
+  within=20 run -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --transport threads
+  ((status == 2)) || fail "status $status, not 2"
+  holds '^error: --transport threads: mpirun has started 2 processes.*--transport mpi' stderr
 }
 
 test_loss_that_is_no_number() {
@@ -174,6 +182,7 @@ test_save
 test_slow_save
 test_calibration
 test_bad_input
+test_threads
 test_loss_that_is_no_number
 test_interrupt
 test_killed_rank

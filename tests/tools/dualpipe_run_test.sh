@@ -13,9 +13,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 # holds REGEX [FILE]: the file, or stdout, contains it.
 holds() { grep -qE -e "$1" "${2:-stdout}" || fail "${2:-stdout} lacks: $1"; }
 
-tiny=(--ranks 2 --microbatches 4 --hidden 8 --sequence 4 --batch 1)
-small=("${tiny[@]}" --steps 2 --warmup 2)
+ranks=(--ranks 2 --microbatches 4)
+short=(--steps 2 --warmup 2)
+tiny=("${ranks[@]}" --hidden 8 --sequence 4 --batch 1)
+small=("${tiny[@]}" "${short[@]}")
 shape=(--schedule 1f1b "${small[@]}")
+tiny_mlp=(--schedule 1f1b "${ranks[@]}" --model mlp --hidden 8 --batch 1)
+mlp=("${tiny_mlp[@]}" "${short[@]}")
+timed=(--schedule 1f1b "${ranks[@]}" --model timed)
+empty=(--schedule 1f1b "${ranks[@]}" --model empty)
 
 test_help() {
   succeeds 'dualpipe-run --schedule' --help
@@ -29,9 +35,44 @@ test_usage() {
   fails 2 '--eval.*--check|--check.*--eval' "${shape[@]}" --eval --check
   fails 2 '--save.*--eval|--eval.*--save' "${shape[@]}" --eval --save saved
   fails 2 '--calibrate.*--eval|--eval.*--calibrate' "${shape[@]}" --eval --calibrate costs
-  fails 2 '--costs.*--forward' "${shape[@]}" --model timed --costs costs.json --forward 1ms
+  fails 2 '--costs.*--forward' "${timed[@]}" --costs costs.json --forward 1ms
   fails 2 '--save-every.*--save' "${shape[@]}" --save-every 2
   fails 2 '--steps.*empty' --schedule 1f1b "${tiny[@]}" --steps ''
+}
+
+# What would do nothing is refused where it was given; what is there by default is not.
+test_options_of_other_models() {
+  local option
+  for option in '--heads 4' '--sequence 4' '--vocabulary 9' '--norm layer' --tied '--data tokens'; do
+    fails 2 "^error: ${option% *}: .*--model mlp.*--model gpt or moe\$" "${mlp[@]}" $option
+  done
+  for option in '--experts 4' '--top-k 1' '--expert-hidden 8' '--capacity 2' --no-interleave; do
+    fails 2 "^error: ${option% *}: .*--model gpt.*--model moe\$" "${shape[@]}" $option
+  done
+  for option in '--layers 2' '--hidden 8' '--batch 1' '--dtype float64' '--optimizer sgd' '--learning-rate 1' '--clip 1' \
+    '--seed 1' '--save saved' '--resume saved' --check '--threads-per-rank 1'; do
+    fails 2 "^error: ${option% *}: .*--model timed.*--model gpt, moe or mlp\$" "${timed[@]}" $option
+    fails 2 "^error: ${option% *}: .*--model empty" "${empty[@]}" $option
+  done
+  fails 2 '--recompute: .*--model empty.*gpt, moe, mlp or timed$' "${empty[@]}" --recompute full
+  for option in --forward --backward --weight --recompute-time --overlapped; do
+    fails 2 "^error: $option: .*--model gpt.*--model timed\$" "${shape[@]}" $option 1ms
+  done
+  fails 2 '--speed' "${timed[@]}" --speed 1,2  # a rank takes the time that its stages take
+  succeeds 'median of 2' "${empty[@]}" "${short[@]}" --timeout 20s --link-delay 10us
+  succeeds 'median of 2' "${mlp[@]}" --layers 4 --seed 1 --threads-per-rank 1
+  succeeds '^ *--top-k N .*\[moe\]' --help
+}
+
+# As one of several processes that nothing connects. A batch script alone, in a job of several, is none.
+test_one_of_several_processes() {
+  RANK=0 WORLD_SIZE=4 fails 2 '--transport threads: torchrun has started 4 processes.*--transport nccl' "${shape[@]}"
+  RANK=0 WORLD_SIZE=4 fails 2 '--transport threads: torchrun' "${shape[@]}" --transport threads
+  RANK=0 WORLD_SIZE=4 fails 1 'MPI sees only this one|built without MPI' "${shape[@]}" --transport mpi
+  RANK=0 WORLD_SIZE=1 succeeds 'median of 2' "${shape[@]}"
+  SLURM_PROCID=0 SLURM_NTASKS=4 succeeds 'median of 2' "${shape[@]}"
+  SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4 fails 2 'srun has started 4 processes.*--mpi=pmix' "${shape[@]}"
+  SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4 fails 2 'srun has started 4 processes.*nccl' "${shape[@]}" --device cuda
 }
 
 test_bad_input() {
@@ -43,16 +84,14 @@ test_bad_input() {
   fails 1 'no-such-file' "${shape[@]}" --data no-such-file
   fails 1 'no-such-folder/trace.json.*No such' "${shape[@]}" --trace no-such-folder/trace.json
   fails 1 'standard output' "${shape[@]}" --json - --trace -
+  fails 1 '^error: --profile: standard output' "${shape[@]}" --profile --json -
+  fails 1 '^error: --compare: standard output' "${shape[@]}" --compare --calibrate -
+  succeeds '"rank 00 planned"' "${shape[@]}" --compare --trace -
   fails 1 '--save and --json.*results' "${shape[@]}" --save results --json ./results
   succeeds 'median of 2' "${shape[@]}" --trace /dev/null --json /dev/null
-  fails 1 '--forward.*timed' "${shape[@]}" --forward 1ms
-  fails 1 'mlp has no attention.*gpt' "${shape[@]}" --model mlp --recompute attention
+  fails 1 'mlp has no attention.*gpt' "${mlp[@]}" --recompute attention
   fails 1 'moe: a token cannot go to 9 of 8 experts; lower --top-k' "${shape[@]}" --model moe --top-k 9
-  fails 1 'gpt has no parts to interleave; leave out --no-interleave' "${shape[@]}" --no-interleave
   fails 1 '--capacity: it must be above 0' "${shape[@]}" --model moe --capacity 0
-  fails 1 'mlp.*--tied' "${shape[@]}" --model mlp --tied
-  fails 1 'timed has no parameters' "${shape[@]}" --model timed --check
-  fails 1 'timed has no parameters' "${shape[@]}" --model timed --save saved
   fails 1 'no-such-folder/saved.*No such' "${shape[@]}" --save no-such-folder/saved
   fails 1 '--save.*file' "${shape[@]}" --save -
   fails 1 'no-such-file' "${shape[@]}" --resume no-such-file
@@ -78,11 +117,11 @@ test_training() {
 
 test_device() {
   fails 2 '--device.*tpu' "${shape[@]}" --device tpu
-  fails 1 '--copy.*--device cuda' "${shape[@]}" --copy
-  fails 1 '--sm-partition.*--device cuda' "${shape[@]}" --sm-partition
-  fails 1 '--link-delay.*--device cuda' "${shape[@]}" --device cuda --link-delay 1ms
-  fails 1 '--threads-per-rank.*--device cuda' "${shape[@]}" --device cuda --threads-per-rank 2
-  fails 1 '--model timed.*--device cuda' "${shape[@]}" --device cuda --model timed
+  fails 2 '--copy: .*--device cuda$' "${shape[@]}" --copy
+  fails 2 '--sm-partition: .*--device cuda$' "${shape[@]}" --sm-partition
+  fails 2 '--link-delay: .*--device cuda.*--device cpu$' "${shape[@]}" --device cuda --link-delay 1ms
+  fails 2 '--threads-per-rank: .*--device cuda.*--device cpu$' "${shape[@]}" --device cuda --threads-per-rank 2
+  fails 1 '--model timed.*--device cuda' "${timed[@]}" --device cuda
   export DUALPIPE_CUDA_MODULE=no-such-file.so
   fails 1 'no file no-such-file.so' "${shape[@]}" --device cuda
   DUALPIPE_CUDA_MODULE=$dualpipe_run
@@ -103,7 +142,7 @@ test_check() {
     succeeds 'losses bitwise equal, gradients bitwise equal$' --schedule dualpipe "${small[@]}" --dtype float64 --check \
       --tied --norm rms --recompute $recompute
   done
-  succeeds '"gradients_bitwise_equal": true' "${shape[@]}" --model mlp --optimizer sgd --check --json -
+  succeeds '"gradients_bitwise_equal": true' "${mlp[@]}" --optimizer sgd --check --json -
   holds '"max_loss_difference": 0'
   holds '"max_gradient_difference": 0'
 }
@@ -191,45 +230,59 @@ test_results() {
 
 # F, I and W of 2 ms: 4 micro-batches cannot take less than 24 ms.
 test_timed() {
-  succeeds '"predicted_makespan_ns": 26000000,' --schedule zb1p "${small[@]}" --model timed --forward 2ms --backward 4ms \
-    --weight 2ms --json -
+  succeeds '"predicted_makespan_ns": 26000000,' --schedule zb1p "${ranks[@]}" "${short[@]}" --model timed --forward 2ms \
+    --backward 4ms --weight 2ms --json -
   local makespan
   makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
   ((makespan >= 26000000 && makespan < 1000000000)) || fail "a makespan of $makespan ns"
 
   # 4 micro-batches of F 1 ms and B 2 + 1 ms on each of 2 ranks, and a bubble of one.
-  succeeds '"predicted_makespan_ns": 20000000,' --schedule 1f1b "${small[@]}" --model timed --recompute-time 1ms --json -
+  succeeds '"predicted_makespan_ns": 20000000,' "${timed[@]}" "${short[@]}" --recompute-time 1ms --json -
   makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
   ((makespan >= 20000000 && makespan < 1000000000)) || fail "a makespan of $makespan ns"
 }
 
 # 1F1B takes (M + P - 1)(F + B); B begins with an F.
 test_timed_recomputation() {
-  succeeds '"predicted_makespan_ns": 20000000,' "${shape[@]}" --model timed --forward 1ms --backward 2ms \
+  succeeds '"predicted_makespan_ns": 20000000,' "${timed[@]}" "${short[@]}" --forward 1ms --backward 2ms \
     --recompute full --json -
   local makespan
   makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
   ((makespan >= 20000000)) || fail "a makespan of $makespan ns"
 }
 
+# 1F1B of two ranks and 4 micro-batches, F 1 ms and B 2 ms, waits for 4 activations and 4 gradients that are 5 ms under
+# way: 0F0 1F0 0B0 0B1 0B2 0B3 come one after the other at 0, 6, 14, 17, 30 and 33 ms, and the last ends at 35 ms.
+test_timed_latency() {
+  echo '{"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": 1000000, "backward_ns": 2000000,
+    "input_gradient_ns": 1000000, "weight_gradient_ns": 1000000, "message_bytes": 1000}], "communication": "links",
+    "latency_ns": 5000000, "bandwidth_bytes_per_s": 1000, "launch_ns": 1000000}' >costs
+  local makespan
+  succeeds '"predicted_makespan_ns": 35000000,' "${timed[@]}" "${short[@]}" --costs costs --json -
+  makespan=$(sed -n 's/^  "measured_makespan_ns": \([0-9]*\),/\1/p' stdout)
+  ((makespan >= 35000000 && makespan < 1000000000)) || fail "a makespan of $makespan ns"
+  succeeds '"predicted_makespan_ns": 15000000,' "${timed[@]}" "${short[@]}" --costs costs --link-delay 0 --json -
+  fails 1 '--timeout' "${timed[@]}" --costs costs --timeout 5ms
+}
+
 test_failures() {
-  fails 1 'rank 1, 1F[0-9]: the loss is' --schedule 1f1b "${tiny[@]}" --model mlp --optimizer sgd \
+  fails 1 'rank 1, 1F[0-9]: the loss is' "${tiny_mlp[@]}" --optimizer sgd \
     --learning-rate 1e30 --trace trace
-  fails 1 'rank 1.*1F0.*rank 0' "${shape[@]}" --model timed --forward 2s --timeout 100ms --trace trace
+  fails 1 'rank 1.*1F0.*rank 0' "${timed[@]}" --forward 2s --timeout 100ms --trace trace
   is_trace trace
 }
 
 # Costs that cannot be read are known before the run.
 test_wrong_costs() {
-  local endless=(--schedule 1f1b "${tiny[@]}" --model mlp --steps 1000000)
+  local endless=("${tiny_mlp[@]}" --steps 1000000)
   fails 1 'no-such-file.*No such' "${endless[@]}" --compare --costs no-such-file
   "$dualpipe_run" --schedule 1f1b "${small[@]}" --calibrate costs >stdout 2>stderr
-  fails 1 '2 stages.*has 4' --schedule interleaved --chunks 2 "${tiny[@]}" --model mlp --steps 1000000 --costs costs
+  fails 1 '2 stages.*has 4' --schedule interleaved --chunks 2 "${tiny[@]}" --steps 1000000 --costs costs
 }
 
 # An error before the run, and one after it, when it turns out that the result cannot be written.
 test_output_errors() {
-  local long=(--schedule 1f1b "${tiny[@]}" --model timed --forward 20ms --steps 1000)
+  local long=("${timed[@]}" --forward 20ms --steps 1000)
   for option in --trace --json --calibrate; do
     fails 1 'no-such-folder/file.*No such' "${long[@]}" $option no-such-folder/file
     fails 1 'is a folder' "${long[@]}" $option .
@@ -263,7 +316,7 @@ test_interrupt() {
   command=(--model timed --trace partial, interrupted)
   checks=$((checks + 1))
   rm -f partial
-  "$dualpipe_run" --schedule 1f1b "${tiny[@]}" --model timed --forward 20ms --steps 1000 --trace partial >stdout 2>stderr &
+  "$dualpipe_run" "${timed[@]}" --forward 20ms --steps 1000 --trace partial >stdout 2>stderr &
   local pid=$!
   until_busy $pid
   kill -INT $pid
@@ -308,6 +361,8 @@ test_second_interrupt() {
 
 test_help
 test_usage
+test_options_of_other_models
+test_one_of_several_processes
 test_bad_input
 test_forwards_alone
 test_training
@@ -321,6 +376,7 @@ test_killed_while_saving
 test_results
 test_timed
 test_timed_recomputation
+test_timed_latency
 test_failures
 test_wrong_costs
 test_output_errors

@@ -164,8 +164,6 @@ void add_value(CLI::App& app, const char* name, std::string& text, const char* t
   app.add_option(name, text, help)->type_name(type)->group(group);
 }
 
-constexpr auto differences = "Ranks that differ";
-
 }  // namespace
 
 void CostOptions::add_durations_to(CLI::App& app) {
@@ -178,12 +176,6 @@ void CostOptions::add_durations_to(CLI::App& app) {
   add_costs(app, "--overlapped", overlapped, "TIME", "F&B, one overlapped pair (F + B: no gain)", durations);
   add_value(app, "--costs", file, "FILE", "All costs, from a JSON file (dualpipe-costs), instead of those of stages",
             durations);
-  add_costs(app, "--speed", speed, "X", "Per rank: durations are divided by it (1)", differences);
-}
-
-bool CostOptions::durations_given() const {
-  return !forward.empty() || !backward.empty() || !weight.empty() || !recompute.empty() || !overlapped.empty() ||
-         !speed.empty();
 }
 
 void CostOptions::add_to(CLI::App& app) {
@@ -209,6 +201,8 @@ void CostOptions::add_to(CLI::App& app) {
   add_value(app, "--bandwidth", bandwidth, "BYTES/s", "Of a link, as 50GB/s; 0 is infinite (0)", messages);
   add_costs(app, "--bytes", message, "BYTES", "Of a message: a stage's output, and its gradient (0)", messages);
 
+  constexpr auto differences = "Ranks that differ";
+  add_costs(app, "--speed", speed, "X", "Per rank: durations are divided by it (1)", differences);
   add_value(app, "--launch", launch, "TIME", "Overhead between two ops of a rank (0)", differences);
   add_value(app, "--jitter", jitter, "X", "Durations vary evenly by up to this share (0)", differences);
   add_value(app, "--seed", seed, "N", "Of the jitter (0)", differences);

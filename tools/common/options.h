@@ -57,9 +57,8 @@ struct CostOptions {
   bool release_early = false;
 
   void add_to(CLI::App& app);
-  // Those of a stage's ops and of the ranks' speed alone.
+  // Those of a stage's ops alone.
   void add_durations_to(CLI::App& app);
-  [[nodiscard]] bool durations_given() const;
   // Throws CLI::ExcludesError, wrong usage, where both a file is given and a value that the file has.
   void check_usage() const;
   // Throws InputError, and what check_usage() throws.

@@ -22,12 +22,14 @@ int main(int argc, char** argv) {
       "--compare\n"
       "  mpirun -n 4 dualpipe-run --schedule dualpipe --ranks 4 --microbatches 16\n"
       "\n"
+      "Options with [names] are for these models, or devices, alone.\n"
+      "\n"
       "Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.");
   dualpipe::RunOptions options;
   options.add_to(app);
   dualpipe::Session session;
   const auto run = [&] {
-    options.costs.check_usage();
+    options.check_usage(app);
     session.run(options);
   };
   return session.close(dualpipe::run_command_line(app, argc, argv, run));

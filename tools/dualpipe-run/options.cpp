@@ -1,7 +1,9 @@
 #include "options.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "exec/transport/launch.h"
@@ -44,9 +46,10 @@ void add_model(CLI::App& app, RunOptions& options) {
   const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
     app.add_option(name, text, help)->type_name(type)->group(group);
   };
-  app.add_option("--model", options.model,
-                 "gpt; moe: a mixture of experts; mlp; timed: no arithmetic, ops take the durations given; empty: "
-                 "nothing at all")
+  app.add_option(
+         "--model", options.model,
+         "gpt; moe: a mixture of experts; mlp; timed: no arithmetic, ops take the durations given, and of --costs "
+         "also messages their latency, but no bandwidth and no launch overhead; empty: nothing at all")
       ->check(CLI::IsMember({"gpt", "moe", "mlp", "timed", "empty"}))
       ->group(group)
       ->capture_default_str();
@@ -56,23 +59,22 @@ void add_model(CLI::App& app, RunOptions& options) {
       ->type_name("N")
       ->group(group);
   value("--hidden", options.hidden, "N", "Width (64)");
-  value("--heads", options.heads, "N", "Of the attention, gpt and moe (4)");
-  value("--sequence", options.sequence, "N", "Tokens of a sample, gpt and moe (32)");
-  value("--vocabulary", options.vocabulary, "N", "Different tokens, gpt and moe (256)");
+  value("--heads", options.heads, "N", "Of the attention (4)");
+  value("--sequence", options.sequence, "N", "Tokens of a sample (32)");
+  value("--vocabulary", options.vocabulary, "N", "Different tokens (256)");
   value("--batch", options.batch, "N", "Samples per micro-batch (2)");
-  value("--experts", options.experts, "N", "Of each layer, beside the shared one, moe (8)");
-  value("--top-k", options.top_k, "N", "Experts that a token goes to, moe (2)");
-  value("--expert-hidden", options.expert_hidden, "N", "Width inside an expert, moe (twice --hidden)");
+  value("--experts", options.experts, "N", "Of each layer, beside the shared one (8)");
+  value("--top-k", options.top_k, "N", "Experts that a token goes to (2)");
+  value("--expert-hidden", options.expert_hidden, "N", "Width inside an expert (twice --hidden)");
   value("--capacity", options.capacity, "X",
-        "Most tokens of an expert, in shares of the tokens if all experts had as many, moe (1.25)");
-  app.add_flag("--no-interleave", options.no_interleave,
-               "The two of an F&B pair one after the other, not part by part, moe")
+        "Most tokens of an expert, in shares of the tokens if all experts had as many (1.25)");
+  app.add_flag("--no-interleave", options.no_interleave, "The two of an F&B pair one after the other, not part by part")
       ->group(group);
-  app.add_option("--norm", options.norm, "LayerNorm (layer) or RMSNorm (rms), gpt and moe")
+  app.add_option("--norm", options.norm, "LayerNorm (layer) or RMSNorm (rms)")
       ->check(CLI::IsMember({"layer", "rms"}))
       ->group(group)
       ->capture_default_str();
-  app.add_flag("--tied", options.tied, "The head's weight is the token embedding's, gpt and moe")->group(group);
+  app.add_flag("--tied", options.tied, "The head's weight is the token embedding's")->group(group);
   app.add_option("--recompute", options.recompute,
                  "What is not kept for the backward but computed again: none; full: all of a stage but its input; "
                  "attention: selective, gpt and moe")
@@ -99,7 +101,7 @@ void add_training(CLI::App& app, RunOptions& options) {
   value("--learning-rate", options.learning_rate, "X", "(0.001 for adamw, 0.1 for sgd)");
   value("--clip", options.clip, "X", "Largest global norm of the gradients (any)");
   value("--seed", options.seed, "N", "Of parameters and synthetic samples (0)");
-  value("--data", options.data, "FILE", "int32 tokens, for gpt and moe (synthetic samples)");
+  value("--data", options.data, "FILE", "int32 tokens (synthetic samples)");
   auto* const save = value("--save", options.save, "FILE",
                            "Parameters and optimizer after the last step, as safetensors; replaced as a whole");
   value("--save-every", options.save_every, "N", "Also after every N steps")->needs(save);
@@ -125,15 +127,15 @@ void add_machine(CLI::App& app, RunOptions& options) {
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->group(group)
       ->capture_default_str();
-  app.add_flag("--copy", options.copy, "Messages within a GPU are copied, as between GPUs, not just handed over; cuda")
+  app.add_flag("--copy", options.copy, "Messages within a GPU are copied, as between GPUs, not just handed over")
       ->group(group);
   app.add_flag("--sm-partition", options.sm_partition,
-               "Each rank has multiprocessors of its own (a green context), so that ranks of one GPU run side by side; "
-               "cuda")
+               "Each rank has multiprocessors of its own (a green context), so that ranks of one GPU run side by side")
       ->group(group);
   value("--threads-per-rank", options.threads_per_rank, "N", "For one op (1)");
   value("--timeout", options.timeout, "TIME", "A rank that waits longer ends the run (60s)");
-  value("--link-delay", options.link_delay, "TIME", "A message arrives so long after it was sent (0)");
+  value("--link-delay", options.link_delay, "TIME",
+        "A message arrives so long after it was sent (0; timed: the latency of --costs)");
 }
 
 void add_results(CLI::App& app, RunOptions& options) {
@@ -157,6 +159,50 @@ void add_results(CLI::App& app, RunOptions& options) {
   output("--json", options.json, "All figures");
 }
 
+// Options that only some values of another one heed. Elsewhere they would do nothing, and are refused.
+struct Heeded {
+  const char* choice;
+  std::string RunOptions::*value;
+  std::vector<std::string> by;
+  std::vector<const char*> options;
+};
+
+// "gpt, moe or mlp"
+std::string one_of(const std::vector<std::string>& values) {
+  std::string text = values[0];
+  for (std::size_t i = 1; i < values.size(); ++i) text += (i + 1 < values.size() ? ", " : " or ") + values[i];
+  return text;
+}
+
+const std::vector<Heeded>& heeded_options() {
+  constexpr auto model = &RunOptions::model;
+  constexpr auto device = &RunOptions::device;
+  static const std::vector<Heeded> heeded{
+      {"--model",
+       model,
+       {"gpt", "moe", "mlp"},
+       {"--layers", "--hidden", "--batch", "--dtype", "--optimizer", "--learning-rate", "--clip", "--seed", "--save",
+        "--save-every", "--resume", "--check", "--threads-per-rank"}},
+      {"--model", model, {"gpt", "moe", "mlp", "timed"}, {"--recompute"}},
+      {"--model", model, {"gpt", "moe"}, {"--heads", "--sequence", "--vocabulary", "--norm", "--tied", "--data"}},
+      {"--model", model, {"moe"}, {"--experts", "--top-k", "--expert-hidden", "--capacity", "--no-interleave"}},
+      {"--model", model, {"timed"}, {"--forward", "--backward", "--weight", "--recompute-time", "--overlapped"}},
+      {"--device", device, {"cuda"}, {"--copy", "--sm-partition"}},
+      {"--device", device, {"cpu"}, {"--link-delay", "--threads-per-rank"}},
+  };
+  return heeded;
+}
+
+// --help names the values after what the option does.
+void describe_heeded(CLI::App& app) {
+  for (const Heeded& heeded : heeded_options()) {
+    for (const char* name : heeded.options) {
+      CLI::Option& option = *app.get_option(name);
+      option.description(fmt::format("{} [{}]", option.get_description(), fmt::join(heeded.by, ", ")));
+    }
+  }
+}
+
 }  // namespace
 
 void RunOptions::add_to(CLI::App& app) {
@@ -166,6 +212,20 @@ void RunOptions::add_to(CLI::App& app) {
   add_machine(app, *this);
   add_results(app, *this);
   costs.add_durations_to(app);
+  describe_heeded(app);
+}
+
+void RunOptions::check_usage(const CLI::App& app) const {
+  costs.check_usage();
+  for (const Heeded& heeded : heeded_options()) {
+    const std::string& value = this->*heeded.value;
+    if (std::ranges::find(heeded.by, value) != heeded.by.end()) continue;
+    for (const char* option : heeded.options) {
+      if (app.count(option) == 0) continue;
+      throw CLI::ValidationError(option, fmt::format("it does nothing with {0} {1}; it is for {0} {2}", heeded.choice,
+                                                     value, one_of(heeded.by)));
+    }
+  }
 }
 
 Program RunOptions::program() const {
@@ -183,26 +243,32 @@ std::unique_ptr<World> RunOptions::world() const {
     return store_processes(launch_of(), cuda_nccl());
   }
   const bool is_mpi = transport.empty() ? started_by_mpi_launcher() : transport == "mpi";
-  return is_mpi ? mpi_processes() : one_process();
+  if (is_mpi) return mpi_processes();
+  check_alone();
+  return one_process();
+}
+
+void RunOptions::check_alone() const {
+  const Started all = started();
+  if (all.processes == 1) return;
+  const char* const remedy = device == "cuda" || all.by == "torchrun" ? "--transport nccl with --device cuda"
+                             : all.by == "srun"                       ? "srun --mpi=pmix with --transport mpi"
+                                                                      : "mpirun with --transport mpi";
+  throw CLI::ValidationError(
+      "--transport threads",
+      fmt::format("{} has started {} processes, and each would run all ranks by itself; {} connects them; or start one",
+                  all.by, all.processes, remedy));
 }
 
 std::unique_ptr<Hardware> RunOptions::hardware(const World& world) const {
-  if (device == "cpu") {
-    for (const auto& [option, is_given] : {std::pair("--copy", copy), {"--sm-partition", sm_partition}}) {
-      if (is_given) throw InputError(fmt::format("{}: it is for GPUs; add --device cuda", option));
-    }
-    return nullptr;
-  }
+  if (device == "cpu") return nullptr;
   if (world.transport() == "mpi") {
     throw InputError(
-        "--device cuda: MPI moves tensors of the host only; use --transport threads: the ranks of one process share a "
-        "GPU");
+        "--device cuda: MPI moves tensors of the host only; use --transport nccl, with a GPU per process; or start "
+        "one process, whose ranks share a GPU (--transport threads)");
   }
-  for (const auto& [option, is_given] : {std::pair("--link-delay", !link_delay.empty()),
-                                         {"--threads-per-rank", !threads_per_rank.empty()},
-                                         {"--model timed", model == "timed"},
-                                         {"--model empty", model == "empty"}}) {
-    if (is_given) throw InputError(fmt::format("{}: it is for ranks on the host; leave --device cuda out", option));
+  if (model == "timed" || model == "empty") {
+    throw InputError(fmt::format("--model {}: it is for ranks on the host; leave --device cuda out", model));
   }
   return cuda_hardware({.copy = copy, .sm_partition = sm_partition});
 }
@@ -250,11 +316,6 @@ ModelShape RunOptions::shape(const Placement& placement) const {
     shape.costs = costs.costs();
     if (shape.recompute == Recompute::full) add_recomputation(shape.costs);
     dualpipe::check(shape.costs, placement);
-  } else if (costs.durations_given()) {
-    throw InputError(
-        fmt::format("--forward, --backward, --weight, --recompute-time, --overlapped and --speed are for --model "
-                    "timed; the ops of {} take the time they take",
-                    model));
   }
   return shape;
 }
@@ -277,18 +338,12 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   train.measure_passes = true;
   if (!timeout.empty())
     train.transport.timeout = std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
+  if (model == "timed") train.transport.link_delay = std::chrono::nanoseconds(train.shape.costs.latency);
   if (!link_delay.empty()) {
     train.transport.link_delay = std::chrono::nanoseconds(value_of("--link-delay", link_delay, parse_duration));
   }
   if (train.transport.timeout <= train.transport.link_delay) {
-    throw InputError("--timeout: it must be longer than --link-delay");
-  }
-  if (train.shape.model == "timed" || train.shape.model == "empty") {
-    for (const auto& [option, is_given] :
-         {std::pair("--check", check), {"--save", !save.empty()}, {"--resume", !resume.empty()}}) {
-      if (!is_given) continue;
-      throw InputError(fmt::format("{}: {} has no parameters; use --model gpt, moe or mlp", option, train.shape.model));
-    }
+    throw InputError("--timeout: it must be longer than --link-delay, and timed's latency");
   }
   return train;
 }

@@ -39,14 +39,18 @@ struct RunOptions {
   std::string trace, json, calibrate;
 
   void add_to(CLI::App& app);
+  // Throws CLI::ParseError, wrong usage, where an option was given that would do nothing beside the others.
+  void check_usage(const CLI::App& app) const;
 
-  // Each throws InputError.
+  // Each throws InputError; world() also CLI::ParseError, where this is one of several processes that --transport
+  // threads would not connect.
   [[nodiscard]] Program program() const;  // of the forwards alone for --eval
   [[nodiscard]] TrainOptions train(const Placement& placement) const;
   [[nodiscard]] std::unique_ptr<World> world() const;
   [[nodiscard]] std::unique_ptr<Hardware> hardware(const World& world) const;  // null: the host
 
  private:
+  void check_alone() const;
   [[nodiscard]] ModelShape shape(const Placement& placement) const;
   [[nodiscard]] std::vector<int> layers_of_stages(const Placement& placement) const;
 };

@@ -70,6 +70,16 @@ void check_apart(const RunOptions& options) {
   }
 }
 
+// Where a result goes to standard output no text does; what is there for its text alone would not be seen.
+void check_text(const RunOptions& options) {
+  const bool is_traced = !options.trace.empty();
+  for (const auto& [name, is_given] :
+       {std::pair("--profile", options.profile), {"--compare", options.compare && !is_traced}}) {
+    if (!is_given) continue;
+    throw InputError(fmt::format("{}: standard output has a result instead of text; let that go to a file", name));
+  }
+}
+
 // What cannot be written is better known before the run than after it. Returns whether people's text goes to stdout.
 bool check_outputs(const RunOptions& options) {
   check_apart(options);
@@ -79,7 +89,15 @@ bool check_outputs(const RunOptions& options) {
     if (options.*path == "-") ++to_stdout;
   }
   if (to_stdout > 1) throw InputError("only one of --trace, --json and --calibrate can go to standard output");
+  if (to_stdout == 1) check_text(options);
   return to_stdout == 0;
+}
+
+void check_input(const RunOptions& options, const World& world) {
+  if (options.schedule.source != "-" || world.processes() == 1) return;
+  throw InputError(fmt::format(
+      "--schedule -: standard input is not there for all {} processes; write it to a file that each can read",
+      world.processes()));
 }
 
 void check_trains(const RunOptions& options, const Schedule& schedule) {
@@ -127,9 +145,10 @@ void write_trace(std::ostream& out, const Program& program, const Costs& costs, 
 
 // What the prediction is made from, where it is known before the run.
 std::optional<Costs> given_costs(const RunOptions& options, const TrainOptions& train, const Placement& placement) {
-  if (train.shape.model == "timed") {
-    Costs costs = train.shape.costs;
-    costs.latency += train.transport.link_delay.count();
+  if (train.shape.model == "timed") {  // what is acted out, and nothing else of the file
+    Costs costs;
+    costs.stages = train.shape.costs.stages;
+    costs.latency = train.transport.link_delay.count();
     return costs;
   }
   if (options.costs.file.empty()) return std::nullopt;
@@ -203,6 +222,7 @@ void write_results(const RunOptions& options, Hardware* hardware, bool prints_te
 }  // namespace
 
 void run(const RunOptions& options, World& world, const std::stop_token& stop) {
+  check_input(options, world);
   const bool is_first = world.process() == 0;
   const bool prints_text = is_first && check_outputs(options);
   const Program program = options.program();

@@ -1,0 +1,32 @@
+// What Transport::reduce() adds up, and in which order: that of the stages, so that every transport gets the same bits.
+// Private to exec/transport.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
+
+#include <cstddef>
+#include <ranges>
+
+#include "exec/replay/memory.h"
+#include "exec/transport/wait.h"
+
+namespace dualpipe {
+
+// `parts`: the tensors that each stage brings, as many and of the same forms from all, in the order of the stages.
+template <std::ranges::input_range Parts>
+[[nodiscard]] Tensors sums_of(Parts&& parts) {
+  const c10::NoGradGuard no_grad;
+  const ChargeToNobody guard;
+  Tensors sums;
+  for (const Tensors& part : parts) {
+    if (sums.empty()) {
+      for (const at::Tensor& each : part) sums.push_back(each.clone());
+    } else {
+      for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add_(part[k]);
+    }
+  }
+  return sums;
+}
+
+}  // namespace dualpipe
