@@ -70,8 +70,7 @@ class Stage {
                                                                Stage& back, std::uint32_t backward_micro_batch,
                                                                at::Tensor gradient, const PairLanes& lanes);
 
-  // From now on it notes there what its ops are made of; null: no longer. A stage whose ops are one piece has nothing to
-  // note.
+  // From now on it notes there what its ops are made of; null: no longer. Ops of one piece have no parts.
   virtual void note_parts(PartLog* /*log*/) {}
 
   // What the optimizer updates, each once. Names and their order are the model's, however it is split:
