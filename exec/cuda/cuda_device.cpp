@@ -8,6 +8,7 @@
 #include <array>
 #include <cassert>
 #include <limits>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -154,17 +155,21 @@ class CudaDevice final : public Device {
   // The copy is in memory of the message lane, not of the one that receives it: there it would have to wait for what
   // that lane does meanwhile, and which may have used the memory before.
   [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
+    copy_begun_.reset();
     if (!copies_ || !tensor.defined() || !tensor.is_cuda()) return adopt(std::move(tensor), ready);
     constexpr Lane message{Lane::Kind::message};
     const Lane receiver = used_;
     use(message);
     wait(ready);
+    copy_begun_ = mark();
     at::Tensor copy = tensor.detach().clone();
     ready = mark();
     retirement_->park(std::move(tensor), LaneSet{1} << lanes_.index_of(message));
     use(receiver);
     return adopt(std::move(copy), ready);
   }
+
+  [[nodiscard]] std::optional<Mark> copy_begun() const override { return copy_begun_; }
 
   // Through memory of the host, by the copy engines: on one GPU there is no link between the parts of a stage, so this
   // stands for it. It takes time of the bus, and leaves the multiprocessors free, as a transfer between GPUs does.
@@ -204,6 +209,7 @@ class CudaDevice final : public Device {
   const bool copies_;
   const std::shared_ptr<Retirement> retirement_;  // outlives this where tensors do
   EventPool marks_;
+  std::optional<Mark> copy_begun_;  // of the last one that was taken
   ClockBase base_;
   PinnedBuffers pinned_;
   Lane used_;

@@ -69,6 +69,8 @@ class Device {
   // The same for a message of another rank, which may also be copied, while the lane that is used does other things.
   // `ready` then becomes the mark of its arrival.
   [[nodiscard]] virtual at::Tensor take(at::Tensor tensor, Mark& ready) = 0;
+  // When the copy of the last one that was taken began, if it was copied.
+  [[nodiscard]] virtual std::optional<Mark> copy_begun() const { return std::nullopt; }
 
   // A copy that has gone the way that data between devices goes: what an all-to-all among the parts of a stage costs.
   // Put on the lane that is used.

@@ -75,6 +75,7 @@ Timeline merge(const Program& program, std::span<const RankRecord> records) {
     timeline.ops.insert(timeline.ops.end(), record.ops.begin(), record.ops.end());
     timeline.communication.insert(timeline.communication.end(), record.communication.begin(),
                                   record.communication.end());
+    timeline.parts.insert(timeline.parts.end(), record.parts.begin(), record.parts.end());
   }
   join_messages(program, timeline.communication);
   for (auto* spans : {&timeline.ops, &timeline.communication}) {
@@ -82,6 +83,9 @@ Timeline merge(const Program& program, std::span<const RankRecord> records) {
       if (!reached(span)) span = {extent.end, extent.end};
       span = {span.start - extent.start, span.end - extent.start};
     }
+  }
+  for (PartSpan& part : timeline.parts) {
+    part.span = {part.span.start - extent.start, part.span.end - extent.start};
   }
   for (std::size_t i = 0; i < timeline.communication.size(); ++i) {
     if (program.communication[i].kind != Kind::reduce_gradients) continue;

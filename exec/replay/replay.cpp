@@ -97,6 +97,52 @@ struct Interval {
   std::optional<Mark> end;
 };
 
+// Where the stages of a rank note their parts, while it lives.
+class PartNotes {
+ public:
+  explicit PartNotes(std::span<const HeldStage> stages) : stages_(stages) { set(&log_); }
+  ~PartNotes() { set(nullptr); }
+  PartNotes(const PartNotes&) = delete;
+  PartNotes& operator=(const PartNotes&) = delete;
+
+  // What was noted since the last unit is of this one, whose ops have run.
+  void assign(std::span<const Op> unit) {
+    for (std::size_t i = ops_.size(); i < log_.size(); ++i) {
+      const bool is_second = unit.size() == 2 && (unit[0].kind == Kind::forward) != log_[i].is_forward;
+      ops_.push_back(unit[is_second ? 1 : 0]);
+    }
+  }
+
+  [[nodiscard]] std::vector<PartSpan> read(const Device& device) const {
+    std::vector<PartSpan> parts;
+    for (std::size_t i = 0; i < ops_.size(); ++i) {
+      const NotedPart& part = log_[i];
+      const auto lane = part.lane == Lane::Kind::exchange ? PartSpan::Lane::exchange : PartSpan::Lane::compute;
+      parts.push_back({ops_[i], lane, part.name, {device.time_of(part.start), device.time_of(part.end)}});
+      parts.back().op.with_next = false;
+    }
+    return parts;
+  }
+
+ private:
+  void set(PartLog* log) {
+    for (const HeldStage& each : stages_) {
+      if (each.stage != nullptr) each.stage->note_parts(log);
+    }
+  }
+
+  std::span<const HeldStage> stages_;
+  PartLog log_;
+  std::vector<Op> ops_;  // that the parts are of
+};
+
+// The copy of a message.
+struct Copied {
+  const Op* message = nullptr;
+  Mark start;
+  Mark end;
+};
+
 class Replay {
  public:
   Replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
@@ -120,10 +166,12 @@ class Replay {
     record_.communication.assign(messages_.size(), {});
     record_.waited.assign(ops_.size(), 0);
     record_.memory.assign(ops_.size(), {});
+    record_.parts.clear();
     record_.done = 0;
     record_.peak_activations = 0;
     record_.losses.clear();
     record_.stopped_at.clear();
+    if (options.note_parts) part_notes_.emplace(held_);
   }
 
   void run() {
@@ -163,6 +211,7 @@ class Replay {
       Span& span = record_.communication[i] = span_of(message_marks_[i]);
       span.start = std::min(span.start, span.end);  // a message may come before its receive is posted
     }
+    if (part_notes_) read_parts();
     for (const at::Tensor& loss : losses_) record_.losses.push_back(loss.item<double>());
   }
 
@@ -171,6 +220,15 @@ class Replay {
     const std::size_t begin = program.slot_begin[program.slot_index(rank, 0)];
     const std::size_t end = program.slot_begin[program.slot_index(rank, program.schedule.rank(rank).size()) + 1];
     return std::span(program.communication).subspan(begin, end - begin);
+  }
+
+  void read_parts() {
+    record_.parts = part_notes_->read(device_);
+    for (const Copied& copied : copied_) {
+      const Span span = {device_.time_of(copied.start), device_.time_of(copied.end)};
+      record_.parts.push_back({*copied.message, PartSpan::Lane::copy, "copy", span});
+      record_.parts.back().op.with_next = false;
+    }
   }
 
   // The forward of a pair comes first.
@@ -247,6 +305,7 @@ class Replay {
     memory.peak = meter_.take_peak();
     memory.after = meter_.held();
     for (std::size_t i = 0; i < unit.size(); ++i) op_marks_[position + i] = {start, last_};
+    if (part_notes_) part_notes_->assign(unit);
     count_backwards(unit);
   }
 
@@ -317,8 +376,13 @@ class Replay {
     arrived.time = time_of(received.arrived);
     received.tensor = device_.take(std::move(received.tensor), arrived);
     marks_of(*message) = {posted, arrived};
+    if (part_notes_) note_copy(*message, arrived);
     charge_to_this_thread(received.tensor);
     return std::move(received.tensor);
+  }
+
+  void note_copy(const Op& message, const Mark& arrived) {
+    if (const auto begun = device_.copy_begun()) copied_.push_back({&message, *begun, arrived});
   }
 
   void keep(std::span<const Op> unit, Overlapped results) {
@@ -383,6 +447,8 @@ class Replay {
   std::vector<Interval> op_marks_;
   std::vector<std::optional<Mark>> ready_marks_;  // before an op, or pair: the end of what was before
   std::vector<Interval> message_marks_;
+  std::optional<PartNotes> part_notes_;  // where they are wanted
+  std::vector<Copied> copied_;
   Mark last_;               // when the last thing ended
   Mark previous_;           // the end of the last op, or pair
   Mark before_previous_;    // of the one before it

@@ -53,6 +53,7 @@ struct RankRecord {
                                     // that was earlier, until it was there
   std::vector<Time> waited;         // before each op, for its inputs; of a pair at its first
   std::vector<OpMemory> memory;     // of each op; of a pair at its first
+  std::vector<PartSpan> parts;      // where they are noted: of ops that have run, and copies of messages
   std::size_t done = 0;             // ops that ran
   int peak_activations = 0;         // forwards whose B or I had not ended
   Bytes peak_memory = 0;            // allocated by the rank's thread, above what it held when the step began
@@ -64,6 +65,7 @@ struct ReplayOptions {
   bool forward_only = false;          // skip all but F and its messages, with gradients off (evaluation)
   std::function<void(Op)> before_op;  // for tests: called before each op
   Device* device = &host_device();    // the rank's, with a lane for each of its stages
+  bool note_parts = false;            // RankRecord::parts, which takes two marks for each
 };
 
 // `stages`: by stage of the placement; null for those of other ranks. Throws ReplayError naming rank, op and cause

@@ -131,9 +131,10 @@ class MoeStage final : public PartedStage {
         layers_(shape, stage, feed, layer_options(shape, device, weight_gradients(), held_by_layers())) {
     const std::size_t count = layers_.blocks.size();
     for (std::size_t i = 0; i < count; ++i) add_parts_of(i);
-    add_compute([this, count](std::uint32_t micro_batch, const Tensors& inputs) {
+    const auto end = [this, count](std::uint32_t micro_batch, const Tensors& inputs) {
       return Tensors{layers_.ends.end(micro_batch, input_of(count, micro_batch, inputs))};
-    });
+    };
+    add_compute({is_last(shape, stage) ? "head" : "sum", end});
   }
 
   [[nodiscard]] std::vector<NamedTensor> named_parameters() override { return layers_.named_parameters(); }
@@ -141,10 +142,9 @@ class MoeStage final : public PartedStage {
 
  private:
   void add_parts_of(std::size_t block) {
-    add_compute([this, block](std::uint32_t micro_batch, const Tensors& inputs) {
+    const auto attend = [this, block](std::uint32_t micro_batch, const Tensors& inputs) {
       return layers_.blocks[block].attend(input_of(block, micro_batch, inputs));
-    });
-    add_exchange();
+    };
     const auto apply_experts = [this, block](std::uint32_t, const Tensors& inputs) {
       Tensors outputs = inputs;
       outputs[0] = layers_.blocks[block].apply_experts(inputs[0]);
@@ -153,8 +153,10 @@ class MoeStage final : public PartedStage {
     const auto add_shared = [this, block](std::uint32_t, const Tensors& inputs) {
       return layers_.blocks[block].add_shared(Beside::unpack(inputs)).pack();
     };
-    add_compute(apply_experts, add_shared);
-    add_exchange();
+    add_compute({"attention", attend});
+    add_exchange("dispatch");
+    add_compute({"experts", apply_experts}, {"shared", add_shared});
+    add_exchange("combine");
   }
 
   // Of a block, or of what is behind the last one.

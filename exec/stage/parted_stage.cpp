@@ -16,6 +16,14 @@ constexpr Lane exchange_lane = {Lane::Kind::exchange, 0};
 
 }  // namespace
 
+template <typename Run>
+void PartedStage::noted(bool is_forward, Lane::Kind lane, const std::string& name, std::string_view suffix, Run run) {
+  if (log_ == nullptr) return run();
+  const Mark start = device_.mark();
+  run();
+  log_->push_back({name + std::string(suffix), is_forward, lane, start, device_.mark()});
+}
+
 // A micro-batch on its way through the parts: in their order for F; in reverse for B and I, which, where the stage
 // recomputes, first go through them in order once more.
 class PartedStage::Pass {
@@ -25,6 +33,7 @@ class PartedStage::Pass {
       : stage_(stage), device_(device), lane_(lane), micro_batch_(micro_batch) {}
 
   void begin_forward(at::Tensor input) {
+    is_forward_ = true;
     with_graph_ = c10::GradMode::is_enabled() && !stage_.recomputes();
     keeps_ = c10::GradMode::is_enabled();
     if (keeps_ && stage_.recomputes()) held_.input = input;
@@ -47,7 +56,7 @@ class PartedStage::Pass {
   void issue_next() {
     const Step step = steps_[next_++];
     if (part_of(step).lane == Lane::Kind::exchange) {
-      exchange();
+      exchange(step);
       return;
     }
     device_.use(lane_);
@@ -94,39 +103,61 @@ class PartedStage::Pass {
     return device_.adopt(std::move(tensors_[0]), sent);
   }
 
-  void exchange() {
+  void exchange(Step step) {
     device_.use(exchange_lane);
-    tensors_[0] = device_.exchange(arrived());
+    at::Tensor sent = arrived();
+    noted(Lane::Kind::exchange, part_of(step).work, again(step.direction),
+          [&] { tensors_[0] = device_.exchange(std::exchange(sent, {})); });
     sent_ = device_.mark();
+  }
+
+  template <typename Run>
+  void noted(Lane::Kind lane, const Work& work, std::string_view suffix, Run run) {
+    stage_.noted(is_forward_, lane, work.name, suffix, run);
+  }
+  // Of what a forward in front of a backward repeats.
+  [[nodiscard]] std::string_view again(Direction direction) const {
+    return direction == Direction::forward && !is_forward_ ? " again" : "";
   }
 
   void run_forward(std::size_t number) {
     const c10::AutoGradMode with_graph(with_graph_);
     const Part& part = stage_.parts_[number];
-    const auto run = [&](Segment& segment, const Function& function, const Tensors& inputs) {
-      return segment.forward(inputs, [&](const Tensors& own) { return function(micro_batch_, own); });
+    PartSegments& segments = held_.segments[number];
+    const auto run = [&](Segment& segment, const Work& work, const Tensors& inputs) {
+      return segment.forward(inputs, [&](const Tensors& own) { return work.function(micro_batch_, own); });
     };
-    if (part.meanwhile) replace_others(run(held_.segments[number].meanwhile, part.meanwhile, others()));
+    const std::string_view suffix = again(Direction::forward);
+    if (part.meanwhile.function) {
+      noted(Lane::Kind::compute, part.meanwhile, suffix,
+            [&] { replace_others(run(segments.meanwhile, part.meanwhile, others())); });
+    }
     if (sent_) tensors_[0] = arrived();
-    tensors_ = run(held_.segments[number].segment, part.function, tensors_);
+    noted(Lane::Kind::compute, part.work, suffix, [&] { tensors_ = run(segments.segment, part.work, tensors_); });
     mark_what_is_sent();
   }
 
   // First what others wait for.
   void run_backward(std::size_t number) {
+    const Part& part = stage_.parts_[number];
     if (sent_) tensors_[0] = arrived();
     PartSegments segments = std::move(held_.segments[number]);
-    if (number + 1 == stage_.parts_.size()) tensors_ = {first_gradient(segments.segment)};
     std::vector<WeightGradient> of_this_part;
     {
       std::vector<WeightGradient>& kept = defers_weights_ ? held_.weight_gradients : of_this_part;
       const DeferWeightGradients defer(stage_.weight_gradients_, kept);
-      tensors_ = segments.segment.backward(tensors_);
+      noted(Lane::Kind::compute, part.work, "", [&] {
+        if (number + 1 == stage_.parts_.size()) tensors_ = {first_gradient(segments.segment)};
+        tensors_ = segments.segment.backward(tensors_);
+      });
       mark_what_is_sent();
-      if (stage_.parts_[number].meanwhile) replace_others(segments.meanwhile.backward(others()));
+      if (part.meanwhile.function) {
+        noted(Lane::Kind::compute, part.meanwhile, "", [&] { replace_others(segments.meanwhile.backward(others())); });
+      }
     }
+    if (of_this_part.empty()) return;
     const c10::NoGradGuard no_gradients;
-    run_all(of_this_part);
+    noted(Lane::Kind::compute, part.work, " dW", [&] { run_all(of_this_part); });
   }
 
   // All but the first: they stay on the lane of the parts that compute.
@@ -149,6 +180,7 @@ class PartedStage::Pass {
   Lane lane_;
   std::uint32_t micro_batch_;
   Held held_;
+  bool is_forward_ = false;
   bool with_graph_ = false;
   bool keeps_ = false;           // something, for the pass that follows
   bool defers_weights_ = false;  // I does
@@ -159,13 +191,13 @@ class PartedStage::Pass {
   std::optional<Mark> sent_;  // when the first of them was made, if on another lane than that of the next step
 };
 
-void PartedStage::add_compute(Function function, Function meanwhile) {
-  parts_.push_back({Lane::Kind::compute, std::move(function), std::move(meanwhile)});
+void PartedStage::add_compute(Work work, Work meanwhile) {
+  parts_.push_back({Lane::Kind::compute, std::move(work), std::move(meanwhile)});
 }
 
-void PartedStage::add_exchange() {
+void PartedStage::add_exchange(std::string name) {
   assert(!parts_.empty() && parts_.back().lane == Lane::Kind::compute);
-  parts_.push_back({Lane::Kind::exchange, {}, {}});
+  parts_.push_back({Lane::Kind::exchange, {std::move(name), {}}, {}});
 }
 
 at::Tensor PartedStage::forward(std::uint32_t micro_batch, at::Tensor input) {
@@ -189,7 +221,7 @@ at::Tensor PartedStage::backward_input(std::uint32_t micro_batch, at::Tensor gra
 void PartedStage::backward_weight(std::uint32_t micro_batch) {
   const c10::NoGradGuard no_gradients;
   Held held = take(micro_batch);
-  run_all(held.weight_gradients);
+  noted(/*is_forward=*/false, Lane::Kind::compute, "dW", "", [&] { run_all(held.weight_gradients); });
 }
 
 // Step by step, the next of each: side by side on the two kinds of lanes, the exchange first, as it is issued at once;

@@ -20,6 +20,8 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "exec/device/device.h"
@@ -42,6 +44,9 @@ class PartedStage : public Stage {
   [[nodiscard]] at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) final;
   [[nodiscard]] at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) final;
   void backward_weight(std::uint32_t micro_batch) final;
+  // By name, as they were added. Weight gradients are a part of their own, "experts dW", in a W all together "dW"; what
+  // is recomputed is "experts again".
+  void note_parts(PartLog* log) final { log_ = log; }
   [[nodiscard]] Bytes working_bytes() const final { return working_bytes_; }
 
   // Interleaved, if both are parted. Else, or if that is off: F first, then B.
@@ -62,12 +67,16 @@ class PartedStage : public Stage {
   // what the part before it gave; the last one gives the stage's output, or the loss. A function may be called twice
   // for a micro-batch, and must then do the same again.
   using Function = std::function<Tensors(std::uint32_t micro_batch, const Tensors& inputs)>;
+  struct Work {
+    std::string name;
+    Function function;
+  };
   //
   // `meanwhile` computes before what an exchange sends has come: it gets and gives all tensors but the first,
-  // `function` then all. Its backward runs when the gradient of what was sent is on its way.
-  void add_compute(Function function, Function meanwhile = {});
+  // `work` then all. Its backward runs when the gradient of what was sent is on its way.
+  void add_compute(Work work, Work meanwhile = {});
   // Sends the first of the tensors. The others are for the part behind it. It stands between two parts that compute.
-  void add_exchange();
+  void add_exchange(std::string name);
 
   // For the layers.
   [[nodiscard]] WeightGradients& weight_gradients() { return weight_gradients_; }
@@ -77,8 +86,8 @@ class PartedStage : public Stage {
   class Pass;
   struct Part {
     Lane::Kind lane = Lane::Kind::compute;
-    Function function;   // of one that computes
-    Function meanwhile;  // may be empty
+    Work work;       // of an exchange its name alone
+    Work meanwhile;  // may be empty
   };
   struct PartSegments {
     Segment meanwhile;
@@ -92,6 +101,9 @@ class PartedStage : public Stage {
   };
   [[nodiscard]] Held take(std::uint32_t micro_batch);
   [[nodiscard]] bool recomputes() const { return options_.recompute == Recompute::full; }
+  // Runs what is a part, on the lane that is used. The marks around it are made only where somebody wants to know.
+  template <typename Run>
+  void noted(bool is_forward, Lane::Kind lane, const std::string& name, std::string_view suffix, Run run);
 
   Device& device_;
   Options options_;
@@ -99,6 +111,7 @@ class PartedStage : public Stage {
   WeightGradients weight_gradients_;
   Bytes working_bytes_ = 0;
   std::map<std::uint32_t, Held> held_;  // by micro-batch
+  PartLog* log_ = nullptr;
 };
 
 }  // namespace dualpipe

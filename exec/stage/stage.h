@@ -29,6 +29,16 @@ struct PairLanes {
   Lane backward;
 };
 
+// A part of an F, a B, an I or a W, between two marks of the lane that it ran on.
+struct NotedPart {
+  std::string name;
+  bool is_forward = false;  // of an F
+  Lane::Kind lane = Lane::Kind::compute;
+  Mark start;
+  Mark end;
+};
+using PartLog = std::vector<NotedPart>;
+
 struct NamedTensor {
   std::string name;
   at::Tensor tensor;
@@ -59,6 +69,9 @@ class Stage {
   [[nodiscard]] virtual Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input,
                                                                Stage& back, std::uint32_t backward_micro_batch,
                                                                at::Tensor gradient, const PairLanes& lanes);
+
+  // From now on it notes there what its ops are made of; null: no longer. Ops of one piece have no parts.
+  virtual void note_parts(PartLog* /*log*/) {}
 
   // What the optimizer updates, each once. Names and their order are the model's, however it is split:
   // "blocks.3.up.weight" is the same parameter in any stage. Stages that hold copies of one parameter give it one name.

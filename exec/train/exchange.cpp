@@ -103,6 +103,29 @@ void shift(Span& span, Time offset) {
   if (span != Span{}) span = {span.start + offset, span.end + offset};
 }
 
+void pack(Packer& packer, const std::vector<PartSpan>& parts) {
+  packer.put(parts.size());
+  for (const auto& [op, lane, name, span] : parts) {
+    packer.put(op);
+    packer.put(lane);
+    packer.put(name);
+    packer.put(span);
+  }
+}
+
+std::vector<PartSpan> unpack_parts(Unpacker& unpacker) {
+  const auto count = unpacker.get<std::size_t>();
+  std::vector<PartSpan> parts;
+  for (std::size_t i = 0; i < count; ++i) {
+    auto& [op, lane, name, span] = parts.emplace_back();
+    unpacker.get(op);
+    unpacker.get(lane);
+    unpacker.get(name);
+    unpacker.get(span);
+  }
+  return parts;
+}
+
 }  // namespace
 
 void check_same_run(World& world, const Program& program, const TrainOptions& options) {
@@ -150,13 +173,15 @@ std::vector<std::string> add_others(World& world, SafeTensors& contents) {
 
 // Written so that a member that is added to RankRecord is not forgotten: this does not compile then.
 void pack(Packer& packer, const RankRecord& record, Time clock_offset) {
-  auto [ops, communication, waited, memory, done, peak_activations, peak_memory, losses, stopped_at] = record;
+  auto [ops, communication, waited, memory, parts, done, peak_activations, peak_memory, losses, stopped_at] = record;
   for (Span& span : ops) shift(span, clock_offset);
   for (Span& span : communication) shift(span, clock_offset);
+  for (PartSpan& part : parts) shift(part.span, clock_offset);
   packer.put(ops);
   packer.put(communication);
   packer.put(waited);
   packer.put(memory);
+  pack(packer, parts);
   packer.put(done);
   packer.put(peak_activations);
   packer.put(peak_memory);
@@ -166,11 +191,12 @@ void pack(Packer& packer, const RankRecord& record, Time clock_offset) {
 
 RankRecord unpack_record(Unpacker& unpacker) {
   RankRecord record;
-  auto& [ops, communication, waited, memory, done, peak_activations, peak_memory, losses, stopped_at] = record;
+  auto& [ops, communication, waited, memory, parts, done, peak_activations, peak_memory, losses, stopped_at] = record;
   unpacker.get(ops);
   unpacker.get(communication);
   unpacker.get(waited);
   unpacker.get(memory);
+  parts = unpack_parts(unpacker);
   unpacker.get(done);
   unpacker.get(peak_activations);
   unpacker.get(peak_memory);

@@ -71,7 +71,6 @@ Json to_json(const Tolerance& tolerance) {
 
 void add_check(Json& json, const CheckReport& check) {
   json["check_passed"] = check.passed();
-  json["dtype"] = to_text(check.precision);
   json["tolerance"] = to_json(check.tolerance);
   json["gradients_in_order"] = check.same_order;
   json["max_loss_difference"] = check.max_loss_difference;
@@ -117,8 +116,18 @@ std::vector<RankPeak> peaks_of(const Program& program, const Costs& costs) {
 
 }  // namespace
 
-TrainReport train_report(const Program& program, const std::string& model, const TrainResult& result,
-                         const Costs& costs, const Timeline& predicted, const Timeline& measured) {
+TraceArgs trace_args(const Machine& machine) {
+  const auto text = [](bool is_on) { return is_on ? "on" : "off"; };
+  return TraceArgs()
+      .add("transport", machine.transport)
+      .add("dtype", to_text(machine.precision))
+      .add("copy", text(machine.gpu.copy))
+      .add("sm_partition", text(machine.gpu.sm_partition));
+}
+
+TrainReport train_report(const Program& program, const std::string& model, const Machine& machine,
+                         const TrainResult& result, const Costs& costs, const Timeline& predicted,
+                         const Timeline& measured) {
   const Placement& placement = program.schedule.placement;
   const std::vector<RankPeak> planned_peaks = peaks_of(program, costs);
   std::vector<RankPeak> measured_peaks;
@@ -131,7 +140,7 @@ TrainReport train_report(const Program& program, const std::string& model, const
   report.chains = placement.chains();
   report.micro_batches = program.schedule.total_micro_batches();
   report.model = model;
-  report.transport = result.transport;
+  report.machine = machine;
   report.first_step = result.first_step;
   report.losses = result.losses;
   report.durations = result.durations;
@@ -159,7 +168,11 @@ void write_json(std::ostream& out, const TrainReport& report) {
   json["chains"] = report.chains;
   json["microbatches"] = report.micro_batches;
   json["model"] = report.model;
-  json["transport"] = report.transport;
+  json["devices"] = report.machine.devices;
+  json["transport"] = report.machine.transport;
+  json["dtype"] = to_text(report.machine.precision);
+  json["copy"] = report.machine.gpu.copy;
+  json["sm_partition"] = report.machine.gpu.sm_partition;
   json["first_step"] = report.first_step;
   json["losses"] = report.losses;
   json["steps_ns"] = report.durations;

@@ -20,11 +20,25 @@
 #include <string>
 #include <vector>
 
+#include "exec/device/device.h"
+#include "exec/stage/model.h"
 #include "exec/train/reference.h"
 #include "exec/train/train.h"
+#include "sim/report/chrome_trace.h"
 #include "sim/report/difference.h"
 
 namespace dualpipe {
+
+// What the times are of.
+struct Machine {
+  std::vector<std::string> devices;  // by rank, as TrainObserver::on_begin has them
+  std::string transport;             // World::transport()
+  Precision precision = Precision::float32;
+  CudaOptions gpu;  // all off on a CPU
+};
+
+// What a trace says of it besides the devices.
+[[nodiscard]] TraceArgs trace_args(const Machine& machine);
 
 struct TrainReport {
   std::string schedule;
@@ -33,7 +47,7 @@ struct TrainReport {
   int chains = 0;
   std::uint64_t micro_batches = 0;  // over all chains
   std::string model;
-  std::string transport;
+  Machine machine;
   int first_step = 0;           // done before, of a training that was resumed
   std::vector<double> losses;   // of all steps from there
   std::vector<Time> durations;  // of the measured ones, which come last
@@ -43,8 +57,9 @@ struct TrainReport {
 };
 
 // `predicted`: of the same program under `costs`; `measured`: of result.records.
-[[nodiscard]] TrainReport train_report(const Program& program, const std::string& model, const TrainResult& result,
-                                       const Costs& costs, const Timeline& predicted, const Timeline& measured);
+[[nodiscard]] TrainReport train_report(const Program& program, const std::string& model, const Machine& machine,
+                                       const TrainResult& result, const Costs& costs, const Timeline& predicted,
+                                       const Timeline& measured);
 
 [[nodiscard]] std::string to_text(const TrainReport& report);
 // One object; times in nanoseconds, `…_ns`.

@@ -107,7 +107,6 @@ class Training {
         losses_(program.schedule.total_micro_batches()) {
     result_.stages.resize(stages_.size());
     result_.peaks.resize(ranks_);
-    result_.transport = world.transport();
     set_up_arithmetic();
     check_same_run(world, program, options);
     if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
@@ -124,8 +123,8 @@ class Training {
   TrainResult run() {
     run_ranks();
     if (cause_.error()) fail();
+    choose_step();
     gather_results();
-    result_.step_time = median_step();
     for (std::size_t rank = 0; rank < ranks_; ++rank) result_.peaks[rank].memory += resident(static_cast<int>(rank));
     return std::move(result_);
   }
@@ -210,6 +209,7 @@ class Training {
     ReplayOptions replaying;
     replaying.device = &device;
     replaying.forward_only = options_.forward_only;
+    replaying.note_parts = options_.note_parts;
     if (options_.before_op) replaying.before_op = [this, rank](Op op) { options_.before_op(rank, op); };
     replay(program_of_step(), rank, stages.by_number(), transport, record, replaying);
     take_losses(rank, record, losses);
@@ -290,8 +290,17 @@ class Training {
       checkpoint_->check_complete(gather_names(world_, all));
       checkpoint_.reset();
     }
-    (void)world_.all_gather("the first step", {});
+    tell_devices();
     begin_step();
+  }
+
+  void tell_devices() {
+    const std::string own = options_.hardware == nullptr ? "cpu" : options_.hardware->description();
+    const std::vector<std::string> of_processes = world_.all_gather("the first step", own);
+    if (!observer_.on_begin) return;
+    std::vector<std::string> devices;
+    for (std::size_t rank = 0; rank < ranks_; ++rank) devices.push_back(of_processes[process_of(rank)]);
+    observer_.on_begin(devices);
   }
 
   void begin_step() {
@@ -304,6 +313,7 @@ class Training {
     const int step = step_of_run();
     const bool measured = step >= options_.warmup;
     if (step == 1 && !measured) warm_up_.clear();
+    if (!measured) drop_parts(records_);
     (measured ? measured_ : runs_apart() ? warm_up_apart_ : warm_up_).add(records_);
     result_.losses.push_back(mean_loss(losses_));
     if (measured) {
@@ -432,6 +442,7 @@ class Training {
         for (auto* steps : {&result_.warm_up, &result_.warm_up_apart, &result_.measured}) {
           for (RankRecords& records : *steps) records[rank] = unpack_record(part);
         }
+        result_.records[rank] = unpack_record(part);
       }
     }
   }
@@ -448,6 +459,7 @@ class Training {
           pack(packer, records[static_cast<std::size_t>(rank)], world_.clock_offset());
         }
       }
+      pack(packer, result_.records[static_cast<std::size_t>(rank)], world_.clock_offset());
     }
     return packer.take();
   }
@@ -470,10 +482,11 @@ class Training {
     return places;
   }
 
-  // Of the measured steps; and the records of the one that comes nearest to it, of those whose records are kept.
-  Time median_step() {
+  // The median of the measured steps, and the records of the one that comes nearest to it, of those that are kept.
+  void choose_step() {
+    result_.records.resize(ranks_);
     const auto& durations = result_.durations;
-    if (durations.empty()) return 0;
+    if (durations.empty()) return;
     std::vector<Time> sorted = durations;
     const auto median = sorted.begin() + (std::ssize(sorted) - 1) / 2;
     std::ranges::nth_element(sorted, median);
@@ -482,8 +495,13 @@ class Training {
     for (std::size_t step = nearest; step < durations.size(); ++step) {
       if (distance(step) < distance(nearest)) nearest = step;
     }
+    result_.step_time = *median;
     result_.records = measured_.at(nearest);
-    return *median;
+    for (RankRecords& records : result_.measured) drop_parts(records);
+  }
+
+  static void drop_parts(RankRecords& records) {
+    for (RankRecord& record : records) record.parts.clear();
   }
 
   [[nodiscard]] Bytes resident(int rank) const {

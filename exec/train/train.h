@@ -43,6 +43,9 @@ struct TrainOptions {
   bool measure_passes = false;
   // Before the first step: how long messages of several sizes take. Between threads, size makes no difference.
   bool measure_links = false;
+  // What ops are made of, and copies (RankRecord::parts): of the step of median duration, or the one that fails. The
+  // marks that it takes cost all steps a little on a GPU.
+  bool note_parts = false;
   int threads_per_rank = 1;
   bool forward_only = false;  // F only, no gradients, no optimizer
   std::string save;           // a file that the training is saved to after the last step; empty: it is not
@@ -70,6 +73,8 @@ struct TrainObserver {
   // number in the placement, null for those of other processes. All ranks wait. May use the World, in every process
   // alike.
   std::function<void(int step, std::span<Stage* const> stages)> on_gradients;
+  // What each rank runs on, before the first step: Hardware::description(), or "cpu". All ranks wait.
+  std::function<void(std::span<const std::string> devices)> on_begin;
   std::function<void(const StepReport&)> on_step;  // all ranks wait
   // The run has failed, and every rank ended. `records` is what was done of the step, which ran `program`. Called in
   // process 0 alone; of processes that could not say any more what they have done the records are empty.
@@ -93,14 +98,13 @@ struct RankPeaks {
 };
 
 struct TrainResult {
-  std::string transport;                   // the World's
   int first_step = 0;                      // how many were done before, of a training that was resumed
   std::vector<double> losses;              // of all steps from there, the warm-up's too
   std::vector<Time> durations;             // of the measured steps
   Time step_time = 0;                      // their median
   RankRecords records;                     // of the measured step of median duration, or the nearest of those kept
   std::vector<RankRecords> warm_up;        // the last steps of the warm-up, without its first if there are others
-  std::vector<RankRecords> measured;       // the last measured steps
+  std::vector<RankRecords> measured;       // the last measured steps, without parts
   Program apart;                           // with measure_passes; else it has no ops
   std::vector<RankRecords> warm_up_apart;  // the last steps of the warm-up that ran it
   std::vector<RankRecords> probe;          // with measure_links: of LinkProbe's program, once

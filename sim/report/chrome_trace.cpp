@@ -168,6 +168,51 @@ struct OpSlice {
   Span span;
 };
 
+// Lanes for slices that may overlap, which come by start: each goes to the first lane that is free.
+class FreeLanes {
+ public:
+  // Which lane, and whether it is the first slice there.
+  struct Place {
+    int lane = 0;
+    bool is_first = false;
+  };
+  Place take(Span span) {
+    const auto free = std::ranges::find_if(free_at_, [&](Time time) { return time <= span.start; });
+    const Place place{static_cast<int>(free - free_at_.begin()), free == free_at_.end()};
+    if (place.is_first) free_at_.push_back(0);
+    free_at_[static_cast<std::size_t>(place.lane)] = span.end;
+    return place;
+  }
+  [[nodiscard]] int count() const { return static_cast<int>(free_at_.size()); }
+
+ private:
+  std::vector<Time> free_at_;  // by lane
+};
+
+// "exchange", "exchange (2)".
+std::string numbered(std::string_view text, int lane) {
+  return lane == 0 ? std::string(text) : fmt::format("{} ({})", text, lane + 1);
+}
+
+// Lanes of parts, in order: a compute lane for each stage, then the two that the rank has once.
+struct PartLane {
+  PartSpan::Lane kind = PartSpan::Lane::compute;
+  int stage = 0;
+
+  friend auto operator<=>(const PartLane&, const PartLane&) = default;
+};
+PartLane lane_of(const PartSpan& part) { return {part.lane, part.lane == PartSpan::Lane::compute ? part.op.stage : 0}; }
+std::string name_of(PartLane lane) {
+  switch (lane.kind) {
+    case PartSpan::Lane::exchange:
+      return "exchange";
+    case PartSpan::Lane::copy:
+      return "copy";
+    default:
+      return fmt::format("compute, stage {}", lane.stage);
+  }
+}
+
 class RunTrace {
  public:
   RunTrace(TraceWriter& writer, const Program& program, const Costs& costs, const Timeline& timeline,
@@ -200,19 +245,28 @@ class RunTrace {
   [[nodiscard]] std::string rank_name(int rank) const { return fmt::format("rank {:0{}}", rank, rank_digits_); }
 
   void write_rank(int rank) {
-    const std::string label = group_.label.empty() ? "" : fmt::format(" {}", group_.label);
-    writer_.process(pid(rank), rank_name(rank) + label, rank, rank_args(rank));
+    writer_.process(pid(rank), process_name(rank), rank, rank_args(rank));
     writer_.thread(compute_track(rank), "compute");
     const auto units = units_of(program_, timeline_, rank);
     write_ops(rank, units);
-    write_transfers(rank, units);
+    const int lanes = write_parts(rank, 1);
+    write_transfers(rank, units, lanes);
     write_counters(rank);
+  }
+
+  [[nodiscard]] std::string process_name(int rank) const {
+    std::string text = rank_name(rank);
+    if (!group_.label.empty()) text.append(" ").append(group_.label);
+    if (!group_.devices.empty()) text.append(" on ").append(group_.devices[static_cast<std::size_t>(rank)]);
+    return text;
   }
 
   [[nodiscard]] TraceArgs rank_args(int rank) const {
     TraceArgs args;
     args.add("rank", rank);
     if (!group_.label.empty()) args.add("run", group_.label);
+    if (!group_.devices.empty()) args.add("device", group_.devices[static_cast<std::size_t>(rank)]);
+    args.add(group_.about);
     const RankPeak peak = peak_of(rank);
     return args.add("peak_activations", peak.activations).add("peak_memory_bytes", peak.memory);
   }
@@ -264,18 +318,48 @@ class RunTrace {
     return args;
   }
 
+  // --- parts
+
+  // Returns the first lane behind theirs.
+  int write_parts(int rank, int first_lane) {
+    std::vector<const PartSpan*> parts;
+    for (const PartSpan& part : timeline_.parts) {
+      if (rank_of(part.op.stage) == rank && filter_.has(part.span)) parts.push_back(&part);
+    }
+    std::ranges::stable_sort(parts, {},
+                             [](const PartSpan* part) { return std::pair(lane_of(*part), part->span.start); });
+    for (std::size_t i = 0; i < parts.size();) {
+      const PartLane kind = lane_of(*parts[i]);
+      FreeLanes lanes;
+      for (; i < parts.size() && lane_of(*parts[i]) == kind; ++i) {
+        const auto [lane, is_first] = lanes.take(parts[i]->span);
+        const TraceTrack track{pid(rank), tid_of_lane(first_lane + lane, pid(rank))};
+        if (is_first) writer_.thread(track, numbered(name_of(kind), lane));
+        write_part(track, *parts[i]);
+      }
+      first_lane += lanes.count();
+    }
+    return first_lane;
+  }
+
+  void write_part(TraceTrack track, const PartSpan& part) {
+    TraceArgs args;
+    args.add("op", to_text(part.op));
+    add_place(args, part.op);
+    writer_.slice(track, "part", fmt::format("{} {}", part.name, to_text(part.op)), part.span, args);
+  }
+
   // --- communication
 
-  void write_transfers(int rank, std::span<const Unit> units) {
+  void write_transfers(int rank, std::span<const Unit> units, int first_lane) {
     auto transfers = transfers_of(rank, units);
     std::sort(transfers.begin(), transfers.end(), [](const Transfer& a, const Transfer& b) {
       return std::tuple(lane_order(a), a.span.start, a.index) < std::tuple(lane_order(b), b.span.start, b.index);
     });
-    int lane = 0;  // the last one in use
     for (std::size_t i = 0; i < transfers.size();) {
       std::size_t end = i;
       while (end < transfers.size() && lane_order(transfers[end]) == lane_order(transfers[i])) ++end;
-      lane += write_link(std::span(transfers).subspan(i, end - i), lane + 1);
+      first_lane += write_link(std::span(transfers).subspan(i, end - i), first_lane);
       i = end;
     }
   }
@@ -303,32 +387,24 @@ class RunTrace {
     return transfers;
   }
 
-  // The transfers of one link, or the reductions, by start: each goes to the first lane that is free. Returns how many
-  // lanes that took.
+  // The transfers of one link, or the reductions, by start. Returns how many lanes that took.
   int write_link(std::span<const Transfer> transfers, int first_lane) {
     const int process = pid(transfers[0].rank);
-    std::vector<Time> free_at;  // per lane
+    FreeLanes lanes;
     for (const Transfer& transfer : transfers) {
-      const auto free =
-          std::find_if(free_at.begin(), free_at.end(), [&](Time time) { return time <= transfer.span.start; });
-      const auto lane = static_cast<int>(free - free_at.begin());
+      const auto [lane, is_first] = lanes.take(transfer.span);
       const TraceTrack track{process, tid_of_lane(first_lane + lane, process)};
-      if (free == free_at.end()) {
-        free_at.push_back(0);
-        writer_.thread(track, lane_name(transfer, lane));
-      }
-      free_at[static_cast<std::size_t>(lane)] = transfer.span.end;
+      if (is_first) writer_.thread(track, numbered(link_name(transfer), lane));
       tids_[transfer.index] = track.tid;
       write_transfer(track, transfer);
     }
-    return static_cast<int>(free_at.size());
+    return lanes.count();
   }
 
-  [[nodiscard]] std::string lane_name(const Transfer& transfer, int lane) const {
-    std::string text = "reduce";
-    if (is_send(transfer.op.kind)) text = "send to " + rank_name(transfer.peer);
-    if (is_receive(transfer.op.kind)) text = "receive from " + rank_name(transfer.peer);
-    return lane == 0 ? text : fmt::format("{} ({})", text, lane + 1);
+  [[nodiscard]] std::string link_name(const Transfer& transfer) const {
+    if (is_send(transfer.op.kind)) return "send to " + rank_name(transfer.peer);
+    if (is_receive(transfer.op.kind)) return "receive from " + rank_name(transfer.peer);
+    return "reduce";
   }
 
   void write_transfer(TraceTrack track, const Transfer& transfer) {

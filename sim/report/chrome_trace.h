@@ -2,6 +2,9 @@
 //
 //   rank 00                   one process per rank
 //     compute                 F 0 | F 1 | F&B 2 0 | B 1 | W 2 …
+//     compute, stage 0        attention 0F3 | experts 0F3 …: a measured run's parts of ops, where these have any, on a
+//     exchange                lane for each stage; dispatch 0F3 | combine 0F3 …: those that exchange, at the same time;
+//     copy                    and copies of what came in
 //     send to rank 01         a lane per directed link; a second one, "send to rank 01 (2)", where transfers overlap
 //     receive from rank 01
 //     reduce                  gradient reductions
@@ -9,9 +12,9 @@
 //     memory bytes            and bytes, if the costs have any
 //
 // Each op's arguments hold its text (`3B7`), stage, chain, micro-batch and the idle time before it; a message's also
-// its bytes; a process's the rank and what it needed at most. read_chrome_trace() reads them back. An arrow leads from
-// each send to its receive. A message that takes no time has no slices; its arrow leads from the op that made it to the
-// op that needs it.
+// its bytes; a process's the rank and what it needed at most, and of a measured run what it ran on. All but the latter,
+// and the parts, read_chrome_trace() reads back. An arrow leads from each send to its receive. A message that takes no
+// time has no slices; its arrow leads from the op that made it to the op that needs it.
 #pragma once
 
 #include <cstdint>
@@ -89,9 +92,11 @@ class TraceWriter {
 
 // The processes of one run among others of the same file (a plan and its measured run).
 struct TraceGroup {
-  int first_pid = 1000;             // pid = first_pid + rank
-  std::string_view label;           // "rank 03 measured"
-  std::span<const RankPeak> peaks;  // by rank, as they were measured; empty: those that the costs make
+  int first_pid = 1000;                       // pid = first_pid + rank
+  std::string_view label = {};                // "rank 03 measured"
+  std::span<const RankPeak> peaks = {};       // by rank, as they were measured; empty: those that the costs make
+  std::span<const std::string> devices = {};  // by rank: "rank 03 measured on NVIDIA H100"; a plan has none
+  TraceArgs about = {};                       // what else is to be known of it
 };
 
 // Writes one run; the timeline must have recorded spans.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "sim/schedule/program.h"
@@ -27,6 +28,22 @@ struct RankTimes {
   [[nodiscard]] Time span() const { return last_end - first_start; }
 };
 
+// A piece of an op, or the copy of a message, that ran beside others on a lane of its own.
+struct PartSpan {
+  enum class Lane : std::uint8_t {
+    compute,   // of the op's stage
+    exchange,  // of the rank: what the shards of a stage get of each other within an op
+    copy,      // of the rank: what another rank sent goes to memory of this one
+  };
+
+  Op op;                      // that it is a part of; of a copy the receive. `with_next` is off
+  Lane lane = Lane::compute;  // of the rank that has the op
+  std::string name;           // "dispatch"
+  Span span;
+
+  friend bool operator==(const PartSpan&, const PartSpan&) = default;
+};
+
 struct Timeline {
   std::vector<RankTimes> ranks;
   Time reduced = 0;  // when the last REDUCE_GRAD ended; 0 without any. Not part of the makespan
@@ -35,6 +52,7 @@ struct Timeline {
   std::vector<Span> ops;            // of Program::schedule.ops, in the same order; both ops of a pair have the pair's
   std::vector<Span> communication;  // of Program::communication, in the same order. A message's two ends have the same
                                     // span, from the start of the transfer to its arrival
+  std::vector<PartSpan> parts;      // by rank; those of a lane in the order in which they ran
 
   friend bool operator==(const Timeline&, const Timeline&) = default;
 

@@ -18,10 +18,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "exec/device/lease.h"
@@ -130,6 +132,7 @@ class AsyncDevice final : public Device {
     use({Lane::Kind::message});
     wait(ready);
     read(tensor);
+    copy_begun_ = mark();
     at::Tensor copy = tensor.clone();
     work(copy_time);
     made(copy);
@@ -137,6 +140,7 @@ class AsyncDevice final : public Device {
     use(before);
     return hand_over(std::move(copy), ready, From::take);
   }
+  [[nodiscard]] std::optional<Mark> copy_begun() const override { return copy_begun_; }
   [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor.clone(); }
 
   // All that this thread gives to any lane from now on starts later.
@@ -239,6 +243,7 @@ class AsyncDevice final : public Device {
   const bool copies_;
   std::vector<LaneState> lanes_;
   Lane used_;
+  std::optional<Mark> copy_begun_;
   std::atomic<int> step_{0};
   std::deque<Event> events_;
   bool is_finished_ = true;
@@ -334,6 +339,7 @@ AsyncRun run(const Program& program, bool copies, bool forward_only = false) {
     ReplayOptions options;
     options.forward_only = forward_only;
     options.device = devices[rank].get();
+    options.note_parts = true;
     options.before_op = [&](Op op) { devices[rank]->announce(op); };
     try {
       replay(program, static_cast<int>(rank), own, *transports[rank], result.records[rank], options);
@@ -397,6 +403,24 @@ BOOST_DATA_TEST_CASE(messages_may_be_copied,
   BOOST_TEST(got.still_handed_over == 0U);
   const Timeline measured = merge(program, got.records);
   BOOST_TEST(measured.makespan() >= simulate(program, costs(0)).makespan());
+  // One for each message, one after the other, until that is there.
+  BOOST_TEST(measured.parts.size() == static_cast<std::size_t>(std::ranges::count_if(
+                                          program.communication, [](Op op) { return is_receive(op.kind); })));
+  std::map<int, Time> free_since;
+  for (const PartSpan& copy : measured.parts) {
+    BOOST_TEST((copy.lane == PartSpan::Lane::copy));
+    BOOST_TEST(copy.span.end - copy.span.start == AsyncDevice::copy_time);
+    Time& free = free_since[program.schedule.placement.rank_of[copy.op.stage]];
+    BOOST_TEST(free <= copy.span.start);
+    free = copy.span.end;
+    const auto message = std::ranges::find_if(program.communication, [&](const Op& op) {
+      return std::tuple(op.kind, op.stage, op.micro_batch) ==
+             std::tuple(copy.op.kind, copy.op.stage, copy.op.micro_batch);
+    });
+    BOOST_TEST_REQUIRE((message != program.communication.end()));
+    const auto place = static_cast<std::size_t>(message - program.communication.begin());
+    BOOST_TEST(copy.span.end == measured.communication[place].end);
+  }
 }
 
 BOOST_AUTO_TEST_CASE(a_copy_takes_its_time) {

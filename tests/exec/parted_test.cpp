@@ -76,16 +76,16 @@ class ToldStage final : public PartedStage {
   ToldStage(LoggingDevice& device, const std::string& name, int layers, const Options& options)
       : PartedStage(device, options), device_(device), name_(name) {
     for (int i = 0; i < layers; ++i) {
-      add_compute([this](std::uint32_t, const Tensors& in) { return Tensors{told("attention", in[0]), in[0]}; });
-      add_exchange();
-      add_compute(
-          [this](std::uint32_t, const Tensors& in) {
-            return Tensors{told("experts", in[0]), in[1]};
-          },
-          [this](std::uint32_t, const Tensors& in) { return Tensors{told("shared", in[0])}; });
-      add_exchange();
+      add_compute({"attention", [this](auto, const Tensors& in) { return Tensors{told("attention", in[0]), in[0]}; }});
+      add_exchange("dispatch");
+      add_compute({"experts",
+                   [this](auto, const Tensors& in) {
+                     return Tensors{told("experts", in[0]), in[1]};
+                   }},
+                  {"shared", [this](auto, const Tensors& in) { return Tensors{told("shared", in[0])}; }});
+      add_exchange("combine");
     }
-    add_compute([this](std::uint32_t, const Tensors& in) { return Tensors{told("end", in[0])}; });
+    add_compute({"end", [this](auto, const Tensors& in) { return Tensors{told("end", in[0])}; }});
   }
 
   [[nodiscard]] std::vector<NamedTensor> named_parameters() override { return {}; }

@@ -131,6 +131,25 @@ BOOST_AUTO_TEST_CASE(results_are_the_same_in_every_process_and_in_one) {
   for (const std::string& each : times) BOOST_TEST(each == times[0]);
 }
 
+BOOST_AUTO_TEST_CASE(every_process_has_the_parts_of_all_ranks) {
+  const Program program = program_of("dualpipe", 4);
+  TrainOptions options = small(program, "moe");
+  options.note_parts = true;
+  std::size_t devices = 0;
+  TrainObserver observer;
+  observer.on_begin = [&](std::span<const std::string> each) { devices = each.size(); };
+  const TrainResult apart = train(world(), program, options, observer);
+  const TrainResult together = train(program, options);
+  BOOST_TEST(devices == 4U);
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    const RankRecord& record = apart.records[rank];
+    BOOST_TEST(record.parts.size() == together.records[rank].parts.size());
+    BOOST_TEST(!record.parts.empty());
+    BOOST_TEST(record.ops.front().start <= record.parts.front().span.start);
+    BOOST_TEST(record.parts.back().span.end <= record.ops.back().end);
+  }
+}
+
 // Rank 1's op ends before that of rank 2, which needs it, begins: also where they are in different processes.
 BOOST_AUTO_TEST_CASE(times_are_by_one_clock) {
   const Program program = program_of("gpipe", 4);

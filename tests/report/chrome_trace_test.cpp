@@ -130,7 +130,9 @@ class Trace {
 
   void check_names() const {
     // The colour is a hash of the name without its numbers at the end.
-    static const std::regex name("(F|B|I|W|F&B [0-9]+|(SEND|RECV)_[FB]|REDUCE_GRAD) [0-9]+");
+    static const std::regex name(
+        "(F|B|I|W|F&B [0-9]+|(SEND|RECV)_[FB]|REDUCE_GRAD) [0-9]+"
+        "|[a-z]+( dW)? [0-9]+([FBIW]|RECV_[FB])[0-9]+");  // a part
     for (const Slice& slice : slices) {
       BOOST_TEST(std::regex_match(slice.name, name), slice.name);
       BOOST_TEST(threads.contains(slice.track));
@@ -382,6 +384,109 @@ BOOST_AUTO_TEST_CASE(two_runs_in_one_file) {
   BOOST_TEST(trace.processes.at(1001) == "rank 01 predicted");
   BOOST_TEST(trace.processes.at(2001) == "rank 01 measured");
   BOOST_TEST(trace.arrows.size() == 2 * send_count(program));
+}
+
+// Ops in parts: F of attention and dispatch, B of dispatch and attention. Activations are copied.
+Timeline with_parts(const Program& program, Timeline timeline) {
+  const auto add = [&](Op op, PartSpan::Lane lane, const char* name, Time start, Time end) {
+    op.with_next = false;
+    timeline.parts.push_back({op, lane, name, {start, end}});
+  };
+  for (std::size_t i = 0; i < program.schedule.ops.size(); ++i) {
+    const Op op = program.schedule.ops[i];
+    const Span span = timeline.ops[i];
+    const Time half = (span.start + span.end) / 2;
+    const bool forward = op.kind == Kind::forward;
+    add(op, PartSpan::Lane::compute, "attention", forward ? span.start : half, forward ? half : span.end);
+    add(op, PartSpan::Lane::exchange, "dispatch", forward ? half : span.start, forward ? span.end : half);
+  }
+  for (std::size_t i = 0; i < program.communication.size(); ++i) {
+    const Span span = timeline.communication[i];
+    if (program.communication[i].kind == Kind::receive_forward) {
+      add(program.communication[i], PartSpan::Lane::copy, "copy", span.end - 10, span.end);
+    }
+  }
+  return timeline;
+}
+
+BOOST_AUTO_TEST_CASE(parts_have_lanes_below_the_ops) {
+  const Program program = lower(generate("dualpipe", {2, 4}));
+  const Costs costs = two_way_costs(ms / 4);
+  const Timeline plain = simulate(program, costs);
+  const Timeline timeline = with_parts(program, plain);
+  const std::string text = trace_of(program, costs, timeline);
+  const Trace trace(text);
+  const std::vector<std::string> expected = {"compute", "compute, stage 1", "compute, stage 2",    "exchange",
+                                             "copy",    "send to rank 00",  "receive from rank 00"};
+  for (std::size_t lane = 0; lane < expected.size(); ++lane) {
+    BOOST_TEST(trace.threads.at({1001, static_cast<int>(lane) + 1}) == expected[lane]);
+  }
+  std::size_t slices = 0;
+  for (const char* lane : {"compute, stage 1", "compute, stage 2", "exchange", "copy"}) {
+    slices += trace.in_lane(1001, lane).size();
+  }
+  BOOST_TEST(slices == static_cast<std::size_t>(std::ranges::count_if(timeline.parts, [&](const PartSpan& part) {
+               return program.schedule.placement.rank_of[part.op.stage] == 1;
+             })));
+  const Slice first = trace.in_lane(1001, "exchange").front();
+  BOOST_TEST(first.name == "dispatch 2F0");
+  BOOST_TEST(first.args == Json::parse(R"({"op": "2F0", "stage": 2, "chain": 1, "micro_batch": 0})"));
+  BOOST_TEST(trace.in_lane(1001, "copy").front().name.substr(0, 5) == "copy ");
+
+  // All else is as without them, but for the numbers of the lanes below.
+  const Trace without(trace_of(program, costs, plain));
+  BOOST_TEST(trace.arrows.size() == without.arrows.size());
+  BOOST_TEST(trace.slices.size() == without.slices.size() + timeline.parts.size());
+  check_compute_lanes(trace, program, timeline);
+}
+
+BOOST_AUTO_TEST_CASE(the_filter_goes_for_parts_too) {
+  const Program program = lower(generate("dualpipe", {2, 4}));
+  const Costs costs = two_way_costs(ms / 4);
+  const Timeline timeline = with_parts(program, simulate(program, costs));
+  TraceFilter filter;
+  filter.first_rank = 1;
+  filter.begin = 4 * ms;
+  filter.end = 6 * ms;
+  const Trace all(trace_of(program, costs, timeline));
+  const Trace part(trace_of(program, costs, timeline, filter));
+  for (const char* lane : {"compute, stage 1", "exchange"}) {
+    const auto whole = all.in_lane(1001, lane);
+    const auto kept = std::ranges::count_if(whole, [&](const Slice& slice) { return filter.has(slice.span); });
+    BOOST_TEST(kept > 0);
+    BOOST_TEST(std::ssize(part.in_lane(1001, lane)) == kept);
+    BOOST_TEST(part.in_lane(1000, lane).empty());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(parts_that_overlap_get_lanes_of_their_own) {
+  const Program program = lower(generate("1f1b", {1, 1}));
+  Timeline timeline = simulate(program, uniform(ms, ms, ms));
+  for (const Time start : {0, 10, 20}) {
+    timeline.parts.push_back({{}, PartSpan::Lane::exchange, "dispatch", {start, start + 15}});
+  }
+  const Trace trace(trace_of(program, uniform(ms, ms, ms), timeline));
+  BOOST_TEST(trace.in_lane(1000, "exchange").size() == 2U);
+  BOOST_TEST(trace.in_lane(1000, "exchange (2)").size() == 1U);
+}
+
+BOOST_AUTO_TEST_CASE(a_run_says_what_it_ran_on) {
+  const Program program = lower(generate("1f1b", {2, 2}));
+  const Costs costs = uniform(ms, ms, ms);
+  const std::vector<std::string> devices = {"NVIDIA H100", "NVIDIA H200"};
+  std::ostringstream out;
+  TraceWriter writer(out);
+  TraceGroup group;
+  group.label = "measured";
+  group.devices = devices;
+  group.about = TraceArgs().add("dtype", "bfloat16");
+  write_run(writer, program, costs, simulate(program, costs), {}, group);
+  writer.finish();
+  BOOST_TEST(Trace(out.str()).processes.at(1001) == "rank 01 measured on NVIDIA H200");
+  const std::string expected =
+      R"("args":{"name":"rank 00 measured on NVIDIA H100","rank":0,"run":"measured","device":"NVIDIA H100",)"
+      R"("dtype":"bfloat16","peak_activations":)";
+  BOOST_TEST(out.str().find(expected) != std::string::npos, out.str());
 }
 
 // Clocks that disagree: a receive ends before its send starts. No arrow leads back in time.

@@ -164,11 +164,18 @@ BOOST_AUTO_TEST_CASE(a_plan_and_its_measured_run) {
   const Program program = lower(generate("dualpipe", {4, 8}));
   const Costs costs = uniform(ms, ms, ms, ms / 4);
   const Timeline timeline = simulate(program, costs);
+  Timeline in_parts = timeline;
+  for (std::size_t i = 0; i < timeline.ops.size(); ++i) {
+    const Op op = program.schedule.ops[i];
+    in_parts.parts.push_back({op, PartSpan::Lane::compute, "attention", timeline.ops[i]});
+    in_parts.parts.push_back({op, PartSpan::Lane::exchange, "dispatch", timeline.ops[i]});
+  }
   const std::vector<RankPeak> peaks = {{1, 10}, {2, 20}, {3, 30}, {4, 40}};
+  const std::vector<std::string> devices(4, "a device");
   std::ostringstream out;
   TraceWriter writer(out);
   write_run(writer, program, costs, timeline, {}, {1004, "planned", {}});
-  write_run(writer, program, costs, timeline, {}, {1000, "measured", peaks});
+  write_run(writer, program, costs, in_parts, {}, {1000, "measured", peaks, devices, TraceArgs().add("dtype", "any")});
   writer.finish();
   const auto runs = read(out.str());
   BOOST_TEST(runs.size() == 2U);

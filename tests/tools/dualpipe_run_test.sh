@@ -226,6 +226,22 @@ test_results() {
   [[ $(<report) == *"$(sed 1,3d compared)"* ]] || fail "dualpipe-sim compare has another report"
   "$dualpipe_sim" simulate dualpipe --ranks 2 --microbatches 4 --costs costs >stdout 2>stderr || fail "costs not read"
   succeeds 'predicted' --schedule dualpipe "${small[@]}" --compare --costs costs
+
+  # What it ran on, and what ops were made of.
+  succeeds 'median of' --schedule dualpipe "${small[@]}" --model moe --dtype bfloat16 --compare --trace trace --json json
+  holds '"devices": \[$' json
+  holds '^    "cpu",$' json
+  for value in '"transport": "threads"' '"dtype": "bfloat16"' '"copy": false' '"sm_partition": false'; do
+    holds "$value," json
+  done
+  holds '"rank 01 measured on cpu".*"device":"cpu","transport":"threads","dtype":"bfloat16","copy":"off"' trace
+  holds '"args":\{"name":"compute, stage 0"\}' trace
+  holds '"name":"exchange"' trace
+  holds '"cat":"part","name":"dispatch 0F0","args":\{"op":"0F0",' trace
+  holds '"name":"experts dW 0B0"' trace
+  cp stdout report
+  "$dualpipe_sim" compare trace >compared 2>stderr || fail "a trace with parts is not read back"
+  [[ $(<report) == *"$(sed 1,3d compared)"* ]] || fail "dualpipe-sim compare has another report of a trace with parts"
 }
 
 # F, I and W of 2 ms: 4 micro-batches cannot take less than 24 ms.

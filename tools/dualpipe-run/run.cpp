@@ -107,12 +107,19 @@ void check_trains(const RunOptions& options, const Schedule& schedule) {
 
 // The trace of what a failed run has done. It must not hide why the run failed.
 void write_partial_trace(const std::string& path, const Program& program, std::span<const RankRecord> records,
-                         const Costs& costs) {
+                         const Machine& machine) {
   if (path.empty()) return;
+  Costs costs;
+  costs.stages.resize(1);
   try {
     const PartialRun partial = reached(program, records);
     const Timeline timeline = merge(partial.program, partial.records);
-    write_output(path, [&](std::ostream& out) { write_chrome_trace(out, partial.program, costs, timeline); });
+    write_output(path, [&](std::ostream& out) {
+      TraceWriter writer(out);
+      write_run(writer, partial.program, costs, timeline, {},
+                {.devices = machine.devices, .about = trace_args(machine)});
+      writer.finish();
+    });
   } catch (const std::exception& error) {
     std::cerr << "warning: no partial trace: " << error.what() << '\n';
   }
@@ -129,10 +136,12 @@ PlannedMeasured<std::vector<RankPeak>> peaks_of(const Difference& difference) {
 
 // The measured run, and for --compare the plan: rank 00 measured, rank 00 planned, rank 01 measured, …
 void write_trace(std::ostream& out, const Program& program, const Costs& costs, const Timeline& measured,
-                 const Timeline* planned, const Difference& difference) {
-  const auto peaks = peaks_of(difference);
+                 const Timeline* planned, const TrainReport& report) {
+  const auto peaks = peaks_of(report.difference);
   TraceGroup measured_group;
   measured_group.peaks = peaks.measured;
+  measured_group.devices = report.machine.devices;
+  measured_group.about = trace_args(report.machine);
   TraceWriter writer(out);
   if (planned != nullptr) {
     measured_group.label = "measured";
@@ -157,10 +166,14 @@ std::optional<Costs> given_costs(const RunOptions& options, const TrainOptions& 
   return costs;
 }
 
+// Tells `machine` of the devices.
 TrainResult train_observed(const RunOptions& options, World& world, const Program& program,
-                           const TrainOptions& train_options, Check* check) {
+                           const TrainOptions& train_options, Machine& machine, Check* check) {
   Progress progress(train_options.warmup + train_options.steps, world.process() == 0);
   TrainObserver observer;
+  observer.on_begin = [&](std::span<const std::string> devices) {
+    machine.devices.assign(devices.begin(), devices.end());
+  };
   observer.on_step = [&](const StepReport& step) {
     progress.show(step);
     if (check != nullptr) check->on_step(step);
@@ -169,9 +182,7 @@ TrainResult train_observed(const RunOptions& options, World& world, const Progra
     observer.on_gradients = [&](int step, std::span<Stage* const> stages) { check->on_gradients(step, stages); };
   }
   observer.on_failure = [&](int, const Program& ran, std::span<const RankRecord> records) {
-    Costs costs;
-    costs.stages.resize(1);
-    write_partial_trace(options.trace, ran, records, costs);
+    write_partial_trace(options.trace, ran, records, machine);
   };
   return train(world, program, train_options, observer);
 }
@@ -194,11 +205,12 @@ std::string mark_cost_text(Hardware& hardware) {
 
 // Files and text, as asked for. `hardware`: null for the host.
 void write_results(const RunOptions& options, Hardware* hardware, bool prints_text, const Program& program,
-                   const std::optional<Costs>& given, const TrainResult& result, const Check* check) {
+                   const Machine& machine, const std::optional<Costs>& given, const TrainResult& result,
+                   const Check* check) {
   const Timeline measured = merge(program, result.records);
   const Costs costs = given ? *given : calibrate(program, result);
   const Timeline planned = simulate(program, costs);
-  TrainReport report = train_report(program, options.model, result, costs, planned, measured);
+  TrainReport report = train_report(program, options.model, machine, result, costs, planned, measured);
   if (check != nullptr) report.check = check->report();
 
   const auto write = [](const std::string& path, const std::function<void(std::ostream&)>& writer) {
@@ -206,7 +218,7 @@ void write_results(const RunOptions& options, Hardware* hardware, bool prints_te
   };
   write(options.calibrate, [&](std::ostream& out) { write_costs(out, calibrate(program, result)); });
   write(options.trace, [&](std::ostream& out) {
-    write_trace(out, program, costs, measured, options.compare ? &planned : nullptr, report.difference);
+    write_trace(out, program, costs, measured, options.compare ? &planned : nullptr, report);
   });
   write(options.json, [&](std::ostream& out) { write_json(out, report); });
   if (prints_text) {
@@ -231,15 +243,20 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   train_options.stop = stop;
   const std::unique_ptr<Hardware> hardware = options.hardware(world);
   train_options.hardware = hardware.get();
+  train_options.note_parts = !options.trace.empty();
   train_options.measure_links = !options.calibrate.empty() && world.processes() > 1;
   std::optional<Costs> given;
   if (is_first) given = given_costs(options, train_options, program.schedule.placement);
   std::optional<Check> check;
   if (options.check) check.emplace(world, program.schedule, train_options);
 
-  const TrainResult result = train_observed(options, world, program, train_options, check ? &*check : nullptr);
+  Machine machine;
+  machine.transport = world.transport();
+  machine.precision = train_options.shape.precision;
+  machine.gpu = {options.copy, options.sm_partition};
+  const TrainResult result = train_observed(options, world, program, train_options, machine, check ? &*check : nullptr);
   if (is_first) {
-    write_results(options, hardware.get(), prints_text, program, given, result, check ? &*check : nullptr);
+    write_results(options, hardware.get(), prints_text, program, machine, given, result, check ? &*check : nullptr);
   }
   if (check && !check->report().passed()) throw InputError("the check failed: " + check->report().failure);
 }
