@@ -35,21 +35,6 @@ TrainOptions mixed(const Program& program, const std::string& model) {
   return options;
 }
 
-// `spoil`: what happens to the gradients before they are checked.
-CheckReport checked(const Program& program, const TrainOptions& options,
-                    const std::function<void(std::span<Stage* const>)>& spoil = {}) {
-  const auto world = one_process();
-  Check check(*world, program.schedule, options);
-  TrainObserver observer;
-  observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
-    if (spoil) spoil(stages);
-    check.on_gradients(step, stages);
-  };
-  observer.on_step = [&](const StepReport& step) { check.on_step(step); };
-  (void)train(program, options, observer);
-  return check.report();
-}
-
 at::Tensor with_gradient(const std::vector<double>& values) {
   at::Tensor parameter = at::zeros({static_cast<std::int64_t>(values.size())}, at::kDouble);
   parameter.mutable_grad() = at::tensor(values);

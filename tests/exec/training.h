@@ -1,11 +1,14 @@
 // What the tests of trainings share.
 #pragma once
 
+#include <functional>
 #include <ostream>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "exec/stage/stage.h"
 #include "exec/train/reference.h"
 #include "exec/train/train.h"
 #include "sim/schedule/program.h"
@@ -25,7 +28,9 @@ namespace dualpipe::test {
 // A tiny model in float64: so many layers, 0: one more than there are stages in a chain.
 [[nodiscard]] TrainOptions tiny(const Program& program, const std::string& model, int layers = 0);
 
-// Trains, and compares each step with the same training without a pipeline.
-[[nodiscard]] CheckReport checked(const Program& program, const TrainOptions& options);
+// Trains, and compares each step with the same training without a pipeline. `spoil`: what happens to the gradients
+// before they are checked.
+[[nodiscard]] CheckReport checked(const Program& program, const TrainOptions& options,
+                                  const std::function<void(std::span<Stage* const>)>& spoil = {});
 
 }  // namespace dualpipe::test
