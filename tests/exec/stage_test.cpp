@@ -28,6 +28,7 @@
 #include "sim/schedule/error.h"
 #include "tests/exec/chain.h"
 #include "tests/exec/training.h"
+#include "tests/thinned.h"
 
 namespace dualpipe {
 namespace {
@@ -211,8 +212,8 @@ struct OneThread {
 BOOST_AUTO_TEST_SUITE(exec_stage, *boost::unit_test::fixture<OneThread>())
 
 BOOST_DATA_TEST_CASE(stages_have_the_bits_of_plain_autograd,
-                     boost::unit_test::data::make(variants) * boost::unit_test::data::make(all_types), variant,
-                     precision) {
+                     thinned(4, boost::unit_test::data::make(variants) * boost::unit_test::data::make(all_types)),
+                     variant, precision) {
   for (const std::vector<int>& layers :
        std::vector<std::vector<int>>{{4}, {2, 2}, {2, 1, 1}, {1, 1, 1, 1}, {0, 4, 0}}) {
     ModelShape shape = small(variant, layers);
