@@ -36,6 +36,7 @@ namespace {
 using test::Chain;
 using test::same_bits;
 using test::small;
+using test::thinned;
 using Tensors = std::vector<at::Tensor>;
 
 std::string refusal(const std::function<void()>& call) {
