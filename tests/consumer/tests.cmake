@@ -16,7 +16,9 @@ function(dualpipe_consumer_test name target)
       --build-target ${target}
       --build-options
         -DCMAKE_BUILD_TYPE=Debug
+        -DCMAKE_CXX_FLAGS_DEBUG=
         -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER}
+        -DCMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER}
         "-DCMAKE_CXX_FLAGS=${CMAKE_CXX_FLAGS}"
         ${ARGN}
       --test-command ${target})
