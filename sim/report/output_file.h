@@ -2,8 +2,10 @@
 //
 // A regular file is written beside its place and moved there only when complete: whoever opens it sees the old one or
 // the new one, and after a failure, or a kill, the old one is as it was. Where the file system can (most on Linux),
-// what is being written has no name, so that a kill leaves nothing behind; elsewhere it is PATH.<process>.part until
-// then. Devices and pipes, which nothing can be moved to, are written to directly.
+// what is being written has no name until it is complete; then, for the instant before the move, as elsewhere all the
+// while, it is PATH.<process>.part. So a kill leaves nothing behind, or that one file, which is whole where it had no
+// name before; the next process of that number that writes PATH removes it. Devices and pipes, which nothing can be
+// moved to, are written to directly.
 #pragma once
 
 #include <cstdint>

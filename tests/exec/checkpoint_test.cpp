@@ -24,6 +24,7 @@
 #include "tests/exec/training.h"
 #include "tests/scratch.h"
 #include "tests/support.h"
+#include "tests/thinned.h"
 
 namespace dualpipe::test {
 namespace {
@@ -101,9 +102,9 @@ BOOST_AUTO_TEST_SUITE(exec_checkpoint)
 
 // The whole file is the same: parameters, optimizer, metadata.
 BOOST_DATA_TEST_CASE(a_resumed_training_goes_on_bit_for_bit,
-                     data::make({"mlp", "gpt", "moe"}) *
-                         data::make({Precision::float32, Precision::float64, Precision::bfloat16}) *
-                         data::make({"sgd", "adamw"}),
+                     thinned(5, data::make({"mlp", "gpt", "moe"}) *
+                                    data::make({Precision::float32, Precision::float64, Precision::bfloat16}) *
+                                    data::make({"sgd", "adamw"})),
                      model, precision, optimizer) {
   const Scratch scratch;
   TrainOptions options = options_for(program_for("1f1b", 2), model);

@@ -23,6 +23,7 @@
 #include "sim/schedule/error.h"
 #include "sim/schedule/lower.h"
 #include "tests/exec/training.h"
+#include "tests/thinned.h"
 
 namespace dualpipe::test {
 namespace {
@@ -76,8 +77,8 @@ bool contains(const std::string& text, const std::string& part) { return text.fi
 BOOST_AUTO_TEST_SUITE(exec_processes)
 
 BOOST_DATA_TEST_CASE(a_pipeline_of_processes_trains_like_the_model_by_itself,
-                     data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4, 8}), name,
-                     model, ranks) {
+                     thinned(5, data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4, 8})),
+                     name, model, ranks) {
   if (ranks < world().processes() || (ranks == 8 && std::string(model) != "mlp")) return;
   at::set_num_threads(1);
   const Program program = program_of(name, ranks);

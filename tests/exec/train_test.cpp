@@ -29,6 +29,7 @@
 #include "sim/simulate/simulate.h"
 #include "tests/exec/training.h"
 #include "tests/support.h"
+#include "tests/thinned.h"
 
 namespace dualpipe::test {
 namespace {
@@ -86,8 +87,8 @@ BOOST_AUTO_TEST_SUITE(exec_train)
 
 // Only looped-bfs runs its backwards in another order than that of the micro-batches.
 BOOST_DATA_TEST_CASE(a_pipeline_trains_like_the_model_by_itself,
-                     data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4}), name, model,
-                     ranks) {
+                     thinned(5, data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4})),
+                     name, model, ranks) {
   const Program program = program_of(name, ranks);
   const CheckReport report = checked(program, small(program, model));
   BOOST_TEST(report.failure == "");
@@ -711,8 +712,8 @@ BOOST_DATA_TEST_CASE(the_probe_finds_the_bandwidth, data::make({1, 2, 3}) * data
 // What was measured in the warm-up says how much memory the ranks will hold; of this schedule, and of others over the
 // same stages.
 BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
-                     data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4}) *
-                         data::make({Precision::float64, Precision::bfloat16}),
+                     thinned(7, data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4}) *
+                                    data::make({Precision::float64, Precision::bfloat16})),
                      name, model, ranks, precision) {
   const Program program = program_of(name, ranks);
   TrainOptions options = small(program, model);

@@ -64,6 +64,18 @@ BOOST_AUTO_TEST_CASE(a_failure_leaves_all_as_it_was) {
   BOOST_TEST(scratch.files().size() == 1U);
 }
 
+// Killed in the instant when what it wrote has a name, but not yet that of the file.
+BOOST_AUTO_TEST_CASE(what_a_killed_process_left_is_removed_by_the_next_of_its_number) {
+  for (const Durable durable : {Durable::no, Durable::yes}) {
+    const Scratch scratch;
+    write(scratch / "a", "old");
+    std::ofstream(scratch / ("a." + std::to_string(getpid()) + ".part")) << "what was to be next";
+    write(scratch / "a", "new", durable);
+    BOOST_TEST(bytes_of(scratch / "a") == "new");
+    BOOST_TEST(scratch.files().size() == 1U);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_link_stays_one) {
   const Scratch scratch;
   fs::create_directory(scratch / "elsewhere");

@@ -191,22 +191,35 @@ test_full_disk() {
   [[ -z $(compgen -G 'saved?*') ]] || fail "left a file behind"
 }
 
+# is_left_by_kill PID FILE ARGUMENT...: what a kill of the process leaves of the FILE that it saves again and again (see
+# sim/report/output_file.h): the last that was complete, and perhaps the next one, complete as well, under the name that
+# it has before it takes the place of the last. Runs with ARGUMENT... go on with either.
+is_left_by_kill() {
+  local part=$2.$1.part left file
+  left=$(compgen -G "$2?*" || true)
+  [[ -z $left || $left == "$part" ]] || fail "left more behind than $part: $left"
+  for file in "$2" $left; do succeeds 'median of 1' "${@:3}" --warmup 0 --steps 1 --resume "$file"; done
+  rm -f "$2"?*
+}
+
 # Saves take most of the time of such a run, so that some of the kills come in the middle of one.
 test_killed_while_saving() {
   local large=(--schedule 1f1b --ranks 2 --microbatches 2 --model mlp --hidden 128 --batch 1)
+  local delay pid
   for delay in 0.01 0.02 0.03 0.05 0.08; do
     rm -f saved
     command=("${large[@]}" --save saved, killed)
     checks=$((checks + 1))
     "$dualpipe_run" "${large[@]}" --steps 100000 --save saved --save-every 1 >stdout 2>stderr &
-    local pid=$!
+    pid=$!
     until [[ -e saved ]] || ! kill -0 $pid; do sleep 0.01; done
     sleep $delay
     kill -KILL $pid
     wait $pid 2>/dev/null || true
-    [[ -z $(compgen -G 'saved?*') ]] || fail "left a file behind"
-    succeeds 'median of 1' "${large[@]}" --warmup 0 --steps 1 --resume saved
+    is_left_by_kill $pid saved "${large[@]}"
   done
+  cp saved "saved.$pid.part"  # as after a kill before the move, for which the ones above need luck
+  is_left_by_kill $pid saved "${large[@]}"
 }
 
 test_results() {
@@ -328,11 +341,12 @@ is_trace() {
   holds '^planned has [0-9]+ ops? that the other run did not come to'
 }
 
+# Without a warm-up, whose steps run I and W of the passes by themselves now and then, as the plan does not.
 test_interrupt() {
   command=(--model timed --trace partial, interrupted)
   checks=$((checks + 1))
   rm -f partial
-  "$dualpipe_run" "${timed[@]}" --forward 20ms --steps 1000 --trace partial >stdout 2>stderr &
+  "$dualpipe_run" "${timed[@]}" --forward 20ms --warmup 0 --steps 1000 --trace partial >stdout 2>stderr &
   local pid=$!
   until_busy $pid
   kill -INT $pid
