@@ -754,7 +754,7 @@ BOOST_DATA_TEST_CASE(a_timed_run_is_calibrated_to_its_costs, data::make({"zb1p",
   options.shape.costs = uniform(1000 * us, 1000 * us, 1000 * us, 0, 2500 * us);
   options.shape.costs.stages[0].recompute = 500 * us;
   options.warmup = 3;
-  options.steps = 1;
+  options.steps = 3;
   options.measure_passes = true;
   options.measure_links = true;
   options.transport.link_delay = std::chrono::microseconds(500);
