@@ -114,44 +114,151 @@ Stream& Gpu::make_stream(int parts, int priority) {
   return *streams_.emplace_back(std::move(stream));
 }
 
-void Gpu::run(Stream& stream, const char* name, std::span<const Access> accesses, const std::function<void()>& work) {
+class Deferred {
+ public:
+  Deferred(const Stream& stream, std::uint32_t step, Point start, const char* name, std::vector<Access> accesses,
+           Readiness ready, Work work)
+      : stream_(stream),
+        step_(step),
+        start_(std::move(start)),
+        name_(name),
+        accesses_(std::move(accesses)),
+        ready_(std::move(ready)),
+        work_(std::move(work)) {}
+
+  // Its end, if it has run, or does now: what `settled` makes of the points before it is known, and it is ready.
+  template <typename Settled, typename Execute>
+  [[nodiscard]] std::optional<Point> end(const Settled& settled, const Execute& execute) {
+    const std::lock_guard lock(mutex_);
+    if (end_) return end_;
+    const std::optional<Point> start = settled(start_);
+    if (!start) return std::nullopt;
+    if (!needed_) needed_ = ready_();
+    const std::optional<Point> needed = needed_ ? settled(*needed_) : std::nullopt;
+    if (!needed) return std::nullopt;
+    Point both = *start;
+    both.time = std::max(both.time, needed->time);
+    join(both.seen, needed->seen);
+    end_ = execute(stream_, step_, std::move(both), name_, accesses_, work_);
+    return end_;
+  }
+
+ private:
+  const Stream& stream_;
+  const std::uint32_t step_;
+  const Point start_;
+  const char* const name_;
+  const std::vector<Access> accesses_;
+  const Readiness ready_;
+  const Work work_;
+
+  std::mutex mutex_;
+  std::optional<Point> needed_;
+  std::optional<Point> end_;
+};
+
+Point Gpu::execute(const Stream& stream, std::uint32_t step, Point start, const char* name,
+                   std::span<const Access> accesses, const Work& work) {
   {
     const std::lock_guard lock(mutex_);
-    Clock& seen = stream.end.seen;
-    join(seen, host_has_seen_);
-    if (seen.size() <= stream.index) seen.resize(stream.index + 1);
-    const AccessLog::Step step{stream.index, ++seen[stream.index], name};
+    join(start.seen, host_has_seen_);
+    start.seen.resize(std::max(start.seen.size(), stream.index + 1));
+    start.seen[stream.index] = step;
     for (const Access& access : accesses) {
-      if (const std::string what = log_.note(access, step, seen); !what.empty()) fault(what);
+      const std::string what = log_.note(access, {stream.index, step, name}, start.seen);
+      if (!what.empty()) fault(what);
     }
   }
   const Time before = now();
   work();
-  const Time took = time_on_gpu(accesses, now() - before) * multiprocessors / stream.multiprocessors;
+  start.time += time_on_gpu(accesses, now() - before) * multiprocessors / stream.multiprocessors;
+  return start;
+}
+
+void Gpu::run(Stream& stream, const char* name, std::span<const Access> accesses, const Work& work) {
+  const Point start = settle(end_of(stream));
+  std::uint32_t step = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    step = ++stream.steps;
+  }
+  Point end = execute(stream, step, start, name, accesses, work);
   const std::lock_guard lock(mutex_);
-  stream.end.time = std::max(stream.end.time, before) + took;
+  stream.end = std::move(end);
+}
+
+std::shared_ptr<Deferred> Gpu::defer(Stream& stream, const char* name, std::vector<Access> accesses, Readiness ready,
+                                     Work work) {
+  const Point start = end_of(stream);
+  const std::lock_guard lock(mutex_);
+  deferred_.push_back(std::make_shared<Deferred>(stream, ++stream.steps, start, name, std::move(accesses),
+                                                 std::move(ready), std::move(work)));
+  stream.end.after = {deferred_.back()};
+  return deferred_.back();
+}
+
+std::optional<Point> Gpu::settled(const Point& point) {
+  Point result{point.time, point.seen, {}};
+  for (const auto& each : point.after) {
+    const std::optional<Point> end = each->end([this](const Point& earlier) { return settled(earlier); },
+                                               [this](const auto&... arguments) { return execute(arguments...); });
+    if (!end) return std::nullopt;
+    result.time = std::max(result.time, end->time);
+    join(result.seen, end->seen);
+  }
+  return result;
+}
+
+Point Gpu::settle(const Point& point) {
+  constexpr Time limit = 120'000'000'000;
+  const Time deadline = now() + limit;
+  while (true) {
+    if (std::optional<Point> result = settled(point)) return *result;
+    if (now() > deadline) fault("a stream waits for a message that nobody sends");
+    try_deferred();
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+}
+
+void Gpu::try_deferred() {
+  std::vector<std::shared_ptr<Deferred>> all;
+  {
+    const std::lock_guard lock(mutex_);
+    all = deferred_;
+  }
+  std::erase_if(all, [&](const auto& each) { return !settled({0, {}, {each}}); });
+  const std::lock_guard lock(mutex_);
+  std::erase_if(deferred_, [&](const auto& each) { return std::ranges::find(all, each) != all.end(); });
 }
 
 Point Gpu::end_of(Stream& stream) {
   const std::lock_guard lock(mutex_);
-  return {std::max(stream.end.time, now()), stream.end.seen};
+  return {std::max(stream.end.time, now()), stream.end.seen, stream.end.after};
 }
 
 void Gpu::wait(Stream& stream, const Point& point) {
   const std::lock_guard lock(mutex_);
   stream.end.time = std::max(stream.end.time, point.time);
   join(stream.end.seen, point.seen);
+  stream.end.after.insert(stream.end.after.end(), point.after.begin(), point.after.end());
 }
 
 bool Gpu::is_reached(const Point& point) {
-  if (now() < point.time) return false;
+  const std::optional<Point> known = settled(point);
+  if (!known || now() < known->time) return false;
   const std::lock_guard lock(mutex_);
-  join(host_has_seen_, point.seen);
+  join(host_has_seen_, known->seen);
   return true;
 }
 
 void Gpu::await(const Point& point) {
-  while (!is_reached(point)) sleep_until(point.time);
+  const Point known = settle(point);
+  while (!is_reached(known)) sleep_until(known.time);
+}
+
+std::optional<Time> Gpu::time_of(const Point& point) {
+  const std::optional<Point> known = settled(point);
+  return known ? std::optional(known->time) : std::nullopt;
 }
 
 void Gpu::await_all() {

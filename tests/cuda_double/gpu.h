@@ -38,10 +38,13 @@ namespace dualpipe::test {
 // How much of the work of each stream has been seen to end.
 using Clock = std::vector<std::uint32_t>;
 
+class Deferred;
+
 // In the work of a stream: after all that had been put there.
 struct Point {
   Time time = 0;
   Clock seen;
+  std::vector<std::shared_ptr<Deferred>> after;  // and after these
 };
 
 struct Access {
@@ -81,8 +84,13 @@ struct Stream {
   std::size_t index = 0;  // in clocks
   int multiprocessors = 0;
   int priority = 0;
+  std::uint32_t steps = 0;
   Point end;
 };
+
+using Work = std::function<void()>;
+// After which point work may run; nothing: not yet.
+using Readiness = std::function<std::optional<Point>()>;
 
 class Gpu {
  public:
@@ -95,7 +103,11 @@ class Gpu {
   [[nodiscard]] Stream& make_stream(int parts, int priority);
   [[nodiscard]] Stream& default_stream() { return *streams_.front(); }
 
-  void run(Stream& stream, const char* name, std::span<const Access> accesses, const std::function<void()>& work);
+  // Work that is ready runs at once; that after deferred work, when that has run: until then the thread waits.
+  void run(Stream& stream, const char* name, std::span<const Access> accesses, const Work& work);
+  // Work for which others have to do something first: runs when somebody waits.
+  std::shared_ptr<Deferred> defer(Stream& stream, const char* name, std::vector<Access> accesses, Readiness ready,
+                                  Work work);
   [[nodiscard]] Point end_of(Stream& stream);
   void wait(Stream& stream, const Point& point);
 
@@ -103,6 +115,8 @@ class Gpu {
   [[nodiscard]] bool is_reached(const Point& point);
   void await(const Point& point);
   void await_all();
+  // When it was reached, or will be; nothing: that is not known yet.
+  [[nodiscard]] std::optional<Time> time_of(const Point& point);
 
   // null: there is not as much.
   [[nodiscard]] void* allocate(std::size_t size);
@@ -114,12 +128,21 @@ class Gpu {
  private:
   Gpu();
 
+  // With what has run of its deferred work, none of which is left then; nothing: some has not.
+  [[nodiscard]] std::optional<Point> settled(const Point& point);
+  [[nodiscard]] Point settle(const Point& point);
+  void try_deferred();
+  // Returns its end.
+  Point execute(const Stream& stream, std::uint32_t step, Point start, const char* name,
+                std::span<const Access> accesses, const Work& work);
+
   std::mutex mutex_;
   std::vector<std::unique_ptr<Stream>> streams_;
   Clock host_has_seen_;  // any thread of it: they tell each other
   AccessLog log_;
   std::map<const std::byte*, std::size_t> memory_;
   std::size_t used_ = 0;
+  std::vector<std::shared_ptr<Deferred>> deferred_;  // in the order in which it was put on streams
 };
 
 // For a misuse of CUDA, which the GPU would not have reported: ends the program.

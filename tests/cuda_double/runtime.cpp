@@ -117,9 +117,13 @@ void copy(void* to, const void* from, std::size_t count, Stream& stream) {
 
 }  // namespace
 
-void run_on(cudaStream_t stream, const char* name, std::span<const Access> accesses,
-            const std::function<void()>& work) {
+void run_on(cudaStream_t stream, const char* name, std::span<const Access> accesses, const Work& work) {
   gpu().run(stream_of(stream), name, accesses, work);
+}
+
+std::shared_ptr<Deferred> defer_on(cudaStream_t stream, const char* name, std::vector<Access> accesses, Readiness ready,
+                                   Work work) {
+  return gpu().defer(stream_of(stream), name, std::move(accesses), std::move(ready), std::move(work));
 }
 
 }  // namespace dualpipe::test
@@ -271,7 +275,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
     if (!each->knows_time || !each->is_recorded) return error(cudaErrorInvalidResourceHandle);
     if (!gpu().is_reached(each->point)) return error(cudaErrorNotReady);
   }
-  *milliseconds = static_cast<float>(event_of(end).point.time - event_of(start).point.time) / 1e6F;
+  const dualpipe::Time time = *gpu().time_of(event_of(end).point) - *gpu().time_of(event_of(start).point);
+  *milliseconds = static_cast<float>(time) / 1e6F;
   return cudaSuccess;
 }
 

@@ -10,13 +10,23 @@ add_library(cuda_double_runtime SHARED
 target_link_libraries(cuda_double_runtime PRIVATE dualpipe::sim fmt::fmt-header-only)
 target_link_options(cuda_double_runtime PRIVATE
   -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/cuda_double/runtime.map)
-set_target_properties(cuda_double_runtime PROPERTIES OUTPUT_NAME cudart SOVERSION 13)
+set_target_properties(cuda_double_runtime PROPERTIES OUTPUT_NAME cudart SOVERSION 13
+  LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda_double/runtime.map)
 
 add_library(cuda_double_torch SHARED cuda_double/torch.cpp)
 target_link_libraries(cuda_double_torch PRIVATE cuda_double_runtime LibTorch::LibTorch ${LibTorchCuda_c10_cuda_LIBRARY})
 set_target_properties(cuda_double_torch PROPERTIES OUTPUT_NAME torch_cuda)
 
-foreach(_target IN ITEMS cuda_double_runtime cuda_double_torch)
+set(_double_libraries cuda_double_runtime cuda_double_torch)
+if(TARGET LibTorch::Nccl)
+  add_library(cuda_double_nccl SHARED cuda_double/nccl.cpp)
+  target_include_directories(cuda_double_nccl SYSTEM PRIVATE ${LibTorchCuda_NCCL_INCLUDE_DIR})
+  target_link_libraries(cuda_double_nccl PRIVATE cuda_double_runtime fmt::fmt-header-only)
+  set_target_properties(cuda_double_nccl PROPERTIES OUTPUT_NAME nccl SOVERSION 2)
+  list(APPEND _double_libraries cuda_double_nccl)
+endif()
+
+foreach(_target IN LISTS _double_libraries)
   target_include_directories(${_target} PRIVATE ${PROJECT_SOURCE_DIR})
   target_include_directories(${_target} SYSTEM PRIVATE ${LibTorchCuda_INCLUDE_DIR})
   target_compile_features(${_target} PRIVATE cxx_std_20)
@@ -38,6 +48,12 @@ if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize")
   endfunction()
   dualpipe_test_on_double(cuda gpu_tests --run_test=gpu_cuda)
   dualpipe_test_on_double(train gpu_tests --run_test=gpu_train)
+
+  if(TARGET cuda_double_nccl)
+    target_sources(gpu_tests PRIVATE cuda_double/ranks.cpp exec/worlds.cpp exec/worlds.h)
+    dualpipe_test_on_double(nccl gpu_tests --run_test=gpu_nccl)
+    dualpipe_test_on_double(ranks gpu_tests --run_test=cuda_double_ranks)
+  endif()
 
   target_sources(gpu_tests PRIVATE cuda_double/race.cpp)
   dualpipe_test_on_double(race_without_a_wait gpu_tests --run_test=cuda_double_race/without_a_wait)

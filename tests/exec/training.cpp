@@ -5,7 +5,6 @@
 #include <boost/test/unit_test.hpp>
 
 #include "exec/stage/model.h"
-#include "exec/transport/world.h"
 #include "sim/generate/catalog.h"
 #include "sim/schedule/lower.h"
 
@@ -46,19 +45,24 @@ TrainOptions tiny(const Program& program, const std::string& model, int layers) 
   return options;
 }
 
-CheckReport checked(const Program& program, const TrainOptions& options,
+CheckReport checked(World& world, const Program& program, const TrainOptions& options,
                     const std::function<void(std::span<Stage* const>)>& spoil) {
-  const auto world = one_process();
-  Check check(*world, program.schedule, options);
+  Check check(world, program.schedule, options);
   TrainObserver observer;
   observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
     if (spoil) spoil(stages);
     check.on_gradients(step, stages);
   };
   observer.on_step = [&](const StepReport& step) { check.on_step(step); };
-  const TrainResult result = train(program, options, observer);
-  BOOST_TEST(check.report().steps == options.warmup + options.steps);
+  (void)train(world, program, options, observer);
   return check.report();
+}
+
+CheckReport checked(const Program& program, const TrainOptions& options,
+                    const std::function<void(std::span<Stage* const>)>& spoil) {
+  CheckReport report = checked(*one_process(), program, options, spoil);
+  BOOST_TEST(report.steps == options.warmup + options.steps);
+  return report;
 }
 
 }  // namespace dualpipe::test

@@ -11,6 +11,7 @@
 #include "exec/stage/stage.h"
 #include "exec/train/reference.h"
 #include "exec/train/train.h"
+#include "exec/transport/world.h"
 #include "sim/schedule/program.h"
 
 namespace dualpipe {
@@ -29,7 +30,9 @@ namespace dualpipe::test {
 [[nodiscard]] TrainOptions tiny(const Program& program, const std::string& model, int layers = 0);
 
 // Trains, and compares each step with the same training without a pipeline. `spoil`: what happens to the gradients
-// before they are checked.
+// before they are checked. In this process alone, unless a world is given.
+[[nodiscard]] CheckReport checked(World& world, const Program& program, const TrainOptions& options,
+                                  const std::function<void(std::span<Stage* const>)>& spoil = {});
 [[nodiscard]] CheckReport checked(const Program& program, const TrainOptions& options,
                                   const std::function<void(std::span<Stage* const>)>& spoil = {});
 

@@ -5,6 +5,7 @@
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <thread>
@@ -237,14 +238,18 @@ BOOST_AUTO_TEST_CASE(ranks_may_have_multiprocessors_of_their_own) {
     return std::string(error.what()).find("too few for 1000 ranks") != std::string::npos;
   });
   const auto busy_time = [](Device& device) {
-    device.begin_step();
-    device.use(first);
-    keep_busy();
-    const Mark start = device.mark();
-    keep_busy();
-    const Mark end = device.mark();
-    device.finish();
-    return device.time_of(end) - device.time_of(start);
+    Time least = std::numeric_limits<Time>::max();
+    for (int i = 0; i < 5; ++i) {
+      device.begin_step();
+      device.use(first);
+      keep_busy();
+      const Mark start = device.mark();
+      keep_busy();
+      const Mark end = device.mark();
+      device.finish();
+      least = std::min(least, device.time_of(end) - device.time_of(start));
+    }
+    return least;
   };
   const Time whole = busy_time(*gpu().device(0, 1, 1));
   const Time half = busy_time(*parted->device(0, 2, 1));
