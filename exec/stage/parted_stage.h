@@ -71,7 +71,6 @@ class PartedStage : public Stage {
     std::string name;
     Function function;
   };
-  //
   // `meanwhile` computes before what an exchange sends has come: it gets and gives all tensors but the first,
   // `work` then all. Its backward runs when the gradient of what was sent is on its way.
   void add_compute(Work work, Work meanwhile = {});
