@@ -189,6 +189,8 @@ class CudaDevice final : public Device {
     return result;
   }
 
+  [[nodiscard]] Bytes kept() const override { return retirement_->kept(); }
+
   void finish() override {
     for (const c10::cuda::CUDAStream& each : lanes_.streams) {
       check(cudaStreamSynchronize(each.stream()), "waiting for the GPU");

@@ -14,7 +14,7 @@ Retirement::Retirement(std::vector<c10::cuda::CUDAStream> lanes) : lanes_(std::m
   assert(!lanes_.empty() && lanes_.size() <= std::numeric_limits<LaneSet>::digits);
 }
 
-void Retirement::park(at::Tensor tensor, LaneSet lanes) {
+void Retirement::park(at::Tensor tensor, LaneSet lanes, Bytes counted) {
   const c10::cuda::CUDAGuard guard(lanes_.front().device_index());
   const std::lock_guard lock(mutex_);
   if (closed_) return;  // frees it
@@ -27,6 +27,8 @@ void Retirement::park(at::Tensor tensor, LaneSet lanes) {
     parked.fences.back().record(lanes_[i].stream());
   }
   parked.tensor = std::move(tensor);
+  parked.counted = counted;
+  kept_ += counted;
   parked_.push_back(std::move(parked));
 }
 
@@ -39,6 +41,7 @@ std::deque<Retirement::Parked> Retirement::take(bool reached_only) {
     if (reached_only && !std::ranges::all_of(oldest.fences, &Event::is_done)) break;
     std::ranges::move(oldest.fences, std::back_inserter(spare_));
     oldest.fences.clear();
+    kept_ -= oldest.counted;
     taken.push_back(std::move(oldest));
     parked_.pop_front();
   }

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "exec/cuda/event.h"
+#include "sim/simulate/costs.h"
 
 namespace dualpipe {
 
@@ -33,8 +34,14 @@ class Retirement {
   void note_busy(std::size_t lane) { busy_.fetch_or(LaneSet{1} << lane, std::memory_order_relaxed); }
 
   // Keeps it until the busy lanes, or these ones, have done what they have now.
-  void park(at::Tensor tensor) { park(std::move(tensor), busy_.load(std::memory_order_relaxed)); }
-  void park(at::Tensor tensor, LaneSet lanes);
+  void park(at::Tensor tensor) {
+    const auto bytes = static_cast<Bytes>(tensor.storage().nbytes());
+    park(std::move(tensor), busy_.load(std::memory_order_relaxed), bytes);
+  }
+  void park(at::Tensor tensor, LaneSet lanes) { park(std::move(tensor), lanes, 0); }
+
+  // How much is kept for busy lanes.
+  [[nodiscard]] Bytes kept() const { return kept_.load(std::memory_order_relaxed); }
 
   // Frees what is reached, in the order in which it was parked.
   void release();
@@ -46,13 +53,16 @@ class Retirement {
  private:
   struct Parked {
     at::Tensor tensor;
+    Bytes counted = 0;
     std::vector<Event> fences;
   };
 
+  void park(at::Tensor tensor, LaneSet lanes, Bytes counted);
   [[nodiscard]] std::deque<Parked> take(bool reached_only);
 
   const std::vector<c10::cuda::CUDAStream> lanes_;
   std::atomic<LaneSet> busy_{0};
+  std::atomic<Bytes> kept_{0};
   std::mutex mutex_;
   std::deque<Parked> parked_;
   std::vector<Event> spare_;

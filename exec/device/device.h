@@ -76,6 +76,10 @@ class Device {
   // Put on the lane that is used.
   [[nodiscard]] virtual at::Tensor exchange(const at::Tensor& tensor) = 0;
 
+  // Of what was adopted, and is used no more, how much the lanes are not done with: it is still allocated. May be asked
+  // by any thread.
+  [[nodiscard]] virtual Bytes kept() const { return 0; }
+
   // Waits until all lanes have run. Throws std::runtime_error if the device failed.
   virtual void finish() = 0;
   // By the host's monotonic clock; only of marks from before finish(), also of another rank's that this one waited for.

@@ -291,7 +291,7 @@ class Replay {
     ready_marks_[position] = last_;
     count_forwards(unit);
     OpMemory& memory = record_.memory[position];
-    memory.before = meter_.held();
+    memory.before = held_memory();
     meter_.take_peak();
     Overlapped results;
     if (unit.size() == 2) {
@@ -303,11 +303,14 @@ class Replay {
     memory.output = results.output.defined() ? static_cast<Bytes>(results.output.nbytes()) : 0;
     keep(unit, std::move(results));
     memory.peak = meter_.take_peak();
-    memory.after = meter_.held();
+    memory.after = held_memory();
     for (std::size_t i = 0; i < unit.size(); ++i) op_marks_[position + i] = {start, last_};
     if (part_notes_) part_notes_->assign(unit);
     count_backwards(unit);
   }
+
+  // Without what only waits for the device.
+  [[nodiscard]] Bytes held_memory() const { return meter_.held() - device_.kept(); }
 
   // Both return what was made: the output of a forward, the gradient of an input, or both.
   Overlapped run_op(Op op, at::Tensor input) {

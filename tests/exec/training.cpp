@@ -7,6 +7,7 @@
 #include "exec/stage/model.h"
 #include "sim/generate/catalog.h"
 #include "sim/schedule/lower.h"
+#include "sim/simulate/memory.h"
 
 namespace dualpipe::test {
 
@@ -63,6 +64,15 @@ CheckReport checked(const Program& program, const TrainOptions& options,
   CheckReport report = checked(*one_process(), program, options, spoil);
   BOOST_TEST(report.steps == options.warmup + options.steps);
   return report;
+}
+
+void check_memory(const TrainResult& result, const Program& program, const Costs& costs) {
+  for (std::size_t rank = 0; rank < result.peaks.size(); ++rank) {
+    const RankMemory predicted = rank_memory(program, costs, static_cast<int>(rank));
+    BOOST_TEST(result.peaks[rank].activations == predicted.peak_activations);
+    const auto measured = static_cast<double>(result.peaks[rank].memory);
+    BOOST_TEST(static_cast<double>(predicted.peak) == measured, boost::test_tools::tolerance(0.02));
+  }
 }
 
 }  // namespace dualpipe::test

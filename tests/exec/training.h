@@ -36,4 +36,7 @@ namespace dualpipe::test {
 [[nodiscard]] CheckReport checked(const Program& program, const TrainOptions& options,
                                   const std::function<void(std::span<Stage* const>)>& spoil = {});
 
+// The costs tell the peak of each rank within 2 %.
+void check_memory(const TrainResult& result, const Program& program, const Costs& costs);
+
 }  // namespace dualpipe::test
