@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How well costs that were measured on one schedule predict others: calibrated on 1F1B with 8 micro-batches, then 1F1B and
-# four other schedules with 8 and 32.
+# four other schedules with 8 and 32. 1F1B has no pairs: how long F&B takes is taken from DualPipe with 8.
 #
 #   tools/accuracy.sh [--rounds N] [--run DUALPIPE_RUN] [--of step|makespan] [--time-limit PERCENT]
 #                     [--memory-limit PERCENT] [--json FILE] [--quick] [-- OPTION...]
@@ -67,11 +67,21 @@ for_two_chains() {
     { print }' "$1"
 }
 
+# Its first file with the F&B of the second, stage by stage.
+with_pairs() {
+  awk '
+    match($0, /"overlapped_ns": [0-9]+/) && NR == FNR { pair[++pairs] = substr($0, RSTART, RLENGTH) }
+    NR == FNR { next }
+    /^    \{/ && ++stage <= pairs { sub(/"activation_bytes"/, pair[stage] ", &") }
+    { print }' "$2" "$1"
+}
+
 # A line for each case: its name, predicted and measured time, and the error of the memory in percent.
 for ((round = 1; round <= rounds; ++round)); do
   "$run" --schedule 1f1b --microbatches 8 "${options[@]}" --warmup 9 --steps 5 --calibrate "$work/costs" \
     --json "$work/calibration" >/dev/null
-  for_two_chains "$work/costs" >"$work/costs_of_two_chains"
+  "$run" --schedule dualpipe --microbatches 8 "${options[@]}" --warmup 3 --steps 5 --calibrate "$work/pairs" >/dev/null
+  for_two_chains "$work/costs" | with_pairs - "$work/pairs" >"$work/costs_of_two_chains"
   outside=0
   measured=measured_makespan_ns
   if [[ $of == step ]]; then
