@@ -169,7 +169,7 @@ BOOST_AUTO_TEST_CASE(what_is_missing_or_wrong_is_named) {
 
 BOOST_AUTO_TEST_CASE(an_all_gather_brings_all_parts_in_order) {
   const auto errors = in_worlds(3, nullptr, soon(), [](World& world) {
-    BOOST_TEST(std::abs(world.clock_offset()) < 5'000'000);
+    if (std::abs(world.clock_offset()) >= 5'000'000) throw std::runtime_error("another clock");
     (void)world.transports(straight(3, 1), {});
     for (int round = 0; round < 20; ++round) {
       const std::string large(static_cast<std::size_t>(round) * 1000, 'x');
