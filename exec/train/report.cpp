@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <ostream>
+#include <string_view>
 
 #include "sim/report/difference_json.h"
 #include "sim/report/text_table.h"
@@ -44,6 +46,31 @@ std::string ranks_text(const Difference& difference) {
                    std::to_string(rank.peak.measured.activations), format_bytes(rank.peak.measured.memory)});
   }
   return table.to_text();
+}
+
+// What a pair takes, and the two of it one by one; medians. On the host they run one after the other.
+struct Overlap {
+  Time forward = 0;
+  Time backward = 0;
+  Time pair = 0;
+
+  [[nodiscard]] double share_of_sum() const { return share_of(pair, forward + backward); }
+};
+
+// Nothing where the step had none of one of them by itself.
+std::optional<Overlap> overlap_of(const Difference& difference) {
+  const auto median_of = [&](std::string_view op_class) -> Time {
+    const auto found = std::ranges::find(difference.classes, op_class, &ClassDifference::op_class);
+    return found == difference.classes.end() ? 0 : found->median.measured;
+  };
+  const Overlap overlap = {median_of("F"), median_of("B"), median_of("F&B")};
+  if (overlap.forward == 0 || overlap.backward == 0 || overlap.pair == 0) return std::nullopt;
+  return overlap;
+}
+
+std::string to_text(const Overlap& overlap) {
+  return fmt::format("F&B       {:>9}   {:.2f} times F + B, {} + {}; medians\n", format_time(overlap.pair),
+                     overlap.share_of_sum(), format_time(overlap.forward), format_time(overlap.backward));
 }
 
 using Json = nlohmann::ordered_json;
@@ -153,9 +180,10 @@ std::string to_text(const TrainReport& report) {
   std::string text = header(report) + steps_text(report) + "\n";
   text += fmt::format("step      {:>9}   the median of {}\n", format_time(report.step_time), report.durations.size());
   text +=
-      fmt::format("makespan  {:>9}   of the step of median time, from its first op to its last; predicted {}\n\n",
+      fmt::format("makespan  {:>9}   of the step of median time, from its first op to its last; predicted {}\n",
                   format_time(report.difference.makespan.measured), format_time(report.difference.makespan.planned));
-  text += ranks_text(report.difference);
+  if (const auto overlap = overlap_of(report.difference)) text += to_text(*overlap);
+  text += "\n" + ranks_text(report.difference);
   if (report.check) text.append("\n").append(to_text(*report.check));
   return text;
 }
@@ -179,6 +207,12 @@ void write_json(std::ostream& out, const TrainReport& report) {
   json["step_ns"] = report.step_time;
   json["predicted_makespan_ns"] = report.difference.makespan.planned;
   json["measured_makespan_ns"] = report.difference.makespan.measured;
+  if (const auto overlap = overlap_of(report.difference)) {
+    json["forward_ns"] = overlap->forward;
+    json["backward_ns"] = overlap->backward;
+    json["overlapped_ns"] = overlap->pair;
+    json["overlapped_of_sum"] = overlap->share_of_sum();
+  }
   json["per_rank"] = Json::array();
   for (const RankDifference& rank : report.difference.per_rank) json["per_rank"].push_back(to_json(rank));
   json["compare"] = to_json(report.difference);

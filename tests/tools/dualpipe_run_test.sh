@@ -115,6 +115,17 @@ test_training() {
   cmp -s first second || fail "losses differ from one run to the next"
 }
 
+# A forward and a backward of 5 ms each, and pairs of them.
+test_pairs() {
+  local sleeps=(--schedule dualpipe --ranks 2 --microbatches 4 --model timed --forward 5ms --backward 5ms --steps 2)
+  succeeds '^F&B +[0-9.]+ ms +[0-9.]+ times F \+ B, [0-9.]+ ms \+ [0-9.]+ ms; medians$' "${sleeps[@]}" \
+    --json pairs.json
+  holds '"overlapped_ns": [0-9]{8,},' pairs.json
+  holds '"overlapped_of_sum": [0-9.]+,' pairs.json
+  succeeds 'makespan' "${timed[@]}" --forward 1ms --steps 2
+  ! grep -q 'times F + B' stdout || fail "names pairs, which 1F1B has not"
+}
+
 test_device() {
   fails 2 '--device.*tpu' "${shape[@]}" --device tpu
   fails 2 '--copy: .*--device cuda$' "${shape[@]}" --copy
@@ -396,6 +407,7 @@ test_one_of_several_processes
 test_bad_input
 test_forwards_alone
 test_training
+test_pairs
 test_device
 test_check
 test_data
