@@ -722,19 +722,9 @@ BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
   options.shape.batch = 4;
   options.shape.sequence = 16;
   options.shape.layers = split_evenly(8, static_cast<int>(options.shape.layers.size()));
-  options.steps = 1;
-  options.warmup = 3;
-  options.measure_passes = true;
-  const TrainResult result = train(program, options);
-  const Costs costs = calibrate(program, result);
-  check_memory(result, program, costs);
-
-  if (name != "1f1b") return;
-  options.warmup = 0;
-  for (const std::string other : {"gpipe", "zb1p", "zb-h2"}) {
-    const Program of_other = program_of(other, ranks);
-    check_memory(train(of_other, options), of_other, costs);
-  }
+  std::vector<Program> others;
+  if (name == "1f1b") others = {program_of("gpipe", ranks), program_of("zb1p", ranks), program_of("zb-h2", ranks)};
+  check_memory_is_predicted(program, options, others);
 }
 
 // Sleeps never end early. (How late they end depends on what else the machine does.)

@@ -5,6 +5,7 @@
 #include <boost/test/unit_test.hpp>
 
 #include "exec/stage/model.h"
+#include "exec/train/calibrate.h"
 #include "sim/generate/catalog.h"
 #include "sim/schedule/lower.h"
 #include "sim/simulate/memory.h"
@@ -66,12 +67,30 @@ CheckReport checked(const Program& program, const TrainOptions& options,
   return report;
 }
 
+namespace {
+
+// The costs tell the peak of each rank.
 void check_memory(const TrainResult& result, const Program& program, const Costs& costs) {
   for (std::size_t rank = 0; rank < result.peaks.size(); ++rank) {
     const RankMemory predicted = rank_memory(program, costs, static_cast<int>(rank));
     BOOST_TEST(result.peaks[rank].activations == predicted.peak_activations);
     const auto measured = static_cast<double>(result.peaks[rank].memory);
     BOOST_TEST(static_cast<double>(predicted.peak) == measured, boost::test_tools::tolerance(0.02));
+  }
+}
+
+}  // namespace
+
+void check_memory_is_predicted(const Program& program, TrainOptions options, std::span<const Program> others) {
+  options.steps = 1;
+  options.warmup = 3;
+  options.measure_passes = true;
+  const TrainResult result = train(program, options);
+  const Costs costs = calibrate(program, result);
+  check_memory(result, program, costs);
+  options.warmup = 0;
+  for (const Program& other : others) {
+    BOOST_TEST_CONTEXT(other.schedule.name) { check_memory(train(other, options), other, costs); }
   }
 }
 

@@ -36,7 +36,8 @@ namespace dualpipe::test {
 [[nodiscard]] CheckReport checked(const Program& program, const TrainOptions& options,
                                   const std::function<void(std::span<Stage* const>)>& spoil = {});
 
-// The costs tell the peak of each rank within 2 %.
-void check_memory(const TrainResult& result, const Program& program, const Costs& costs);
+// Calibrated in its warm-up, a training tells the peak memory of each rank within 2 %, its own and that of others over
+// the same stages.
+void check_memory_is_predicted(const Program& program, TrainOptions options, std::span<const Program> others);
 
 }  // namespace dualpipe::test

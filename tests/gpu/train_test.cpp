@@ -8,11 +8,9 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "exec/device/device.h"
-#include "exec/train/calibrate.h"
 #include "exec/train/reference.h"
 #include "tests/exec/training.h"
 #include "tests/gpu/hardware.h"
@@ -69,26 +67,14 @@ BOOST_DATA_TEST_CASE(recomputation_changes_nothing, models, model) {
 // A calibration on 1F1B tells how much memory ranks of other schedules hold, what waits for the GPU included. (In moe
 // that is also what was exchanged, and how much of it depends on how far the GPU is.)
 BOOST_AUTO_TEST_CASE(measured_memory_is_the_predicted_one) {
-  const auto program_with = [](std::string_view name) { return program_of(name, 4, 8); };
-  const Program calibrated_on = program_with("1f1b");
-  TrainOptions options = small(calibrated_on, "gpt", Precision::float32);
+  const Program program = program_of("1f1b", 4);
+  TrainOptions options = small(program, "gpt", Precision::float32);
   options.hardware = &gpu();
   options.shape.hidden = 32;
   options.shape.batch = 4;
   options.shape.sequence = 16;
-  options.steps = 1;
-  options.warmup = 3;
-  options.measure_passes = true;
-  const TrainResult result = train(calibrated_on, options);
-  const Costs costs = calibrate(calibrated_on, result);
-  check_memory(result, calibrated_on, costs);
-  options.warmup = 1;
-  for (const std::string_view other : {"gpipe", "zb1p", "zb-h2"}) {
-    BOOST_TEST_CONTEXT(other) {
-      const Program program = program_with(other);
-      check_memory(train(program, options), program, costs);
-    }
-  }
+  const std::vector<Program> others = {program_of("gpipe", 4), program_of("zb1p", 4), program_of("zb-h2", 4)};
+  check_memory_is_predicted(program, options, others);
 }
 
 // The thread is not so far ahead of the GPU that what it has received piles up.
