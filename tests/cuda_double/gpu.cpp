@@ -114,47 +114,18 @@ Stream& Gpu::make_stream(int parts, int priority) {
   return *streams_.emplace_back(std::move(stream));
 }
 
-class Deferred {
- public:
-  Deferred(const Stream& stream, std::uint32_t step, Point start, const char* name, std::vector<Access> accesses,
-           Readiness ready, Work work)
-      : stream_(stream),
-        step_(step),
-        start_(std::move(start)),
-        name_(name),
-        accesses_(std::move(accesses)),
-        ready_(std::move(ready)),
-        work_(std::move(work)) {}
+struct Deferred {
+  const Stream& stream;
+  std::uint32_t step = 0;
+  Point start;
+  const char* name = nullptr;
+  std::vector<Access> accesses;
+  Readiness ready;
+  Work work;
 
-  // Its end, if it has run, or does now: what `settled` makes of the points before it is known, and it is ready.
-  template <typename Settled, typename Execute>
-  [[nodiscard]] std::optional<Point> end(const Settled& settled, const Execute& execute) {
-    const std::lock_guard lock(mutex_);
-    if (end_) return end_;
-    const std::optional<Point> start = settled(start_);
-    if (!start) return std::nullopt;
-    if (!needed_) needed_ = ready_();
-    const std::optional<Point> needed = needed_ ? settled(*needed_) : std::nullopt;
-    if (!needed) return std::nullopt;
-    Point both = *start;
-    both.time = std::max(both.time, needed->time);
-    join(both.seen, needed->seen);
-    end_ = execute(stream_, step_, std::move(both), name_, accesses_, work_);
-    return end_;
-  }
-
- private:
-  const Stream& stream_;
-  const std::uint32_t step_;
-  const Point start_;
-  const char* const name_;
-  const std::vector<Access> accesses_;
-  const Readiness ready_;
-  const Work work_;
-
-  std::mutex mutex_;
-  std::optional<Point> needed_;
-  std::optional<Point> end_;
+  std::mutex mutex{};
+  std::optional<Point> needed{};  // once it is ready
+  std::optional<Point> end{};     // once it has run
 };
 
 Point Gpu::execute(const Stream& stream, std::uint32_t step, Point start, const char* name,
@@ -189,19 +160,33 @@ void Gpu::run(Stream& stream, const char* name, std::span<const Access> accesses
 
 std::shared_ptr<Deferred> Gpu::defer(Stream& stream, const char* name, std::vector<Access> accesses, Readiness ready,
                                      Work work) {
-  const Point start = end_of(stream);
+  Point start = end_of(stream);
   const std::lock_guard lock(mutex_);
-  deferred_.push_back(std::make_shared<Deferred>(stream, ++stream.steps, start, name, std::move(accesses),
-                                                 std::move(ready), std::move(work)));
+  deferred_.push_back(std::shared_ptr<Deferred>(new Deferred{stream, ++stream.steps, std::move(start), name,
+                                                             std::move(accesses), std::move(ready), std::move(work)}));
   stream.end.after = {deferred_.back()};
   return deferred_.back();
+}
+
+std::optional<Point> Gpu::end_of(Deferred& deferred) {
+  const std::lock_guard lock(deferred.mutex);
+  if (deferred.end) return deferred.end;
+  std::optional<Point> start = settled(deferred.start);
+  if (!start) return std::nullopt;
+  if (!deferred.needed) deferred.needed = deferred.ready();
+  const std::optional<Point> needed = deferred.needed ? settled(*deferred.needed) : std::nullopt;
+  if (!needed) return std::nullopt;
+  start->time = std::max(start->time, needed->time);
+  join(start->seen, needed->seen);
+  deferred.end =
+      execute(deferred.stream, deferred.step, std::move(*start), deferred.name, deferred.accesses, deferred.work);
+  return deferred.end;
 }
 
 std::optional<Point> Gpu::settled(const Point& point) {
   Point result{point.time, point.seen, {}};
   for (const auto& each : point.after) {
-    const std::optional<Point> end = each->end([this](const Point& earlier) { return settled(earlier); },
-                                               [this](const auto&... arguments) { return execute(arguments...); });
+    const std::optional<Point> end = end_of(*each);
     if (!end) return std::nullopt;
     result.time = std::max(result.time, end->time);
     join(result.seen, end->seen);
@@ -226,7 +211,7 @@ void Gpu::try_deferred() {
     const std::lock_guard lock(mutex_);
     all = deferred_;
   }
-  std::erase_if(all, [&](const auto& each) { return !settled({0, {}, {each}}); });
+  std::erase_if(all, [&](const auto& each) { return !end_of(*each); });
   const std::lock_guard lock(mutex_);
   std::erase_if(deferred_, [&](const auto& each) { return std::ranges::find(all, each) != all.end(); });
 }

@@ -38,7 +38,7 @@ namespace dualpipe::test {
 // How much of the work of each stream has been seen to end.
 using Clock = std::vector<std::uint32_t>;
 
-class Deferred;
+struct Deferred;  // work that waits for what others have yet to do
 
 // In the work of a stream: after all that had been put there.
 struct Point {
@@ -128,7 +128,9 @@ class Gpu {
  private:
   Gpu();
 
-  // With what has run of its deferred work, none of which is left then; nothing: some has not.
+  // If it has run, or can now.
+  [[nodiscard]] std::optional<Point> end_of(Deferred& deferred);
+  // With what its deferred work adds, none of which is left then; nothing: some has not run.
   [[nodiscard]] std::optional<Point> settled(const Point& point);
   [[nodiscard]] Point settle(const Point& point);
   void try_deferred();
