@@ -67,7 +67,7 @@ for_two_chains() {
     { print }' "$1"
 }
 
-# Its first file with the F&B of the second, stage by stage.
+# with_pairs COSTS PAIRS: the costs, each stage with the F&B that it has in PAIRS.
 with_pairs() {
   awk '
     match($0, /"overlapped_ns": [0-9]+/) && NR == FNR { pair[++pairs] = substr($0, RSTART, RLENGTH) }

@@ -270,7 +270,7 @@ std::unique_ptr<Hardware> RunOptions::hardware(const World& world) const {
   if (model == "timed" || model == "empty") {
     throw InputError(fmt::format("--model {}: it is for ranks on the host; leave --device cuda out", model));
   }
-  return cuda_hardware({.copy = copy, .sm_partition = sm_partition});
+  return cuda_hardware(gpu());
 }
 
 std::vector<int> RunOptions::layers_of_stages(const Placement& placement) const {

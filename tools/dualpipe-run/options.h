@@ -48,6 +48,7 @@ struct RunOptions {
   [[nodiscard]] TrainOptions train(const Placement& placement) const;
   [[nodiscard]] std::unique_ptr<World> world() const;
   [[nodiscard]] std::unique_ptr<Hardware> hardware(const World& world) const;  // null: the host
+  [[nodiscard]] CudaOptions gpu() const { return {.copy = copy, .sm_partition = sm_partition}; }
 
  private:
   void check_alone() const;

@@ -253,7 +253,7 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   Machine machine;
   machine.transport = world.transport();
   machine.precision = train_options.shape.precision;
-  machine.gpu = {options.copy, options.sm_partition};
+  machine.gpu = options.gpu();
   const TrainResult result = train_observed(options, world, program, train_options, machine, check ? &*check : nullptr);
   if (is_first) {
     write_results(options, hardware.get(), prints_text, program, machine, given, result, check ? &*check : nullptr);
