@@ -10,9 +10,9 @@
 #include <optional>
 #include <vector>
 
-#include "sim/schedule/program.h"
-#include "sim/simulate/costs.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe::oracle {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::test {
 

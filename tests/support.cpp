@@ -7,11 +7,11 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "sim/schedule/csv.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/memory.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/oracle.h"
 
 namespace dualpipe {

@@ -9,11 +9,11 @@
 #include <variant>
 #include <vector>
 
-#include "sim/generate/catalog.h"
-#include "sim/schedule/program.h"
-#include "sim/simulate/costs.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe::test {
 

@@ -1,4 +1,4 @@
-#include "exec/cuda/cuda_device.h"
+#include "dualpipe/exec/cuda/cuda_device.h"
 
 #include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
@@ -13,12 +13,12 @@
 #include <utility>
 #include <vector>
 
-#include "exec/cuda/check.h"
-#include "exec/cuda/event.h"
-#include "exec/cuda/pinned.h"
-#include "exec/cuda/retirement.h"
-#include "exec/device/lease.h"
-#include "exec/replay/clock.h"
+#include "dualpipe/exec/cuda/check.h"
+#include "dualpipe/exec/cuda/event.h"
+#include "dualpipe/exec/cuda/pinned.h"
+#include "dualpipe/exec/cuda/retirement.h"
+#include "dualpipe/exec/device/lease.h"
+#include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe {
 namespace {

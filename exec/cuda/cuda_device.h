@@ -3,8 +3,8 @@
 
 #include <memory>
 
-#include "exec/cuda/lanes.h"
-#include "exec/device/device.h"
+#include "dualpipe/exec/cuda/lanes.h"
+#include "dualpipe/exec/device/device.h"
 
 namespace dualpipe {
 

@@ -7,7 +7,7 @@
 #include <deque>
 #include <utility>
 
-#include "exec/cuda/check.h"
+#include "dualpipe/exec/cuda/check.h"
 
 namespace dualpipe {
 

@@ -1,12 +1,12 @@
-#include "exec/cuda/green.h"
+#include "dualpipe/exec/cuda/green.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <stdexcept>
 
-#include "exec/cuda/check.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/cuda/check.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

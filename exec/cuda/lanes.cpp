@@ -1,9 +1,9 @@
-#include "exec/cuda/lanes.h"
+#include "dualpipe/exec/cuda/lanes.h"
 
 #include <cassert>
 
-#include "exec/cuda/check.h"
-#include "exec/cuda/green.h"
+#include "dualpipe/exec/cuda/check.h"
+#include "dualpipe/exec/cuda/green.h"
 
 namespace dualpipe {
 namespace {

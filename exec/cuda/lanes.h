@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "exec/device/device.h"
+#include "dualpipe/exec/device/device.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/cuda/module.h"
+#include "dualpipe/exec/cuda/module.h"
 
 #include <ATen/Context.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -13,12 +13,12 @@
 #include <utility>
 #include <vector>
 
-#include "exec/cuda/check.h"
-#include "exec/cuda/cuda_device.h"
-#include "exec/cuda/green.h"
-#include "exec/cuda/lanes.h"
-#include "exec/cuda/nccl.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/cuda/check.h"
+#include "dualpipe/exec/cuda/cuda_device.h"
+#include "dualpipe/exec/cuda/green.h"
+#include "dualpipe/exec/cuda/lanes.h"
+#include "dualpipe/exec/cuda/nccl.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

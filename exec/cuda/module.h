@@ -12,8 +12,8 @@
 
 #include <memory>
 
-#include "exec/device/device.h"
-#include "exec/transport/nccl_api.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/transport/nccl_api.h"
 
 namespace dualpipe {
 

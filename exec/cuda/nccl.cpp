@@ -1,4 +1,4 @@
-#include "exec/cuda/nccl.h"
+#include "dualpipe/exec/cuda/nccl.h"
 
 #include <c10/cuda/CUDAStream.h>
 #include <fmt/format.h>

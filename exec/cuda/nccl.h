@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "exec/transport/nccl_api.h"
+#include "dualpipe/exec/transport/nccl_api.h"
 
 namespace dualpipe {
 

@@ -9,8 +9,8 @@
 #include <memory>
 #include <vector>
 
-#include "exec/cuda/check.h"
-#include "exec/cuda/event.h"
+#include "dualpipe/exec/cuda/check.h"
+#include "dualpipe/exec/cuda/event.h"
 
 namespace dualpipe {
 

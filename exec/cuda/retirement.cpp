@@ -1,4 +1,4 @@
-#include "exec/cuda/retirement.h"
+#include "dualpipe/exec/cuda/retirement.h"
 
 #include <c10/cuda/CUDAGuard.h>
 

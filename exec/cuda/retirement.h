@@ -17,8 +17,8 @@
 #include <mutex>
 #include <vector>
 
-#include "exec/cuda/event.h"
-#include "sim/simulate/costs.h"
+#include "dualpipe/exec/cuda/event.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

@@ -9,11 +9,11 @@
 #include <string_view>
 #include <vector>
 
-#include "exec/cuda/module.h"
-#include "exec/device/device.h"
-#include "exec/transport/launch.h"
-#include "exec/transport/nccl_api.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/cuda/module.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/transport/launch.h"
+#include "dualpipe/exec/transport/nccl_api.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -15,7 +15,7 @@
 #include <optional>
 #include <string>
 
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

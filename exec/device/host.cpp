@@ -2,8 +2,8 @@
 
 #include <utility>
 
-#include "exec/device/device.h"
-#include "exec/replay/clock.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe {
 namespace {

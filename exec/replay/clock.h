@@ -3,7 +3,7 @@
 
 #include <chrono>
 
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/replay/memory.h"
+#include "dualpipe/exec/replay/memory.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>

@@ -19,7 +19,7 @@
 
 #include <memory>
 
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <utility>
 
-#include "exec/replay/replay.h"
+#include "dualpipe/exec/replay/replay.h"
 
 namespace dualpipe {
 namespace {

@@ -1,4 +1,4 @@
-#include "exec/replay/replay.h"
+#include "dualpipe/exec/replay/replay.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/AutogradState.h>
@@ -11,9 +11,9 @@
 #include <optional>
 #include <utility>
 
-#include "exec/replay/clock.h"
-#include "exec/replay/error_text.h"
-#include "exec/replay/memory.h"
+#include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/exec/replay/error_text.h"
+#include "dualpipe/exec/replay/memory.h"
 
 namespace dualpipe {
 namespace {

@@ -21,11 +21,11 @@
 #include <string>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/stage/stage.h"
-#include "exec/transport/transport.h"
-#include "sim/schedule/program.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

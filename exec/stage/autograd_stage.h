@@ -7,10 +7,10 @@
 #include <map>
 #include <vector>
 
-#include "exec/stage/deferred.h"
-#include "exec/stage/recompute.h"
-#include "exec/stage/segment.h"
-#include "exec/stage/stage.h"
+#include "dualpipe/exec/stage/deferred.h"
+#include "dualpipe/exec/stage/recompute.h"
+#include "dualpipe/exec/stage/segment.h"
+#include "dualpipe/exec/stage/stage.h"
 
 namespace dualpipe {
 

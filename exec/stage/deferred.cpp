@@ -1,4 +1,4 @@
-#include "exec/stage/deferred.h"
+#include "dualpipe/exec/stage/deferred.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/bmm.h>

@@ -1,4 +1,4 @@
-#include "exec/stage/device_data.h"
+#include "dualpipe/exec/stage/device_data.h"
 
 #include <cassert>
 #include <utility>

@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/stage/model.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/stage/model.h"
 
 namespace dualpipe {
 

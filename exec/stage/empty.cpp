@@ -1,7 +1,7 @@
 // Nothing at all: what is left of a run is what it costs to run a Program.
 #include <ATen/ops/zeros.h>
 
-#include "exec/stage/models.h"
+#include "dualpipe/exec/stage/models.h"
 
 namespace dualpipe {
 namespace {

@@ -2,10 +2,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/gelu.h>
 
-#include "exec/stage/autograd_stage.h"
-#include "exec/stage/layers.h"
-#include "exec/stage/models.h"
-#include "exec/stage/transformer.h"
+#include "dualpipe/exec/stage/autograd_stage.h"
+#include "dualpipe/exec/stage/layers.h"
+#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/stage/transformer.h"
 
 namespace dualpipe {
 namespace {

@@ -1,4 +1,4 @@
-#include "exec/stage/layers.h"
+#include "dualpipe/exec/stage/layers.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <span>
 
-#include "exec/stage/models.h"
+#include "dualpipe/exec/stage/models.h"
 
 namespace dualpipe {
 

@@ -9,10 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "exec/stage/deferred.h"
-#include "exec/stage/model.h"
-#include "exec/stage/random.h"
-#include "exec/stage/stage.h"
+#include "dualpipe/exec/stage/deferred.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/random.h"
+#include "dualpipe/exec/stage/stage.h"
 
 namespace dualpipe {
 

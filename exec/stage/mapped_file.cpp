@@ -1,4 +1,4 @@
-#include "exec/stage/mapped_file.h"
+#include "dualpipe/exec/stage/mapped_file.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

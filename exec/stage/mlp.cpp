@@ -6,9 +6,9 @@
 
 #include <cmath>
 
-#include "exec/stage/autograd_stage.h"
-#include "exec/stage/layers.h"
-#include "exec/stage/models.h"
+#include "dualpipe/exec/stage/autograd_stage.h"
+#include "dualpipe/exec/stage/layers.h"
+#include "dualpipe/exec/stage/models.h"
 
 namespace dualpipe {
 namespace {

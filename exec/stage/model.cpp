@@ -1,4 +1,4 @@
-#include "exec/stage/model.h"
+#include "dualpipe/exec/stage/model.h"
 
 #include <fmt/format.h>
 
@@ -7,9 +7,9 @@
 #include <cstddef>
 #include <numeric>
 
-#include "exec/stage/models.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

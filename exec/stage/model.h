@@ -8,10 +8,10 @@
 #include <string_view>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/stage/recompute.h"
-#include "exec/stage/stage.h"
-#include "sim/simulate/costs.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/stage/recompute.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

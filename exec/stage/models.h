@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "exec/stage/model.h"
+#include "dualpipe/exec/stage/model.h"
 
 namespace dualpipe {
 

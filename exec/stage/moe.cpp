@@ -19,12 +19,12 @@
 #include <cstddef>
 #include <span>
 
-#include "exec/stage/layers.h"
-#include "exec/stage/models.h"
-#include "exec/stage/parted_stage.h"
-#include "exec/stage/routing.h"
-#include "exec/stage/transformer.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/stage/layers.h"
+#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/stage/parted_stage.h"
+#include "dualpipe/exec/stage/routing.h"
+#include "dualpipe/exec/stage/transformer.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

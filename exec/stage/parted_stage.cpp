@@ -1,4 +1,4 @@
-#include "exec/stage/parted_stage.h"
+#include "dualpipe/exec/stage/parted_stage.h"
 
 #include <c10/core/GradMode.h>
 

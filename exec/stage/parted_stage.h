@@ -24,11 +24,11 @@
 #include <string_view>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/stage/deferred.h"
-#include "exec/stage/recompute.h"
-#include "exec/stage/segment.h"
-#include "exec/stage/stage.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/stage/deferred.h"
+#include "dualpipe/exec/stage/recompute.h"
+#include "dualpipe/exec/stage/segment.h"
+#include "dualpipe/exec/stage/stage.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/stage/recompute.h"
+#include "dualpipe/exec/stage/recompute.h"
 
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>

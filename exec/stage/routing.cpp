@@ -1,4 +1,4 @@
-#include "exec/stage/routing.h"
+#include "dualpipe/exec/stage/routing.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>

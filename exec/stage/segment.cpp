@@ -1,4 +1,4 @@
-#include "exec/stage/segment.h"
+#include "dualpipe/exec/stage/segment.h"
 
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>

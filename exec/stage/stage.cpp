@@ -1,4 +1,4 @@
-#include "exec/stage/stage.h"
+#include "dualpipe/exec/stage/stage.h"
 
 #include <algorithm>
 

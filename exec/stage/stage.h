@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "exec/device/device.h"
+#include "dualpipe/exec/device/device.h"
 
 namespace dualpipe {
 

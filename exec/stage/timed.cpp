@@ -6,8 +6,8 @@
 #include <chrono>
 #include <thread>
 
-#include "exec/stage/models.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -6,9 +6,9 @@
 #include <span>
 #include <string>
 
-#include "exec/stage/mapped_file.h"
-#include "exec/stage/models.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/stage/mapped_file.h"
+#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

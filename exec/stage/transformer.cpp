@@ -1,4 +1,4 @@
-#include "exec/stage/transformer.h"
+#include "dualpipe/exec/stage/transformer.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
@@ -7,9 +7,9 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <fmt/format.h>
 
-#include "exec/stage/models.h"
-#include "exec/stage/recompute.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/stage/recompute.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

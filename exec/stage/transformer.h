@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "exec/stage/layers.h"
-#include "exec/stage/model.h"
-#include "exec/stage/models.h"
-#include "exec/stage/random.h"
+#include "dualpipe/exec/stage/layers.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/stage/random.h"
 
 namespace dualpipe {
 

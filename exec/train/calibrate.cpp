@@ -1,4 +1,4 @@
-#include "exec/train/calibrate.h"
+#include "dualpipe/exec/train/calibrate.h"
 
 #include <algorithm>
 #include <array>
@@ -9,7 +9,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "exec/train/probe.h"
+#include "dualpipe/exec/train/probe.h"
 
 namespace dualpipe {
 namespace {

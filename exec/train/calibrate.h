@@ -14,9 +14,9 @@
 #include <span>
 #include <vector>
 
-#include "exec/train/train.h"
-#include "sim/schedule/program.h"
-#include "sim/simulate/costs.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

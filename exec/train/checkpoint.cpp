@@ -1,4 +1,4 @@
-#include "exec/train/checkpoint.h"
+#include "dualpipe/exec/train/checkpoint.h"
 
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
@@ -11,10 +11,10 @@
 #include <set>
 #include <utility>
 
-#include "sim/report/output_file.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/quote.h"
-#include "sim/simulate/quantity.h"
+#include "dualpipe/sim/report/output_file.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/quote.h"
+#include "dualpipe/sim/simulate/quantity.h"
 
 namespace dualpipe {
 namespace {

@@ -27,12 +27,12 @@
 #include <string_view>
 #include <vector>
 
-#include "exec/stage/mapped_file.h"
-#include "exec/train/optimizer.h"
-#include "exec/train/safetensors.h"
-#include "exec/train/stage_set.h"
-#include "exec/train/train.h"
-#include "sim/schedule/schedule.h"
+#include "dualpipe/exec/stage/mapped_file.h"
+#include "dualpipe/exec/train/optimizer.h"
+#include "dualpipe/exec/train/safetensors.h"
+#include "dualpipe/exec/train/stage_set.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/schedule/schedule.h"
 
 namespace dualpipe {
 

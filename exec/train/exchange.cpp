@@ -1,4 +1,4 @@
-#include "exec/train/exchange.h"
+#include "dualpipe/exec/train/exchange.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -7,7 +7,7 @@
 #include <sstream>
 #include <utility>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "exec/train/safetensors.h"
-#include "exec/train/train.h"
-#include "exec/transport/pack.h"
-#include "exec/transport/world.h"
+#include "dualpipe/exec/train/safetensors.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/pack.h"
+#include "dualpipe/exec/transport/world.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/train/optimizer.h"
+#include "dualpipe/exec/train/optimizer.h"
 
 #include <ATen/ATen.h>
 #include <torch/optim/adamw.h>

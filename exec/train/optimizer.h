@@ -9,9 +9,9 @@
 #include <span>
 #include <vector>
 
-#include "exec/stage/stage.h"
-#include "exec/train/train.h"
-#include "sim/schedule/placement.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/schedule/placement.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/train/probe.h"
+#include "dualpipe/exec/train/probe.h"
 
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -11,14 +11,14 @@
 #include <utility>
 #include <vector>
 
-#include "exec/replay/error_text.h"
-#include "exec/stage/stage.h"
-#include "exec/train/calibrate.h"
-#include "exec/train/cause.h"
-#include "exec/train/exchange.h"
-#include "exec/train/rank_threads.h"
-#include "exec/train/stage_set.h"
-#include "sim/schedule/lower.h"
+#include "dualpipe/exec/replay/error_text.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/train/calibrate.h"
+#include "dualpipe/exec/train/cause.h"
+#include "dualpipe/exec/train/exchange.h"
+#include "dualpipe/exec/train/rank_threads.h"
+#include "dualpipe/exec/train/stage_set.h"
+#include "dualpipe/sim/schedule/lower.h"
 
 namespace dualpipe {
 namespace {

@@ -8,12 +8,12 @@
 
 #include <span>
 
-#include "exec/device/device.h"
-#include "exec/replay/replay.h"
-#include "exec/train/train.h"
-#include "exec/transport/transport.h"
-#include "exec/transport/world.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/train/rank_threads.h"
+#include "dualpipe/exec/train/rank_threads.h"
 
 #include <fmt/format.h>
 #include <pthread.h>

@@ -4,7 +4,7 @@
 #include <functional>
 #include <span>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 

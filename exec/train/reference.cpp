@@ -1,4 +1,4 @@
-#include "exec/train/reference.h"
+#include "dualpipe/exec/train/reference.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -8,10 +8,10 @@
 #include <cmath>
 #include <numeric>
 
-#include "exec/train/checkpoint.h"
-#include "exec/train/optimizer.h"
-#include "exec/train/stage_set.h"
-#include "exec/transport/pack.h"
+#include "dualpipe/exec/train/checkpoint.h"
+#include "dualpipe/exec/train/optimizer.h"
+#include "dualpipe/exec/train/stage_set.h"
+#include "dualpipe/exec/transport/pack.h"
 
 namespace dualpipe {
 namespace {

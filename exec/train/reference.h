@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "exec/stage/stage.h"
-#include "exec/train/train.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/train/train.h"
 
 namespace dualpipe {
 

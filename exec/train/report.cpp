@@ -1,4 +1,4 @@
-#include "exec/train/report.h"
+#include "dualpipe/exec/train/report.h"
 
 #include <fmt/format.h>
 
@@ -8,9 +8,9 @@
 #include <ostream>
 #include <string_view>
 
-#include "sim/report/difference_json.h"
-#include "sim/report/text_table.h"
-#include "sim/simulate/memory.h"
+#include "dualpipe/sim/report/difference_json.h"
+#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
 namespace {

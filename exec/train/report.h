@@ -21,12 +21,12 @@
 #include <string>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/stage/model.h"
-#include "exec/train/reference.h"
-#include "exec/train/train.h"
-#include "sim/report/chrome_trace.h"
-#include "sim/report/difference.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/report/chrome_trace.h"
+#include "dualpipe/sim/report/difference.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/train/safetensors.h"
+#include "dualpipe/exec/train/safetensors.h"
 
 #include <fmt/format.h>
 
@@ -13,9 +13,9 @@
 #include <string_view>
 #include <utility>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/json_reader.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json_reader.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

@@ -1,4 +1,4 @@
-#include "exec/train/stage_set.h"
+#include "dualpipe/exec/train/stage_set.h"
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "exec/train/optimizer.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/train/optimizer.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -7,12 +7,12 @@
 #include <span>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/stage/device_data.h"
-#include "exec/stage/model.h"
-#include "exec/stage/stage.h"
-#include "exec/train/train.h"
-#include "sim/schedule/schedule.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/stage/device_data.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/schedule/schedule.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/train/train.h"
+#include "dualpipe/exec/train/train.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
@@ -20,17 +20,17 @@
 #include <tuple>
 #include <utility>
 
-#include "exec/replay/clock.h"
-#include "exec/train/cause.h"
-#include "exec/train/checkpoint.h"
-#include "exec/train/exchange.h"
-#include "exec/train/optimizer.h"
-#include "exec/train/probe.h"
-#include "exec/train/rank_threads.h"
-#include "exec/train/rendezvous.h"
-#include "exec/train/stage_set.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
+#include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/exec/train/cause.h"
+#include "dualpipe/exec/train/checkpoint.h"
+#include "dualpipe/exec/train/exchange.h"
+#include "dualpipe/exec/train/optimizer.h"
+#include "dualpipe/exec/train/probe.h"
+#include "dualpipe/exec/train/rank_threads.h"
+#include "dualpipe/exec/train/rendezvous.h"
+#include "dualpipe/exec/train/stage_set.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
 
 namespace dualpipe {
 namespace {

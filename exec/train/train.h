@@ -17,14 +17,14 @@
 #include <string>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/replay/replay.h"
-#include "exec/stage/model.h"
-#include "exec/stage/stage.h"
-#include "exec/transport/transport.h"
-#include "exec/transport/world.h"
-#include "sim/schedule/program.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/transport/agreement.h"
+#include "dualpipe/exec/transport/agreement.h"
 
 #include <c10/core/ScalarType.h>
 #include <fmt/format.h>
@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "sim/schedule/program.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 namespace {

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "exec/transport/agreement.h"
-#include "exec/transport/parcel.h"
+#include "dualpipe/exec/transport/agreement.h"
+#include "dualpipe/exec/transport/parcel.h"
 
 namespace dualpipe {
 

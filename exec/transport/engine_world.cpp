@@ -1,4 +1,4 @@
-#include "exec/transport/engine_world.h"
+#include "dualpipe/exec/transport/engine_world.h"
 
 #include <unistd.h>
 
@@ -8,8 +8,8 @@
 #include <stdexcept>
 #include <thread>
 
-#include "exec/replay/clock.h"
-#include "exec/transport/pack.h"
+#include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/exec/transport/pack.h"
 
 namespace dualpipe {
 namespace {

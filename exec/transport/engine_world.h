@@ -16,11 +16,11 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/engine.h"
-#include "exec/transport/hub.h"
-#include "exec/transport/parcel.h"
-#include "exec/transport/wait.h"
-#include "exec/transport/world.h"
+#include "dualpipe/exec/transport/engine.h"
+#include "dualpipe/exec/transport/hub.h"
+#include "dualpipe/exec/transport/parcel.h"
+#include "dualpipe/exec/transport/wait.h"
+#include "dualpipe/exec/transport/world.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/transport/hub.h"
+#include "dualpipe/exec/transport/hub.h"
 
 #include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
@@ -14,10 +14,10 @@
 #include <stdexcept>
 #include <thread>
 
-#include "exec/replay/memory.h"
-#include "exec/transport/pack.h"
-#include "exec/transport/sums.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/transport/pack.h"
+#include "dualpipe/exec/transport/sums.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 namespace {

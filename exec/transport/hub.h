@@ -23,11 +23,11 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/agreement.h"
-#include "exec/transport/parcel.h"
-#include "exec/transport/transport.h"
-#include "exec/transport/wait.h"
-#include "sim/schedule/placement.h"
+#include "dualpipe/exec/transport/agreement.h"
+#include "dualpipe/exec/transport/parcel.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/exec/transport/wait.h"
+#include "dualpipe/sim/schedule/placement.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/transport/launch.h"
+#include "dualpipe/exec/transport/launch.h"
 
 #include <fmt/format.h>
 
@@ -8,7 +8,7 @@
 #include <optional>
 #include <string_view>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

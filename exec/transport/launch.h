@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "exec/device/device.h"
+#include "dualpipe/exec/device/device.h"
 
 namespace dualpipe {
 

@@ -4,11 +4,11 @@
 #include <cstdlib>
 #include <memory>
 
-#include "exec/transport/engine_world.h"
-#include "exec/transport/launch.h"
-#include "exec/transport/mpi_engine.h"
-#include "exec/transport/world.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/transport/engine_world.h"
+#include "dualpipe/exec/transport/launch.h"
+#include "dualpipe/exec/transport/mpi_engine.h"
+#include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

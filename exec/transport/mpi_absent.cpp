@@ -1,6 +1,6 @@
 // In place of mpi.cpp where MPI was not found.
-#include "exec/transport/world.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 

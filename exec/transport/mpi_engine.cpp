@@ -1,4 +1,4 @@
-#include "exec/transport/mpi_engine.h"
+#include "dualpipe/exec/transport/mpi_engine.h"
 
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
@@ -12,7 +12,7 @@
 #include <exception>
 #include <stdexcept>
 
-#include "exec/replay/memory.h"
+#include "dualpipe/exec/replay/memory.h"
 
 namespace dualpipe {
 namespace {

@@ -25,8 +25,8 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/engine.h"
-#include "exec/transport/parcel.h"
+#include "dualpipe/exec/transport/engine.h"
+#include "dualpipe/exec/transport/parcel.h"
 
 namespace dualpipe {
 

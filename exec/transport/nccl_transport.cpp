@@ -1,4 +1,4 @@
-#include "exec/transport/nccl_transport.h"
+#include "dualpipe/exec/transport/nccl_transport.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -13,10 +13,10 @@
 #include <ranges>
 #include <stdexcept>
 
-#include "exec/replay/memory.h"
-#include "exec/transport/sums.h"
-#include "sim/schedule/error.h"
-#include "sim/simulate/deadlock.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/transport/sums.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 
 namespace dualpipe {
 namespace {

@@ -36,13 +36,13 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/agreement.h"
-#include "exec/transport/hub.h"
-#include "exec/transport/nccl_api.h"
-#include "exec/transport/transport.h"
-#include "exec/transport/wait.h"
-#include "sim/schedule/placement.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/exec/transport/agreement.h"
+#include "dualpipe/exec/transport/hub.h"
+#include "dualpipe/exec/transport/nccl_api.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/exec/transport/wait.h"
+#include "dualpipe/sim/schedule/placement.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 

@@ -6,8 +6,8 @@
 #include <memory>
 #include <string>
 
-#include "exec/transport/wait.h"
-#include "sim/schedule/op.h"
+#include "dualpipe/exec/transport/wait.h"
+#include "dualpipe/sim/schedule/op.h"
 
 namespace dualpipe {
 

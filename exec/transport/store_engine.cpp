@@ -1,4 +1,4 @@
-#include "exec/transport/store_engine.h"
+#include "dualpipe/exec/transport/store_engine.h"
 
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
@@ -14,10 +14,10 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <utility>
 
-#include "exec/replay/error_text.h"
-#include "exec/replay/memory.h"
-#include "exec/transport/pack.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/replay/error_text.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/transport/pack.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -21,8 +21,8 @@
 #include <thread>
 #include <vector>
 
-#include "exec/transport/engine.h"
-#include "exec/transport/launch.h"
+#include "dualpipe/exec/transport/engine.h"
+#include "dualpipe/exec/transport/launch.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "exec/transport/store_world.h"
+#include "dualpipe/exec/transport/store_world.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -10,11 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/engine_world.h"
-#include "exec/transport/nccl_transport.h"
-#include "exec/transport/pack.h"
-#include "exec/transport/store_engine.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/transport/engine_world.h"
+#include "dualpipe/exec/transport/nccl_transport.h"
+#include "dualpipe/exec/transport/pack.h"
+#include "dualpipe/exec/transport/store_engine.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -4,9 +4,9 @@
 #include <chrono>
 #include <memory>
 
-#include "exec/transport/launch.h"
-#include "exec/transport/nccl_api.h"
-#include "exec/transport/world.h"
+#include "dualpipe/exec/transport/launch.h"
+#include "dualpipe/exec/transport/nccl_api.h"
+#include "dualpipe/exec/transport/world.h"
 
 namespace dualpipe {
 

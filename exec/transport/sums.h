@@ -8,8 +8,8 @@
 #include <cstddef>
 #include <ranges>
 
-#include "exec/replay/memory.h"
-#include "exec/transport/wait.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/transport/wait.h"
 
 namespace dualpipe {
 

@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/hub.h"
-#include "exec/transport/world.h"
+#include "dualpipe/exec/transport/hub.h"
+#include "dualpipe/exec/transport/world.h"
 
 namespace dualpipe {
 namespace {

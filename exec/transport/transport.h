@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 

@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/transport.h"
+#include "dualpipe/exec/transport/transport.h"
 
 namespace dualpipe {
 

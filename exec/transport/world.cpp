@@ -1,11 +1,11 @@
-#include "exec/transport/world.h"
+#include "dualpipe/exec/transport/world.h"
 
 #include <fmt/format.h>
 
 #include <cstdlib>
 #include <numeric>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 

@@ -8,9 +8,9 @@
 #include <string_view>
 #include <vector>
 
-#include "exec/transport/transport.h"
-#include "sim/schedule/placement.h"
-#include "sim/simulate/costs.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/sim/schedule/placement.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

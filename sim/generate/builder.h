@@ -5,8 +5,8 @@
 #include <string_view>
 #include <utility>
 
-#include "sim/generate/catalog.h"
-#include "sim/schedule/large_vector.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/large_vector.h"
 
 namespace dualpipe {
 

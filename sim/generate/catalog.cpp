@@ -1,4 +1,4 @@
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 
 #include <fmt/core.h>
 
@@ -6,14 +6,14 @@
 #include <array>
 #include <string>
 
-#include "sim/generate/builder.h"
-#include "sim/generate/dualpipe.h"
-#include "sim/generate/gpipe.h"
-#include "sim/generate/interleaved.h"
-#include "sim/generate/looped_bfs.h"
-#include "sim/generate/one_f_one_b.h"
-#include "sim/generate/zero_bubble.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/generate/builder.h"
+#include "dualpipe/sim/generate/dualpipe.h"
+#include "dualpipe/sim/generate/gpipe.h"
+#include "dualpipe/sim/generate/interleaved.h"
+#include "dualpipe/sim/generate/looped_bfs.h"
+#include "dualpipe/sim/generate/one_f_one_b.h"
+#include "dualpipe/sim/generate/zero_bubble.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

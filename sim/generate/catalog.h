@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "sim/schedule/schedule.h"
+#include "dualpipe/sim/schedule/schedule.h"
 
 namespace dualpipe {
 

@@ -1,11 +1,11 @@
-#include "sim/generate/dualpipe.h"
+#include "dualpipe/sim/generate/dualpipe.h"
 
 #include <fmt/core.h>
 
 #include <algorithm>
 
-#include "sim/generate/builder.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/generate/builder.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -22,7 +22,7 @@
 // max(F, B) <= F&B <= F+B. Peak activations PP+1 on every rank. Parameters 2x.
 #pragma once
 
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 
 namespace dualpipe {
 

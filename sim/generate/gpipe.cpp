@@ -1,6 +1,6 @@
-#include "sim/generate/gpipe.h"
+#include "dualpipe/sim/generate/gpipe.h"
 
-#include "sim/generate/builder.h"
+#include "dualpipe/sim/generate/builder.h"
 
 namespace dualpipe {
 

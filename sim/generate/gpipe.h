@@ -11,7 +11,7 @@
 // Bubble (P-1)(F+B). Peak activations M.
 #pragma once
 
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 
 namespace dualpipe {
 

@@ -13,7 +13,7 @@
 // Peak activations, in stages: warm-up + 1.
 #pragma once
 
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 
 namespace dualpipe {
 

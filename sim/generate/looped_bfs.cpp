@@ -1,6 +1,6 @@
-#include "sim/generate/looped_bfs.h"
+#include "dualpipe/sim/generate/looped_bfs.h"
 
-#include "sim/generate/builder.h"
+#include "dualpipe/sim/generate/builder.h"
 
 namespace dualpipe {
 

@@ -10,7 +10,7 @@
 // Bubble (P-1)(F+B) of one stage for M >= P. Peak activations, in stages: V M.
 #pragma once
 
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 
 namespace dualpipe {
 

@@ -1,8 +1,8 @@
-#include "sim/generate/one_f_one_b.h"
+#include "dualpipe/sim/generate/one_f_one_b.h"
 
 #include <algorithm>
 
-#include "sim/generate/builder.h"
+#include "dualpipe/sim/generate/builder.h"
 
 namespace dualpipe {
 

@@ -12,7 +12,7 @@
 // Bubble (P-1)(F+B). Peak activations min(M, P-r).
 #pragma once
 
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 
 namespace dualpipe {
 

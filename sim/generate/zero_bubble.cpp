@@ -1,8 +1,8 @@
-#include "sim/generate/zero_bubble.h"
+#include "dualpipe/sim/generate/zero_bubble.h"
 
 #include <algorithm>
 
-#include "sim/generate/builder.h"
+#include "dualpipe/sim/generate/builder.h"
 
 namespace dualpipe {
 namespace {

@@ -22,7 +22,7 @@
 // (P-1)(F+I-2W). Peak memory P M_B and (2P-1) M_B.
 #pragma once
 
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 
 namespace dualpipe {
 

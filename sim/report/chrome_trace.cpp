@@ -8,7 +8,7 @@
 //   - An arrow's ends come after the slices in the file, at times when these are open, start before finish, an id used
 //     once, "bp":"e" (TraceWriter::arrow).
 //   - The colour is a hash of the name without its trailing number: "F 3", not "3F3".
-#include "sim/report/chrome_trace.h"
+#include "dualpipe/sim/report/chrome_trace.h"
 
 #include <fmt/format.h>
 
@@ -23,8 +23,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "sim/report/gantt_layout.h"
-#include "sim/simulate/memory.h"
+#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
 namespace {

@@ -24,10 +24,10 @@
 #include <string>
 #include <string_view>
 
-#include "sim/report/difference.h"
-#include "sim/schedule/program.h"
-#include "sim/simulate/costs.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

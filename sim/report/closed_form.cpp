@@ -1,4 +1,4 @@
-#include "sim/report/closed_form.h"
+#include "dualpipe/sim/report/closed_form.h"
 
 #include <fmt/core.h>
 
@@ -6,7 +6,7 @@
 #include <array>
 #include <functional>
 
-#include "sim/report/text_table.h"
+#include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
 namespace {

@@ -17,8 +17,8 @@
 #include <string>
 #include <string_view>
 
-#include "sim/generate/catalog.h"
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

@@ -1,15 +1,15 @@
-#include "sim/report/comparison.h"
+#include "dualpipe/sim/report/comparison.h"
 
 #include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "sim/report/text_table.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/memory.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe {
 namespace {

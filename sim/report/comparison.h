@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "sim/report/closed_form.h"
-#include "sim/simulate/costs.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/report/closed_form.h"
+#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

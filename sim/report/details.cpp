@@ -1,4 +1,4 @@
-#include "sim/report/details.h"
+#include "dualpipe/sim/report/details.h"
 
 #include <fmt/format.h>
 
@@ -8,8 +8,8 @@
 #include <ostream>
 #include <span>
 
-#include "sim/report/text_table.h"
-#include "sim/simulate/memory.h"
+#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
 namespace {

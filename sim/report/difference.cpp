@@ -1,4 +1,4 @@
-#include "sim/report/difference.h"
+#include "dualpipe/sim/report/difference.h"
 
 #include <fmt/format.h>
 
@@ -12,9 +12,9 @@
 #include <string_view>
 #include <utility>
 
-#include "sim/report/difference_json.h"
-#include "sim/report/gantt_layout.h"
-#include "sim/report/text_table.h"
+#include "dualpipe/sim/report/difference_json.h"
+#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "sim/report/difference.h"
+#include "dualpipe/sim/report/difference.h"
 
 namespace dualpipe {
 

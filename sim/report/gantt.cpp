@@ -1,4 +1,4 @@
-#include "sim/report/gantt.h"
+#include "dualpipe/sim/report/gantt.h"
 
 #include <fmt/format.h>
 
@@ -6,8 +6,8 @@
 #include <array>
 #include <numeric>
 
-#include "sim/report/gantt_layout.h"
-#include "sim/report/text_table.h"
+#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
 namespace {

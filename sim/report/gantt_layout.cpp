@@ -1,4 +1,4 @@
-#include "sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/gantt_layout.h"
 
 #include <algorithm>
 #include <cassert>

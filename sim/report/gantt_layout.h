@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "sim/schedule/program.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

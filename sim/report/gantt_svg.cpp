@@ -1,4 +1,4 @@
-#include "sim/report/gantt_svg.h"
+#include "dualpipe/sim/report/gantt_svg.h"
 
 #include <fmt/format.h>
 
@@ -13,8 +13,8 @@
 #include <string_view>
 #include <vector>
 
-#include "sim/report/gantt_layout.h"
-#include "sim/report/text_table.h"
+#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
 namespace {

@@ -11,8 +11,8 @@
 
 #include <iosfwd>
 
-#include "sim/schedule/program.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "sim/report/profile.h"
+#include "dualpipe/sim/report/profile.h"
 
 #include <fmt/format.h>
 
@@ -8,8 +8,8 @@
 #include <unordered_map>
 #include <utility>
 
-#include "sim/report/gantt_layout.h"
-#include "sim/report/text_table.h"
+#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
 namespace {

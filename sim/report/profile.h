@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/program.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

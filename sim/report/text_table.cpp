@@ -1,4 +1,4 @@
-#include "sim/report/text_table.h"
+#include "dualpipe/sim/report/text_table.h"
 
 #include <fmt/format.h>
 

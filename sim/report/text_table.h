@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "sim/report/trace_comparison.h"
+#include "dualpipe/sim/report/trace_comparison.h"
 
 #include <fmt/format.h>
 
@@ -8,10 +8,10 @@
 #include <span>
 #include <vector>
 
-#include "sim/report/difference_json.h"
-#include "sim/report/text_table.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/schedule.h"
+#include "dualpipe/sim/report/difference_json.h"
+#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/schedule.h"
 
 namespace dualpipe {
 namespace {

@@ -10,8 +10,8 @@
 #include <iosfwd>
 #include <string>
 
-#include "sim/report/difference.h"
-#include "sim/report/trace_reader.h"
+#include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/report/trace_reader.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "sim/report/trace_reader.h"
+#include "dualpipe/sim/report/trace_reader.h"
 
 #include <fmt/format.h>
 
@@ -14,9 +14,9 @@
 #include <unordered_map>
 #include <utility>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/json_input.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json_input.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

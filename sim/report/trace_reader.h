@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "sim/report/difference.h"
-#include "sim/schedule/op.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/schedule/op.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

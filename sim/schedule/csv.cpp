@@ -1,4 +1,4 @@
-#include "sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/csv.h"
 
 #include <fmt/format.h>
 
@@ -9,9 +9,9 @@
 #include <optional>
 #include <ostream>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/program_builder.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/program_builder.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

@@ -14,7 +14,7 @@
 #include <string_view>
 #include <variant>
 
-#include "sim/schedule/program.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "sim/schedule/json.h"
+#include "dualpipe/sim/schedule/json.h"
 
 #include <fmt/format.h>
 
@@ -7,9 +7,9 @@
 #include <ostream>
 #include <utility>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/json_reader.h"
-#include "sim/schedule/program_builder.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json_reader.h"
+#include "dualpipe/sim/schedule/program_builder.h"
 
 namespace dualpipe {
 namespace {

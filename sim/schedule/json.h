@@ -15,7 +15,7 @@
 #include <string>
 #include <variant>
 
-#include "sim/schedule/program.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 

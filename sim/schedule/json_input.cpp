@@ -1,12 +1,12 @@
-#include "sim/schedule/json_input.h"
+#include "dualpipe/sim/schedule/json_input.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <charconv>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

@@ -1,4 +1,4 @@
-#include "sim/schedule/json_reader.h"
+#include "dualpipe/sim/schedule/json_reader.h"
 
 #include <fmt/format.h>
 
@@ -6,9 +6,9 @@
 #include <cmath>
 #include <vector>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/json_input.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json_input.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

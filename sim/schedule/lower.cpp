@@ -1,4 +1,4 @@
-#include "sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/lower.h"
 
 #include <algorithm>
 #include <array>
@@ -8,7 +8,7 @@
 #include <tuple>
 #include <utility>
 
-#include "sim/schedule/large_vector.h"
+#include "dualpipe/sim/schedule/large_vector.h"
 
 namespace dualpipe {
 namespace {

@@ -18,7 +18,7 @@
 // others share: REDUCE_GRAD, in the same order of weights on all ranks, so that no two wait for each other's.
 #pragma once
 
-#include "sim/schedule/program.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "sim/schedule/op.h"
+#include "dualpipe/sim/schedule/op.h"
 
 #include <fmt/format.h>
 
@@ -7,8 +7,8 @@
 #include <cassert>
 #include <charconv>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

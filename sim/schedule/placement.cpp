@@ -1,4 +1,4 @@
-#include "sim/schedule/placement.h"
+#include "dualpipe/sim/schedule/placement.h"
 
 #include <fmt/format.h>
 
@@ -6,8 +6,8 @@
 #include <cassert>
 #include <numeric>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/op.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/op.h"
 
 namespace dualpipe {
 namespace {

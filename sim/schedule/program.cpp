@@ -1,4 +1,4 @@
-#include "sim/schedule/program.h"
+#include "dualpipe/sim/schedule/program.h"
 
 #include <cassert>
 

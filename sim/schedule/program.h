@@ -13,7 +13,7 @@
 #include <span>
 #include <vector>
 
-#include "sim/schedule/schedule.h"
+#include "dualpipe/sim/schedule/schedule.h"
 
 namespace dualpipe {
 

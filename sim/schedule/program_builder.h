@@ -8,8 +8,8 @@
 #include <utility>
 #include <variant>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 

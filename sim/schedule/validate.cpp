@@ -1,4 +1,4 @@
-#include "sim/schedule/validate.h"
+#include "dualpipe/sim/schedule/validate.h"
 
 #include <fmt/core.h>
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/program.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 #include <fmt/format.h>
 
@@ -10,9 +10,9 @@
 #include <ostream>
 #include <string_view>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/json_reader.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json_reader.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/op.h"
-#include "sim/schedule/placement.h"
+#include "dualpipe/sim/schedule/op.h"
+#include "dualpipe/sim/schedule/placement.h"
 
 namespace dualpipe {
 

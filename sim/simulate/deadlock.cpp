@@ -1,10 +1,10 @@
-#include "sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 
 #include <fmt/core.h>
 
 #include <utility>
 
-#include "sim/simulate/execute.h"
+#include "dualpipe/sim/simulate/execute.h"
 
 namespace dualpipe {
 namespace {

@@ -25,8 +25,8 @@
 #include <utility>
 #include <vector>
 
-#include "sim/simulate/simulate.h"
-#include "sim/simulate/tasks.h"
+#include "dualpipe/sim/simulate/simulate.h"
+#include "dualpipe/sim/simulate/tasks.h"
 
 namespace dualpipe {
 

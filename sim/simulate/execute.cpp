@@ -1,13 +1,13 @@
-#include "sim/simulate/execute.h"
+#include "dualpipe/sim/simulate/execute.h"
 
 #include <algorithm>
 #include <cassert>
 #include <type_traits>
 #include <utility>
 
-#include "sim/simulate/engine.h"
-#include "sim/simulate/models.h"
-#include "sim/simulate/reductions.h"
+#include "dualpipe/sim/simulate/engine.h"
+#include "dualpipe/sim/simulate/models.h"
+#include "dualpipe/sim/simulate/reductions.h"
 
 namespace dualpipe {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe {
 

@@ -1,11 +1,11 @@
-#include "sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/memory.h"
 
 #include <algorithm>
 #include <array>
 #include <map>
 #include <utility>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

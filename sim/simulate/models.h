@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "sim/simulate/engine.h"
+#include "dualpipe/sim/simulate/engine.h"
 
 namespace dualpipe {
 

@@ -1,4 +1,4 @@
-#include "sim/simulate/quantity.h"
+#include "dualpipe/sim/simulate/quantity.h"
 
 #include <fmt/core.h>
 
@@ -10,8 +10,8 @@
 #include <optional>
 #include <span>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/quote.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

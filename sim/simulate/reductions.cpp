@@ -1,11 +1,11 @@
-#include "sim/simulate/reductions.h"
+#include "dualpipe/sim/simulate/reductions.h"
 
 #include <algorithm>
 #include <map>
 #include <set>
 #include <utility>
 
-#include "sim/simulate/tasks.h"
+#include "dualpipe/sim/simulate/tasks.h"
 
 namespace dualpipe {
 namespace {

@@ -8,8 +8,8 @@
 #include <span>
 #include <vector>
 
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

@@ -1,8 +1,8 @@
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/simulate/simulate.h"
 
 #include <utility>
 
-#include "sim/simulate/execute.h"
+#include "dualpipe/sim/simulate/execute.h"
 
 namespace dualpipe {
 

@@ -5,10 +5,10 @@
 // been sent yet, and goes on with a rank whose message has been.
 #pragma once
 
-#include "sim/schedule/program.h"
-#include "sim/simulate/costs.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 

@@ -1,11 +1,11 @@
-#include "sim/simulate/tasks.h"
+#include "dualpipe/sim/simulate/tasks.h"
 
 #include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -1,4 +1,4 @@
-#include "sim/simulate/timeline.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 #include <algorithm>
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/program.h"
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

@@ -1,8 +1,8 @@
 // Trains a model on a pipeline of two ranks, through the public headers alone.
-#include <exec/train/reference.h>
-#include <exec/train/train.h>
-#include <sim/generate/catalog.h>
-#include <sim/schedule/lower.h>
+#include <dualpipe/exec/train/reference.h>
+#include <dualpipe/exec/train/train.h>
+#include <dualpipe/sim/generate/catalog.h>
+#include <dualpipe/sim/schedule/lower.h>
 
 #include <cstdlib>
 #include <iostream>

@@ -1,8 +1,8 @@
 // Generates, checks, lowers and simulates a schedule through the public headers alone.
-#include <sim/generate/catalog.h>
-#include <sim/schedule/lower.h>
-#include <sim/schedule/validate.h>
-#include <sim/simulate/simulate.h>
+#include <dualpipe/sim/generate/catalog.h>
+#include <dualpipe/sim/schedule/lower.h>
+#include <dualpipe/sim/schedule/validate.h>
+#include <dualpipe/sim/simulate/simulate.h>
 
 #include <cstdlib>
 #include <iostream>

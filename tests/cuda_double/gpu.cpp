@@ -11,7 +11,7 @@
 #include <thread>
 #include <utility>
 
-#include "exec/replay/clock.h"
+#include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe::test {
 namespace {

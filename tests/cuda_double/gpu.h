@@ -31,7 +31,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe::test {
 

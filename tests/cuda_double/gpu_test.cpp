@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "exec/replay/clock.h"
+#include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe::test {
 namespace {

@@ -5,7 +5,7 @@
 #include <boost/test/unit_test.hpp>
 #include <cstdint>
 
-#include "exec/device/device.h"
+#include "dualpipe/exec/device/device.h"
 #include "tests/gpu/hardware.h"
 
 namespace dualpipe::test {

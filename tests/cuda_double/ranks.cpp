@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/train/reference.h"
-#include "exec/train/train.h"
-#include "exec/transport/nccl_api.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/nccl_api.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"
 #include "tests/gpu/hardware.h"

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "exec/stage/model.h"
-#include "exec/stage/stage.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/stage.h"
 
 namespace dualpipe::test {
 

@@ -1,4 +1,4 @@
-#include "exec/train/checkpoint.h"
+#include "dualpipe/exec/train/checkpoint.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -15,12 +15,12 @@
 #include <set>
 #include <sstream>
 
-#include "exec/train/reference.h"
-#include "exec/train/safetensors.h"
-#include "exec/train/train.h"
-#include "sim/generate/catalog.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
+#include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/safetensors.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
 #include "tests/exec/training.h"
 #include "tests/scratch.h"
 #include "tests/support.h"

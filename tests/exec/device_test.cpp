@@ -1,6 +1,6 @@
 // The replay on a device that does later what it is given: a double whose lanes have a time of their own, and which
 // knows what each of them can have seen (vector clocks, as a race detector has). And what devices are made of.
-#include "exec/device/device.h"
+#include "dualpipe/exec/device/device.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -26,13 +26,13 @@
 #include <tuple>
 #include <vector>
 
-#include "exec/device/lease.h"
-#include "exec/replay/replay.h"
-#include "exec/stage/stage.h"
-#include "exec/transport/transport.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/exec/device/lease.h"
+#include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {

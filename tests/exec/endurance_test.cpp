@@ -8,10 +8,10 @@
 #include <fstream>
 #include <vector>
 
-#include "exec/replay/memory.h"
-#include "exec/train/train.h"
-#include "sim/generate/catalog.h"
-#include "sim/schedule/lower.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/lower.h"
 
 namespace dualpipe::test {
 namespace {

@@ -18,16 +18,16 @@
 #include <thread>
 #include <vector>
 
-#include "exec/replay/replay.h"
-#include "exec/stage/stage.h"
-#include "exec/train/stage_set.h"
-#include "exec/train/train.h"
-#include "exec/transport/transport.h"
-#include "sim/generate/catalog.h"
-#include "sim/report/chrome_trace.h"
-#include "sim/report/trace_comparison.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/train/stage_set.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/report/chrome_trace.h"
+#include "dualpipe/sim/report/trace_comparison.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

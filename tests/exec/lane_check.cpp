@@ -8,7 +8,7 @@
 #include <functional>
 #include <string_view>
 
-#include "exec/replay/clock.h"
+#include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe::test {
 namespace {

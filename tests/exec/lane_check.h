@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "exec/device/device.h"
+#include "dualpipe/exec/device/device.h"
 
 namespace dualpipe::test {
 

@@ -1,4 +1,4 @@
-#include "exec/replay/memory.h"
+#include "dualpipe/exec/replay/memory.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/Allocator.h>

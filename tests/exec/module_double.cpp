@@ -8,9 +8,9 @@
 #include <string>
 #include <string_view>
 
-#include "exec/cuda/module.h"
-#include "exec/replay/clock.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/cuda/module.h"
+#include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

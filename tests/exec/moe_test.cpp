@@ -14,11 +14,11 @@
 #include <string>
 #include <vector>
 
-#include "exec/replay/memory.h"
-#include "exec/stage/model.h"
-#include "exec/stage/routing.h"
-#include "exec/stage/stage.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/routing.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/chain.h"
 
 namespace dualpipe::test {

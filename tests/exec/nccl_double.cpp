@@ -11,7 +11,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "exec/replay/clock.h"
+#include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe::test {
 namespace {

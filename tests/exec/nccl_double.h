@@ -24,8 +24,8 @@
 #include <utility>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/transport/nccl_api.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/transport/nccl_api.h"
 
 namespace dualpipe::test {
 

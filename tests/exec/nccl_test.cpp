@@ -19,12 +19,12 @@
 #include <utility>
 #include <vector>
 
-#include "exec/train/train.h"
-#include "exec/transport/nccl_transport.h"
-#include "sim/generate/catalog.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/deadlock.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/nccl_transport.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 #include "tests/exec/nccl_double.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"

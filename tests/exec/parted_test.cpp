@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "exec/replay/memory.h"
-#include "exec/stage/model.h"
-#include "exec/stage/parted_stage.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/parted_stage.h"
+#include "dualpipe/sim/schedule/program.h"
 #include "tests/exec/lane_check.h"
 #include "tests/exec/training.h"
 

@@ -14,10 +14,10 @@
 #include <utility>
 #include <vector>
 
-#include "exec/stage/model.h"
-#include "exec/stage/parted_stage.h"
-#include "exec/train/exchange.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/parted_stage.h"
+#include "dualpipe/exec/train/exchange.h"
+#include "dualpipe/sim/schedule/program.h"
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {

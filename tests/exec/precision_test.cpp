@@ -12,12 +12,12 @@
 #include <limits>
 #include <utility>
 
-#include "exec/stage/device_data.h"
-#include "exec/train/optimizer.h"
-#include "exec/train/reference.h"
-#include "exec/train/stage_set.h"
-#include "exec/train/train.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/stage/device_data.h"
+#include "dualpipe/exec/train/optimizer.h"
+#include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/stage_set.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {

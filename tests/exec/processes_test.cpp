@@ -16,12 +16,12 @@
 #include <thread>
 #include <vector>
 
-#include "exec/train/reference.h"
-#include "exec/train/train.h"
-#include "exec/transport/world.h"
-#include "sim/generate/catalog.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
+#include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
 #include "tests/exec/training.h"
 #include "tests/thinned.h"
 

@@ -1,5 +1,5 @@
 // The replay loop with stages that compute nothing, but know which tensors they should get.
-#include "exec/replay/replay.h"
+#include "dualpipe/exec/replay/replay.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -18,11 +18,11 @@
 #include <thread>
 #include <vector>
 
-#include "exec/stage/stage.h"
-#include "exec/transport/transport.h"
-#include "sim/generate/catalog.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/memory.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/memory.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

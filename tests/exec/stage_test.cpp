@@ -1,4 +1,4 @@
-#include "exec/stage/stage.h"
+#include "dualpipe/exec/stage/stage.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -21,11 +21,11 @@
 #include <string>
 #include <vector>
 
-#include "exec/replay/memory.h"
-#include "exec/stage/autograd_stage.h"
-#include "exec/stage/deferred.h"
-#include "exec/stage/model.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/stage/autograd_stage.h"
+#include "dualpipe/exec/stage/deferred.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/chain.h"
 #include "tests/exec/training.h"
 #include "tests/thinned.h"

@@ -25,12 +25,12 @@
 #include <thread>
 #include <vector>
 
-#include "exec/train/probe.h"
-#include "exec/train/train.h"
-#include "exec/transport/launch.h"
-#include "exec/transport/store_world.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/placement.h"
+#include "dualpipe/exec/train/probe.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/launch.h"
+#include "dualpipe/exec/transport/store_world.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/placement.h"
 #include "tests/exec/nccl_double.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"

@@ -1,4 +1,4 @@
-#include "exec/train/train.h"
+#include "dualpipe/exec/train/train.h"
 
 #include <ATen/ATen.h>
 #include <unistd.h>
@@ -15,18 +15,18 @@
 #include <sstream>
 #include <thread>
 
-#include "exec/train/calibrate.h"
-#include "exec/train/probe.h"
-#include "exec/train/reference.h"
-#include "exec/train/report.h"
-#include "sim/generate/catalog.h"
-#include "sim/report/chrome_trace.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
-#include "sim/schedule/validate.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/memory.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/exec/train/calibrate.h"
+#include "dualpipe/exec/train/probe.h"
+#include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/report.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/report/chrome_trace.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/validate.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/exec/training.h"
 #include "tests/support.h"
 #include "tests/thinned.h"

@@ -4,11 +4,11 @@
 
 #include <boost/test/unit_test.hpp>
 
-#include "exec/stage/model.h"
-#include "exec/train/calibrate.h"
-#include "sim/generate/catalog.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/memory.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/train/calibrate.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe::test {
 

@@ -8,11 +8,11 @@
 #include <string_view>
 #include <vector>
 
-#include "exec/stage/stage.h"
-#include "exec/train/reference.h"
-#include "exec/train/train.h"
-#include "exec/transport/world.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 inline std::ostream& operator<<(std::ostream& out, Precision precision) { return out << to_text(precision); }

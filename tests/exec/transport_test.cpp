@@ -1,4 +1,4 @@
-#include "exec/transport/transport.h"
+#include "dualpipe/exec/transport/transport.h"
 
 #include <ATen/ATen.h>
 
@@ -18,11 +18,11 @@
 #include <utility>
 #include <vector>
 
-#include "exec/transport/engine.h"
-#include "exec/transport/engine_world.h"
-#include "exec/transport/world.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/placement.h"
+#include "dualpipe/exec/transport/engine.h"
+#include "dualpipe/exec/transport/engine_world.h"
+#include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/placement.h"
 
 namespace dualpipe::test {
 namespace {

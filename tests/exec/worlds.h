@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "exec/transport/launch.h"
-#include "exec/transport/nccl_api.h"
-#include "exec/transport/store_world.h"
-#include "exec/transport/world.h"
+#include "dualpipe/exec/transport/launch.h"
+#include "dualpipe/exec/transport/nccl_api.h"
+#include "dualpipe/exec/transport/store_world.h"
+#include "dualpipe/exec/transport/world.h"
 
 namespace dualpipe::test {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <variant>
 
-#include "sim/schedule/csv.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <variant>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/json.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json.h"
 
 namespace {
 

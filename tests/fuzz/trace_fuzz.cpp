@@ -6,9 +6,9 @@
 #include <sstream>
 #include <string>
 
-#include "sim/report/trace_comparison.h"
-#include "sim/report/trace_reader.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/report/trace_comparison.h"
+#include "dualpipe/sim/report/trace_reader.h"
+#include "dualpipe/sim/schedule/error.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   std::istringstream in(std::string(data, data + size));

@@ -1,13 +1,13 @@
 // Names, shape rules, and what each family promises about its shape.
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 
 #include <boost/test/unit_test.hpp>
 #include <string>
 #include <vector>
 
-#include "sim/generate/dualpipe.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/validate.h"
+#include "dualpipe/sim/generate/dualpipe.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/validate.h"
 
 namespace dualpipe::test {
 namespace {

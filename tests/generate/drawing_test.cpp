@@ -17,9 +17,9 @@
 #include <set>
 #include <sstream>
 
-#include "sim/generate/catalog.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe::test {
 namespace {

@@ -5,7 +5,7 @@
 #include <map>
 #include <sstream>
 
-#include "sim/generate/catalog.h"
+#include "dualpipe/sim/generate/catalog.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -11,10 +11,10 @@
 #include <thread>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/replay/clock.h"
-#include "exec/replay/memory.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/sim/schedule/error.h"
 #include "tests/gpu/hardware.h"
 
 namespace dualpipe::test {

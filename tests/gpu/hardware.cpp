@@ -8,7 +8,7 @@
 #include <memory>
 #include <string>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::test {
 namespace {

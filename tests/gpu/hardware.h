@@ -1,7 +1,7 @@
 // The GPU of the tests that need one.
 #pragma once
 
-#include "exec/device/device.h"
+#include "dualpipe/exec/device/device.h"
 
 namespace dualpipe::test {
 

@@ -9,8 +9,8 @@
 #include <thread>
 #include <utility>
 
-#include "exec/device/device.h"
-#include "exec/transport/nccl_api.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/transport/nccl_api.h"
 #include "tests/gpu/hardware.h"
 
 namespace dualpipe::test {

@@ -1,5 +1,5 @@
 // Trainings on a GPU, against the same without a pipeline there.
-#include "exec/train/train.h"
+#include "dualpipe/exec/train/train.h"
 
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/train/reference.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/train/reference.h"
 #include "tests/exec/training.h"
 #include "tests/gpu/hardware.h"
 

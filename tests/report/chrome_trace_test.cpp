@@ -1,4 +1,4 @@
-#include "sim/report/chrome_trace.h"
+#include "dualpipe/sim/report/chrome_trace.h"
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -9,11 +9,11 @@
 #include <set>
 #include <sstream>
 
-#include "sim/report/gantt_layout.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/memory.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -1,16 +1,16 @@
 // Whenever a closed form says that it holds, the simulation agrees, for at least 1,000 random durations and shapes of
 // every family; where it does not hold it says why.
-#include "sim/report/closed_form.h"
+#include "dualpipe/sim/report/closed_form.h"
 
 #include <algorithm>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <string>
 
-#include "sim/generate/catalog.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -1,11 +1,11 @@
 // The table: its rows, its terms, its words.
-#include "sim/report/comparison.h"
+#include "dualpipe/sim/report/comparison.h"
 
 #include <boost/test/unit_test.hpp>
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::test {
 namespace {

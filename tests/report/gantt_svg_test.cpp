@@ -1,4 +1,4 @@
-#include "sim/report/gantt_svg.h"
+#include "dualpipe/sim/report/gantt_svg.h"
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "sim/schedule/lower.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -1,13 +1,13 @@
-#include "sim/report/gantt.h"
+#include "dualpipe/sim/report/gantt.h"
 
 #include <boost/test/unit_test.hpp>
 #include <regex>
 #include <sstream>
 
-#include "sim/report/gantt_layout.h"
-#include "sim/report/text_table.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -1,4 +1,4 @@
-#include "sim/report/output_file.h"
+#include "dualpipe/sim/report/output_file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 #include "tests/scratch.h"
 
 namespace dualpipe::test {

@@ -1,10 +1,10 @@
-#include "sim/report/profile.h"
+#include "dualpipe/sim/report/profile.h"
 
 #include <boost/test/unit_test.hpp>
 #include <numeric>
 
-#include "sim/schedule/lower.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -1,14 +1,14 @@
-#include "sim/report/trace_comparison.h"
+#include "dualpipe/sim/report/trace_comparison.h"
 
 #include <boost/test/unit_test.hpp>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "sim/report/chrome_trace.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/memory.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/report/chrome_trace.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

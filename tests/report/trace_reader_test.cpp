@@ -1,4 +1,4 @@
-#include "sim/report/trace_reader.h"
+#include "dualpipe/sim/report/trace_reader.h"
 
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
@@ -6,12 +6,12 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "sim/report/chrome_trace.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/memory.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/report/chrome_trace.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -1,4 +1,4 @@
-#include "sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/csv.h"
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
 #include "tests/support.h"
 
 namespace dualpipe {

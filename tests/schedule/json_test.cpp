@@ -1,4 +1,4 @@
-#include "sim/schedule/json.h"
+#include "dualpipe/sim/schedule/json.h"
 
 #include <boost/test/unit_test.hpp>
 #include <nlohmann/json.hpp>
@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
 #include "tests/support.h"
 
 namespace dualpipe {

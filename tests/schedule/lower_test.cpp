@@ -1,5 +1,5 @@
 // What lower() adds, word for word on small shapes and by its rules on all.
-#include "sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/lower.h"
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/csv.h"
-#include "sim/schedule/validate.h"
-#include "sim/simulate/deadlock.h"
+#include "dualpipe/sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/validate.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

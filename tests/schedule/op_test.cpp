@@ -1,11 +1,11 @@
-#include "sim/schedule/op.h"
+#include "dualpipe/sim/schedule/op.h"
 
 #include <boost/test/unit_test.hpp>
 #include <string>
 #include <vector>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/program.h"
 #include "tests/support.h"
 
 namespace dualpipe {

@@ -1,12 +1,12 @@
-#include "sim/schedule/placement.h"
+#include "dualpipe/sim/schedule/placement.h"
 
 #include <boost/test/unit_test.hpp>
 #include <functional>
 #include <string>
 #include <vector>
 
-#include "sim/schedule/error.h"
-#include "sim/schedule/op.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/op.h"
 
 namespace dualpipe {
 namespace {

@@ -1,5 +1,5 @@
 // What breaks each rule, and no other; and what breaks none.
-#include "sim/schedule/validate.h"
+#include "dualpipe/sim/schedule/validate.h"
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/lower.h"
 #include "tests/support.h"
 
 namespace dualpipe {

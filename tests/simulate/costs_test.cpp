@@ -1,4 +1,4 @@
-#include "sim/simulate/costs.h"
+#include "dualpipe/sim/simulate/costs.h"
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 #include "tests/support.h"
 
 namespace dualpipe {

@@ -1,12 +1,12 @@
 // Programs that hang, and the cycle that find_deadlock() names for them.
-#include "sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 
-#include "sim/schedule/lower.h"
-#include "sim/schedule/validate.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/validate.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/oracle.h"
 #include "tests/support.h"
 

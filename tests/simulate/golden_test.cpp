@@ -6,13 +6,13 @@
 #include <cmath>
 #include <sstream>
 
-#include "sim/schedule/csv.h"
-#include "sim/schedule/json.h"
-#include "sim/schedule/lower.h"
-#include "sim/schedule/validate.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/memory.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/json.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/validate.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -5,7 +5,7 @@
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 
-#include "sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/lower.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

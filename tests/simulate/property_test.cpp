@@ -2,10 +2,10 @@
 #include <boost/test/unit_test.hpp>
 #include <map>
 
-#include "sim/schedule/lower.h"
-#include "sim/schedule/validate.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/validate.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/oracle.h"
 #include "tests/support.h"
 #include "tests/thinned.h"

@@ -3,8 +3,8 @@
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 
-#include "sim/schedule/lower.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

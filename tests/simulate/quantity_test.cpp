@@ -1,12 +1,12 @@
 // Numbers as people type them: what each text means to the last digit, and which texts mean nothing.
-#include "sim/simulate/quantity.h"
+#include "dualpipe/sim/simulate/quantity.h"
 
 #include <boost/test/unit_test.hpp>
 #include <limits>
 #include <string>
 #include <string_view>
 
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {

@@ -12,12 +12,12 @@
 #include <limits>
 #include <streambuf>
 
-#include "sim/report/text_table.h"
-#include "sim/schedule/csv.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/json.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/quantity.h"
+#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/quantity.h"
 
 namespace dualpipe {
 namespace {

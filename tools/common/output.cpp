@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <iostream>
 
-#include "sim/report/output_file.h"
+#include "dualpipe/sim/report/output_file.h"
 
 namespace dualpipe {
 

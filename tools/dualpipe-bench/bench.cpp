@@ -21,12 +21,12 @@
 #include <string_view>
 #include <utility>
 
-#include "sim/generate/catalog.h"
-#include "sim/schedule/lower.h"
-#include "sim/schedule/validate.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/memory.h"
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/validate.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "tools/common/keep_freed_memory.h"
 
 namespace dualpipe {

@@ -25,16 +25,16 @@
 #include <utility>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/replay/replay.h"
-#include "exec/stage/model.h"
-#include "exec/stage/stage.h"
-#include "exec/train/stage_set.h"
-#include "exec/train/train.h"
-#include "exec/transport/transport.h"
-#include "sim/generate/catalog.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/lower.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/train/stage_set.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
 
 namespace dualpipe {
 namespace {

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <limits>
 
-#include "exec/transport/launch.h"
-#include "exec/transport/nccl_api.h"
-#include "exec/transport/store_world.h"
-#include "sim/schedule/lower.h"
-#include "sim/simulate/deadlock.h"
-#include "sim/simulate/quantity.h"
+#include "dualpipe/exec/transport/launch.h"
+#include "dualpipe/exec/transport/nccl_api.h"
+#include "dualpipe/exec/transport/store_world.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/quantity.h"
 
 namespace dualpipe {
 namespace {

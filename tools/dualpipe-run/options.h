@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "exec/device/device.h"
-#include "exec/train/train.h"
-#include "exec/transport/world.h"
-#include "sim/schedule/program.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/schedule/program.h"
 #include "tools/common/options.h"
 
 namespace dualpipe {

@@ -11,18 +11,18 @@
 #include <system_error>
 #include <utility>
 
-#include "exec/device/device.h"
-#include "exec/replay/replay.h"
-#include "exec/train/calibrate.h"
-#include "exec/train/reference.h"
-#include "exec/train/report.h"
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/train/calibrate.h"
+#include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/report.h"
+#include "dualpipe/sim/report/chrome_trace.h"
+#include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/report/profile.h"
+#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/simulate/simulate.h"
 #include "options.h"
-#include "sim/report/chrome_trace.h"
-#include "sim/report/difference.h"
-#include "sim/report/profile.h"
-#include "sim/report/text_table.h"
-#include "sim/schedule/error.h"
-#include "sim/simulate/simulate.h"
 #include "tools/common/output.h"
 
 namespace dualpipe {

@@ -9,8 +9,8 @@
 #include <iostream>
 #include <new>
 
-#include "exec/replay/error_text.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/exec/replay/error_text.h"
+#include "dualpipe/sim/schedule/error.h"
 #include "tools/common/command_line.h"
 
 namespace dualpipe {

@@ -4,7 +4,7 @@
 #include <memory>
 #include <optional>
 
-#include "exec/transport/world.h"
+#include "dualpipe/exec/transport/world.h"
 #include "interrupt.h"
 #include "options.h"
 

@@ -7,9 +7,9 @@
 #include <string_view>
 
 #include "commands.h"
-#include "sim/report/trace_comparison.h"
-#include "sim/report/trace_reader.h"
-#include "sim/schedule/error.h"
+#include "dualpipe/sim/report/trace_comparison.h"
+#include "dualpipe/sim/report/trace_reader.h"
+#include "dualpipe/sim/schedule/error.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 

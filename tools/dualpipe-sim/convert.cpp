@@ -2,9 +2,9 @@
 #include <memory>
 
 #include "commands.h"
-#include "sim/schedule/csv.h"
-#include "sim/schedule/error.h"
-#include "sim/schedule/json.h"
+#include "dualpipe/sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 

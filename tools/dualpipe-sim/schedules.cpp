@@ -2,8 +2,8 @@
 #include <memory>
 
 #include "commands.h"
-#include "sim/generate/catalog.h"
-#include "sim/report/text_table.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/report/text_table.h"
 #include "tools/common/output.h"
 
 namespace dualpipe {

@@ -1,4 +1,4 @@
-#include "sim/simulate/simulate.h"
+#include "dualpipe/sim/simulate/simulate.h"
 
 #include <fmt/core.h>
 
@@ -8,12 +8,12 @@
 #include <set>
 
 #include "commands.h"
-#include "sim/report/chrome_trace.h"
-#include "sim/report/details.h"
-#include "sim/report/gantt.h"
-#include "sim/report/gantt_svg.h"
-#include "sim/schedule/error.h"
-#include "sim/simulate/quantity.h"
+#include "dualpipe/sim/report/chrome_trace.h"
+#include "dualpipe/sim/report/details.h"
+#include "dualpipe/sim/report/gantt.h"
+#include "dualpipe/sim/report/gantt_svg.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/simulate/quantity.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 

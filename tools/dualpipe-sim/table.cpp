@@ -2,7 +2,7 @@
 #include <memory>
 
 #include "commands.h"
-#include "sim/report/comparison.h"
+#include "dualpipe/sim/report/comparison.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 

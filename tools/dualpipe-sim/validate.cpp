@@ -1,4 +1,4 @@
-#include "sim/schedule/validate.h"
+#include "dualpipe/sim/schedule/validate.h"
 
 #include <fmt/core.h>
 
@@ -6,9 +6,9 @@
 #include <memory>
 
 #include "commands.h"
-#include "sim/report/text_table.h"
-#include "sim/schedule/error.h"
-#include "sim/simulate/deadlock.h"
+#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 
