@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 #include <thread>
@@ -42,6 +43,9 @@ Ending unpack_ending(const std::string& bytes) {
   return ending;
 }
 
+// How many parts an all_gather passes on to the process at this distance, which has those up to there already.
+int passed_on_at(int distance, int processes) { return std::min(distance, processes - distance); }
+
 }  // namespace
 
 EngineWorld::EngineWorld(int process, int processes, const EngineWorldOptions& options)
@@ -73,34 +77,89 @@ bool EngineWorld::wait(Clock::time_point deadline, const Condition& condition) {
   return changed_.wait_until(lock, deadline, condition);
 }
 
+// Bruck's algorithm (Bruck, Ho, Kipnis, Upfal and Weathersby: Efficient algorithms for all-to-all communications in
+// multiport message-passing systems, 1997). A process has the parts of those from itself on, and after the last comes
+// process 0; in each round it passes on what it has, and has twice as many after it:
+//
+//     5 processes      passes on to       gets from          has
+//     process 0        -                  -                  0
+//       distance 1     4: 0               1: 1               0 1
+//       distance 2     3: 0 1             2: 2 3             0 1 2 3
+//       distance 4     1: 0               4: 4               0 1 2 3 4
+//
+// So each sends log2(processes) parcels, rounded up, and each part comes to each process once. What does not come to
+// one does not come to many: so the parts are compared at the end, when all have them.
 std::vector<std::string> EngineWorld::all_gather(const std::string& what, std::string part) {
-  const int number = gathers_begun_++;
-  Packer packer;
-  packer.put(what);
-  packer.put(part);
-  send_to_others({.kind = Parcel::Kind::gather, .index = number, .run = run_, .note = packer.take()});
-  std::vector<std::optional<std::string>> parts;
-  const GatherKey key{run_, number};
-  const auto is_complete = [&] { return std::ranges::all_of(gather(key), &Part::has_value); };
-  (void)wait(Clock::now() + timeout_, [&] { return is_complete() || verdict_->aborted(); });
-  {
-    const std::lock_guard lock(mutex_);
-    parts = std::exchange(gather(key), {});
-    gathers_.erase(key);
+  int number = 0;
+  note([&] { number = gathers_begun_++; });
+  auto deadline = Clock::now() + timeout_;
+  std::vector<Contribution> all;
+  all.push_back({what, std::move(part)});
+  for (int distance = 1; distance < processes(); distance *= 2) {
+    Packer packer;
+    for (int i = 0; i < passed_on_at(distance, processes()); ++i) {
+      packer.put(all[static_cast<std::size_t>(i)].what);
+      packer.put(all[static_cast<std::size_t>(i)].part);
+    }
+    const int to = (process() + processes() - distance) % processes();
+    (void)engine_->send(to, {.kind = Parcel::Kind::gather, .index = number, .run = run_, .note = packer.take()});
+    const int from = (process() + distance) % processes();
+    std::ranges::move(passed_on(what, {run_, number, from}, deadline), std::back_inserter(all));
+  }
+  std::ranges::rotate(all, all.end() - process());  // the first one was this process's
+  std::vector<std::string> parts;
+  for (int other = 0; other < processes(); ++other) {
+    auto& [place, brought] = all[static_cast<std::size_t>(other)];
+    check_same_place(what, other, place);
+    parts.push_back(std::move(brought));
+  }
+  return parts;
+}
+
+// Where nothing comes, it need not be the neighbour who is missing, but anybody further on: so all are asked.
+std::vector<EngineWorld::Contribution> EngineWorld::passed_on(const std::string& what, GatherKey key,
+                                                              Clock::time_point& deadline) {
+  const auto is_over = [&] { return gathered_.contains(key) || verdict_->aborted(); };
+  const auto& [run, number, from] = key;
+  if (!wait(deadline, is_over)) {
+    const std::string absent = absent_from(number);
+    verdict_->throw_if_aborted();
+    if (!absent.empty()) {
+      throw TimeoutError(fmt::format("{} did not come to {} within {}", absent, what, seconds(timeout_)));
+    }
+    deadline = Clock::now() + timeout_;  // the last one has just come
+    if (!wait(deadline, is_over)) {
+      throw TimeoutError(fmt::format("all processes came to {}, but what {} passes on there did not arrive within {}",
+                                     what, name_of(from), seconds(timeout_)));
+    }
   }
   verdict_->throw_if_aborted();
-  const auto is_absent = [&](int other) {
-    return other != process() && !parts[static_cast<std::size_t>(other)].has_value();
-  };
-  if (const std::string absent = names_if(is_absent); !absent.empty()) {
-    throw TimeoutError(fmt::format("{} did not come to {} within {}", absent, what, seconds(timeout_)));
-  }
-  std::vector<std::string> all;
-  for (int other = 0; other < processes(); ++other) {
-    auto& each = parts[static_cast<std::size_t>(other)];
-    all.push_back(other == process() ? std::move(part) : open(what, other, *each));
-  }
-  return all;
+  const std::lock_guard lock(mutex_);
+  return std::move(gathered_.extract(key).mapped());
+}
+
+// Who has not come, of those that answer, and who does not answer soon.
+std::string EngineWorld::absent_from(int gather) {
+  note([&] { presence_.assign(static_cast<std::size_t>(processes()), std::nullopt); });
+  send_to_others({.kind = Parcel::Kind::roll_call, .index = gather, .run = run_});
+  const auto answered = [&](int other) { return presence_[static_cast<std::size_t>(other)]; };
+  (void)wait(Clock::now() + std::min(timeout_, grace), [&] {
+    return std::ranges::count_if(presence_, &std::optional<bool>::has_value) + 1 == processes() || verdict_->aborted();
+  });
+  const std::lock_guard lock(mutex_);
+  return names_if([&](int other) { return other != process() && !answered(other).value_or(false); });
+}
+
+bool EngineWorld::has_come_to(int run, int gather) const {
+  return run < run_ || (run == run_ && gather < gathers_begun_);
+}
+
+void EngineWorld::check_same_place(const std::string& what, int other, const std::string& place) const {
+  if (place == what) return;
+  const bool is_first = process() < other;
+  throw std::runtime_error(fmt::format(
+      "process {} is at {}, and process {} at {}; were they started with the same command line?",
+      is_first ? process() : other, is_first ? what : place, is_first ? other : process(), is_first ? place : what));
 }
 
 std::vector<std::optional<std::string>> EngineWorld::hand_over(std::string part) {
@@ -181,7 +240,20 @@ void EngineWorld::take_in(int from, Parcel parcel) {
       parcel.sent += std::chrono::nanoseconds(clock_behind(from));
       return hub_of(parcel)->deliver(std::move(parcel));
     case Parcel::Kind::gather:
-      return note([&] { gather({parcel.run, parcel.index})[source] = std::move(parcel.note); });
+      return take_in_gather(from, parcel);
+    case Parcel::Kind::roll_call: {
+      bool is_here = false;
+      note([&] { is_here = has_come_to(parcel.run, parcel.index); });
+      parcel.kind = Parcel::Kind::presence;
+      parcel.note = is_here ? "here" : "";
+      (void)engine_->send(from, std::move(parcel));
+      return;
+    }
+    case Parcel::Kind::presence:
+      return note([&] {
+        const bool is_of_this = parcel.run == run_ && parcel.index + 1 == gathers_begun_;
+        if (is_of_this && !presence_.empty()) presence_[source] = !parcel.note.empty();
+      });
     case Parcel::Kind::records:
       return note([&] {
         if (parcel.run == run_) records_[source] = std::move(parcel.note);
@@ -202,6 +274,17 @@ void EngineWorld::take_in(int from, Parcel parcel) {
     case Parcel::Kind::pong:
       return note([&] { first_clock_ = parcel.sent; });
   }
+}
+
+void EngineWorld::take_in_gather(int from, const Parcel& parcel) {
+  const int distance = (from + processes() - process()) % processes();
+  std::vector<Contribution> passed_on;
+  Unpacker unpacker(parcel.note);
+  for (int i = 0; i < passed_on_at(distance, processes()); ++i) {
+    auto what = unpacker.get<std::string>();
+    passed_on.push_back({std::move(what), unpacker.get<std::string>()});
+  }
+  note([&] { gathered_[{parcel.run, parcel.index, from}] = std::move(passed_on); });
 }
 
 void EngineWorld::broken(const std::string& reason) {
@@ -243,6 +326,7 @@ std::vector<std::unique_ptr<Transport>> EngineWorld::make_transports(const Place
     }
     ++run_;
     gathers_begun_ = 0;
+    std::erase_if(gathered_, [&](const auto& each) { return std::get<0>(each.first) < run_; });
     grace_end_.reset();
     ranks_ = placement.ranks;
     timeout_ = options.timeout;
@@ -316,28 +400,6 @@ void EngineWorld::send_to_others(const Parcel& parcel) {
   for (int other = 0; other < processes(); ++other) {
     if (other != process()) (void)engine_->send(other, parcel);
   }
-}
-
-// What processes bring to an all_gather; this one's own stays empty but for its presence.
-std::vector<EngineWorld::Part>& EngineWorld::gather(GatherKey key) {
-  auto& parts = gathers_[key];
-  if (parts.empty()) {
-    parts.resize(static_cast<std::size_t>(processes()));
-    parts[static_cast<std::size_t>(process())] = "";
-  }
-  return parts;
-}
-
-std::string EngineWorld::open(const std::string& what, int other, const std::string& bytes) const {
-  Unpacker unpacker(bytes);
-  if (const auto others = unpacker.get<std::string>(); others != what) {
-    const bool is_first = process() < other;
-    throw std::runtime_error(
-        fmt::format("process {} is at {}, and process {} at {}; were they started with the same command line?",
-                    is_first ? process() : other, is_first ? what : others, is_first ? other : process(),
-                    is_first ? others : what));
-  }
-  return unpacker.get<std::string>();
 }
 
 std::string EngineWorld::name_of(int process) const {

@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -62,7 +63,12 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
 
  private:
   using Part = std::optional<std::string>;
-  using GatherKey = std::pair<int, int>;  // run, and number in it
+  // What a process brings to an all_gather.
+  struct Contribution {
+    std::string what;
+    std::string part;
+  };
+  using GatherKey = std::tuple<int, int, int>;  // run, number in it, and the process that it comes from
 
   // --- Wire
   [[nodiscard]] bool apart(int rank, int other) const override;
@@ -71,6 +77,7 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   void abort(const std::string& reason) override;
 
   void take_in(int from, Parcel parcel);
+  void take_in_gather(int from, const Parcel& parcel);
 
   // --- Engine::Receiver
   [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel) override { return hub_of(parcel)->forms_of(parcel); }
@@ -101,8 +108,11 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   template <typename Condition>
   [[nodiscard]] bool wait(Clock::time_point deadline, const Condition& condition);
 
-  [[nodiscard]] std::vector<Part>& gather(GatherKey key);
-  [[nodiscard]] std::string open(const std::string& what, int other, const std::string& bytes) const;
+  [[nodiscard]] std::vector<Contribution> passed_on(const std::string& what, GatherKey key,
+                                                    Clock::time_point& deadline);
+  [[nodiscard]] std::string absent_from(int gather);
+  [[nodiscard]] bool has_come_to(int run, int gather) const;
+  void check_same_place(const std::string& what, int other, const std::string& place) const;
   [[nodiscard]] std::string name_of(int process) const;
   // "process 1 (ranks 2 to 3), rank 4"; before the first run "process 1, process 2"
   template <typename Condition>
@@ -119,17 +129,18 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   EngineWorldOptions options_;
   int ranks_ = 0;
   std::chrono::nanoseconds timeout_;
-  int run_ = 0;            // number of this run, from 1; 0 before the first
-  int gathers_begun_ = 0;  // in it
   std::optional<Clock::time_point> grace_end_;
   bool all_ended_ = false;
 
-  mutable std::mutex mutex_;  // of what follows
+  mutable std::mutex mutex_;  // of what follows; the thread that calls the World's functions reads run_ without
   std::condition_variable changed_;
+  int run_ = 0;            // number of this run, from 1; 0 before the first
+  int gathers_begun_ = 0;  // in it
   std::shared_ptr<Verdict> verdict_ = std::make_shared<Verdict>();
-  std::vector<std::shared_ptr<Hub>> hubs_;  // of each run: what a failed one has sent may still come
-  std::map<GatherKey, std::vector<Part>> gathers_;
-  std::vector<Part> records_;  // by process
+  std::vector<std::shared_ptr<Hub>> hubs_;                   // of each run: what a failed one has sent may still come
+  std::map<GatherKey, std::vector<Contribution>> gathered_;  // has come, but this process has not come to it yet
+  std::vector<std::optional<bool>> presence_;                // by process: what it has answered to the last roll call
+  std::vector<Part> records_;                                // by process
   std::vector<Part> endings_;
   Part farewell_;
   std::optional<Clock::time_point> first_clock_;

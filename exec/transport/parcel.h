@@ -18,19 +18,21 @@ struct Parcel {
     part,     // what a stage brings to a reduction; note: the group, and what the tensors look like
     sums,     // what a rank gets from it; the same note
     // Between processes, nothing but a note:
-    gather,    // a part of an all_gather
-    abort,     // the run ends: why
-    records,   // what a failed process has done
-    ending,    // a process is at its end, and why
-    farewell,  // process 0 has heard the endings; note: whether of all
-    ping,      // a question for the time of process 0,
-    pong,      // and its answer
+    gather,     // parts of an all_gather
+    roll_call,  // a question whether a process has come to an all_gather,
+    presence,   // and its answer; note: whether it has
+    abort,      // the run ends: why
+    records,    // what a failed process has done
+    ending,     // a process is at its end, and why
+    farewell,   // process 0 has heard the endings; note: whether of all
+    ping,       // a question for the time of process 0,
+    pong,       // and its answer
   };
 
   Kind kind = Kind::message;
   Op receive{};            // message: the RECV op
   std::int32_t rank = 0;   // that gets a message or sums, or sends a part
-  std::int32_t index = 0;  // part: of the stage in its group; gather: the number of the all_gather in its run
+  std::int32_t index = 0;  // part: of the stage in its group; gather, roll_call, presence: which all_gather of the run
   std::int32_t run = 0;    // which of the sender's runs it belongs to
   Clock::time_point sent{};
   std::string note{};

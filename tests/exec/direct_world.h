@@ -1,0 +1,56 @@
+// Worlds of an engine without a network: the processes are threads of this one, and a parcel is there at once, on the
+// thread of the one who sends.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dualpipe/exec/transport/engine.h"
+#include "dualpipe/exec/transport/engine_world.h"
+
+namespace dualpipe::test {
+
+// Where the processes find each other, and how many parcels of each kind they have sent.
+struct DirectNetwork {
+  explicit DirectNetwork(int processes) : receivers(static_cast<std::size_t>(processes)) {}
+
+  [[nodiscard]] std::atomic<int>& sent(Parcel::Kind kind) { return counts.at(static_cast<std::size_t>(kind)); }
+
+  std::vector<Engine::Receiver*> receivers;
+  std::array<std::atomic<int>, 16> counts{};
+};
+
+class DirectEngine final : public Engine {
+ public:
+  DirectEngine(int process, DirectNetwork& network) : process_(process), network_(network) {}
+
+  void start() override {}
+  Departed send(int process, Parcel parcel) override {
+    ++network_.sent(parcel.kind);
+    network_.receivers.at(static_cast<std::size_t>(process))->deliver(process_, std::move(parcel));
+    return std::make_shared<const std::atomic<bool>>(true);
+  }
+  void progress() override {}
+  [[nodiscard]] bool all_sent() override { return true; }
+
+ private:
+  int process_;
+  DirectNetwork& network_;
+};
+
+class DirectWorld final : public EngineWorld {
+ public:
+  DirectWorld(int process, DirectNetwork& network, std::chrono::nanoseconds timeout = std::chrono::seconds(20))
+      : EngineWorld(process, static_cast<int>(network.receivers.size()), {.transport = "direct", .timeout = timeout}) {
+    network.receivers[static_cast<std::size_t>(process)] = this;
+    connect(std::make_unique<DirectEngine>(process, network));
+  }
+  ~DirectWorld() override { disconnect(); }
+};
+
+}  // namespace dualpipe::test
