@@ -57,16 +57,24 @@ bool Agreement::check_first(Op send, const at::Tensor& tensor) {
   return true;
 }
 
-void Agreement::learn(Op receive, Form form) {
+void Agreement::learn(Op receive, const Form& form) {
   const std::lock_guard lock(mutex_);
   const Op send = peer_of(receive, placement_);
   std::optional<Agreed>& agreed = agreed_[index_of(send)];
-  if (!agreed) agreed = {std::move(form), send};  // known if the sender is in this process, and reads it
+  if (!agreed) agreed = {form, send};  // known if the sender is in this process, and reads it
+  if (agreed->form == form) return;
+  throw std::runtime_error(
+      fmt::format("{} for {}, and {} before", to_text(form), to_text(receive), to_text(agreed->form)));
 }
 
 Form Agreement::form(Op receive) const {
   const std::lock_guard lock(mutex_);
-  return agreed_[index_of(peer_of(receive, placement_))].value().form;
+  const std::optional<Agreed>& agreed = agreed_[index_of(peer_of(receive, placement_))];
+  if (!agreed) {
+    throw std::runtime_error(
+        fmt::format("a message for {} before the first one, which says what all are like", to_text(receive)));
+  }
+  return agreed->form;
 }
 
 std::size_t Agreement::index_of(Op send) {

@@ -36,8 +36,9 @@ class Agreement {
   // activation.
   bool check(Op send, const at::Tensor& tensor);
 
-  // The first message of another process, for a RECV op of this one; and what it was like.
-  void learn(Op receive, Form form);
+  // The first message of another process, for a RECV op of this one; and what it was like. Throw std::runtime_error
+  // where it had been like something else, and where there was none.
+  void learn(Op receive, const Form& form);
   [[nodiscard]] Form form(Op receive) const;
 
  private:

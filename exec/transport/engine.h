@@ -20,9 +20,12 @@ class Engine {
     Receiver(const Receiver&) = delete;
     Receiver& operator=(const Receiver&) = delete;
     virtual ~Receiver() = default;
-    // What the tensors of a parcel look like, of which only the rest is here.
+    // What the tensors of a parcel look like, of which only the rest is here. Throws std::runtime_error where the rest
+    // is not what another process may send.
     [[nodiscard]] virtual std::vector<Form> forms_of(const Parcel& parcel) = 0;
     virtual void deliver(int from, Parcel parcel) = 0;
+    // What this process sent cannot be taken in: why. Nothing more is, from it.
+    virtual void refused(int from, const std::string& reason) = 0;
     // Nothing comes or goes any more: why.
     virtual void broken(const std::string& reason) = 0;
     // Nothing was heard of a process for so long.

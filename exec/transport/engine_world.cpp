@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <cassert>
-#include <iterator>
 #include <limits>
 #include <stdexcept>
 #include <thread>
 
 #include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/exec/replay/error_text.h"
 #include "dualpipe/exec/transport/pack.h"
 
 namespace dualpipe {
@@ -17,13 +17,10 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// After a failure, process 0 waits so long for the others, and they for it. Where mpirun has asked all to end (SIGTERM)
-// it kills them a second later.
-constexpr std::chrono::nanoseconds grace = 400ms;
+// Where mpirun has asked all to end (SIGTERM) it kills them a second later.
 constexpr std::chrono::nanoseconds grace_of_first_if_urgent = 750ms;
 // One that has done its work waits so much longer for process 0, which simulates and writes files.
 constexpr int patience_with_first = 10;
-constexpr auto spin_time = 100us;
 constexpr int clock_rounds = 64;
 
 std::string pack(const Ending& ending) {
@@ -40,11 +37,21 @@ Ending unpack_ending(const std::string& bytes) {
   unpacker.get(ending.failed);
   unpacker.get(ending.is_cause);
   unpacker.get(ending.text);
+  unpacker.expect_end();
   return ending;
 }
 
-// How many parts an all_gather passes on to the process at this distance, which has those up to there already.
-int passed_on_at(int distance, int processes) { return std::min(distance, processes - distance); }
+// Sums of what a few clocks show do not overflow.
+void check_time(Time time) {
+  constexpr Time years_30 = 30LL * 365 * 24 * 3600 * 1'000'000'000;
+  if (time < -years_30 || time > years_30) {
+    throw std::runtime_error(fmt::format("a time of {} ns, which no clock of a running machine shows", time));
+  }
+}
+
+void check_is_of_first(int from, std::string_view what) {
+  if (from != 0) throw std::runtime_error(fmt::format("{}, which process 0 alone sends", what));
+}
 
 }  // namespace
 
@@ -61,105 +68,6 @@ EngineWorld::~EngineWorld() { assert(!engine_ && "it would call what is gone"); 
 void EngineWorld::connect(std::unique_ptr<Engine> engine) {
   engine_ = std::move(engine);
   engine_->start();
-}
-
-template <typename Condition>
-bool EngineWorld::wait(Clock::time_point deadline, const Condition& condition) {
-  const Watch watch(this);
-  const auto spin_end = std::min(deadline, Clock::now() + spin_time);
-  std::unique_lock lock(mutex_);
-  while (!condition() && Clock::now() < spin_end) {
-    lock.unlock();
-    engine_->progress();
-    std::this_thread::yield();
-    lock.lock();
-  }
-  return changed_.wait_until(lock, deadline, condition);
-}
-
-// Bruck's algorithm (Bruck, Ho, Kipnis, Upfal and Weathersby: Efficient algorithms for all-to-all communications in
-// multiport message-passing systems, 1997). A process has the parts of those from itself on, and after the last comes
-// process 0; in each round it passes on what it has, and has twice as many after it:
-//
-//     5 processes      passes on to       gets from          has
-//     process 0        -                  -                  0
-//       distance 1     4: 0               1: 1               0 1
-//       distance 2     3: 0 1             2: 2 3             0 1 2 3
-//       distance 4     1: 0               4: 4               0 1 2 3 4
-//
-// So each sends log2(processes) parcels, rounded up, and each part comes to each process once. What does not come to
-// one does not come to many: so the parts are compared at the end, when all have them.
-std::vector<std::string> EngineWorld::all_gather(const std::string& what, std::string part) {
-  int number = 0;
-  note([&] { number = gathers_begun_++; });
-  auto deadline = Clock::now() + timeout_;
-  std::vector<Contribution> all;
-  all.push_back({what, std::move(part)});
-  for (int distance = 1; distance < processes(); distance *= 2) {
-    Packer packer;
-    for (int i = 0; i < passed_on_at(distance, processes()); ++i) {
-      packer.put(all[static_cast<std::size_t>(i)].what);
-      packer.put(all[static_cast<std::size_t>(i)].part);
-    }
-    const int to = (process() + processes() - distance) % processes();
-    (void)engine_->send(to, {.kind = Parcel::Kind::gather, .index = number, .run = run_, .note = packer.take()});
-    const int from = (process() + distance) % processes();
-    std::ranges::move(passed_on(what, {run_, number, from}, deadline), std::back_inserter(all));
-  }
-  std::ranges::rotate(all, all.end() - process());  // the first one was this process's
-  std::vector<std::string> parts;
-  for (int other = 0; other < processes(); ++other) {
-    auto& [place, brought] = all[static_cast<std::size_t>(other)];
-    check_same_place(what, other, place);
-    parts.push_back(std::move(brought));
-  }
-  return parts;
-}
-
-// Where nothing comes, it need not be the neighbour who is missing, but anybody further on: so all are asked.
-std::vector<EngineWorld::Contribution> EngineWorld::passed_on(const std::string& what, GatherKey key,
-                                                              Clock::time_point& deadline) {
-  const auto is_over = [&] { return gathered_.contains(key) || verdict_->aborted(); };
-  const auto& [run, number, from] = key;
-  if (!wait(deadline, is_over)) {
-    const std::string absent = absent_from(number);
-    verdict_->throw_if_aborted();
-    if (!absent.empty()) {
-      throw TimeoutError(fmt::format("{} did not come to {} within {}", absent, what, seconds(timeout_)));
-    }
-    deadline = Clock::now() + timeout_;  // the last one has just come
-    if (!wait(deadline, is_over)) {
-      throw TimeoutError(fmt::format("all processes came to {}, but what {} passes on there did not arrive within {}",
-                                     what, name_of(from), seconds(timeout_)));
-    }
-  }
-  verdict_->throw_if_aborted();
-  const std::lock_guard lock(mutex_);
-  return std::move(gathered_.extract(key).mapped());
-}
-
-// Who has not come, of those that answer, and who does not answer soon.
-std::string EngineWorld::absent_from(int gather) {
-  note([&] { presence_.assign(static_cast<std::size_t>(processes()), std::nullopt); });
-  send_to_others({.kind = Parcel::Kind::roll_call, .index = gather, .run = run_});
-  const auto answered = [&](int other) { return presence_[static_cast<std::size_t>(other)]; };
-  (void)wait(Clock::now() + std::min(timeout_, grace), [&] {
-    return std::ranges::count_if(presence_, &std::optional<bool>::has_value) + 1 == processes() || verdict_->aborted();
-  });
-  const std::lock_guard lock(mutex_);
-  return names_if([&](int other) { return other != process() && !answered(other).value_or(false); });
-}
-
-bool EngineWorld::has_come_to(int run, int gather) const {
-  return run < run_ || (run == run_ && gather < gathers_begun_);
-}
-
-void EngineWorld::check_same_place(const std::string& what, int other, const std::string& place) const {
-  if (place == what) return;
-  const bool is_first = process() < other;
-  throw std::runtime_error(fmt::format(
-      "process {} is at {}, and process {} at {}; were they started with the same command line?",
-      is_first ? process() : other, is_first ? what : place, is_first ? other : process(), is_first ? place : what));
 }
 
 std::vector<std::optional<std::string>> EngineWorld::hand_over(std::string part) {
@@ -224,36 +132,31 @@ void EngineWorld::deliver(int from, Parcel parcel) {
   try {
     take_in(from, std::move(parcel));
   } catch (const std::exception& error) {
-    const std::string reason =
-        fmt::format("process {} cannot take in what process {} sent: {}", process(), from, error.what());
-    hear_abort({}, reason);
-    abort(reason);
+    refused(from, text_of(error));
   }
 }
 
+void EngineWorld::refused(int from, const std::string& reason) {
+  const std::string text = fmt::format("process {} cannot take in what process {} sent: {}", process(), from, reason);
+  hear_abort({}, text);
+  abort(text);
+}
+
+// Whatever it is that another process sends, it does no harm here: what none would have sent is an error.
 void EngineWorld::take_in(int from, Parcel parcel) {
+  if (from < 0 || from >= processes()) throw std::runtime_error(fmt::format("there are {} processes", processes()));
   const auto source = static_cast<std::size_t>(from);
   switch (parcel.kind) {
     case Parcel::Kind::message:
     case Parcel::Kind::part:
     case Parcel::Kind::sums:
-      parcel.sent += std::chrono::nanoseconds(clock_behind(from));
-      return hub_of(parcel)->deliver(std::move(parcel));
+      return take_in_message(from, std::move(parcel));
     case Parcel::Kind::gather:
       return take_in_gather(from, parcel);
-    case Parcel::Kind::roll_call: {
-      bool is_here = false;
-      note([&] { is_here = has_come_to(parcel.run, parcel.index); });
-      parcel.kind = Parcel::Kind::presence;
-      parcel.note = is_here ? "here" : "";
-      (void)engine_->send(from, std::move(parcel));
-      return;
-    }
+    case Parcel::Kind::roll_call:
+      return answer_roll_call(from, parcel);
     case Parcel::Kind::presence:
-      return note([&] {
-        const bool is_of_this = parcel.run == run_ && parcel.index + 1 == gathers_begun_;
-        if (is_of_this && !presence_.empty()) presence_[source] = !parcel.note.empty();
-      });
+      return take_in_presence(from, parcel);
     case Parcel::Kind::records:
       return note([&] {
         if (parcel.run == run_) records_[source] = std::move(parcel.note);
@@ -265,6 +168,7 @@ void EngineWorld::take_in(int from, Parcel parcel) {
       return;
     }
     case Parcel::Kind::farewell:
+      check_is_of_first(from, "a farewell");
       return note([&] { farewell_ = std::move(parcel.note); });
     case Parcel::Kind::abort:
       return hear_abort(parcel.run, parcel.note);
@@ -272,19 +176,22 @@ void EngineWorld::take_in(int from, Parcel parcel) {
       (void)engine_->send(from, {.kind = Parcel::Kind::pong, .sent = Clock::now()});
       return;
     case Parcel::Kind::pong:
+      check_is_of_first(from, "the time");
+      check_time(parcel.sent.time_since_epoch().count());
       return note([&] { first_clock_ = parcel.sent; });
   }
+  throw std::runtime_error(fmt::format("a parcel of kind {}, which there is not", static_cast<int>(parcel.kind)));
 }
 
-void EngineWorld::take_in_gather(int from, const Parcel& parcel) {
-  const int distance = (from + processes() - process()) % processes();
-  std::vector<Contribution> passed_on;
-  Unpacker unpacker(parcel.note);
-  for (int i = 0; i < passed_on_at(distance, processes()); ++i) {
-    auto what = unpacker.get<std::string>();
-    passed_on.push_back({std::move(what), unpacker.get<std::string>()});
+void EngineWorld::take_in_message(int from, Parcel parcel) {
+  const std::shared_ptr<Hub> hub = hub_of(parcel);
+  const Hub::Route route = hub->route_of(parcel);
+  if (process_of(route.from, hub->ranks()) != from || process_of(route.to, hub->ranks()) != process()) {
+    throw std::runtime_error(fmt::format("what rank {} sends to rank {}, which are not theirs", route.from, route.to));
   }
-  note([&] { gathered_[{parcel.run, parcel.index, from}] = std::move(passed_on); });
+  check_time(parcel.sent.time_since_epoch().count());
+  parcel.sent = std::min(parcel.sent + std::chrono::nanoseconds(clock_behind(from)), Clock::now());
+  hub->deliver(std::move(parcel));
 }
 
 void EngineWorld::broken(const std::string& reason) {
@@ -410,9 +317,12 @@ std::string EngineWorld::name_of(int process) const {
   return fmt::format("process {} (ranks {} to {})", process, begin, end - 1);
 }
 
+// Of a run that has begun here: ranks send when all have begun.
 std::shared_ptr<Hub> EngineWorld::hub_of(const Parcel& parcel) const {
   const std::lock_guard lock(mutex_);
-  assert(parcel.run <= run_ && "ranks send before all have begun");
+  if (parcel.run < 1 || parcel.run > run_) {
+    throw std::runtime_error(fmt::format("a message of run {}; this is run {}", parcel.run, run_));
+  }
   return hubs_[static_cast<std::size_t>(parcel.run) - 1];
 }
 
@@ -435,7 +345,11 @@ void EngineWorld::measure_clocks() {
     offset = there - (asked + answered) / 2;
   }
   const auto all = all_gather("the clocks", {reinterpret_cast<const char*>(&offset), sizeof(offset)});
-  for (std::size_t each = 0; each < all.size(); ++each) offsets_[each] = Unpacker(all[each]).get<Time>();
+  for (std::size_t each = 0; each < all.size(); ++each) {
+    Unpacker unpacker(all[each]);
+    unpacker.get(offsets_[each]);
+    check_time(offsets_[each]);
+  }
 }
 
 // To be added to a time of that process, it gives ours.

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -13,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -62,6 +64,10 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   void deliver(int from, Parcel parcel) override;
 
  private:
+  // After a failure, process 0 waits so long for the others, and they for it.
+  static constexpr std::chrono::nanoseconds grace = std::chrono::milliseconds(400);
+  static constexpr std::chrono::nanoseconds spin_time = std::chrono::microseconds(100);
+
   using Part = std::optional<std::string>;
   // What a process brings to an all_gather.
   struct Contribution {
@@ -77,11 +83,15 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   void abort(const std::string& reason) override;
 
   void take_in(int from, Parcel parcel);
+  void take_in_message(int from, Parcel parcel);
   void take_in_gather(int from, const Parcel& parcel);
+  void answer_roll_call(int from, const Parcel& parcel);
+  void take_in_presence(int from, const Parcel& parcel);
 
   // --- Engine::Receiver
   [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel) override { return hub_of(parcel)->forms_of(parcel); }
   [[nodiscard]] bool is_awaited() const override { return is_watched(); }
+  void refused(int from, const std::string& reason) override;
   void broken(const std::string& reason) override;
   void lost(int process, std::chrono::nanoseconds silence) override;
 
@@ -111,7 +121,6 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   [[nodiscard]] std::vector<Contribution> passed_on(const std::string& what, GatherKey key,
                                                     Clock::time_point& deadline);
   [[nodiscard]] std::string absent_from(int gather);
-  [[nodiscard]] bool has_come_to(int run, int gather) const;
   void check_same_place(const std::string& what, int other, const std::string& place) const;
   [[nodiscard]] std::string name_of(int process) const;
   // "process 1 (ranks 2 to 3), rank 4"; before the first run "process 1, process 2"
@@ -148,5 +157,19 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   std::vector<Time> offsets_;  // by process, never changed once ranks send
   std::unique_ptr<Engine> engine_;
 };
+
+template <typename Condition>
+bool EngineWorld::wait(Clock::time_point deadline, const Condition& condition) {
+  const Watch watch(this);
+  const auto spin_end = std::min(deadline, Clock::now() + spin_time);
+  std::unique_lock lock(mutex_);
+  while (!condition() && Clock::now() < spin_end) {
+    lock.unlock();
+    engine_->progress();
+    std::this_thread::yield();
+    lock.lock();
+  }
+  return changed_.wait_until(lock, deadline, condition);
+}
 
 }  // namespace dualpipe

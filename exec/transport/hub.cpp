@@ -7,7 +7,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cassert>
 #include <cstddef>
 #include <numeric>
 #include <ranges>
@@ -15,7 +14,6 @@
 #include <thread>
 
 #include "dualpipe/exec/replay/memory.h"
-#include "dualpipe/exec/transport/pack.h"
 #include "dualpipe/exec/transport/sums.h"
 #include "dualpipe/sim/schedule/program.h"
 
@@ -28,16 +26,6 @@ constexpr auto spin_time = std::chrono::microseconds(20);
 // there and back, and two ranks that answer each other would both sleep each time, and never come out of it.
 constexpr auto spin_time_with_wire = std::chrono::microseconds(500);
 
-std::string pack(const Tensors& tensors) {
-  Packer packer;
-  packer.put(tensors.size());
-  for (const at::Tensor& each : tensors) {
-    packer.put(each.scalar_type());
-    packer.put(each.sizes().vec());
-  }
-  return packer.take();
-}
-
 // Until what this thread has put on a GPU is done: ranks have streams of their own, which know nothing of this one.
 void wait_for_stream(at::Device device) {
   if (device.is_cpu()) return;
@@ -45,13 +33,10 @@ void wait_for_stream(at::Device device) {
   guard.synchronizeStream(guard.getStream(device));
 }
 
-std::vector<Form> unpack_forms(Unpacker& unpacker) {
-  std::vector<Form> forms(unpacker.get<std::size_t>());
-  for (Form& each : forms) {
-    unpacker.get(each.type);
-    unpacker.get(each.sizes);
-  }
-  return forms;
+bool are_alike(const Tensors& some, const Tensors& others) {
+  return std::ranges::equal(some, others, [](const at::Tensor& a, const at::Tensor& b) {
+    return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type();
+  });
 }
 
 }  // namespace
@@ -72,11 +57,8 @@ struct Hub::Group {
   [[nodiscard]] std::size_t index_of(int stage) const {
     return static_cast<std::size_t>(std::ranges::find(stages(), stage) - stages().begin());
   }
-  [[nodiscard]] std::string packed() const {
-    Packer packer;
-    packer.put(key.first);
-    packer.put(key.second);
-    return packer.take();
+  [[nodiscard]] std::string note_of(const Tensors& tensors) const {
+    return pack({key.first, key.second, forms_in(tensors)});
   }
 
   GroupKey key;
@@ -125,7 +107,7 @@ void Hub::send(Op message, at::Tensor tensor, const Mark& ready) {
                               {receive.micro_batch, std::move(content), now + options_.link_delay, ready});
   }
   Parcel parcel{.receive = receive, .rank = to, .sent = now, .content = std::move(content)};
-  if (is_first) parcel.note = pack(parcel.content);
+  if (is_first) parcel.note = pack({.forms = forms_in(parcel.content)});
   (void)wire_->send(to, std::move(parcel));
 }
 
@@ -186,7 +168,7 @@ std::optional<Tensors> Hub::bring(Group& group, std::size_t index, const Tensors
   if (apart(rank, rank_of(group.stages().front()))) return sums_from_afar(group, index, own);
   Group::Member& member = group.members.at(rank);
   if (member.brought.size() < member.stages) {
-    group.meeting.leave(index, own);
+    (void)group.meeting.leave(index, own);
     return std::nullopt;
   }
   bool adds = false;
@@ -208,7 +190,7 @@ std::optional<Tensors> Hub::sums_from_afar(Group& group, std::size_t index, cons
                                                  .rank = rank,
                                                  .index = static_cast<std::int32_t>(index),
                                                  .sent = Clock::now(),
-                                                 .note = group.packed() + pack(own),
+                                                 .note = group.note_of(own),
                                                  .content = own}));
   if (member.brought.size() < member.stages) return std::nullopt;
   const Wire::Watch watch(wire_);
@@ -218,6 +200,9 @@ std::optional<Tensors> Hub::sums_from_afar(Group& group, std::size_t index, cons
         fmt::format("waited {} for rank {}, which adds up {} of {}", seconds(options_.timeout), home,
                     group.key.first ? "the values" : "the gradients",
                     group.key.first ? "all ranks" : fmt::format("stages {}", fmt::join(group.stages(), ", "))));
+  }
+  if (!are_alike(letter->content, own)) {
+    throw TransportError(fmt::format("rank {} made {} of {}", home, forms_text(letter->content), forms_text(own)));
   }
   // They have arrived, or there would be no sums; only this end may not have been told.
   for (const auto& departed : std::exchange(member.departures, {})) {
@@ -234,11 +219,9 @@ void Hub::send_sums(const Group& group, const Tensors& sums) {
   const int home = rank_of(group.stages().front());
   for (const auto& [rank, member] : group.members) {
     if (!apart(rank, home)) continue;
-    (void)wire_->send(rank, {.kind = Parcel::Kind::sums,
-                             .rank = rank,
-                             .sent = Clock::now(),
-                             .note = group.packed() + pack(sums),
-                             .content = sums});
+    (void)wire_->send(
+        rank,
+        {.kind = Parcel::Kind::sums, .rank = rank, .sent = Clock::now(), .note = group.note_of(sums), .content = sums});
   }
 }
 
@@ -251,10 +234,7 @@ Tensors Hub::add(const Group& group, const std::vector<std::optional<Tensors>>& 
 }
 
 void Hub::check_alike(const Group& group, const Tensors& first, std::size_t index, const Tensors& other) const {
-  const bool alike = std::ranges::equal(first, other, [](const at::Tensor& a, const at::Tensor& b) {
-    return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type();
-  });
-  if (alike) return;
+  if (are_alike(first, other)) return;
   throw std::runtime_error(fmt::format("gradients to be summed are unlike: {} has {}; {} has {}", side(group, 0),
                                        forms_text(first), side(group, index), forms_text(other)));
 }
@@ -277,30 +257,84 @@ std::string Hub::absent(const Group& group, int rank) const {
 
 // --- from other processes
 
-std::vector<Form> Hub::forms_of(const Parcel& parcel) {
-  Unpacker note(parcel.note);
-  if (parcel.kind != Parcel::Kind::message) {
-    (void)note.get<bool>();
-    (void)note.get<std::vector<int>>();
-    return unpack_forms(note);
+// Whether there is such a RECV op: all of them receive from a neighbour in the chain.
+bool Hub::is_of_message(Op receive) const {
+  if (receive.stage >= placement_.stages() || receive.micro_batch >= micro_batch_count_max) return false;
+  if (receive.kind == Kind::receive_forward) return placement_.previous(receive.stage).has_value();
+  return receive.kind == Kind::receive_backward && placement_.next(receive.stage).has_value();
+}
+
+Hub::Route Hub::route_of(const Parcel& parcel) const {
+  if (parcel.kind != Parcel::Kind::message) return route_of_sum(parcel, unpack_note(parcel.note));
+  const Op receive = parcel.receive;
+  if (!is_of_message(receive)) {
+    throw std::runtime_error(fmt::format("a message for micro-batch {} of stage {} and op kind {}, which no rank runs",
+                                         receive.micro_batch, receive.stage, static_cast<int>(receive.kind)));
   }
-  if (!parcel.note.empty()) agreement_.learn(parcel.receive, unpack_forms(note).at(0));
+  const int to = rank_of(receive.stage);
+  if (parcel.rank != to) {
+    throw std::runtime_error(
+        fmt::format("a message for {} on rank {}; it is on rank {}", to_text(receive), parcel.rank, to));
+  }
+  return {rank_of(peer_of(receive, placement_).stage), to};
+}
+
+Hub::Route Hub::route_of_sum(const Parcel& parcel, const Note& note) const {
+  const std::vector<int>& stages = note.stages;
+  const bool is_group = note.is_sum
+                            ? stages == first_stages_
+                            : stages.size() > 1 && stages.front() >= 0 && stages.back() < placement_.stages() &&
+                                  std::ranges::adjacent_find(stages, std::ranges::greater_equal()) == stages.end();
+  if (!is_group) {
+    throw std::runtime_error(fmt::format("sums over stages {}, which are no group", fmt::join(stages, ", ")));
+  }
+  const int home = rank_of(stages.front());
+  const auto is_on = [&](int stage) { return rank_of(stage) == parcel.rank; };
+  const auto index = static_cast<std::size_t>(parcel.index);
+  if (parcel.kind == Parcel::Kind::part && index < stages.size() && is_on(stages[index])) return {parcel.rank, home};
+  if (parcel.kind == Parcel::Kind::sums && std::ranges::any_of(stages, is_on)) return {home, parcel.rank};
+  throw std::runtime_error(fmt::format("sums over stages {}, and among these number {} of rank {}, which it is not",
+                                       fmt::join(stages, ", "), parcel.index, parcel.rank));
+}
+
+std::vector<Form> Hub::forms_of(const Parcel& parcel) {
+  (void)route_of(parcel);
+  if (parcel.kind != Parcel::Kind::message) return unpack_note(parcel.note).forms;
+  if (!parcel.note.empty()) {
+    const Note note = unpack_note(parcel.note);
+    if (note.forms.size() != 1) {
+      throw std::runtime_error(fmt::format("{} tensors for {}", note.forms.size(), to_text(parcel.receive)));
+    }
+    agreement_.learn(parcel.receive, note.forms[0]);
+  }
   return {agreement_.form(parcel.receive)};
 }
 
 void Hub::deliver(Parcel parcel) {
+  (void)route_of(parcel);
   if (parcel.kind == Parcel::Kind::message) {
+    if (parcel.content.size() != 1) {
+      throw std::runtime_error(fmt::format("{} tensors for {}", parcel.content.size(), to_text(parcel.receive)));
+    }
     const auto arrived = std::max(Clock::now(), parcel.sent + options_.link_delay);
     return mailbox_of(parcel.rank)
         .put(box_of(parcel.receive), {parcel.receive.micro_batch, std::move(parcel.content), arrived});
   }
-  Unpacker note(parcel.note);
-  const bool is_sum = note.get<bool>();
-  Group& group = group_of({is_sum, note.get<std::vector<int>>()});
-  if (parcel.kind == Parcel::Kind::part) {
-    return group.meeting.leave(static_cast<std::size_t>(parcel.index), std::move(parcel.content));
+  const Note note = unpack_note(parcel.note);
+  if (forms_in(parcel.content) != note.forms) {
+    throw std::runtime_error(
+        fmt::format("{} tensors where its note describes {}", parcel.content.size(), note.forms.size()));
   }
-  mailbox_of(parcel.rank).put(group.members.at(parcel.rank).sums, {0, std::move(parcel.content), Clock::now()});
+  Group& group = group_of({note.is_sum, note.stages});
+  if (parcel.kind == Parcel::Kind::sums) {
+    return mailbox_of(parcel.rank)
+        .put(group.members.at(parcel.rank).sums, {0, std::move(parcel.content), Clock::now()});
+  }
+  if (!group.meeting.leave(static_cast<std::size_t>(parcel.index), std::move(parcel.content))) {
+    throw std::runtime_error(fmt::format("what {} brings to the sum over stages {}, twice",
+                                         side(group, static_cast<std::size_t>(parcel.index)),
+                                         fmt::join(note.stages, ", ")));
+  }
 }
 
 // --- the end

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "dualpipe/exec/transport/agreement.h"
+#include "dualpipe/exec/transport/note.h"
 #include "dualpipe/exec/transport/parcel.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/exec/transport/wait.h"
@@ -49,9 +50,16 @@ class Hub {
   [[nodiscard]] double sum(int rank, double value);
   void abort(const std::string& reason);
 
-  // For the wire: the forms of what a parcel holds, so that it can be taken in; and the parcel, complete.
+  // For the wire: between which ranks a parcel goes; the forms of what it holds, so that it can be taken in; and the
+  // parcel, complete. All throw std::runtime_error that says what it is where no rank of this run would have sent it.
+  struct Route {
+    int from = 0;
+    int to = 0;
+  };
+  [[nodiscard]] Route route_of(const Parcel& parcel) const;
   [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel);
   void deliver(Parcel parcel);
+  [[nodiscard]] int ranks() const { return placement_.ranks; }
   // Another process has aborted the run: the verdict says so. Wakes all who wait.
   void wake();
 
@@ -59,6 +67,8 @@ class Hub {
   struct Group;
   using GroupKey = std::pair<bool, std::vector<int>>;  // whether it is sum()'s, and its stages
 
+  [[nodiscard]] bool is_of_message(Op receive) const;
+  [[nodiscard]] Route route_of_sum(const Parcel& parcel, const Note& note) const;
   [[nodiscard]] int rank_of(int stage) const { return placement_.rank_of[static_cast<std::size_t>(stage)]; }
   [[nodiscard]] Mailbox& mailbox_of(int rank) { return mailboxes_[static_cast<std::size_t>(rank)]; }
   [[nodiscard]] Box& box_of(Op receive);

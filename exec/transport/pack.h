@@ -37,7 +37,7 @@ class Packer {
   std::string bytes_;
 };
 
-// Gives back in order what was put. Throws std::runtime_error where there is less.
+// Gives back in order what was put. Throws std::runtime_error where there is less, or something else.
 class Unpacker {
  public:
   explicit Unpacker(std::string_view bytes) : rest_(bytes) {}
@@ -46,6 +46,11 @@ class Unpacker {
   void get(T& value) {
     const auto bytes = next(1, sizeof(T));
     std::memcpy(&value, bytes.data(), sizeof(T));
+  }
+  void get(bool& value) {  // none but these two bytes are one
+    const auto byte = get<std::uint8_t>();
+    if (byte > 1) throw std::runtime_error("another process sent something else than was expected");
+    value = byte == 1;
   }
   template <Plain T>
   void get(std::vector<T>& values) {
@@ -67,6 +72,9 @@ class Unpacker {
     return value;
   }
   [[nodiscard]] bool at_end() const { return rest_.empty(); }
+  void expect_end() const {
+    if (!at_end()) throw std::runtime_error("another process sent more than was expected");
+  }
 
  private:
   std::string_view next(std::size_t count, std::size_t size) {

@@ -133,10 +133,13 @@ class Meeting {
  public:
   explicit Meeting(std::size_t parts) : parts_(parts) {}
 
-  void leave(std::size_t index, Part part) {
+  // Returns false if this part is there already.
+  bool leave(std::size_t index, Part part) {
     const std::lock_guard lock(mutex_);
+    if (next_->parts[index]) return false;
     next_->parts[index] = std::move(part);
     if (next_->is_complete()) changed_.notify_all();
+    return true;
   }
 
   // Nothing if the others did not come in time; `combine` makes the result of the parts.

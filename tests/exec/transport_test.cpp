@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <atomic>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <chrono>
@@ -18,8 +17,6 @@
 #include <utility>
 #include <vector>
 
-#include "dualpipe/exec/transport/engine.h"
-#include "dualpipe/exec/transport/engine_world.h"
 #include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/placement.h"
@@ -408,60 +405,6 @@ BOOST_DATA_TEST_CASE(a_world_of_one_process_holds_all_ranks, all_ways, way) {
 }
 
 // Contiguous, and as even as can be.
-// --- processes
-
-// Parcels are there at once, on the thread of the one who sends.
-class DirectEngine final : public Engine {
- public:
-  DirectEngine(int process, const std::vector<Receiver*>& receivers) : process_(process), receivers_(receivers) {}
-
-  void start() override {}
-  Departed send(int process, Parcel parcel) override {
-    receivers_[static_cast<std::size_t>(process)]->deliver(process_, std::move(parcel));
-    return std::make_shared<const std::atomic<bool>>(true);
-  }
-  void progress() override {}
-  [[nodiscard]] bool all_sent() override { return true; }
-
- private:
-  int process_;
-  const std::vector<Receiver*>& receivers_;
-};
-
-class DirectWorld final : public EngineWorld {
- public:
-  DirectWorld(int process, std::vector<Engine::Receiver*>& receivers)
-      : EngineWorld(process, static_cast<int>(receivers.size()), {.transport = "direct"}) {
-    receivers[static_cast<std::size_t>(process)] = this;
-    connect(std::make_unique<DirectEngine>(process, receivers));
-  }
-  ~DirectWorld() override { disconnect(); }
-};
-
-// Whichever thread it is that a broken parcel comes to, it is not that thread's failure.
-BOOST_AUTO_TEST_CASE(what_cannot_be_taken_in_ends_the_run_in_all_processes) {
-  std::vector<Engine::Receiver*> receivers(2);
-  DirectWorld first(0, receivers);
-  DirectWorld second(1, receivers);
-  const Placement placement = straight(2, 1);
-  const auto begin = Clock::now();
-  std::vector<std::string> errors = run_ranks({
-      [&] {
-        const auto transports = first.transports(placement, {20s, 0ns});
-        (void)transports[0]->wait(op(Kind::receive_backward, 0));
-      },
-      [&] {
-        const auto transports = second.transports(placement, {20s, 0ns});
-        receivers[0]->deliver(1, {.kind = Parcel::Kind::part, .rank = 1, .run = 1});
-        (void)transports[1]->wait(op(Kind::receive_forward, 1));
-      },
-  });
-  for (const std::string& each : errors) {
-    BOOST_TEST(each == "process 0 cannot take in what process 1 sent: another process sent less than was expected");
-  }
-  BOOST_TEST((Clock::now() - begin < 10s));
-}
-
 BOOST_AUTO_TEST_CASE(ranks_are_dealt_out_evenly) {
   struct Shares final : World {
     using World::World;

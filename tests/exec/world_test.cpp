@@ -1,6 +1,8 @@
 // What the processes of a World tell each other, whatever carries it.
 #include "dualpipe/exec/transport/world.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -10,14 +12,18 @@
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "dualpipe/exec/transport/note.h"
+#include "dualpipe/exec/transport/pack.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/sim/schedule/placement.h"
 #include "tests/exec/direct_world.h"
@@ -59,6 +65,10 @@ struct Processes {
 
 std::vector<std::string> nothing_from(int processes) {
   return std::vector<std::string>(static_cast<std::size_t>(processes));
+}
+
+Op op(Kind kind, int stage, std::uint32_t micro_batch = 0) {
+  return {micro_batch, static_cast<std::uint16_t>(stage), kind, false};
 }
 
 }  // namespace
@@ -128,6 +138,162 @@ BOOST_AUTO_TEST_CASE(who_waits_in_an_all_gather_hears_an_abort) {
   for (std::size_t process = 0; process < 5; ++process)
     BOOST_TEST(errors[process] == (process == 3 ? "" : "rank 3 failed"));
   BOOST_TEST((Clock::now() - begin < 10s));
+}
+
+// --- what another process may send
+
+// Two processes are in their first run, of straight(2, 1), and what process 1 sends cannot be taken in: both hear it.
+void check_refused(int from, const std::vector<Parcel>& parcels, const std::string& reason) {
+  Processes processes(2);
+  const auto begin = Clock::now();
+  const auto errors = processes.run([&](World& world) {
+    const auto transports = world.transports(straight(2, 1), {20s, 0ns});
+    if (world.process() == 0) return (void)transports[0]->wait(op(Kind::receive_backward, 0));
+    for (const Parcel& each : parcels) processes.network.receivers[0]->deliver(from, each);
+    (void)transports[1]->wait(op(Kind::receive_forward, 1));
+  });
+  const std::string expected = fmt::format("process 0 cannot take in what process {} sent: {}", from, reason);
+  for (const std::string& each : errors) BOOST_TEST(each == expected);
+  BOOST_TEST((Clock::now() - begin < 10s));
+}
+
+Parcel message(Op receive, int rank) {
+  return {.kind = Parcel::Kind::message, .receive = receive, .rank = rank, .run = 1, .content = {at::empty({1})}};
+}
+
+BOOST_AUTO_TEST_CASE(a_message_that_no_rank_sends_ends_the_run) {
+  const Parcel plain = message(op(Kind::receive_backward, 0), 0);
+  const auto of_run = [&](int run) {
+    Parcel parcel = plain;
+    parcel.run = run;
+    return parcel;
+  };
+  check_refused(1, {of_run(0)}, "a message of run 0; this is run 1");
+  check_refused(1, {of_run(2)}, "a message of run 2; this is run 1");
+  check_refused(9, {plain}, "there are 2 processes");
+  check_refused(1, {message(op(Kind::forward, 0), 0)},
+                "a message for micro-batch 0 of stage 0 and op kind 0, which no rank runs");
+  check_refused(1, {message(op(static_cast<Kind>(77), 0), 0)},
+                "a message for micro-batch 0 of stage 0 and op kind 77, which no rank runs");
+  check_refused(1, {message(op(Kind::receive_forward, 7), 0)},
+                "a message for micro-batch 0 of stage 7 and op kind 5, which no rank runs");
+  check_refused(1, {message(op(Kind::receive_forward, 0), 0)},  // the first of its chain
+                "a message for micro-batch 0 of stage 0 and op kind 5, which no rank runs");
+  check_refused(1, {message(op(Kind::receive_backward, 0, 1U << 24U), 0)},
+                "a message for micro-batch 16777216 of stage 0 and op kind 7, which no rank runs");
+  check_refused(1, {message(op(Kind::receive_backward, 0), 5)}, "a message for 0RECV_B0 on rank 5; it is on rank 0");
+  check_refused(1, {message(op(Kind::receive_forward, 1), 1)}, "what rank 0 sends to rank 1, which are not theirs");
+  Parcel parcel = plain;
+  parcel.content.clear();
+  check_refused(1, {parcel}, "0 tensors for 0RECV_B0");
+  parcel = plain;
+  parcel.sent = Clock::time_point::max();
+  check_refused(1, {parcel}, "a time of 9223372036854775807 ns, which no clock of a running machine shows");
+}
+
+// What rank 1 brings to the sum over all ranks, unless it says something else.
+Parcel part(const std::string& note, int index = 1, int rank = 1) {
+  return {.kind = Parcel::Kind::part, .rank = rank, .index = index, .run = 1, .note = note};
+}
+std::string note_over(const std::vector<int>& stages, bool is_sum = false) { return pack({is_sum, stages, {}}); }
+
+BOOST_AUTO_TEST_CASE(a_part_of_a_sum_that_no_rank_sends_ends_the_run) {
+  const std::string plain = note_over({0, 1}, true);
+  check_refused(1, {part("")}, "another process sent less than was expected");
+  check_refused(1, {part(plain + "x")}, "another process sent more than was expected");
+  check_refused(1, {part("\x02" + plain.substr(1))}, "another process sent something else than was expected");
+  check_refused(1, {part(note_over({0, 9}))}, "sums over stages 0, 9, which are no group");
+  check_refused(1, {part(note_over({-1, 1}))}, "sums over stages -1, 1, which are no group");
+  check_refused(1, {part(note_over({1, 0}))}, "sums over stages 1, 0, which are no group");
+  check_refused(1, {part(note_over({0}))}, "sums over stages 0, which are no group");
+  check_refused(1, {part(note_over({0, 0, 1}, true))}, "sums over stages 0, 0, 1, which are no group");
+  check_refused(1, {part(plain, 7)}, "sums over stages 0, 1, and among these number 7 of rank 1, which it is not");
+  check_refused(1, {part(plain, -1)}, "sums over stages 0, 1, and among these number -1 of rank 1, which it is not");
+  check_refused(1, {part(plain, 0)}, "sums over stages 0, 1, and among these number 0 of rank 1, which it is not");
+  check_refused(1, {part(plain, 0, 0)}, "what rank 0 sends to rank 0, which are not theirs");
+  check_refused(1, {part(plain), part(plain)}, "what stage 1 (rank 1) brings to the sum over stages 0, 1, twice");
+  check_refused(1, {part(pack({true, {0, 1}, {{{1}, at::kDouble}}}))}, "0 tensors where its note describes 1");
+  Parcel sums = part(plain);
+  sums.kind = Parcel::Kind::sums;
+  check_refused(1, {sums}, "what rank 0 sends to rank 1, which are not theirs");
+}
+
+BOOST_AUTO_TEST_CASE(a_sum_of_something_else_is_noticed) {
+  Processes processes(2);
+  const auto errors = processes.run([&](World& world) {
+    const auto transports = world.transports(straight(2, 1), {20s, 0ns});
+    if (world.process() == 0) return;
+    Parcel sums{.kind = Parcel::Kind::sums, .rank = 1, .run = 1, .content = {at::zeros({2})}};
+    sums.note = pack({true, {0, 1}, {{{2}, at::kFloat}}});
+    processes.network.receivers[1]->deliver(0, sums);
+    (void)transports[1]->sum(1);
+  });
+  BOOST_TEST(errors[1] == "rank 0 made Float[2] of Double[1]");
+}
+
+// Before there are tensors, an engine has to know what they look like.
+BOOST_AUTO_TEST_CASE(tensors_that_no_rank_sends_are_not_made) {
+  Processes processes(2);
+  const auto errors = processes.run([&](World& world) {
+    (void)world.transports(straight(2, 1), {20s, 0ns});
+    if (world.process() != 0) return;
+    const auto refusal = [&](const std::string& note) -> std::string {
+      Parcel parcel = message(op(Kind::receive_backward, 0), 0);
+      parcel.note = note;
+      try {
+        (void)processes.network.receivers[0]->forms_of(parcel);
+      } catch (const std::runtime_error& error) {
+        return error.what();
+      }
+      return "";
+    };
+    const auto of = [](std::vector<Form> forms) { return pack({.forms = std::move(forms)}); };
+    BOOST_TEST(refusal("") == "a message for 0RECV_B0 before the first one, which says what all are like");
+    BOOST_TEST(refusal(of({})) == "0 tensors for 0RECV_B0");
+    BOOST_TEST(refusal(of({{{1}, at::kFloat}, {{1}, at::kFloat}})) == "2 tensors for 0RECV_B0");
+    BOOST_TEST(refusal(of({{{1}, static_cast<at::ScalarType>(120)}})) == "a tensor of type 120, which there is not");
+    BOOST_TEST(refusal(of({{{1}, at::ScalarType::Undefined}})).find("a tensor of type ") == 0U);
+    BOOST_TEST(refusal(of({{{3, -1}, at::kFloat}})) == "a tensor Float[3,-1]");
+    BOOST_TEST(refusal(of({{{1LL << 40U, 1LL << 40U}, at::kFloat}})) == "a tensor Float[1099511627776,1099511627776]");
+    Packer endless;
+    endless.put(false);
+    endless.put(std::vector<int>{});
+    endless.put(std::size_t{1} << 60U);  // tensors
+    BOOST_TEST(refusal(endless.take()) == "another process sent less than was expected");
+    BOOST_TEST(refusal(of({{{2, 3}, at::kFloat}})) == "");
+    BOOST_TEST(refusal("") == "");
+    BOOST_TEST(refusal(of({{{3}, at::kFloat}})) == "Float[3] for 0RECV_B0, and Float[2,3] before");
+  });
+  BOOST_TEST(errors == nothing_from(2), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(what_processes_do_not_send_each_other_ends_the_run) {
+  check_refused(1, {{.kind = static_cast<Parcel::Kind>(15)}}, "a parcel of kind 15, which there is not");
+  check_refused(1, {{.kind = Parcel::Kind::farewell}}, "a farewell, which process 0 alone sends");
+  check_refused(1, {{.kind = Parcel::Kind::pong}}, "the time, which process 0 alone sends");
+  check_refused(1, {{.kind = Parcel::Kind::ending, .note = "x"}},
+                "another process sent something else than was expected");
+  check_refused(1, {{.kind = Parcel::Kind::ending, .note = std::string(100, '\1')}},
+                "another process sent less than was expected");
+  Packer packer;
+  packer.put(std::string("the feast"));
+  packer.put(std::string("bread"));
+  const std::string note = packer.take();
+  const auto parts = [](const std::string& bytes, int run, int index) {
+    return Parcel{.kind = Parcel::Kind::gather, .index = index, .run = run, .note = bytes};
+  };
+  check_refused(0, {parts(note, 1, 1)}, "parts of an all_gather, which it passes on to others");
+  check_refused(1, {parts("", 1, 1)}, "another process sent less than was expected");
+  check_refused(1, {parts(note + "x", 1, 1)}, "another process sent more than was expected");
+  check_refused(1, {parts(note, 1, 1), parts(note, 1, 1)}, "parts of all_gather 1 of run 1, twice");
+  const auto ahead = [](int index, int run) {
+    return fmt::format("parts of all_gather {} of run {}, when 1 of run 1 have begun", index, run);
+  };
+  check_refused(1, {parts(note, 1, 2)}, ahead(2, 1));
+  check_refused(1, {parts(note, 1, -1)}, ahead(-1, 1));
+  check_refused(1, {parts(note, -1, 0)}, ahead(0, -1));
+  check_refused(1, {parts(note, 2, 1)}, ahead(1, 2));
+  check_refused(1, {parts(note, 3, 0)}, ahead(0, 3));
 }
 
 BOOST_AUTO_TEST_SUITE_END()
