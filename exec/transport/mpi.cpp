@@ -25,7 +25,7 @@ class MpiWorld final : public EngineWorld {
   using EngineWorld::measure_clocks;
 
   [[nodiscard]] bool close() override {
-    if (!EngineWorld::close()) return false;
+    if (!EngineWorld::close() || MpiEngine::has_left_requests()) return false;
     MPI_Finalize();
     return true;
   }

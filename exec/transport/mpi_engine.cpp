@@ -4,26 +4,29 @@
 #include <fmt/format.h>
 #include <pthread.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cassert>
 #include <chrono>
 #include <exception>
 #include <stdexcept>
 
+#include "dualpipe/exec/replay/error_text.h"
 #include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/transport/build.h"
 
 namespace dualpipe {
 namespace {
 
-constexpr int envelope_tag = 1;
-constexpr int bytes_tag = 2;
 constexpr std::size_t chunk_bytes = std::size_t{1} << 30U;  // MPI counts with int
 
 // Between two looks of the engine's own thread.
 constexpr auto nap_awaited = std::chrono::microseconds(50);
 constexpr auto nap = std::chrono::microseconds(200);
+
+// So long the end waits for what is under way.
+constexpr auto end_wait = std::chrono::milliseconds(400);
 
 // Calls `use(address, bytes)` for pieces that MPI can count.
 template <typename Use>
@@ -33,18 +36,17 @@ void in_chunks(void* data, std::size_t bytes, const Use& use) {
   }
 }
 
-}  // namespace
+int class_of(int error) {
+  int error_class = MPI_SUCCESS;
+  MPI_Error_class(error, &error_class);
+  return error_class;
+}
 
-struct MpiEngine::Envelope {
-  Parcel::Kind kind = Parcel::Kind::message;
-  std::int32_t rank = 0;
-  std::int32_t index = 0;
-  std::int32_t run = 0;
-  std::uint32_t tensors = 0;
-  std::uint64_t note_bytes = 0;
-  Op receive{};
-  Clock::time_point sent{};
-};
+std::uint64_t memory_of_this_host() {
+  return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace
 
 struct MpiEngine::Outgoing {
   int process = 0;
@@ -62,32 +64,80 @@ struct MpiEngine::Incoming {
 
 struct MpiEngine::Peer {
   Envelope envelope;
+  bool is_refused = false;
 };
 
+// Of an engine that has ended, and what MPI may still read or write.
+struct MpiEngine::Remains {
+  std::vector<MPI_Request> requests;
+  std::vector<Job> jobs;
+  std::vector<std::unique_ptr<Peer>> peers;
+};
+
+// They outlive all that the process destroys at its end.
+std::vector<MpiEngine::Remains>& MpiEngine::remains() {
+  static auto* const all = new std::vector<Remains>;
+  return *all;
+}
+
+bool MpiEngine::has_left_requests() {
+  std::erase_if(remains(), [](Remains& each) {
+    int is_complete = 0;
+    const int result =
+        MPI_Testall(static_cast<int>(each.requests.size()), each.requests.data(), &is_complete, MPI_STATUSES_IGNORE);
+    return result == MPI_SUCCESS && is_complete != 0;
+  });
+  return !remains().empty();
+}
+
 MpiEngine::MpiEngine(MPI_Comm communicator, bool from_itself, Receiver& receiver)
-    : communicator_(communicator), receiver_(receiver) {
-  int process = 0;
+    : communicator_(communicator), from_itself_(from_itself), receiver_(receiver) {
   int processes = 0;
-  check(MPI_Comm_rank(communicator_, &process), "MPI_Comm_rank");
+  check(MPI_Comm_rank(communicator_, &process_), "MPI_Comm_rank");
   check(MPI_Comm_size(communicator_, &processes), "MPI_Comm_size");
-  for (int peer = 0; peer < processes; ++peer) {
-    peers_.push_back(std::make_unique<Peer>());
-    if (peer != process || from_itself) await_envelope(peer);
-  }
+  check_builds(processes);
+  for (int peer = 0; peer < processes; ++peer) peers_.push_back(std::make_unique<Peer>());
+}
+
+void MpiEngine::check_builds(int processes) {
+  constexpr std::size_t length = 256;
+  std::string own = this_build();
+  own.resize(length);  // what is shorter ends with zeros
+  std::string all(length * static_cast<std::size_t>(processes), '\0');
+  check(MPI_Allgather(own.data(), length, MPI_CHAR, all.data(), length, MPI_CHAR, communicator_), "MPI_Allgather");
+  std::vector<std::string> builds;
+  for (std::size_t begin = 0; begin < all.size(); begin += length)
+    builds.emplace_back(all.substr(begin, length).c_str());
+  check_same_build(builds);
 }
 
 void MpiEngine::start() {
+  for (int peer = 0; peer < static_cast<int>(peers_.size()); ++peer) {
+    if (peer != process_ || from_itself_) await_envelope(peer);
+  }
   thread_ = std::jthread([this](const std::stop_token& ended) { run(ended); });
   pthread_setname_np(thread_.native_handle(), "mpi");
 }
 
+// A receive can be cancelled, and is complete soon after, unless its message is just coming. A send cannot (MPI does
+// not promise it, and Open MPI does not do it): it is complete when the other end has taken it.
 MpiEngine::~MpiEngine() {
   thread_.request_stop();
   if (thread_.joinable()) thread_.join();
-  for (MPI_Request& each : requests_) {
-    MPI_Cancel(&each);
-    MPI_Request_free(&each);
+  drop_complete();
+  for (std::size_t i = 0; i < jobs_.size(); ++i) {
+    if (jobs_[i].step != Step::send) MPI_Cancel(&requests_[i]);
   }
+  const auto deadline = Clock::now() + end_wait;
+  try {
+    std::vector<int> ready;
+    while (!requests_.empty() && Clock::now() < deadline) {
+      if (test(ready) == 0) std::this_thread::sleep_for(nap_awaited);
+      drop_complete();
+    }
+  } catch (const std::exception&) {  // MPI has failed, and does not say what it has done
+  }
+  if (!requests_.empty()) remains().push_back({std::move(requests_), std::move(jobs_), std::move(peers_)});
 }
 
 void MpiEngine::run(const std::stop_token& ended) {
@@ -130,10 +180,10 @@ void MpiEngine::progress() {
   do {
     std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock || is_broken_) return;
-    std::vector<Delivery> complete;
+    News news;
     try {
       start_sends();
-      test(complete);
+      test_all(news);
     } catch (const std::exception& error) {
       is_broken_ = true;
       lock.unlock();
@@ -141,7 +191,8 @@ void MpiEngine::progress() {
       return;
     }
     lock.unlock();
-    for (auto& [from, parcel] : complete) receiver_.deliver(from, std::move(parcel));
+    for (auto& [from, parcel] : news.complete) receiver_.deliver(from, std::move(parcel));
+    for (const auto& [from, reason] : news.refused) receiver_.refused(from, reason);
   } while (queued_.load() > 0);
 }
 
@@ -178,17 +229,24 @@ void MpiEngine::start_send(Outgoing& outgoing, const std::shared_ptr<Outgoing>& 
 
 // --- receives
 
-void MpiEngine::await_envelope(int peer) {
+void MpiEngine::receive(const Job& job, void* data, int tag) {
   MPI_Request request = MPI_REQUEST_NULL;
-  Envelope& envelope = peers_[static_cast<std::size_t>(peer)]->envelope;
-  check(MPI_Irecv(&envelope, sizeof(Envelope), MPI_BYTE, peer, envelope_tag, communicator_, &request), "MPI_Irecv");
+  check(MPI_Irecv(data, job.bytes, MPI_BYTE, job.peer, tag, communicator_, &request), "MPI_Irecv");
   requests_.push_back(request);
-  jobs_.push_back({.step = Step::envelope, .peer = peer});
+  jobs_.push_back(job);
+}
+
+void MpiEngine::await_envelope(int peer) {
+  receive({.step = Step::envelope, .peer = peer, .bytes = sizeof(Envelope)},
+          &peers_[static_cast<std::size_t>(peer)]->envelope, envelope_tag);
 }
 
 // The next envelope of this peer is awaited only when all of this parcel's bytes are: they come first.
-void MpiEngine::take_envelope(int peer, std::vector<Delivery>& complete) {
+void MpiEngine::take_envelope(int peer, News& news) {
   const Envelope& envelope = peers_[static_cast<std::size_t>(peer)]->envelope;
+  if (envelope.note_bytes > memory_of_this_host()) {
+    return refuse(peer, fmt::format("a note of {} bytes, more than this host has memory", envelope.note_bytes), news);
+  }
   auto incoming = std::make_shared<Incoming>();
   incoming->parcel = {.kind = envelope.kind,
                       .receive = envelope.receive,
@@ -199,71 +257,111 @@ void MpiEngine::take_envelope(int peer, std::vector<Delivery>& complete) {
                       .note = std::string(envelope.note_bytes, '\0')};
   incoming->tensors = envelope.tensors;
   in_chunks(incoming->parcel.note.data(), incoming->parcel.note.size(), [&](void* data, int bytes) {
-    MPI_Request request = MPI_REQUEST_NULL;
-    check(MPI_Irecv(data, bytes, MPI_BYTE, peer, bytes_tag, communicator_, &request), "MPI_Irecv");
-    requests_.push_back(request);
-    jobs_.push_back({.step = Step::note, .peer = peer, .incoming = incoming});
+    receive({.step = Step::note, .peer = peer, .bytes = bytes, .incoming = incoming}, data, bytes_tag);
     ++incoming->pending;
   });
-  if (incoming->pending == 0) take_content(peer, incoming, complete);
+  if (incoming->pending == 0) take_content(peer, incoming, news);
 }
 
-void MpiEngine::take_content(int peer, const std::shared_ptr<Incoming>& incoming, std::vector<Delivery>& complete) {
+void MpiEngine::take_content(int peer, const std::shared_ptr<Incoming>& incoming, News& news) {
   Parcel& parcel = incoming->parcel;
   if (incoming->tensors > 0) {
-    const ChargeToNobody guard;
-    for (const Form& form : receiver_.forms_of(parcel)) parcel.content.push_back(at::empty(form.sizes, form.type));
-    assert(parcel.content.size() == incoming->tensors);
+    try {
+      const ChargeToNobody guard;
+      for (const Form& form : receiver_.forms_of(parcel)) parcel.content.push_back(at::empty(form.sizes, form.type));
+    } catch (const std::exception& error) {
+      return refuse(peer, text_of(error), news);
+    }
+  }
+  if (parcel.content.size() != incoming->tensors) {
+    return refuse(peer, fmt::format("{} tensors, where {} belong", incoming->tensors, parcel.content.size()), news);
   }
   for (const at::Tensor& each : parcel.content) {
     in_chunks(each.mutable_data_ptr(), each.nbytes(), [&](void* data, int bytes) {
-      MPI_Request request = MPI_REQUEST_NULL;
-      check(MPI_Irecv(data, bytes, MPI_BYTE, peer, bytes_tag, communicator_, &request), "MPI_Irecv");
-      requests_.push_back(request);
-      jobs_.push_back({.step = Step::content, .peer = peer, .incoming = incoming});
+      receive({.step = Step::content, .peer = peer, .bytes = bytes, .incoming = incoming}, data, bytes_tag);
       ++incoming->pending;
     });
   }
   await_envelope(peer);
-  if (incoming->pending == 0) complete.emplace_back(peer, std::move(parcel));
+  if (incoming->pending == 0) news.complete.emplace_back(peer, std::move(parcel));
+}
+
+// What comes after it belongs to nothing that is known.
+void MpiEngine::refuse(int peer, std::string reason, News& news) {
+  if (std::exchange(peers_[static_cast<std::size_t>(peer)]->is_refused, true)) return;
+  news.refused.emplace_back(peer, std::move(reason));
 }
 
 // --- what is under way
 
-void MpiEngine::test(std::vector<Delivery>& complete) {
-  std::vector<int> ready(requests_.size());
+// Which requests are complete, and are none any more; their statuses say how they ended. Returns how many.
+int MpiEngine::test(std::vector<int>& ready) {
+  ready.resize(requests_.size());
+  statuses_.resize(requests_.size());
   int count = 0;
-  check(MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &count, ready.data(), MPI_STATUSES_IGNORE),
-        "MPI_Testsome");
-  if (count == MPI_UNDEFINED || count == 0) return;
-  ready.resize(static_cast<std::size_t>(count));
-  std::vector<Job> done;
-  for (const int index : ready) done.push_back(std::move(jobs_[static_cast<std::size_t>(index)]));
-  std::ranges::sort(ready, std::ranges::greater());
-  for (const int index : ready) {  // from behind, so that those before stay in their places
-    const auto i = static_cast<std::size_t>(index);
-    requests_[i] = requests_.back();
-    jobs_[i] = std::move(jobs_.back());
-    requests_.pop_back();
-    jobs_.pop_back();
+  const int result =
+      MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &count, ready.data(), statuses_.data());
+  const bool is_in_status = class_of(result) == MPI_ERR_IN_STATUS;
+  if (!is_in_status) check(result, "MPI_Testsome");
+  ready.resize(count == MPI_UNDEFINED ? 0 : static_cast<std::size_t>(count));
+  for (std::size_t k = 0; k < ready.size(); ++k) {
+    requests_[static_cast<std::size_t>(ready[k])] = MPI_REQUEST_NULL;
+    if (!is_in_status) statuses_[k].MPI_ERROR = MPI_SUCCESS;  // MPI does not say so where all have succeeded
   }
-  for (const Job& job : done) finish(job, complete);
+  return static_cast<int>(ready.size());
 }
 
-void MpiEngine::finish(const Job& job, std::vector<Delivery>& complete) {
+void MpiEngine::test_all(News& news) {
+  std::vector<int> ready;
+  if (test(ready) == 0) return;
+  std::vector<Job> done;
+  for (const int index : ready) done.push_back(std::move(jobs_[static_cast<std::size_t>(index)]));
+  drop_complete();
+  for (std::size_t k = 0; k < done.size(); ++k) finish(done[k], statuses_[k], news);
+}
+
+void MpiEngine::drop_complete() {
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < requests_.size(); ++i) {
+    if (requests_[i] == MPI_REQUEST_NULL) continue;
+    if (kept != i) {
+      requests_[kept] = requests_[i];
+      jobs_[kept] = std::move(jobs_[i]);
+    }
+    ++kept;
+  }
+  requests_.resize(kept);
+  jobs_.resize(kept);
+}
+
+void MpiEngine::finish(const Job& job, const MPI_Status& status, News& news) {
+  if (job.step == Step::send) {
+    check(status.MPI_ERROR, "MPI_Isend");
+    if (--job.outgoing->pending > 0) return;
+    job.outgoing->departed->store(true, std::memory_order_release);
+    --unsent_;
+    return;
+  }
+  const bool is_too_long = class_of(status.MPI_ERROR) == MPI_ERR_TRUNCATE;
+  if (!is_too_long) check(status.MPI_ERROR, "MPI_Irecv");
+  int bytes = 0;
+  MPI_Get_count(&status, MPI_BYTE, &bytes);
+  if (is_too_long || bytes != job.bytes) {
+    return refuse(job.peer,
+                  fmt::format("{} bytes where {} belong", is_too_long ? "more" : std::to_string(bytes), job.bytes),
+                  news);
+  }
+  if (peers_[static_cast<std::size_t>(job.peer)]->is_refused) return;
   switch (job.step) {
     case Step::send:
-      if (--job.outgoing->pending > 0) return;
-      job.outgoing->departed->store(true, std::memory_order_release);
-      --unsent_;
       return;
     case Step::envelope:
-      return take_envelope(job.peer, complete);
+      return take_envelope(job.peer, news);
     case Step::note:
-      if (--job.incoming->pending == 0) take_content(job.peer, job.incoming, complete);
+      if (--job.incoming->pending == 0) take_content(job.peer, job.incoming, news);
       return;
     case Step::content:
-      if (--job.incoming->pending == 0) complete.emplace_back(job.peer, std::move(job.incoming->parcel));
+      if (--job.incoming->pending == 0) news.complete.emplace_back(job.peer, std::move(job.incoming->parcel));
       return;
   }
 }

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "dualpipe/exec/transport/build.h"
 #include "dualpipe/exec/transport/engine_world.h"
 #include "dualpipe/exec/transport/nccl_transport.h"
 #include "dualpipe/exec/transport/pack.h"
@@ -37,9 +38,19 @@ class StoreWorld final : public EngineWorld {
   }
   ~StoreWorld() override { EngineWorld::disconnect(); }
 
-  // Where they run.
+  // What they are, and where they run.
   void meet(const StoreOptions& options) {
-    const std::vector<std::string> hosts = all_gather("the start of the processes", host_name());
+    Packer own;
+    own.put(this_build());
+    own.put(host_name());
+    std::vector<std::string> builds;
+    std::vector<std::string> hosts;
+    for (const std::string& part : all_gather("the start of the processes", own.take())) {
+      Unpacker unpacker(part);
+      builds.push_back(unpacker.get<std::string>());
+      hosts.push_back(unpacker.get<std::string>());
+    }
+    check_same_build(builds);
     set_on_this_host(static_cast<int>(std::ranges::count(hosts, hosts[static_cast<std::size_t>(process())])));
     const bool is_one_host = std::ranges::count(hosts, hosts[0]) == std::ssize(hosts);
     if (options.measure_clock || !is_one_host) measure_clocks();
