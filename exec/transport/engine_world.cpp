@@ -67,7 +67,12 @@ EngineWorld::~EngineWorld() { assert(!engine_ && "it would call what is gone"); 
 
 void EngineWorld::connect(std::unique_ptr<Engine> engine) {
   engine_ = std::move(engine);
-  engine_->start();
+  try {
+    engine_->start();
+  } catch (...) {
+    engine_.reset();
+    throw;
+  }
 }
 
 std::vector<std::optional<std::string>> EngineWorld::hand_over(std::string part) {
