@@ -131,8 +131,11 @@ MpiEngine::~MpiEngine() {
   const auto deadline = Clock::now() + end_wait;
   try {
     std::vector<int> ready;
+    (void)test(ready);
+    drop_complete();
     while (!requests_.empty() && Clock::now() < deadline) {
-      if (test(ready) == 0) std::this_thread::sleep_for(nap_awaited);
+      std::this_thread::sleep_for(nap_awaited);
+      (void)test(ready);
       drop_complete();
     }
   } catch (const std::exception&) {  // MPI has failed, and does not say what it has done

@@ -143,8 +143,11 @@ BOOST_AUTO_TEST_CASE(an_engine_that_has_ended_takes_nothing_in) {
   {
     Recorder recorder;
     MpiEngine engine(communicator.get(), true, recorder);
-    engine.start();  // and waits for the note, and for what comes
-    std::this_thread::sleep_for(50ms);
+    engine.start();
+    for (int i = 0; i < 50; ++i) {  // until it waits for the note, and for what comes after it
+      engine.progress();
+      std::this_thread::sleep_for(1ms);
+    }
   }
   BOOST_TEST(!MpiEngine::has_left_requests());
   BOOST_TEST(!communicator.holds(MpiEngine::envelope_tag));
