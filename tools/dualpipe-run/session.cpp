@@ -8,16 +8,22 @@
 #include <exception>
 #include <iostream>
 #include <new>
+#include <optional>
 
 #include "dualpipe/exec/replay/error_text.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "start_up.h"
 #include "tools/common/command_line.h"
 
 namespace dualpipe {
 
 void Session::run(const RunOptions& options) {
   interrupt_.emplace();
-  world_ = options.world();
+  {
+    const StartUp start_up(interrupt_->token(),
+                           options.is_mpi() ? std::optional(options.start_timeout()) : std::nullopt);
+    world_ = options.world();
+  }
   Ending ending = run_in_world(options);
   ending.is_urgent = interrupt_->signal() != 0;
   const auto causes = world_->end(ending);
