@@ -209,6 +209,25 @@ test_rank_that_stops_answering() {
   is_partial_trace stopped.json
 }
 
+# The last thing that rank 0 writes is read when rank 1 has done its work, but does not come to the end of MPI any more.
+test_rank_that_stops_at_the_end() {
+  command=(-n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --timeout 2s --calibrate calibrated --trace last)
+  checks=$((checks + 1))
+  mkfifo last
+  "$mpirun" "${command[@]}" >stdout 2>stderr &
+  local mpirun_pid=$! processes
+  until [[ -e calibrated ]] || ! kill -0 $mpirun_pid; do sleep 0.1; done
+  sleep 0.5
+  mapfile -t processes < <(pgrep -P $mpirun_pid -x dualpipe-run | sort -n)
+  kill -STOP "${processes[1]}"
+  timeout 10 cat last >trace || fail "no trace"
+  local begin=$SECONDS
+  while is_running "${processes[0]}" && ((SECONDS - begin < 20)); do sleep 0.2; done
+  ((SECONDS - begin < 20)) || fail "rank 0 waits for good"
+  kill -KILL "${processes[1]}" 2>/dev/null || true
+  wait $mpirun_pid || true
+}
+
 test_check
 test_several_ranks_in_a_process
 test_step_of_one_process
@@ -225,6 +244,7 @@ test_interrupt_at_the_start
 test_killed_rank
 test_killed_rank_without_help
 test_rank_that_stops_answering
+test_rank_that_stops_at_the_end
 
 echo "$checks commands, $failures failures"
 ((failures == 0))
