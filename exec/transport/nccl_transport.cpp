@@ -14,9 +14,9 @@
 #include <stdexcept>
 
 #include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/transport/nccl_order.h"
 #include "dualpipe/exec/transport/sums.h"
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/simulate/deadlock.h"
 
 namespace dualpipe {
 namespace {
@@ -34,13 +34,6 @@ constexpr auto nap = 50us;
 // For what a first message looks like, where its sender may be waiting for this rank.
 constexpr auto patience_with_first = std::chrono::nanoseconds(500ms);
 constexpr auto close_wait = std::chrono::nanoseconds(5s);
-
-std::size_t direction_of(Kind kind) { return kind == Kind::send_forward || kind == Kind::receive_forward ? 0 : 1; }
-
-Op plain(Op message) {
-  message.with_next = false;
-  return message;
-}
 
 // Stands for all of its boundary and direction.
 Op boundary_of(Op message) {
@@ -76,53 +69,7 @@ class LaneGuard {
 
 Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<std::uint8_t>(direction)}; }
 
-// The messages of one direction from one rank to another, as one of the two issues them: all as the sends that they
-// are.
-using Line = std::vector<Op>;
-using Lines = std::map<std::array<int, 3>, Line>;  // from, to, direction
-
-void add_lines(const Program& program, int rank, Lines& sent, Lines& received) {
-  const Placement& placement = program.schedule.placement;
-  const auto rank_of = [&](Op op) { return static_cast<int>(placement.rank_of[op.stage]); };
-  for (std::size_t position = 0; position <= program.schedule.rank(rank).size(); ++position) {
-    for (const Op each : program.slot(rank, position)) {
-      const int direction = static_cast<int>(direction_of(each.kind));
-      if (is_send(each.kind)) {
-        sent[{rank, rank_of(peer_of(each, placement)), direction}].push_back(plain(each));
-      } else if (is_receive(each.kind)) {
-        const Op send = plain(peer_of(each, placement));
-        received[{rank_of(send), rank, direction}].push_back(send);
-      }
-    }
-  }
-}
-
-void check_line(const Placement& placement, const std::array<int, 3>& ends, const Line& sent, const Line& received) {
-  const auto [at_sender, at_receiver] = std::ranges::mismatch(sent, received);
-  if (at_sender == sent.end() && at_receiver == received.end()) return;
-  const auto text = [](const Line& line, Line::const_iterator at) {
-    return at == line.end() ? "nothing" : to_text(*at);
-  };
-  const std::string awaited =
-      at_receiver == received.end() ? "nothing" : to_text(plain(peer_of(*at_receiver, placement)));
-  throw InputError(fmt::format(
-      "NCCL matches messages by their order, but as number {} from rank {} to rank {} the one issues {}, and "
-      "the other {}; use --transport mpi",
-      at_sender - sent.begin() + 1, ends[0], ends[1], text(sent, at_sender), awaited));
-}
-
 }  // namespace
-
-void check_for_nccl(const Program& program) {
-  Lines sent;
-  Lines received;
-  for (int rank = 0; rank < program.schedule.ranks(); ++rank) add_lines(program, rank, sent, received);
-  for (const auto& [ends, line] : sent) check_line(program.schedule.placement, ends, line, received[ends]);
-  for (const auto& [ends, line] : received) check_line(program.schedule.placement, ends, sent[ends], line);
-  if (const auto deadlock = find_deadlock(program, CommunicationModel::stream)) {
-    throw DeadlockError(*deadlock, program.schedule.placement);
-  }
-}
 
 NcclTransport::NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, const Placement& placement, int rank,
                              const TransportOptions& options, std::shared_ptr<Hub> hub,
@@ -161,10 +108,13 @@ void NcclTransport::begin(const Program& program, Device& device) {
     check_for_nccl(program);
     checked_.push_back(program);
   }
-  device_ = &device;
+  {
+    const std::lock_guard lock(mutex_);
+    device_ = &device;
+  }
   assert(batch_.empty());
   arrivals_.clear();
-  if (communicators_.empty()) connect();
+  if (!std::exchange(is_connected_, true)) connect();
 }
 
 void NcclTransport::connect() {
@@ -173,13 +123,12 @@ void NcclTransport::connect() {
 }
 
 void NcclTransport::make_communicators() {
-  for (const std::string& id : ids_) {
+  for (const std::size_t direction : {activations, gradients}) {
     {
       const std::lock_guard lock(mutex_);
-      if (!is_aborted_) communicators_.push_back(nccl_->init(id, rank_, placement_.ranks, ctas_max));
+      if (!is_aborted_) communicators_.push_back(nccl_->init(ids_[direction], rank_, placement_.ranks, ctas_max));
     }
-    throw_if_aborted();
-    await_state(communicators_.size() - 1, "make a communicator of all ranks");
+    await_state(direction, "make a communicator of all ranks");
   }
 }
 
@@ -326,7 +275,8 @@ Mark NcclTransport::issue(std::size_t direction, std::vector<Transfer> transfers
   await_state(direction, "put a group on its stream");
   const Mark done = device_->mark();
   const std::lock_guard lock(mutex_);
-  under_way_[direction].push_back({std::move(transfers), started, done});
+  // Where it was aborted meanwhile the watchdog must not look at the device, which may soon be gone.
+  (is_aborted_ ? abandoned_ : under_way_[direction]).push_back({std::move(transfers), started, done});
   return done;
 }
 

@@ -46,10 +46,6 @@
 
 namespace dualpipe {
 
-// Throws InputError if two ranks issue the messages between them, of one direction, in different orders, and
-// DeadlockError if the program hangs with its batches on one stream per rank.
-void check_for_nccl(const Program& program);
-
 class NcclTransport final : public Transport {
  public:
   using UniqueIds = std::array<std::string, 2>;  // of activations, and of gradients
@@ -141,7 +137,7 @@ class NcclTransport final : public Transport {
   std::shared_ptr<Verdict> verdict_;
 
   // --- of the rank's thread
-  Device* device_ = nullptr;
+  bool is_connected_ = false;  // or was, before an abort
   Agreement agreement_;
   std::set<Op> known_;  // first receives of a boundary and direction: micro-batch 0 stands for all
   std::vector<Program> checked_;
@@ -149,10 +145,12 @@ class NcclTransport final : public Transport {
   std::map<Op, Arrival> arrivals_;
   std::map<std::vector<int>, Sum> sums_;
 
-  std::mutex mutex_;                               // of NCCL's calls, and of what follows
+  std::mutex mutex_;  // of NCCL's calls, and of what follows
+  // Set by the rank's thread, which alone reads it without the mutex.
+  Device* device_ = nullptr;
   std::vector<Nccl::Communicator> communicators_;  // by direction; none before the first step and after an abort
   std::array<std::deque<Group>, 2> under_way_;
-  std::vector<Group> abandoned_;  // what they hold may still be written to
+  std::deque<Group> abandoned_;  // what they hold may still be written to
   bool is_aborted_ = false;
 
   std::condition_variable_any nothing_;  // the watchdog sleeps on it, until it is to end

@@ -10,16 +10,10 @@
 // Each process also counts a beat up; whose beat stands still for long is lost.
 #pragma once
 
-#include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <cstdint>
-#include <deque>
+#include <future>
 #include <memory>
-#include <mutex>
-#include <string>
 #include <thread>
-#include <vector>
 
 #include "dualpipe/exec/transport/engine.h"
 #include "dualpipe/exec/transport/launch.h"
@@ -31,57 +25,42 @@ class StoreEngine final : public Engine {
   // Joins the store; process 0 makes it, if nobody else has. Throws InputError saying what to do where it cannot be
   // made, or reached within the timeout, or another process says that it is this one.
   StoreEngine(const Launch& launch, Receiver& receiver, std::chrono::nanoseconds timeout);
-  // Where this process has the store, it waits a moment for the others to leave it.
+  // Where this process has the store, it waits a moment for the others to leave it. Ends within about a second, also
+  // where the store does not answer any more; the receiver is not called again.
   ~StoreEngine() override;
 
   void start() override;
   Departed send(int process, Parcel parcel) override;
   void progress() override;
-  // Whether all was taken by those whom it was sent to.
+  // Whether all was taken by those whom it was sent to, as far as the store has said.
   [[nodiscard]] bool all_sent() override;
   // Whose beat stands still for so long is lost. At first: the constructor's.
   void set_timeout(std::chrono::nanoseconds timeout);
 
  private:
-  class Client;
-  struct Letter {
-    int process = 0;
-    std::string bytes;
-    std::shared_ptr<std::atomic<bool>> departed;
+  class Work;
+  // All that may wait for the store is done by these. Nothing ends a call that the store does not answer: then the
+  // thread is left behind, with the work that it shares.
+  class Worker {
+   public:
+    Worker() = default;
+    ~Worker();
+    Worker(const Worker&) = delete;
+    Worker& operator=(const Worker&) = delete;
+    void start(const std::shared_ptr<Work>& work, void (Work::*run)(), const char* name);
+    // Waits so long for its end.
+    void end_by(Clock::time_point deadline);
+
+   private:
+    std::thread thread_;
+    std::future<void> end_;
   };
 
-  void send_all();
-  void post(const Letter& letter);
-  void beat();
-  void receive_all();
-  void take_in(const std::string& bytes);
-  [[nodiscard]] bool is_broken();
-  void fail(const std::string& reason);
-  void leave();
+  void end();
 
-  Launch launch_;
-  Receiver& receiver_;
-  std::unique_ptr<Client> sender_;  // and the store itself, where this process has it
-  std::unique_ptr<Client> inbox_;
-
-  std::mutex mutex_;  // of what follows
-  std::condition_variable changed_;
-  std::deque<Letter> letters_;
-  std::vector<std::int64_t> last_sent_;  // by process: the number of the last parcel, 0: none
-  std::size_t unsent_ = 0;
-  std::chrono::nanoseconds timeout_;
-  bool is_broken_ = false;
-  bool is_ending_ = false;
-
-  struct Heart {
-    std::int64_t beats = 0;
-    Clock::time_point heard{};
-    bool is_lost = false;
-  };
-  std::vector<Heart> hearts_;  // by process
-
-  std::jthread send_thread_;
-  std::jthread receive_thread_;
+  std::shared_ptr<Work> work_;
+  Worker sender_;
+  Worker inbox_;
 };
 
 }  // namespace dualpipe

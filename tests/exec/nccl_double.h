@@ -29,7 +29,7 @@
 
 namespace dualpipe::test {
 
-class LaneDevice final : public Device {
+class LaneDevice : public Device {
  public:
   LaneDevice();
   ~LaneDevice() override;

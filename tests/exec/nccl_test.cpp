@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <chrono>
+#include <functional>
 #include <iterator>
 #include <map>
 #include <memory>
@@ -20,6 +22,8 @@
 #include <vector>
 
 #include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/hub.h"
+#include "dualpipe/exec/transport/nccl_order.h"
 #include "dualpipe/exec/transport/nccl_transport.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -387,6 +391,68 @@ BOOST_DATA_TEST_CASE(a_rank_that_stops_ends_all_within_the_timeout, data::make({
     BOOST_TEST(std::ranges::count(calls, "abort 0") == 1);
     BOOST_TEST(std::ranges::count(calls, "abort 1") == 1);
   }
+  check_used_well(*nccl);
+}
+
+// NCCL's start, too, waits no longer than the timeout for a rank that does not come to it.
+BOOST_AUTO_TEST_CASE(a_rank_that_does_not_connect_is_waited_for_no_longer_than_the_timeout) {
+  const Placement placement = straight(2, 1);
+  const TransportOptions options{.timeout = 300ms};
+  const auto verdict = std::make_shared<Verdict>();
+  const auto hub = std::make_shared<Hub>(placement, options, verdict, false, nullptr);
+  const auto nccl = std::make_shared<NcclDouble>();
+  NcclTransport transport(nccl, {nccl->unique_id(), nccl->unique_id()}, placement, 0, options, hub, verdict);
+  LaneDevice device;
+  device.use({});
+  BOOST_CHECK_EXCEPTION(transport.begin(program_of("1f1b", 2), device), TimeoutError, [](const auto& error) {
+    return contains(error.what(), "rank 0 waited 0.3 s for NCCL to make a communicator of all ranks");
+  });
+}
+
+// Where it is asked in a step's beginning, it does something else at first.
+class SlowDevice final : public LaneDevice {
+ public:
+  std::function<void()> meanwhile;
+  [[nodiscard]] at::Device where() const override {
+    if (meanwhile) meanwhile();
+    return LaneDevice::where();
+  }
+};
+
+// Its communicators are gone then, but it does not take that for a first step. Nothing but the transport's own mutex
+// orders the two threads here, so that a sanitizer sees what is read without it.
+BOOST_AUTO_TEST_CASE(an_abort_while_a_step_begins_ends_it) {
+  const Program program = program_of("1f1b", 2);
+  const Placement& placement = program.schedule.placement;
+  const TransportOptions options{.timeout = 10s};
+  const auto verdict = std::make_shared<Verdict>();
+  const auto hub = std::make_shared<Hub>(placement, options, verdict, false, nullptr);
+  const auto nccl = std::make_shared<NcclDouble>();
+  const NcclTransport::UniqueIds ids{nccl->unique_id(), nccl->unique_id()};
+  NcclTransport transport(nccl, ids, placement, 0, options, hub, verdict);
+  SlowDevice device;
+  device.use({});
+  {
+    const std::jthread other([&] {
+      NcclTransport of_other(nccl, ids, placement, 1, options, hub, verdict);
+      LaneDevice others_device;
+      others_device.use({});
+      of_other.begin(program, others_device);
+    });
+    transport.begin(program, device);
+  }
+  std::atomic<bool> is_aborted = false;
+  std::jthread aborting;
+  device.meanwhile = [&] {
+    aborting = std::jthread([&] {
+      transport.abort("enough");
+      is_aborted.store(true, std::memory_order_relaxed);
+    });
+    while (!is_aborted.load(std::memory_order_relaxed)) std::this_thread::sleep_for(1ms);
+  };
+  BOOST_CHECK_NO_THROW(transport.begin(program, device));
+  BOOST_CHECK_EXCEPTION(transport.confirm(), TransportError,
+                        [](const auto& error) { return contains(error.what(), "enough"); });
   check_used_well(*nccl);
 }
 

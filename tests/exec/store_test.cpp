@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -201,6 +202,21 @@ BOOST_AUTO_TEST_CASE(one_that_does_not_come_is_named) {
   BOOST_TEST(contains(errors[2], "rank 1"), errors[2]);
 }
 
+// More than a store takes at once.
+BOOST_AUTO_TEST_CASE(what_is_large_comes_whole) {
+  const auto errors = in_worlds(2, nullptr, soon(), [](World& world) {
+    (void)world.transports(straight(2, 1), {});
+    const auto part_of = [](int process) {
+      return std::string(std::size_t{20} << 20U, static_cast<char>('a' + process));
+    };
+    const auto all = world.all_gather("the feast", part_of(world.process()));
+    for (int each = 0; each < 2; ++each) {
+      if (all.at(static_cast<std::size_t>(each)) != part_of(each)) throw std::runtime_error("another's part");
+    }
+  });
+  BOOST_TEST(errors == std::vector<std::string>(2), boost::test_tools::per_element());
+}
+
 // Ranks can reach each other through the store itself: the whole replay in several processes.
 BOOST_DATA_TEST_CASE(a_pipeline_over_the_store_trains_like_one_of_threads,
                      boost::unit_test::data::make({"1f1b", "dualpipe", "dualpipev"}), name) {
@@ -250,6 +266,16 @@ BOOST_AUTO_TEST_CASE(a_store_that_is_not_there_is_named) {
   BOOST_TEST((Clock::now() - begin < 10s));
 }
 
+BOOST_AUTO_TEST_CASE(one_that_does_not_start_is_named) {
+  const auto begin = Clock::now();
+  BOOST_CHECK_EXCEPTION((void)store_processes(launch(0, 2, free_port()), nullptr, {.timeout = 300ms}), TimeoutError,
+                        [](const auto& error) {
+                          return contains(error.what(),
+                                          "process 1 did not come to the start of the processes within 0.3 s");
+                        });
+  BOOST_TEST((Clock::now() - begin < 10s));
+}
+
 // By a store that stays: torchrun's agent has it.
 BOOST_AUTO_TEST_CASE(a_restart_does_not_see_what_was_before) {
   const auto port = free_port();
@@ -292,6 +318,7 @@ BOOST_AUTO_TEST_CASE(a_process) {
   std::string text;
   Ending ending;
   const auto world = store_processes(launch_of(), nullptr, {.timeout = 10s});
+  while (mode == "has the store") ::pause();
   try {
     const Program program = program_of("1f1b", 3);
     TrainOptions options = tiny(program, "mlp");
@@ -316,6 +343,32 @@ BOOST_AUTO_TEST_CASE(a_process) {
 
 namespace {
 
+// Runs this executable again, which then is a_process().
+pid_t start_process(const std::string& mode, int process, int processes, std::uint16_t port,
+                    const std::string& result) {
+  const std::vector<std::string> variables{fmt::format("RANK={}", process),
+                                           fmt::format("LOCAL_RANK={}", process),
+                                           fmt::format("WORLD_SIZE={}", processes),
+                                           "RES_OPTIONS=timeout:1 attempts:1",
+                                           fmt::format("MASTER_ADDR={}", this_host),
+                                           fmt::format("MASTER_PORT={}", port),
+                                           "DUALPIPE_TEST_MODE=" + mode,
+                                           "DUALPIPE_TEST_RESULT=" + result};
+  std::vector<char*> environment;
+  for (const std::string& each : variables) environment.push_back(const_cast<char*>(each.c_str()));
+  environment.push_back(nullptr);
+  const pid_t child = ::fork();
+  if (child != 0) return child;
+  const int nowhere = ::open("/dev/null", O_WRONLY);
+  ::dup2(nowhere, STDOUT_FILENO);
+  ::dup2(nowhere, STDERR_FILENO);
+  char name[] = "exec_tests";
+  char test[] = "--run_test=exec_store/a_process";
+  char* const arguments[] = {name, test, nullptr};
+  ::execve("/proc/self/exe", arguments, environment.data());
+  ::_exit(127);
+}
+
 // Starts three, and returns what each has written; "" for one that did not end by itself.
 std::vector<std::string> run_processes(const std::string& mode) {
   const Scratch scratch;
@@ -324,28 +377,7 @@ std::vector<std::string> run_processes(const std::string& mode) {
   std::vector<std::string> results;
   for (int process = 0; process < 3; ++process) {
     results.push_back(scratch / fmt::format("result{}", process));
-    const std::vector<std::string> variables{"RANK=" + std::to_string(process),
-                                             "LOCAL_RANK=" + std::to_string(process),
-                                             "WORLD_SIZE=3",
-                                             "RES_OPTIONS=timeout:1 attempts:1",
-                                             fmt::format("MASTER_ADDR={}", this_host),
-                                             "MASTER_PORT=" + std::to_string(port),
-                                             "DUALPIPE_TEST_MODE=" + mode,
-                                             "DUALPIPE_TEST_RESULT=" + results.back()};
-    std::vector<char*> environment;
-    for (const std::string& each : variables) environment.push_back(const_cast<char*>(each.c_str()));
-    environment.push_back(nullptr);
-    const pid_t child = ::fork();
-    if (child == 0) {
-      const int nowhere = ::open("/dev/null", O_WRONLY);
-      ::dup2(nowhere, STDOUT_FILENO);
-      ::dup2(nowhere, STDERR_FILENO);
-      char name[] = "exec_tests";
-      char test[] = "--run_test=exec_store/a_process";
-      char* const arguments[] = {name, test, nullptr};
-      ::execve("/proc/self/exe", arguments, environment.data());
-      ::_exit(127);
-    }
+    const pid_t child = start_process(mode, process, 3, port, results.back());
     children.push_back(child);
     if (process == 0) await_listener(port);
   }
@@ -396,6 +428,31 @@ BOOST_DATA_TEST_CASE(a_process_without_threads_ends_the_others,
   for (const std::string& each : run_processes(mode)) {
     BOOST_TEST(contains(each, "the system does not give 1 threads, one for each rank"), each);
   }
+}
+
+// The store of another process, which is stopped or killed: no call that it would have to answer comes back.
+BOOST_DATA_TEST_CASE(a_store_that_does_not_answer_holds_nobody, boost::unit_test::data::make({SIGSTOP, SIGKILL}),
+                     signal) {
+  const std::uint16_t port = free_port();
+  const pid_t other = start_process("has the store", 0, 1, port, "/dev/null");
+  await_listener(port);
+  const auto guest = [&](const std::string& run) {
+    Launch made = launch(0, 1, port);
+    made.is_served = true;
+    made.run = run;
+    return made;
+  };
+  auto world = store_processes(guest("before"), nullptr, soon());
+  ::kill(other, signal);
+  ::waitpid(other, nullptr, WUNTRACED);
+  auto end = std::async(std::launch::async, [&] { world.reset(); });
+  BOOST_TEST((end.wait_for(10s) == std::future_status::ready));
+  auto start = std::async(std::launch::async, [&] { (void)store_processes(guest("after"), nullptr, {.timeout = 1s}); });
+  BOOST_TEST((start.wait_for(10s) == std::future_status::ready));
+  ::kill(other, SIGKILL);
+  ::waitpid(other, nullptr, 0);
+  BOOST_CHECK_EXCEPTION(start.get(), InputError,
+                        [](const auto& error) { return contains(error.what(), "cannot reach process 0's store"); });
 }
 
 // Where a rank does not come to its part of a probe the others hear it, in its process and elsewhere.

@@ -92,6 +92,7 @@ test_bad_input() {
   refuses "late:1: .*'nonsense'" -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" : \
     -n 1 "$dualpipe_run" --schedule ./late
   refuses '--schedule -: standard input is not there for all 2 processes' -n 2 "$dualpipe_run" --schedule -
+  refuses '--timeout: .*nonsense' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --timeout nonsense
   refuses 'no schedule named' -n 2 "$dualpipe_run" --schedule none --ranks 2 "${tiny[@]}"
 }
 
@@ -152,6 +153,39 @@ test_interrupt() {
   is_partial_trace interrupted.json
 }
 
+# As where a terminal closes.
+test_hangup() {
+  breaks hung_up HUP mpirun
+  ((status != 0)) || fail "status 0"
+  holds 'error: the run was interrupted in step [0-9]+: rank 0 in [0-9A-Z_]+.*rank 2 in ' stderr
+  is_partial_trace hung_up.json
+}
+
+# Rank 1 has ended before MPI knows of it, with a status that mpirun has nothing against.
+absent=(-n 2 sh -c '[ "$OMPI_COMM_WORLD_RANK" = 0 ] || exit 0; exec "$@"' sh)
+
+test_process_that_does_not_start() {
+  refuses '^error: MPI has not connected the processes within 10 s: one of them has ended already' "${absent[@]}" \
+    "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --timeout 1s
+}
+
+test_interrupt_at_the_start() {
+  command=("${absent[@]}" "$dualpipe_run")
+  checks=$((checks + 1))
+  "$mpirun" "${command[@]}" --schedule 1f1b --ranks 2 "${tiny[@]}" >stdout 2>stderr &
+  local mpirun_pid=$! process=
+  until process=$(pgrep -P $mpirun_pid -x dualpipe-run); do sleep 0.1; done
+  until grep -qs libmpi "/proc/$process/maps" && (($(ls "/proc/$process/task" | wc -l) > 3)); do sleep 0.1; done
+  sleep 1
+  kill -INT $mpirun_pid
+  local begin=$SECONDS
+  status=0
+  wait $mpirun_pid || status=$?
+  ((status != 0)) || fail "status 0"
+  ((SECONDS - begin <= 8)) || fail "ended after $((SECONDS - begin)) s"
+  holds '^error: the run was interrupted while its processes started' stderr
+}
+
 test_killed_rank() {
   breaks killed KILL 1
   ((status != 0)) || fail "status 0"
@@ -175,6 +209,25 @@ test_rank_that_stops_answering() {
   is_partial_trace stopped.json
 }
 
+# The last thing that rank 0 writes is read when rank 1 has done its work, but does not come to the end of MPI any more.
+test_rank_that_stops_at_the_end() {
+  command=(-n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --timeout 2s --calibrate calibrated --trace last)
+  checks=$((checks + 1))
+  mkfifo last
+  "$mpirun" "${command[@]}" >stdout 2>stderr &
+  local mpirun_pid=$! processes
+  until [[ -e calibrated ]] || ! kill -0 $mpirun_pid; do sleep 0.1; done
+  sleep 0.5
+  mapfile -t processes < <(pgrep -P $mpirun_pid -x dualpipe-run | sort -n)
+  kill -STOP "${processes[1]}"
+  timeout 10 cat last >trace || fail "no trace"
+  local begin=$SECONDS
+  while is_running "${processes[0]}" && ((SECONDS - begin < 20)); do sleep 0.2; done
+  ((SECONDS - begin < 20)) || fail "rank 0 waits for good"
+  kill -KILL "${processes[1]}" 2>/dev/null || true
+  wait $mpirun_pid || true
+}
+
 test_check
 test_several_ranks_in_a_process
 test_step_of_one_process
@@ -185,9 +238,13 @@ test_bad_input
 test_threads
 test_loss_that_is_no_number
 test_interrupt
+test_hangup
+test_process_that_does_not_start
+test_interrupt_at_the_start
 test_killed_rank
 test_killed_rank_without_help
 test_rank_that_stops_answering
+test_rank_that_stops_at_the_end
 
 echo "$checks commands, $failures failures"
 ((failures == 0))

@@ -354,20 +354,53 @@ is_trace() {
 
 # Without a warm-up, whose steps run I and W of the passes by themselves now and then, as the plan does not.
 test_interrupt() {
-  command=(--model timed --trace partial, interrupted)
+  local signal
+  # A terminal that closes sends one SIGHUP, and its shell another: that is no wish for an end at once.
+  for signal in INT TERM 'HUP HUP'; do interrupts $signal; done
+}
+
+# interrupts SIGNAL...: one after the other, in the midst of a run.
+interrupts() {
+  command=(--model timed --trace partial, interrupted by "$*")
   checks=$((checks + 1))
   rm -f partial
   "$dualpipe_run" "${timed[@]}" --forward 20ms --warmup 0 --steps 1000 --trace partial >stdout 2>stderr &
-  local pid=$!
+  local pid=$! signal
   until_busy $pid
-  kill -INT $pid
+  for signal in "$@"; do
+    kill "-$signal" $pid || true  # it may be gone, where it should not
+    sleep 0.01
+  done
   status=0
   wait $pid || status=$?
-  ((status == 1)) || fail "status $status, not 1"
+  ((status == 1)) || { fail "status $status, not 1"; return; }
   grep -q '^error: .*interrupted' stderr || fail "stderr lacks: interrupted"
   holds '"0F0"' partial
   [[ -z $(compgen -G '*.part') ]] || fail "left a file behind"
   is_trace partial
+}
+
+test_nohup() {
+  command=(--model timed, nohup)
+  checks=$((checks + 1))
+  (trap '' HUP; exec "$dualpipe_run" "${timed[@]}" --forward 20ms --warmup 0 --steps 4) >stdout 2>stderr &
+  local pid=$!
+  until_busy $pid
+  kill -HUP $pid
+  status=0
+  wait $pid || status=$?
+  ((status == 0)) || fail "status $status, not 0"
+}
+
+# Nobody reads the text: an end without a word, as of any tool; what goes to files is there by then.
+test_closed_pipe() {
+  command=(--trace whole, piped into nothing)
+  checks=$((checks + 1))
+  rm -f status
+  { "$dualpipe_run" "${timed[@]}" --steps 1 --trace whole 2>stderr || echo $? >status; } | true || true
+  [[ $(cat status) == $((128 + 13)) ]] || fail "status $(cat status), not 141"
+  [[ ! -s stderr ]] || fail "stderr is not empty"
+  "$dualpipe_sim" compare whole whole >/dev/null 2>stderr || fail "the trace is not whole"
 }
 
 # until_idle PID: until it has run no more for a while.
@@ -424,6 +457,8 @@ test_wrong_costs
 test_output_errors
 test_out_of_memory
 test_interrupt
+test_nohup
+test_closed_pipe
 test_second_interrupt
 
 echo "$checks commands, $failures failures"

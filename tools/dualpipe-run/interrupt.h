@@ -1,4 +1,5 @@
-// Ctrl-C ends a run in good order; a second one ends the process at once.
+// Ctrl-C, a terminal that closes, or who asks this process to end, ends a run in good order; to ask a second time ends
+// the process at once.
 #pragma once
 
 #include <pthread.h>
@@ -10,7 +11,8 @@
 
 namespace dualpipe {
 
-// While it lives, SIGINT and SIGTERM request a stop. Made before any other thread, so that none takes the signals.
+// While it lives, SIGINT, SIGTERM and SIGHUP request a stop; SIGHUP where it was not ignored before. Made before any
+// other thread, so that none takes the signals.
 class Interrupt {
  public:
   Interrupt();

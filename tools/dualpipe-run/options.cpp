@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::int64_t size_max = std::int64_t{1} << 30U;
 constexpr std::int64_t steps_max = 1'000'000'000;
+constexpr auto start_timeout_least = std::chrono::seconds(10);
 
 std::int64_t whole_number(std::string_view option, const std::string& text, std::int64_t least, std::int64_t most,
                           std::int64_t otherwise) {
@@ -133,7 +134,7 @@ void add_machine(CLI::App& app, RunOptions& options) {
                "Each rank has multiprocessors of its own (a green context), so that ranks of one GPU run side by side")
       ->group(group);
   value("--threads-per-rank", options.threads_per_rank, "N", "For one op (1)");
-  value("--timeout", options.timeout, "TIME", "A rank that waits longer ends the run (60s)");
+  value("--timeout", options.timeout, "TIME", "A rank that waits longer ends the run; at the start at least 10s (60s)");
   value("--link-delay", options.link_delay, "TIME",
         "A message arrives so long after it was sent (0; timed: the latency of --costs)");
 }
@@ -240,12 +241,27 @@ Program RunOptions::program() const {
 std::unique_ptr<World> RunOptions::world() const {
   if (transport == "nccl") {
     if (device != "cuda") throw InputError("--transport nccl: it moves tensors of GPUs; add --device cuda");
-    return store_processes(launch_of(), cuda_nccl());
+    return store_processes(launch_of(), cuda_nccl(), {.timeout = start_timeout()});
   }
-  const bool is_mpi = transport.empty() ? started_by_mpi_launcher() : transport == "mpi";
-  if (is_mpi) return mpi_processes();
+  if (is_mpi()) return mpi_processes();
   check_alone();
   return one_process();
+}
+
+bool RunOptions::is_mpi() const { return transport.empty() ? started_by_mpi_launcher() : transport == "mpi"; }
+
+std::chrono::nanoseconds RunOptions::start_timeout() const {
+  std::chrono::nanoseconds wait = TransportOptions{}.timeout;
+  try {
+    wait = wait_timeout();
+  } catch (const InputError&) {  // train() throws it, too, when one process can tell it for all
+  }
+  return std::max<std::chrono::nanoseconds>(wait, start_timeout_least);
+}
+
+std::chrono::nanoseconds RunOptions::wait_timeout() const {
+  if (timeout.empty()) return TransportOptions{}.timeout;
+  return std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
 }
 
 void RunOptions::check_alone() const {
@@ -336,8 +352,7 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   train.save_every = static_cast<int>(whole_number("--save-every", save_every, 1, steps_max, 0));
   train.resume = resume;
   train.measure_passes = true;
-  if (!timeout.empty())
-    train.transport.timeout = std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
+  train.transport.timeout = wait_timeout();
   if (model == "timed") train.transport.link_delay = std::chrono::nanoseconds(train.shape.costs.latency);
   if (!link_delay.empty()) {
     train.transport.link_delay = std::chrono::nanoseconds(value_of("--link-delay", link_delay, parse_duration));

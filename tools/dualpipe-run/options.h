@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <memory>
 #include <stop_token>
 #include <string>
@@ -47,11 +48,16 @@ struct RunOptions {
   [[nodiscard]] Program program() const;  // of the forwards alone for --eval
   [[nodiscard]] TrainOptions train(const Placement& placement) const;
   [[nodiscard]] std::unique_ptr<World> world() const;
+  // Whether MPI connects the processes of world(); and how long all of these are waited for at the start: --timeout, or
+  // longer where that is short, as to load a program takes its time.
+  [[nodiscard]] bool is_mpi() const;
+  [[nodiscard]] std::chrono::nanoseconds start_timeout() const;
   [[nodiscard]] std::unique_ptr<Hardware> hardware(const World& world) const;  // null: the host
   [[nodiscard]] CudaOptions gpu() const { return {.copy = copy, .sm_partition = sm_partition}; }
 
  private:
   void check_alone() const;
+  [[nodiscard]] std::chrono::nanoseconds wait_timeout() const;
   [[nodiscard]] ModelShape shape(const Placement& placement) const;
   [[nodiscard]] std::vector<int> layers_of_stages(const Placement& placement) const;
 };

@@ -4,20 +4,46 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <exception>
 #include <iostream>
 #include <new>
+#include <optional>
 
 #include "dualpipe/exec/replay/error_text.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "tools/common/command_line.h"
+#include "watchdog.h"
 
 namespace dualpipe {
 
+namespace {
+
+[[noreturn]] void end_at_start(Watchdog::Cause cause, std::chrono::nanoseconds timeout) {
+  constexpr int exit_failed = 1;
+  if (cause == Watchdog::Cause::stop) {
+    std::cerr << "error: the run was interrupted while its processes started\n";
+  } else {
+    std::cerr << fmt::format(
+        "error: MPI has not connected the processes within {} s: one of them has ended already, or has not begun, and "
+        "what it printed tells why; --timeout gives them more time\n",
+        std::chrono::duration<double>(timeout).count());
+  }
+  _exit(exit_failed);
+}
+
+}  // namespace
+
 void Session::run(const RunOptions& options) {
   interrupt_.emplace();
-  world_ = options.world();
+  timeout_ = options.start_timeout();
+  {
+    // For a process that has ended before, MPI_Init waits for good; what else connects processes keeps to a timeout.
+    const Watchdog watchdog(interrupt_->token(), options.is_mpi() ? std::optional(timeout_) : std::nullopt,
+                            [this](Watchdog::Cause cause) { end_at_start(cause, timeout_); });
+    world_ = options.world();
+  }
   Ending ending = run_in_world(options);
   ending.is_urgent = interrupt_->signal() != 0;
   const auto causes = world_->end(ending);
@@ -45,10 +71,11 @@ Ending Session::run_in_world(const RunOptions& options) {
 }
 
 int Session::close(int status) {
-  if (world_ && !world_->close()) {
-    std::cout << std::flush;
-    _exit(status);
-  }
+  if (!world_) return status;
+  std::cout << std::flush;
+  // MPI_Finalize, too, waits for good for a process that does not come to it.
+  const Watchdog watchdog({}, timeout_, [status](Watchdog::Cause) { _exit(status); });
+  if (!world_->close()) _exit(status);
   return status;
 }
 
