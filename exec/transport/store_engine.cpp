@@ -372,18 +372,23 @@ void StoreEngine::Work::take_in(const std::string& bytes, Receiver& receiver) co
   const int from = unpacker.get<int>();
   if (from < 0 || from >= launch_.processes) throw std::runtime_error(fmt::format("there is no process {}", from));
   Parcel parcel;
-  for_each_field(parcel, [&](auto& field) { unpacker.get(field); });
-  if (unpacker.get<std::size_t>() > 0) {
-    const ChargeToNobody guard;
-    for (const Form& form : receiver.forms_of(parcel)) {
-      const auto content = unpacker.get<std::string>();
-      parcel.content.push_back(at::empty(form.sizes, form.type));
-      if (content.size() != parcel.content.back().nbytes()) {
-        throw std::runtime_error(fmt::format("process {} sent {} bytes for {}", from, content.size(), to_text(form)));
+  try {
+    for_each_field(parcel, [&](auto& field) { unpacker.get(field); });
+    if (unpacker.get<std::size_t>() > 0) {
+      const ChargeToNobody guard;
+      for (const Form& form : receiver.forms_of(parcel)) {
+        const auto content = unpacker.get<std::string>();
+        parcel.content.push_back(at::empty(form.sizes, form.type));
+        if (content.size() != parcel.content.back().nbytes()) {
+          throw std::runtime_error(fmt::format("{} bytes for {}", content.size(), to_text(form)));
+        }
+        if (content.empty()) continue;  // there is no memory to copy to
+        std::memcpy(parcel.content.back().mutable_data_ptr(), content.data(), content.size());
       }
-      if (content.empty()) continue;  // there is no memory to copy to
-      std::memcpy(parcel.content.back().mutable_data_ptr(), content.data(), content.size());
     }
+    unpacker.expect_end();
+  } catch (const std::exception& error) {
+    return receiver.refused(from, text_of(error));
   }
   receiver.deliver(from, std::move(parcel));
 }
