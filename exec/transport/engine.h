@@ -41,6 +41,8 @@ class Engine {
 
   // From now on the receiver is called.
   virtual void start() = 0;
+  // When this returns, the receiver is not called any more. While it runs, it may be, and send().
+  virtual void end() = 0;
   // Never waits. What one process sends to another comes in this order.
   virtual Departed send(int process, Parcel parcel) = 0;
   // To be called by who waits; it goes on without, only later.

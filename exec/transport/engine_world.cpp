@@ -75,6 +75,12 @@ void EngineWorld::connect(std::unique_ptr<Engine> engine) {
   }
 }
 
+// What the engine still delivers is answered through it: it is there until nothing is delivered any more.
+void EngineWorld::disconnect() {
+  if (engine_) engine_->end();
+  engine_.reset();
+}
+
 std::vector<std::optional<std::string>> EngineWorld::hand_over(std::string part) {
   begin_grace();
   if (process() != 0) {

@@ -50,7 +50,7 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   // First of all, by the constructor of what is derived; the engine calls back from now on.
   void connect(std::unique_ptr<Engine> engine);
   // Nothing comes or goes any more. By the destructor of what is derived, and after close().
-  virtual void disconnect() { engine_.reset(); }
+  virtual void disconnect();
   void set_on_this_host(int processes) { options_.on_this_host = processes; }
   // Collective. Processes on several hosts have several clocks.
   void measure_clocks();

@@ -119,11 +119,15 @@ void MpiEngine::start() {
   pthread_setname_np(thread_.native_handle(), "mpi");
 }
 
+void MpiEngine::end() {
+  thread_.request_stop();
+  if (thread_.joinable()) thread_.join();
+}
+
 // A receive can be cancelled, and is complete soon after, unless its message is just coming. A send cannot (MPI does
 // not promise it, and Open MPI does not do it): it is complete when the other end has taken it.
 MpiEngine::~MpiEngine() {
-  thread_.request_stop();
-  if (thread_.joinable()) thread_.join();
+  MpiEngine::end();
   drop_complete();
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     if (jobs_[i].step != Step::send) MPI_Cancel(&requests_[i]);

@@ -58,6 +58,7 @@ class MpiEngine final : public Engine {
   [[nodiscard]] static bool has_left_requests();
 
   void start() override;
+  void end() override;
   Departed send(int process, Parcel parcel) override;
   void progress() override;
   [[nodiscard]] bool all_sent() override { return unsent_.load() == 0; }

@@ -448,7 +448,12 @@ void StoreEngine::Worker::start(const std::shared_ptr<Work>& work, void (Work::*
 }
 
 void StoreEngine::Worker::end_by(Clock::time_point deadline) {
-  if (thread_.joinable() && end_.wait_until(deadline) == std::future_status::ready) thread_.join();
+  if (!thread_.joinable()) return;
+  if (end_.wait_until(deadline) == std::future_status::ready) {
+    thread_.join();
+  } else {
+    thread_.detach();
+  }
 }
 
 StoreEngine::Worker::~Worker() {
@@ -467,7 +472,7 @@ StoreEngine::StoreEngine(const Launch& launch, Receiver& receiver, std::chrono::
   }
 }
 
-StoreEngine::~StoreEngine() { end(); }
+StoreEngine::~StoreEngine() { StoreEngine::end(); }
 
 void StoreEngine::end() {
   work_->end();

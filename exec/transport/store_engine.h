@@ -30,6 +30,7 @@ class StoreEngine final : public Engine {
   ~StoreEngine() override;
 
   void start() override;
+  void end() override;
   Departed send(int process, Parcel parcel) override;
   void progress() override;
   // Whether all was taken by those whom it was sent to, as far as the store has said.
@@ -48,15 +49,13 @@ class StoreEngine final : public Engine {
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
     void start(const std::shared_ptr<Work>& work, void (Work::*run)(), const char* name);
-    // Waits so long for its end.
+    // Waits so long for its end, then leaves it behind.
     void end_by(Clock::time_point deadline);
 
    private:
     std::thread thread_;
     std::future<void> end_;
   };
-
-  void end();
 
   std::shared_ptr<Work> work_;
   Worker sender_;

@@ -36,6 +36,7 @@ class DirectEngine final : public Engine {
     return std::make_shared<const std::atomic<bool>>(true);
   }
   void progress() override {}
+  void end() override {}
   [[nodiscard]] bool all_sent() override { return true; }
 
  private:
