@@ -182,7 +182,8 @@ class Engine {
       const std::uint32_t* const slot =
           &program_.slot_begin[program_.slot_index(static_cast<int>(rank), position(rank))];
       __builtin_prefetch(slot + 2 * line_ops);
-      __builtin_prefetch(program_.communication.data() + *slot + 2 * line_ops);
+      const std::size_t message = *slot + std::size_t{2 * line_ops};
+      if (message < program_.communication.size()) __builtin_prefetch(&program_.communication[message]);
     }
     while (r.next < stop) {
       if (!(r.next->with_next ? run_pair(r) : run_op(r))) return;
