@@ -177,7 +177,7 @@ class Engine {
     const Op* const stop = r.next + std::min(turn_ops, r.end - r.next);
     // What it reads in its turns soon to come: among a thousand ranks the processor sees no pattern. (Not in a function
     // of its own: GCC takes that for one without an effect, and leaves it out.)
-    __builtin_prefetch(r.next + 2 * line_ops);
+    __builtin_prefetch(r.next + line_ops);
     if constexpr (Model::reads_slots) {
       const std::uint32_t* const slot =
           &program_.slot_begin[program_.slot_index(static_cast<int>(rank), position(rank))];
