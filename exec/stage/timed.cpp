@@ -1,5 +1,7 @@
 // No arithmetic: each op takes its time from `shape.costs`, to the precision of the host's clock. What the machinery
-// around the stages costs can then be told from what they cost themselves.
+// around the stages costs can then be told from what they cost themselves. (A rank that sleeps for a message is woken
+// late, some 20 to 50 us a time and, where others want the cores, by their time slices: dualpipe-run-bench tells that
+// from what replay takes.)
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 

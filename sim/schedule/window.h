@@ -19,8 +19,9 @@ class Window {
     return letter.key == micro_batch + 1 ? &letter.value : nullptr;
   }
   void put(std::uint32_t micro_batch, Value value) {
-    while (letters_[micro_batch & mask_].key != 0) grow();
-    letters_[micro_batch & mask_] = {value, micro_batch + 1};
+    Letter* place = &letters_[micro_batch & mask_];
+    if (place->key != 0) place = &make_room(micro_batch);
+    *place = {value, micro_batch + 1};
   }
   void erase(std::uint32_t micro_batch) { letters_[micro_batch & mask_].key = 0; }
 
@@ -29,6 +30,12 @@ class Window {
     [[no_unique_address]] Value value{};
     std::uint32_t key = 0;  // micro-batch + 1; 0: no letter
   };
+
+  // Rare, and so out of the way of what is not.
+  [[gnu::noinline]] Letter& make_room(std::uint32_t micro_batch) {
+    while (letters_[micro_batch & mask_].key != 0) grow();
+    return letters_[micro_batch & mask_];
+  }
 
   // Letters that differ modulo the old size differ modulo its double.
   void grow() {

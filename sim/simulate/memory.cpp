@@ -163,20 +163,26 @@ RankMemories::RankMemories(const Program& program, const Costs& costs)
 RankMemories::~RankMemories() = default;
 
 RankMemory RankMemories::of(int rank) const {
-  RankMemory memory;
-  memory.parameters = static_cast<int>(walk_->stages(rank).size());
-  memory.resident = memory.peak = walk_->resident(rank);
+  const Bytes resident = walk_->resident(rank);
+  Held peak{resident, 0};  // of each by itself
+  std::size_t peak_position = 0;
+  std::size_t peak_activations_position = 0;
   walk_->run(rank, [&](std::size_t position, Moment, const Held& held) {
-    if (held.activations > memory.peak_activations) {
-      memory.peak_activations = held.activations;
-      memory.peak_activations_position = position;
+    if (held.activations > peak.activations) {
+      peak.activations = held.activations;
+      peak_activations_position = position;
     }
-    if (held.bytes > memory.peak) {
-      memory.peak = held.bytes;
-      memory.peak_position = position;
+    if (held.bytes > peak.bytes) {
+      peak.bytes = held.bytes;
+      peak_position = position;
     }
   });
-  return memory;
+  return {static_cast<int>(walk_->stages(rank).size()),
+          resident,
+          peak.activations,
+          peak_activations_position,
+          peak.bytes,
+          peak_position};
 }
 
 std::vector<MemoryPoint> RankMemories::over_time(const Timeline& timeline, int rank) const {

@@ -5,7 +5,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <span>
 #include <utility>
@@ -132,8 +131,26 @@ class StreamModel {
     std::uint32_t rank;
   };
 
+  // In the order in which they were reached. (A std::deque takes half a kilobyte, in it one slot or none: a thousand of
+  // them push each other out of the cache.)
+  class ReachedSlots {
+   public:
+    [[nodiscard]] bool empty() const { return slots_.empty(); }
+    [[nodiscard]] const Reached& front() const { return slots_[first_]; }
+    void push_back(Reached slot) { slots_.push_back(slot); }
+    void pop_front() {
+      if (2 * ++first_ <= slots_.size()) return;
+      slots_.erase(slots_.begin(), slots_.begin() + static_cast<std::ptrdiff_t>(first_));
+      first_ = 0;
+    }
+
+   private:
+    std::vector<Reached> slots_;
+    std::size_t first_ = 0;  // those before it have gone
+  };
+
   struct Stream {
-    std::deque<Reached> reached;
+    ReachedSlots reached;
     std::uint32_t next = 0;  // message to start
     std::uint32_t batch_begin = 0;
     std::uint32_t outstanding = 0;  // messages of the batch under way

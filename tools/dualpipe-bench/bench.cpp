@@ -1,10 +1,15 @@
 // Benchmarks of the simulator's core, per schedule, shape and communication model:
 //
-//   generate/<schedule>/<ranks>x<microbatches>            generate()
-//   validate/<schedule>/<ranks>x<microbatches>            validate(), and find_deadlock() in `stream`, which covers
-//   both lower/<schedule>/<ranks>x<microbatches>               lower() prepare/<schedule>/<ranks>x<microbatches>
-//   generate(), validate() and lower_checked(), which also tells whether it hangs
-//   simulate/<schedule>/<ranks>x<microbatches>/<comm>     simulate() and memory_of_ranks(): all per-rank figures
+//   generate/<schedule>/<ranks>x<microbatches>          generate()
+//   validate/<schedule>/<ranks>x<microbatches>          validate()
+//   lower/<schedule>/<ranks>x<microbatches>             lower()
+//   prepare/<schedule>/<ranks>x<microbatches>           generate(), validate() and lower_checked(), which also tells
+//                                                       whether it hangs
+//   deadlock/<schedule>/<ranks>x<microbatches>          find_deadlock() in `stream`
+//   simulate/<schedule>/<ranks>x<microbatches>/<comm>   simulate() and memory_of_ranks(): all per-rank figures
+//   hand/1f1b/<ranks>x<microbatches>/<loop>             the same by a loop written for 1F1B in `latency` (hand.h), in
+//                                                       turn with ours: ratio = its time / ours. Fails unless both
+//                                                       find the same, to the last span
 //
 // items_per_second counts F, B, I and W; an F&B pair is two. All run on one core:
 //   dualpipe-bench --benchmark_filter=simulate/1f1b
@@ -15,11 +20,14 @@
 #include <benchmark/benchmark.h>
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <ctime>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/lower.h"
@@ -28,6 +36,7 @@
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tools/common/keep_freed_memory.h"
+#include "tools/dualpipe-bench/hand.h"
 
 namespace dualpipe {
 namespace {
@@ -107,6 +116,61 @@ void run_simulate(benchmark::State& state, std::string_view name, Shape shape, C
   count_ops(state, program.schedule.ops.size());
 }
 
+using Loop = ByHand (*)(const Program& program, const Costs& costs, bool spans);
+
+bool finds_the_same(const Program& program, const Costs& costs, Loop loop) {
+  Timeline timeline = simulate(program, costs, Record::ops);
+  return loop(program, costs, true) ==
+         ByHand{std::move(timeline.ranks), memory_of_ranks(program, costs), std::move(timeline.ops)};
+}
+
+// In the order A B B A, so that what changes slowly meets both alike.
+void run_by_hand(benchmark::State& state, std::string_view name, Shape shape, Loop loop) {
+  const Program program = lower(generate(name, shape));
+  const Costs costs = typical_costs(CommunicationModel::latency);
+  if (!finds_the_same(program, costs, loop))
+    return state.SkipWithError("the loop finds other times or memory than ours");
+  const auto seconds_of = [](auto run) {  // of the processor: others may be at work on it, too
+    const std::clock_t start = std::clock();
+    run();
+    return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  };
+  const auto by_hand = [&] { benchmark::DoNotOptimize(loop(program, costs, false)); };
+  const auto ours = [&] {
+    benchmark::DoNotOptimize(simulate(program, costs, Record::ranks));
+    benchmark::DoNotOptimize(memory_of_ranks(program, costs));
+  };
+  std::vector<double> times_by_hand, times_of_ours;
+  for (auto _ : state) {
+    times_by_hand.push_back(seconds_of(by_hand));
+    times_of_ours.push_back(seconds_of(ours));
+    times_of_ours.push_back(seconds_of(ours));
+    times_by_hand.push_back(seconds_of(by_hand));
+    state.SetIterationTime(times_by_hand.back());
+  }
+  count_ops(state, program.schedule.ops.size());
+  // The least of many: what else runs on the machine, and fills its caches, only ever takes time.
+  const double least_by_hand = *std::ranges::min_element(times_by_hand);
+  const double least_of_ours = *std::ranges::min_element(times_of_ours);
+  state.counters["hand_ms"] = least_by_hand * 1e3;
+  state.counters["ours_ms"] = least_of_ours * 1e3;
+  state.counters["ratio"] = least_by_hand / least_of_ours;
+}
+
+void register_by_hand(Shape shape) {
+  constexpr std::int64_t rounds_many = 50;
+  constexpr std::int64_t rounds_few = 5;
+  using Titled = std::pair<std::string_view, Loop>;
+  for (const auto& [title, loop] :
+       {Titled{"turns", one_f_one_b_in_turns}, Titled{"diagonals", one_f_one_b_on_diagonals}}) {
+    benchmark::RegisterBenchmark(fmt::format("hand/1f1b/{}x{}/{}", shape.ranks, shape.micro_batches, title).c_str(),
+                                 run_by_hand, "1f1b", shape, loop)
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime()
+        ->Iterations(shape.ranks > 16 ? rounds_few : rounds_many);
+  }
+}
+
 void register_shape(std::string_view name, Shape shape) {
   const std::string what = fmt::format("{}/{}x{}", name, shape.ranks, shape.micro_batches);
   const auto add = [&](const std::string& title, auto run, auto... more) {
@@ -126,13 +190,15 @@ void register_shape(std::string_view name, Shape shape) {
 }
 
 void register_all() {
+  constexpr std::array shapes{Shape{16, 4096}, Shape{1024, 8192}};
   for (const Family& family : catalog()) {
-    for (const Shape shape : {Shape{16, 4096}, Shape{1024, 8192}}) {
+    for (const Shape shape : shapes) {
       Shape chunked = shape;
       chunked.chunks = family.takes_chunks ? 2 : 1;
       register_shape(family.name, chunked);
     }
   }
+  for (const Shape shape : shapes) register_by_hand(shape);
 }
 
 }  // namespace

@@ -5,13 +5,20 @@
 //                                the loop (medians); `replay_ms` and `loop_ms` are the medians
 //   empty/<schedule>/<ranks>x<microbatches>
 //                                a step without any arithmetic: `ns_per_op` of a rank, an F&B pair being two
+//   timed/1f1b/<ranks>x<microbatches>
+//                                a step of `timed`, whose ops sleep, by replay() and by threads that make the same
+//                                sleeps and wake each other, and nothing else, in turn. `replay_late` and `bare_late`
+//                                are what each takes beyond the plan, in percent of it (medians): what both do is the
+//                                machine's, which wakes up late
 //
-// With --device cuda the ranks of `step` share a GPU; `empty` is the host's all the same. On the host each rank
-// computes with one thread, and needs a core of its own.
+// With --device cuda the ranks of `step` share a GPU; the others are the host's all the same. On the host each rank
+// of `step` computes with one thread, and needs a core of its own. Where others are at work, `timed` is late by their
+// time slices; with `chrt --rr 1` before the command (as root) it is not.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <barrier>
 #include <chrono>
 #include <cstdint>
@@ -35,6 +42,7 @@
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe {
 namespace {
@@ -116,6 +124,19 @@ class Pipeline {
     return ranks_.run([this](int rank) { straight_1f1b(rank); });
   }
 
+  // Only the sleeps of `timed` stages, and the waits of their ops for each other.
+  double bare_step() {
+    std::vector<std::atomic<bool>> done(2 * program_.schedule.placement.rank_of.size() *
+                                        program_.schedule.micro_batches);
+    return ranks_.run([&](int rank) {
+      for (const Op op : program_.schedule.rank(rank)) bare_op(rank, op, done);
+    });
+  }
+
+  // What a step takes by the plan, in seconds.
+  [[nodiscard]] double planned() const {
+    return static_cast<double>(simulate(program_, options_.shape.costs, Record::ranks).makespan()) / 1e9;
+  }
   [[nodiscard]] std::size_t ops_per_rank() const { return program_.schedule.rank(0).size(); }
 
  private:
@@ -191,6 +212,22 @@ class Pipeline {
     for (const at::Tensor& loss : losses) benchmark::DoNotOptimize(loss.item<double>());
   }
 
+  // `done`: whether an op has ended, by stage, pass and micro-batch.
+  void bare_op(int rank, Op op, std::vector<std::atomic<bool>>& done) {
+    const Placement& placement = program_.schedule.placement;
+    const bool forward = op.kind == Kind::forward;
+    const auto done_of = [&](int stage) -> std::atomic<bool>& {
+      const std::size_t pass = 2 * static_cast<std::size_t>(stage) + (forward ? 0 : 1);
+      return done[pass * program_.schedule.micro_batches + op.micro_batch];
+    };
+    const auto from = forward ? placement.previous(op.stage) : placement.next(op.stage);
+    if (from) done_of(*from).wait(false);
+    Stage& stage = *part_of(rank).stages->by_number()[op.stage];
+    benchmark::DoNotOptimize(forward ? stage.forward(op.micro_batch, {}) : stage.backward(op.micro_batch, {}));
+    done_of(op.stage) = true;
+    done_of(op.stage).notify_all();
+  }
+
   Program program_;
   TrainOptions options_;
   std::vector<std::unique_ptr<Transport>> transports_;
@@ -234,6 +271,27 @@ void run_empty(benchmark::State& state, std::string_view schedule, Shape shape) 
   state.counters["ns_per_op"] = median(steps) * 1e9 / static_cast<double>(pipeline.ops_per_rank());
 }
 
+void run_timed(benchmark::State& state, Shape shape) {
+  ModelShape model;
+  model.model = "timed";
+  StageCosts costs;
+  costs.forward = 6'000'000;
+  costs.backward = 14'000'000;
+  model.costs.stages = {costs};
+  Pipeline pipeline("1f1b", shape, model, nullptr);
+  std::vector<double> replays, bare;
+  for (auto _ : state) {
+    replays.push_back(pipeline.replay_step());
+    bare.push_back(pipeline.bare_step());
+    bare.push_back(pipeline.bare_step());
+    replays.push_back(pipeline.replay_step());
+    state.SetIterationTime(replays.back());
+  }
+  const double planned = pipeline.planned();
+  state.counters["replay_late"] = 100 * (median(replays) / planned - 1);
+  state.counters["bare_late"] = 100 * (median(bare) / planned - 1);
+}
+
 // `hardware`: null: the host.
 void register_all(Hardware* hardware) {
   constexpr std::int64_t steps_few = 40;
@@ -251,6 +309,14 @@ void register_all(Hardware* hardware) {
         ->Unit(benchmark::kMillisecond)
         ->UseManualTime()
         ->Iterations(steps_many);
+  }
+  constexpr std::int64_t steps_asleep = 10;
+  for (const Shape shape : {Shape{2, 8}, Shape{4, 8}}) {
+    benchmark::RegisterBenchmark(fmt::format("timed/1f1b/{}x{}", shape.ranks, shape.micro_batches).c_str(), run_timed,
+                                 shape)
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime()
+        ->Iterations(steps_asleep);
   }
 }
 
