@@ -145,13 +145,7 @@ class GanttSvg {
 
   // Hundredths of a pixel from the left edge.
   [[nodiscard]] std::int64_t x(Time time) const {
-    Time part = time - bounds_.start;
-    Time whole = length();
-    while (whole > (Time{1} << 40)) {  // room for the product; the error is far below a pixel
-      part /= 2;
-      whole /= 2;
-    }
-    return std::int64_t{left()} * 100 + part * plot_width_ * 100 / whole;
+    return std::int64_t{left()} * 100 + scaled(time - bounds_.start, std::int64_t{plot_width_} * 100, length());
   }
 
   // --- parts of the file

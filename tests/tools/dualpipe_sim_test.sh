@@ -225,6 +225,8 @@ test_bad_input() {
   fails 1 'M|micro' simulate dualpipe --ranks 8 --microbatches 3
   fails 1 'micro-batches.*1000000000' simulate 1f1b --ranks 4 --microbatches 1000000000
   fails 1 '65534 ranks.*ops' simulate 1f1b --ranks 65534 --microbatches 16777216
+  fails 1 'stage 0: 86400000000000 ns at the speed 1e-06 of rank 0' \
+    simulate 1f1b -p 2 -m 2 --forward 86400s --backward 86400s --weight 0 --speed 1e-6,1e-6
   fails 1 'telepathy' simulate 1f1b --ranks 4 --microbatches 8 --comm telepathy
 
   printf '0F0,0B0\n1F0,what\n' >cell.csv
