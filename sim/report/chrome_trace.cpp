@@ -24,25 +24,11 @@
 #include <vector>
 
 #include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
 namespace {
-
-std::string quoted(std::string_view text) {
-  std::string json = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      json += '\\';
-      json += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      json += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
-    } else {
-      json += c;
-    }
-  }
-  return json + '"';
-}
 
 std::string microseconds(Time time) {
   const auto bits = static_cast<std::uint64_t>(time);
@@ -54,7 +40,7 @@ std::string microseconds(Time time) {
 
 void TraceArgs::add_key(std::string_view key) {
   if (!members_.empty()) members_ += ',';
-  members_ += quoted(key) + ":";
+  members_ += json_string(key) + ":";
 }
 
 TraceArgs& TraceArgs::add(std::string_view key, std::int64_t value) {
@@ -65,7 +51,7 @@ TraceArgs& TraceArgs::add(std::string_view key, std::int64_t value) {
 
 TraceArgs& TraceArgs::add(std::string_view key, std::string_view value) {
   add_key(key);
-  members_ += quoted(value);
+  members_ += json_string(value);
   return *this;
 }
 
@@ -110,7 +96,7 @@ void TraceWriter::process(int pid, std::string_view name, int sort_index, const 
 
 void TraceWriter::thread(TraceTrack track, std::string_view name) {
   event(fmt::format(R"({{"ph":"M","pid":{},"tid":{},"name":"thread_name","args":{{"name":{}}}}})", track.pid, track.tid,
-                    quoted(name)));
+                    json_string(name)));
   event(fmt::format(R"({{"ph":"M","pid":{},"tid":{},"name":"thread_sort_index","args":{{"sort_index":{}}}}})",
                     track.pid, track.tid, track.tid));
 }
@@ -118,19 +104,19 @@ void TraceWriter::thread(TraceTrack track, std::string_view name) {
 void TraceWriter::slice(TraceTrack track, std::string_view category, std::string_view name, Span span,
                         const TraceArgs& args) {
   event(fmt::format(R"({{"ph":"X","pid":{},"tid":{},"ts":{},"dur":{},"cat":{},"name":{},"args":{}}})", track.pid,
-                    track.tid, microseconds(span.start), microseconds(span.end - span.start), quoted(category),
-                    quoted(name), args.json()));
+                    track.tid, microseconds(span.start), microseconds(span.end - span.start), json_string(category),
+                    json_string(name), args.json()));
 }
 
 void TraceWriter::counter(int pid, std::string_view name, std::string_view key, Time time, std::int64_t value) {
   event(fmt::format(R"({{"ph":"C","pid":{},"ts":{},"name":{},"args":{{{}:{}}}}})", pid, microseconds(time),
-                    quoted(name), quoted(key), value));
+                    json_string(name), json_string(key), value));
 }
 
 void TraceWriter::arrow(std::string_view name, TraceTrack from, Time from_time, TraceTrack to, Time to_time) {
   assert(from_time <= to_time);
   const std::int64_t id = ++arrows_;
-  const std::string shared = fmt::format(R"("id":{},"cat":"message","name":{})", id, quoted(name));
+  const std::string shared = fmt::format(R"("id":{},"cat":"message","name":{})", id, json_string(name));
   event(
       fmt::format(R"({{"ph":"s","pid":{},"tid":{},"ts":{},{}}})", from.pid, from.tid, microseconds(from_time), shared));
   event(fmt::format(R"({{"ph":"f","bp":"e","pid":{},"tid":{},"ts":{},{}}})", to.pid, to.tid, microseconds(to_time),

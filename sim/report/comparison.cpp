@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
@@ -238,7 +239,7 @@ std::string to_json(const Comparison& comparison) {
                                         {equal, comparison.shape.ranks},
                                         {"microbatches", comparison.shape.micro_batches},
                                         {"rows", rows}};
-  return document.dump(2) + "\n";
+  return json_text(document);
 }
 
 }  // namespace dualpipe

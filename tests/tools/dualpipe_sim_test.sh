@@ -177,6 +177,55 @@ test_files() {
   fails 1 'only one' simulate 1f1b --ranks 4 --microbatches 8 --trace --gantt
 }
 
+# Names of any bytes, of files and in them: what is written can be read, and a terminal is told nothing.
+test_hostile_names() {
+  local names=(escape$'\e[31m' csi$'\xc2\x9b31m' latin$'\xfc' $'\xff\xfe' none$'\xef\xbf\xbf' $'\xef\xbf\xbe' \
+    surrogate$'\xed\xa0\x80' cut$'\xe2\x82' $'\x01\x7f' two$'\n'lines turned$'\xe2\x80\xae' '&<">' $'\xce\xbc\xe6\x95\xb0')
+  for name in "${names[@]}"; do
+    printf '0F0,0B0\n1F0,1B0\n' >"$name.csv"
+    succeeds . simulate "$name.csv" --svg picture --json figures --trace trace
+    is_quiet stdout
+    is_xml picture
+    succeeds . validate "$name.csv"
+    is_quiet stdout
+    succeeds . convert "$name.csv" --to json
+    is_quiet stdout
+    cp stdout named.json
+    succeeds . simulate named.json --svg picture --json -
+    is_quiet stdout
+    is_json stdout
+    is_xml picture
+    is_json figures
+    succeeds . compare trace trace
+    cp trace "$name"
+    succeeds . compare "$name" "$name"
+    is_quiet stdout
+    rm "$name.csv" "$name"
+    fails 1 'cannot be opened' simulate "$name.csv"
+    is_quiet stderr
+    fails 2 . simulate 1f1b --ranks 2 --microbatches 2 "$name"
+    is_quiet stderr
+  done
+  for escape in '\u001b[31m' '\u009b31m' '\uffff' '\u202e'; do
+    printf '{"format": "dualpipe-schedule", "version": 1, "name": "%s", "ranks": 1, "micro_batches": 1, "chains": [[0]],
+      "weights": [0], "ops": [["0F0"]]}' "$escape" >named.json
+    succeeds . simulate named.json --svg picture
+    is_quiet stdout
+    is_xml picture
+    succeeds . convert named.json --to json
+    is_quiet stdout
+    grep -qF "\"$escape\"" stdout || fail "has lost the name $escape"
+  done
+}
+
+# is_quiet FILE: of UTF-8, in which lines end, and nothing else is a control character.
+is_quiet() {
+  iconv -f utf-8 -t utf-32le "$1" >/dev/null 2>&1 || fail "$1 is no UTF-8"
+  ! LC_ALL=C grep -qP '[\x00-\x09\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80\xae' "$1" || fail "$1 has a control character"
+}
+is_xml() { python3 -c 'import sys, xml.dom.minidom as xml; xml.parse(sys.argv[1])' "$1" || fail "$1 is no XML"; }
+is_json() { python3 -c 'import json, sys; json.load(open(sys.argv[1], encoding="utf-8"))' "$1" || fail "$1 is no JSON"; }
+
 test_convert() {
   generates "$goldens/deepseek/dualpipe_8ranks_20mb.csv" dualpipe --ranks 8 --microbatches 20
   generates "$goldens/deepseek/dualpipev_4ranks_10mb.csv" dualpipev --ranks 4 --microbatches 10
@@ -389,6 +438,7 @@ test_schedules
 test_simulate
 test_costs
 test_files
+if command -v python3 >/dev/null; then test_hostile_names; else echo "skipped: there is no python3"; fi
 test_convert
 test_validate
 test_bad_input

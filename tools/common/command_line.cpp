@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "dualpipe/sim/report/printable.h"
+
 namespace dualpipe {
 namespace {
 
@@ -15,7 +17,7 @@ constexpr int exit_usage = 2;
 
 int report(std::string_view message) {
   while (message.ends_with('\n')) message.remove_suffix(1);
-  std::cerr << "error: " << message << '\n';
+  std::cerr << "error: " << printable_lines(message) << '\n';
   return exit_failed;
 }
 
@@ -39,7 +41,7 @@ int run_command_line(CLI::App& app, int argc, const char* const* argv, const std
     return 0;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // help, version
-    std::cerr << "error: " << error.what() << "\nRun with --help for more.\n";
+    std::cerr << "error: " << printable_lines(error.what()) << "\nRun with --help for more.\n";
     return exit_usage;
   } catch (const Reported&) {
     return exit_failed;

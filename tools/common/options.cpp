@@ -12,7 +12,7 @@
 #include <limits>
 #include <streambuf>
 
-#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/csv.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/json.h"

@@ -18,6 +18,7 @@
 #include "dualpipe/exec/train/report.h"
 #include "dualpipe/sim/report/chrome_trace.h"
 #include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/profile.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -121,7 +122,7 @@ void write_partial_trace(const std::string& path, const Program& program, std::s
       writer.finish();
     });
   } catch (const std::exception& error) {
-    std::cerr << "warning: no partial trace: " << error.what() << '\n';
+    std::cerr << "warning: no partial trace: " << printable_lines(error.what()) << '\n';
   }
 }
 
