@@ -173,8 +173,70 @@ test_files() {
   [[ -L link.json ]] && grep -q makespan_ns result.json || fail "does not write through a link"
 
   # Standard output can hold one.
-  fails 1 'only one' simulate 1f1b --ranks 4 --microbatches 8 --json - --csv -
-  fails 1 'only one' simulate 1f1b --ranks 4 --microbatches 8 --trace --gantt
+  fails 2 '^error: --json and --csv: only one' simulate 1f1b --ranks 4 --microbatches 8 --json - --csv -
+  fails 2 '^error: --trace and --gantt: only one' simulate 1f1b --ranks 4 --microbatches 8 --trace --gantt
+}
+
+# Results stay apart from each other, however their file is spelled and whatever links lead there.
+test_results_apart() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  mkdir folder
+  echo kept >there
+  ln -s there symlink
+  ln there hardlink
+  ln -s to_come dangling
+  ln -s folder linked
+  for pair in 'new ./new' 'new folder/../new' "new $PWD/new" 'folder/new linked/new' 'dangling to_come' 'new NEW' \
+    'there there' 'there symlink' 'there hardlink' 'hardlink symlink'; do
+    fails 2 '^error: --trace and --json: both would write' simulate "${shape[@]}" --trace ${pair% *} --json ${pair#* }
+    fails 2 '^error: --svg and --gantt: both would write' simulate "${shape[@]}" --svg ${pair#* } --gantt ${pair% *}
+  done
+  [[ $(cat there) == kept && ! -e new && ! -e to_come ]] || fail "has written a file that it refused"
+  fails 2 '^error: --trace and --csv: both' simulate "${shape[@]}" --trace - --csv /dev/stdout
+  output=out fails 2 '^error: --json and standard output: both would write out' simulate "${shape[@]}" --json out
+  rm out
+  touch case Case
+  [[ case -ef Case ]] || succeeds . simulate "${shape[@]}" --trace case --json Case
+  succeeds . simulate "${shape[@]}" --trace one --json other
+  succeeds . simulate "${shape[@]}" --trace /dev/null --json /dev/null
+  rm -r folder linked
+}
+
+# And from what is read, but for its new form.
+test_results_over_input() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  printf '0F0,0B0\n1F0,1B0\n' >schedule.csv
+  cp schedule.csv before.csv
+  ln -s schedule.csv link.csv
+  for file in schedule.csv ./schedule.csv link.csv; do
+    fails 2 '^error: --json: it would write over schedule.csv, which SCHEDULE reads' simulate schedule.csv --json $file
+  done
+  fails 2 '^error: --svg: it would write over schedule.csv, which SCHEDULE' simulate - --svg schedule.csv <schedule.csv
+  cmp -s before.csv schedule.csv || fail "has changed what it refused to write"
+  echo '{"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": 1, "backward_ns": 2,
+    "input_gradient_ns": 1, "weight_gradient_ns": 1}]}' >costs.json
+  fails 2 '^error: --json: .*costs.json, which --costs reads' simulate "${shape[@]}" --costs costs.json --json costs.json
+  trace planned "${shape[@]}"
+  trace measured "${shape[@]}" --forward 2ms
+  fails 2 '^error: --json: it would write over planned, which A reads' compare planned measured --json planned
+  fails 2 '^error: --json: it would write over measured, which B reads' compare planned - --json measured <measured
+  touch 1f1b  # a file, but the name is the catalog's
+  succeeds . simulate "${shape[@]}" --json 1f1b
+
+  run convert schedule.csv --lower --to csv --output schedule.csv
+  [[ $status == 0 && $(cat schedule.csv) == 0F0,0SEND_F0,0RECV_B0,0B0* ]] || fail "does not convert in place"
+  rm 1f1b schedule.csv
+}
+
+test_empty_names() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  for option in --trace --svg --json --csv --gantt --costs --forward --comm; do
+    fails 2 "^error: $option: the value is empty" simulate "${shape[@]}" $option ''
+    fails 2 "^error: $option: the value is empty" simulate "${shape[@]}" $option= --release-early
+  done
+  fails 2 '^error: --output: the value is empty' convert "${shape[@]}" --to csv --output ''
+  fails 2 'empty' simulate ''
+  fails 2 'empty' compare ''
 }
 
 # Names of any bytes, of files and in them: what is written can be read, and a terminal is told nothing.
@@ -438,6 +500,9 @@ test_schedules
 test_simulate
 test_costs
 test_files
+test_results_apart
+test_results_over_input
+test_empty_names
 if command -v python3 >/dev/null; then test_hostile_names; else echo "skipped: there is no python3"; fi
 test_convert
 test_validate
