@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "dualpipe/sim/generate/builder.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -21,6 +22,7 @@ int stages_of_chain_per_rank(const Family& family, const Shape& shape) {
 }
 
 Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
+  check_counts(family.name, shape);
   const int per_rank = stages_of_chain_per_rank(family, shape);
   if (terms == EqualTerms::stages) {
     if (shape.ranks % per_rank != 0) {
