@@ -201,6 +201,7 @@ class Runs {
       event.fail(Field::start,
                  fmt::format("{} starts before {} has ended", event.raw(Field::op), to_text(rank.ops.back())));
     }
+    if (start + duration > run_time_max) event.fail(Field::duration, "ends after more than 73 years");
     const Span span{start, start + duration};
     rank.ops.push_back(cell.first);
     rank.spans.push_back(span);
