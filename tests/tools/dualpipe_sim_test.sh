@@ -228,6 +228,20 @@ test_results_over_input() {
   rm 1f1b schedule.csv
 }
 
+# As a service has it: what is read and what is written are two directions of one socket.
+test_one_socket() {
+  printf '0F0,0B0\n' >schedule.csv
+  python3 -c '
+import socket, subprocess, sys
+ours, theirs = socket.socketpair()
+ours.sendall(open("schedule.csv", "rb").read())
+ours.shutdown(socket.SHUT_WR)
+subprocess.run([sys.argv[1], "simulate", "-"], stdin=theirs, stdout=theirs, check=True)
+theirs.close()
+sys.stdout.write(ours.makefile().read())' "$tool" >stdout 2>stderr || fail "fails between the ends of a socket"
+  grep -q '^makespan' stdout || fail "has written nothing into the socket"
+}
+
 test_empty_names() {
   local shape=(1f1b --ranks 4 --microbatches 8)
   for option in --trace --svg --json --csv --gantt --costs --forward --comm; do
@@ -503,7 +517,12 @@ test_files
 test_results_apart
 test_results_over_input
 test_empty_names
-if command -v python3 >/dev/null; then test_hostile_names; else echo "skipped: there is no python3"; fi
+if command -v python3 >/dev/null; then
+  test_one_socket
+  test_hostile_names
+else
+  echo "skipped: there is no python3"
+fi
 test_convert
 test_validate
 test_bad_input

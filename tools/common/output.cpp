@@ -36,13 +36,18 @@ std::string name_to_come(const std::string& path) {
   return name;
 }
 
+// Two results in a pipe or a socket would be one text. But one that is read is not written over by what goes into it: a
+// process may have the same socket on either side.
+bool holds_one_result(const struct stat& place) { return !S_ISCHR(place.st_mode) && !S_ISBLK(place.st_mode); }
+bool can_be_written_over(const struct stat& place) { return S_ISREG(place.st_mode); }
+
 // Whether what is written to `a` does not stay apart from what is in `b`; `b_standard` as above.
 bool is_one_place(const std::string& a, const std::string& b, int b_standard) {
   const auto at_a = found_at(a, STDOUT_FILENO);
   const auto at_b = found_at(b, b_standard);
   if (at_a && at_b) {
-    return at_a->st_dev == at_b->st_dev && at_a->st_ino == at_b->st_ino && !S_ISCHR(at_a->st_mode) &&
-           !S_ISBLK(at_a->st_mode);
+    const bool matters = b_standard == STDIN_FILENO ? can_be_written_over(*at_b) : holds_one_result(*at_b);
+    return matters && at_a->st_dev == at_b->st_dev && at_a->st_ino == at_b->st_ino;
   }
   return !at_a && !at_b && a != "-" && b != "-" && name_to_come(a) == name_to_come(b);
 }
