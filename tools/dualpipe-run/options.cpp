@@ -217,7 +217,8 @@ void RunOptions::add_to(CLI::App& app) {
 }
 
 void RunOptions::check_files() const {
-  std::vector<NamedFile> results{{"--save", save, "checkpoint"},
+  const std::string saved = save == "-" ? "" : save;  // refused later: only a file can be replaced as a whole
+  std::vector<NamedFile> results{{"--save", saved, "checkpoint"},
                                  {"--trace", trace, "trace"},
                                  {"--json", json, "figures"},
                                  {"--calibrate", calibrate, "costs"}};
