@@ -9,6 +9,8 @@
 #include <string_view>
 
 #include "dualpipe/sim/report/difference_json.h"
+#include "dualpipe/sim/report/json_text.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/simulate/memory.h"
 
@@ -16,7 +18,7 @@ namespace dualpipe {
 namespace {
 
 std::string header(const TrainReport& report) {
-  return fmt::format("{}: {}, {}, {}, {}\n\n", report.schedule,
+  return fmt::format("{}: {}, {}, {}, {}\n\n", printable(report.schedule),
                      format_count(static_cast<std::uint64_t>(report.ranks), "rank"),
                      format_count(static_cast<std::uint64_t>(report.stages), "stage"),
                      format_count(static_cast<std::uint64_t>(report.chains), "chain"),
@@ -217,7 +219,7 @@ void write_json(std::ostream& out, const TrainReport& report) {
   for (const RankDifference& rank : report.difference.per_rank) json["per_rank"].push_back(to_json(rank));
   json["compare"] = to_json(report.difference);
   if (report.check) add_check(json, *report.check);
-  out << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+  out << json_text(json);
 }
 
 }  // namespace dualpipe

@@ -1,4 +1,4 @@
-// What the generators share: shape checks, and a Schedule that grows op by op. Private to sim/generate.
+// What the generators share: shape checks, and a Schedule that grows op by op. Private to sim.
 #pragma once
 
 #include <cassert>
@@ -10,8 +10,9 @@
 
 namespace dualpipe {
 
-// The rules of every family: at least one rank, micro-batch and chunk, no more of them than an op can number, and
-// chunks only where the family takes them. Throws ShapeError.
+// At least one rank, micro-batch and chunk, no more of them than an op can number. Throws ShapeError.
+void check_counts(std::string_view family_name, const Shape& shape);
+// The rules of every family: those, and chunks only where the family takes them. Throws ShapeError.
 void check_shape(std::string_view family_name, const Shape& shape);
 
 class Builder {

@@ -51,16 +51,20 @@ const Family& family(std::string_view name) {
 
 Schedule generate(std::string_view name, const Shape& shape) { return family(name).generate(shape); }
 
-void check_shape(std::string_view family_name, const Shape& shape) {
-  const Family& family = dualpipe::family(family_name);
+void check_counts(std::string_view family_name, const Shape& shape) {
   const auto check_range = [&](std::string_view what, std::int64_t value, std::int64_t most) {
     if (value >= 1 && value <= most) return;
     throw ShapeError(
-        fmt::format("{}: the number of {} must be between 1 and {}, and is {}", family.name, what, most, value));
+        fmt::format("{}: the number of {} must be between 1 and {}, and is {}", family_name, what, most, value));
   };
   check_range("ranks", shape.ranks, stage_count_max);
   check_range("micro-batches", shape.micro_batches, micro_batch_count_max);
   check_range("chunks", shape.chunks, stage_count_max);
+}
+
+void check_shape(std::string_view family_name, const Shape& shape) {
+  const Family& family = dualpipe::family(family_name);
+  check_counts(family_name, shape);
   if (!family.takes_chunks && shape.chunks != 1) {
     throw ShapeError(
         fmt::format("{}: the number of chunks per rank is fixed, and {} were asked for; leave it out, or use "

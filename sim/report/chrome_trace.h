@@ -17,7 +17,6 @@
 // time has no slices; its arrow leads from the op that made it to the op that needs it.
 #pragma once
 
-#include <cstdint>
 #include <iosfwd>
 #include <limits>
 #include <span>
@@ -25,6 +24,7 @@
 #include <string_view>
 
 #include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/report/trace_writer.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/costs.h"
 #include "dualpipe/sim/simulate/timeline.h"
@@ -41,53 +41,6 @@ struct TraceFilter {
 
   [[nodiscard]] bool has(int rank) const { return first_rank <= rank && rank <= last_rank; }
   [[nodiscard]] bool has(Span span) const { return span.start < end && (span.end > begin || span.start >= begin); }
-};
-
-// The `args` of an event: a JSON object that grows.
-class TraceArgs {
- public:
-  TraceArgs& add(std::string_view key, std::int64_t value);
-  TraceArgs& add(std::string_view key, std::string_view value);
-  TraceArgs& add(std::string_view key, const TraceArgs& value);
-
-  TraceArgs& add(const TraceArgs& others);
-
-  [[nodiscard]] std::string json() const { return "{" + members_ + "}"; }
-
- private:
-  void add_key(std::string_view key);
-  std::string members_;
-};
-
-struct TraceTrack {
-  int pid = 0;
-  int tid = 0;
-};
-
-// Writes events, one per line, as they come: nothing is kept. It knows the format, not what a pipeline is.
-class TraceWriter {
- public:
-  explicit TraceWriter(std::ostream& out);
-
-  // `args`: what is to be known of it besides its name.
-  void process(int pid, std::string_view name, int sort_index, const TraceArgs& args = {});
-  void thread(TraceTrack track, std::string_view name);  // sorted by tid
-  void slice(TraceTrack track, std::string_view category, std::string_view name, Span span, const TraceArgs& args);
-  void counter(int pid, std::string_view name, std::string_view key, Time time, std::int64_t value);
-  // After both slices, at times when they are open; not backwards in time.
-  void arrow(std::string_view name, TraceTrack from, Time from_time, TraceTrack to, Time to_time);
-
-  // Closes the document. Nothing may be written after it.
-  void finish();
-
- private:
-  void event(std::string_view json);
-  void flush();
-
-  std::ostream& out_;
-  std::string buffer_;
-  bool first_ = true;
-  std::int64_t arrows_ = 0;
 };
 
 // The processes of one run among others of the same file (a plan and its measured run).

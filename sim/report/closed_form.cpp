@@ -5,11 +5,15 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 
 #include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {
+
+__extension__ using Int128 = __int128;
 
 // What the formulas are written in.
 struct Symbols {
@@ -69,16 +73,28 @@ Condition splits(const Symbols& s) {
   return {s.b == s.i + s.w, "B = I + W", times({{"B", s.b}, {"I", s.i}, {"W", s.w}})};
 }
 
+// So many times a duration. The simulated run may be short enough where this is not: ranks can be a million times as
+// fast as the formula, which knows no speed, takes them to be.
+Time repeated(std::int64_t count, Time duration) {
+  const Int128 product = Int128{count} * duration;
+  if (product <= std::numeric_limits<Time>::max() && product >= std::numeric_limits<Time>::min()) {
+    return static_cast<Time>(product);
+  }
+  throw InputError(
+      fmt::format("the closed form for the bubble, {} times {}, comes to more than 292 years; use shorter durations",
+                  count, format_time(duration)));
+}
+
 ClosedForm plain(const Symbols& s, std::int64_t micro_batches_least) {
   const std::array conditions{at_least(s, "M >= P", micro_batches_least)};
-  return {"(P-1)(F+B)", (s.p - 1) * (s.f + s.b), false, first_broken(conditions)};
+  return {"(P-1)(F+B)", repeated(s.p - 1, s.f + s.b), false, first_broken(conditions)};
 }
 
 ClosedForm zb_h1(const Symbols& s) {
   const std::array conditions{
       splits(s), at_least(s, "M >= P", s.p),
       Condition{s.w <= std::min(s.f, s.i), "W <= min(F, I)", times({{"F", s.f}, {"I", s.i}, {"W", s.w}})}};
-  return {"(P-1)(F+B-2W)", (s.p - 1) * (s.f + s.b - 2 * s.w), false, first_broken(conditions)};
+  return {"(P-1)(F+B-2W)", repeated(s.p - 1, s.f + s.b - 2 * s.w), false, first_broken(conditions)};
 }
 
 ClosedForm zb_h2(const Symbols& s) {
@@ -86,7 +102,7 @@ ClosedForm zb_h2(const Symbols& s) {
       splits(s), at_least(s, "M >= 2P-1", 2 * s.p - 1),
       Condition{s.w <= s.f, "W <= F", times({{"F", s.f}, {"W", s.w}})},
       Condition{2 * s.w <= s.f + s.i, "2W <= F+I", times({{"F", s.f}, {"I", s.i}, {"W", s.w}})}};
-  return {"(P-1)(F+B-3W)", (s.p - 1) * (s.f + s.b - 3 * s.w), true, first_broken(conditions)};
+  return {"(P-1)(F+B-3W)", repeated(s.p - 1, s.f + s.b - 3 * s.w), true, first_broken(conditions)};
 }
 
 ClosedForm dual(const Symbols& s) {
@@ -96,12 +112,13 @@ ClosedForm dual(const Symbols& s) {
       Condition{s.overlapped <= s.f + s.b, "F&B <= F+B", times({{"F&B", s.overlapped}, {"F", s.f}, {"B", s.b}})},
       Condition{s.overlapped >= std::max(s.f, s.b), "F&B >= max(F, B)",
                 times({{"F&B", s.overlapped}, {"F", s.f}, {"B", s.b}})}};
-  return {"(PP/2-1)(F&B+B-3W)", (s.half - 1) * (s.overlapped + s.b - 3 * s.w), false, first_broken(conditions)};
+  return {"(PP/2-1)(F&B+B-3W)", repeated(s.half - 1, s.overlapped + s.b - 3 * s.w), false, first_broken(conditions)};
 }
 
 }  // namespace
 
 std::optional<ClosedForm> closed_form(std::string_view name, const Shape& shape, const Costs& costs) {
+  check(costs);
   const StageCosts& stage = costs.stages[0];
   const Family& of = family(name);
   const std::int64_t half = std::int64_t{shape.ranks} * of.stages_per_rank / of.chains / 2;

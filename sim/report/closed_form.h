@@ -32,7 +32,8 @@ struct ClosedForm {
 };
 
 // Nothing where none is published. For costs with different stages the value is that of stage 0's durations, and the
-// form does not hold.
+// form does not hold. Throws InputError for a name that the catalog lacks, for costs that check() refuses, and for a
+// value of more than 292 years.
 [[nodiscard]] std::optional<ClosedForm> closed_form(std::string_view family, const Shape& shape, const Costs& costs);
 
 }  // namespace dualpipe

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "dualpipe/sim/generate/builder.h"
+#include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
@@ -20,6 +22,7 @@ int stages_of_chain_per_rank(const Family& family, const Shape& shape) {
 }
 
 Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
+  check_counts(family.name, shape);
   const int per_rank = stages_of_chain_per_rank(family, shape);
   if (terms == EqualTerms::stages) {
     if (shape.ranks % per_rank != 0) {
@@ -238,7 +241,7 @@ std::string to_json(const Comparison& comparison) {
                                         {equal, comparison.shape.ranks},
                                         {"microbatches", comparison.shape.micro_batches},
                                         {"rows", rows}};
-  return document.dump(2) + "\n";
+  return json_text(document);
 }
 
 }  // namespace dualpipe

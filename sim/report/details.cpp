@@ -8,6 +8,8 @@
 #include <ostream>
 #include <span>
 
+#include "dualpipe/sim/report/json_text.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/simulate/memory.h"
 
@@ -227,7 +229,7 @@ void write_json(std::ostream& out, const RunReport& report) {
   json["reduced_ns"] = report.reduced;
   json["per_rank"] = Json::array();
   for (const RankReport& rank : report.per_rank) json["per_rank"].push_back(to_json(rank));
-  out << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+  out << json_text(json);
 }
 
 }  // namespace dualpipe

@@ -14,6 +14,7 @@
 
 #include "dualpipe/sim/report/difference_json.h"
 #include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
@@ -257,8 +258,6 @@ Json to_json(const Difference& difference) {
   return json;
 }
 
-void write_json(std::ostream& out, const Difference& difference) {
-  out << to_json(difference).dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
-}
+void write_json(std::ostream& out, const Difference& difference) { out << json_text(to_json(difference)); }
 
 }  // namespace dualpipe

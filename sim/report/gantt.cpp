@@ -126,14 +126,13 @@ class Gantt {
   [[nodiscard]] std::string axis() const {
     constexpr int tick_width_min = 9;
     const Columns& columns = layout_.columns;
-    const Time least = columns.duration * ((tick_width_min + layout_.cell_width - 1) / layout_.cell_width);
-    const Time step = round_up_to_tick(least);
+    const Time cells_min = (tick_width_min + layout_.cell_width - 1) / layout_.cell_width;
+    const Time step = round_up_to_tick(columns.duration * std::min<Time>(cells_min, std::max(columns.count, 1)));
     std::string line(static_cast<std::size_t>(layout_.width()), ' ');
     for (Time time = 0; columns.begin + time < bounds_.end; time += step) {
       const std::string text = "|" + (time == 0 ? "0" : format_time(time));
-      const Time offset = time / columns.duration * layout_.cell_width +
-                          time % columns.duration * layout_.cell_width / columns.duration;
-      const auto at = static_cast<std::size_t>(offset);
+      const auto at = static_cast<std::size_t>(time / columns.duration * layout_.cell_width +
+                                               scaled(time % columns.duration, layout_.cell_width, columns.duration));
       if (at + display_width(text) > static_cast<std::size_t>(layout_.width())) break;
       // Written at the end of what is there, since "µs" has more bytes than columns.
       line.replace(at + (line.size() - display_width(line)), display_width(text), text);

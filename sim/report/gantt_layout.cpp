@@ -44,6 +44,11 @@ Columns columns_over(Span bounds, int count_max) {
   return {bounds.start, duration, static_cast<int>((length + duration - 1) / duration)};
 }
 
+std::int64_t scaled(Time part, std::int64_t size, Time whole) {
+  __extension__ using Int128 = __int128;
+  return static_cast<std::int64_t>(Int128{part} * size / whole);
+}
+
 std::vector<std::optional<std::size_t>> fill(const Columns& columns, std::span<const Unit> units) {
   std::vector<std::optional<std::size_t>> filled(static_cast<std::size_t>(columns.count));
   std::size_t first = 0;  // the first unit that ends after the column's begin

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <vector>
@@ -42,10 +43,15 @@ struct Columns {
 // At most `count_max` columns over `bounds`; the duration of one is rounded up to two digits, to be readable.
 [[nodiscard]] Columns columns_over(Span bounds, int count_max);
 
+// part * size / whole, rounded towards 0. Exact, though the product of a time and a size may not fit into 64 bits.
+// `part` must not exceed `whole`, which is above 0.
+[[nodiscard]] std::int64_t scaled(Time part, std::int64_t size, Time whole);
+
 // Per column the unit that fills most of it, the earlier one of equals; none where idle time does.
 [[nodiscard]] std::vector<std::optional<std::size_t>> fill(const Columns& columns, std::span<const Unit> units);
 
-// The smallest of 1, 2, 5, 10, 20, 50, … that is not below `at_least`: the distance of ticks.
+// The smallest of 1, 2, 5, 10, 20, 50, … that is not below `at_least`: the distance of ticks. 5 * 10^18
+// is the largest there is.
 [[nodiscard]] Time round_up_to_tick(Time at_least);
 
 // Per stage: which of its rank's stages it is, counted from 0. In DualPipe that is the chain, in a V the half, else the

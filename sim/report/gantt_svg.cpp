@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
@@ -52,29 +53,6 @@ Rgb shade_of(Rgb color, int shade, int shades) {
   const int white = shades == 1 ? 0 : 60 * shade / (shades - 1);  // percent
   const auto mix = [&](int part) { return part + (255 - part) * white / 100; };
   return {mix(color.red), mix(color.green), mix(color.blue)};
-}
-
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;  // XML has no control characters
-    }
-  }
-  return out;
 }
 
 // Hundredths of a pixel: integers, so that every machine writes the same digits.
@@ -145,13 +123,7 @@ class GanttSvg {
 
   // Hundredths of a pixel from the left edge.
   [[nodiscard]] std::int64_t x(Time time) const {
-    Time part = time - bounds_.start;
-    Time whole = length();
-    while (whole > (Time{1} << 40)) {  // room for the product; the error is far below a pixel
-      part /= 2;
-      whole /= 2;
-    }
-    return std::int64_t{left()} * 100 + part * plot_width_ * 100 / whole;
+    return std::int64_t{left()} * 100 + scaled(time - bounds_.start, std::int64_t{plot_width_} * 100, length());
   }
 
   // --- parts of the file
@@ -161,7 +133,7 @@ class GanttSvg {
         "role=\"img\">\n",
         width(), height());
     const Schedule& schedule = program_.schedule;
-    const std::string name = escaped(schedule.name.empty() ? "schedule" : schedule.name);
+    const std::string name = xml_text(schedule.name.empty() ? "schedule" : schedule.name);
     add("<title>{}, {} ranks</title>\n", name, ranks());
     style();
     add("<rect class=\"page\" width=\"{}\" height=\"{}\"/>\n", width(), height());
@@ -246,7 +218,7 @@ class GanttSvg {
     if (unit.duration() == 0) return;
     const std::int64_t begin = x(unit.span.start);
     const std::int64_t size = x(unit.span.end) - begin;
-    add("<g><title>{}, rank {}\n{} to {} ({})</title>", escaped(cell_text(unit.ops)), rank,
+    add("<g><title>{}, rank {}\n{} to {} ({})</title>", xml_text(cell_text(unit.ops)), rank,
         format_time_exact(unit.span.start - bounds_.start), format_time_exact(unit.span.end - bounds_.start),
         format_time_exact(unit.duration()));
     const int y = row_top(rank);
@@ -377,7 +349,7 @@ class GanttSvg {
             item.pair ? x : x + at * 16, item.pair ? y + at * 7 : y, height);
       }
       if (item.pair) add("<rect class=\"pair\" x=\"{}\" y=\"{}\" width=\"14\" height=\"14\"/>", x, y);
-      add("<text x=\"{}\" y=\"{}\">{}</text>\n", x + item.swatches() * 16 + 2, y + 11, escaped(item.text));
+      add("<text x=\"{}\" y=\"{}\">{}</text>\n", x + item.swatches() * 16 + 2, y + 11, xml_text(item.text));
     });
   }
 

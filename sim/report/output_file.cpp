@@ -38,23 +38,6 @@ bool is_descriptor(const fs::path& path) {
   return !error && folder.filename() == "fd" && folder.string().starts_with("/proc/");
 }
 
-// Where a regular file, or a link to it, leads in the end, whether there is one or not yet.
-fs::path target_of(const std::string& path) {
-  constexpr int links_max = 40;  // as Linux has it
-  fs::path target = path;
-  std::error_code error;
-  for (int links = 0; links < links_max; ++links) {
-    if (is_descriptor(target)) {  // to be replaced: what is written to it otherwise would be lost
-      throw InputError(fmt::format(
-          "cannot write {}: is a file that is open already; give its name, or - for standard output", path));
-    }
-    const fs::path next = fs::read_symlink(target, error);
-    if (error) break;
-    target = folder_of(target) / next;
-  }
-  return target;
-}
-
 void write_stream_of(const std::string& stream_path, const std::string& name,
                      const std::function<void(std::ostream&)>& write) {
   errno = 0;
@@ -134,6 +117,22 @@ void flush_folder(const fs::path& path, const std::string& name) {
 
 }  // namespace
 
+fs::path target_of_output(const std::string& path) {
+  constexpr int links_max = 40;  // as Linux has it
+  fs::path target = path;
+  std::error_code error;
+  for (int links = 0; links < links_max; ++links) {
+    if (is_descriptor(target)) {  // to be replaced: what is written to it otherwise would be lost
+      throw InputError(fmt::format(
+          "cannot write {}: is a file that is open already; give its name, or - for standard output", path));
+    }
+    const fs::path next = fs::read_symlink(target, error);
+    if (error) break;
+    target = folder_of(target) / next;
+  }
+  return target;
+}
+
 void write_checked(std::ostream& out, const std::string& name, const std::function<void(std::ostream&)>& write) {
   errno = 0;
   write(out);
@@ -146,7 +145,7 @@ void write_output_file(const std::string& path, const std::function<void(std::os
   const auto status = fs::status(path, ignored);
   refuse_folder(path, status);
   if (!is_regular(status)) return write_stream_of(path, path, write);
-  const fs::path target = target_of(path);  // so that a link stays
+  const fs::path target = target_of_output(path);  // so that a link stays
   PartialFile partial(target, path);
   write_stream_of(partial.stream_path(), path, write);
   if (durable == Durable::yes) partial.flush_to_disk();
@@ -159,7 +158,7 @@ void check_output_file(const std::string& path) {
   const auto status = fs::status(path, ignored);
   refuse_folder(path, status);
   errno = 0;
-  const auto written = is_regular(status) ? folder_of(target_of(path)) : fs::path(path);
+  const auto written = is_regular(status) ? folder_of(target_of_output(path)) : fs::path(path);
   if (::access(written.c_str(), W_OK) != 0) fail(path);
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <iosfwd>
 #include <string>
@@ -27,6 +28,10 @@ void write_output_file(const std::string& path, const std::function<void(std::os
 // Throws what write_output_file() would throw for a path that cannot be written, before the work whose result goes
 // there.
 void check_output_file(const std::string& path);
+
+// Where a regular file, or a link to it, leads in the end, whether there is one or not yet: what write_output_file()
+// replaces. Throws InputError for the name of an open file (/dev/stdout), which nothing can replace.
+[[nodiscard]] std::filesystem::path target_of_output(const std::string& path);
 
 // Calls `write`, and throws InputError, by which the stream is called `name`, if it could not take everything.
 void write_checked(std::ostream& out, const std::string& name, const std::function<void(std::ostream&)>& write);

@@ -55,9 +55,6 @@ class TextTable {
 // "4.55%": two decimals.
 [[nodiscard]] std::string format_rate(double rate);
 
-// A name from a file, for a terminal or a picture: control characters are replaced by '?'.
-[[nodiscard]] std::string printable(std::string_view name);
-
 // "1 rank", "8 ranks", "2 micro-batches".
 [[nodiscard]] std::string format_count(std::uint64_t count, std::string_view noun,
                                        std::string_view plural_ending = "s");

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "dualpipe/sim/report/difference_json.h"
+#include "dualpipe/sim/report/json_text.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/schedule.h"
@@ -108,7 +110,7 @@ void write_json(std::ostream& out, const TraceComparison& comparison) {
   json["measured_ops"] = comparison.ops.measured;
   json["compared_ops"] = comparison.compared;
   json.update(to_json(comparison.difference));
-  out << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+  out << json_text(json);
 }
 
 }  // namespace dualpipe

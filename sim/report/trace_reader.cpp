@@ -23,8 +23,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t depth_max = 64;            // traces of other tools nest, too, and are to be called by their name
-constexpr Time trace_time_max = Time{1} << 61U;  // so that differences of two times fit; 73 years
+constexpr std::size_t depth_max = 64;  // traces of other tools nest, too, and are to be called by their name
 
 // What we keep of an event.
 enum class Field : std::uint8_t { phase, name, category, pid, start, duration, op, rank, run, activations, memory };
@@ -104,7 +103,7 @@ class Event {
     if (!value.is_number || decimals > 3 || status != std::errc{} || read_to != end) {
       fail(field, fmt::format("expected microseconds with at most three decimals, not {}", quote(value.text)));
     }
-    if (nanoseconds < -trace_time_max || nanoseconds > trace_time_max) fail(field, "more than 73 years");
+    if (nanoseconds < -run_time_max || nanoseconds > run_time_max) fail(field, "more than 73 years");
     return nanoseconds;
   }
 
@@ -202,6 +201,7 @@ class Runs {
       event.fail(Field::start,
                  fmt::format("{} starts before {} has ended", event.raw(Field::op), to_text(rank.ops.back())));
     }
+    if (start + duration > run_time_max) event.fail(Field::duration, "ends after more than 73 years");
     const Span span{start, start + duration};
     rank.ops.push_back(cell.first);
     rank.spans.push_back(span);

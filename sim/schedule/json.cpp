@@ -143,7 +143,7 @@ void write_slot(std::ostream& out, std::span<const Op> messages, Separator& sepa
 // `slot(rank, position)` gives what is issued there.
 template <typename Slot>
 void write(std::ostream& out, const Schedule& schedule, const Slot& slot) {
-  const std::string name = json(schedule.name).dump(-1, ' ', false, json::error_handler_t::replace);
+  const std::string name = json(schedule.name).dump(-1, ' ', true, json::error_handler_t::replace);
   out << fmt::format("{{\n\"format\": \"{}\", \"version\": {}, \"name\": {}, \"ranks\": {}, \"micro_batches\": {},\n",
                      format_name, format_version, name, schedule.ranks(), schedule.micro_batches);
   out << "\"chains\": ";

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <string_view>
+
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {
@@ -292,6 +295,15 @@ class MessageCheck {
   std::vector<std::size_t> last_weight_;  // per stage, the position of its last B or W
 };
 
+// Whether `begins` divides `count` things into `parts`.
+template <typename Index>
+void check_divided(std::string_view things, const std::vector<Index>& begins, std::size_t parts, std::size_t count) {
+  if (begins.size() == parts + 1 && begins.front() == 0 && begins.back() == count && std::ranges::is_sorted(begins)) {
+    return;
+  }
+  throw InputError(fmt::format("the {} {} are not divided into {} parts, one after the other", count, things, parts));
+}
+
 std::string reason(const Violation& v, const Placement& placement) {
   const std::string other = to_text(v.other);
   switch (v.rule) {
@@ -345,6 +357,8 @@ std::string to_text(const Violation& violation, const Placement& placement) {
 }
 
 std::vector<Violation> validate(const Schedule& schedule) {
+  check(schedule.placement);
+  check_divided("ops", schedule.rank_begin, static_cast<std::size_t>(schedule.ranks()), schedule.ops.size());
   std::vector<Violation> violations;
   ScheduleCheck(schedule, violations).run();
   return violations;
@@ -352,6 +366,8 @@ std::vector<Violation> validate(const Schedule& schedule) {
 
 std::vector<Violation> validate(const Program& program) {
   std::vector<Violation> violations = validate(program.schedule);
+  const std::size_t slots = program.schedule.ops.size() + static_cast<std::size_t>(program.schedule.ranks());
+  check_divided("messages", program.slot_begin, slots, program.communication.size());
   if (violations.empty()) MessageCheck(program, violations).run();
   return violations;
 }

@@ -40,7 +40,8 @@ struct Violation {
 // "rank 2, op 5, 3B7: runs before 3F7"
 [[nodiscard]] std::string to_text(const Violation& violation, const Placement& placement);
 
-// At most a million are listed.
+// At most a million are listed. Throws InputError for what no file can hold: a placement that check() refuses, or ops
+// and slots that are not divided among its ranks.
 [[nodiscard]] std::vector<Violation> validate(const Schedule& schedule);
 // The schedule's; if it has none, those of the communication.
 [[nodiscard]] std::vector<Violation> validate(const Program& program);

@@ -169,26 +169,31 @@ Bytes StageCosts::workspace(Kind pass) const {
   }
 }
 
+void check(const Costs& costs) {
+  if (costs.stages.empty()) throw InputError("costs are given for no stage; give one entry for all, or one for each");
+  for (std::size_t stage = 0; stage < costs.stages.size(); ++stage) check_stage(costs.stages[stage], stage);
+  check_time("the latency", costs.latency);
+  check_time("the launch overhead", costs.launch);
+  if (!is_bandwidth(costs.bandwidth)) throw InputError(fmt::format("{}; {} is not", bandwidth_rule, costs.bandwidth));
+  if (!is_jitter(costs.jitter)) throw InputError(fmt::format("{}; {} is not", jitter_rule, costs.jitter));
+  for (std::size_t rank = 0; rank < costs.speed.size(); ++rank) {
+    if (!is_speed(costs.speed[rank])) {
+      throw InputError(fmt::format("rank {}: {}; {} is not", rank, speed_rule, costs.speed[rank]));
+    }
+  }
+}
+
 void check(const Costs& costs, const Placement& placement) {
+  check(costs);
   const auto stages = placement.rank_of.size();
   if (costs.stages.size() != 1 && costs.stages.size() != stages) {
     throw InputError(
         fmt::format("costs are given for {} stages, but the schedule has {}; give one entry for all, or {}",
                     costs.stages.size(), stages, stages));
   }
-  for (std::size_t stage = 0; stage < costs.stages.size(); ++stage) check_stage(costs.stages[stage], stage);
-  check_time("the latency", costs.latency);
-  check_time("the launch overhead", costs.launch);
-  if (!is_bandwidth(costs.bandwidth)) throw InputError(fmt::format("{}; {} is not", bandwidth_rule, costs.bandwidth));
-  if (!is_jitter(costs.jitter)) throw InputError(fmt::format("{}; {} is not", jitter_rule, costs.jitter));
   if (!costs.speed.empty() && costs.speed.size() != static_cast<std::size_t>(placement.ranks)) {
     throw InputError(fmt::format("speeds are given for {} ranks, but the schedule has {}; give one for each, or none",
                                  costs.speed.size(), placement.ranks));
-  }
-  for (std::size_t rank = 0; rank < costs.speed.size(); ++rank) {
-    if (!is_speed(costs.speed[rank])) {
-      throw InputError(fmt::format("rank {}: {}; {} is not", rank, speed_rule, costs.speed[rank]));
-    }
   }
 }
 

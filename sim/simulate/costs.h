@@ -82,7 +82,9 @@ struct Costs {
   }
 };
 
-// Throws InputError: a negative duration, a speed of 0, a list whose length is neither 1 nor the number of stages, …
+// Throws InputError: a negative duration, a speed of 0, no stages, …
+void check(const Costs& costs);
+// And where a list does not fit: its length is neither 1 nor the number of stages, or not that of ranks.
 void check(const Costs& costs, const Placement& placement);
 
 // The file of `dualpipe-sim --costs` and `dualpipe-run --calibrate`:

@@ -70,6 +70,7 @@ class RankMemories::Walk {
  public:
   Walk(const Program& program, const Costs& costs)
       : program_(program), costs_(costs), stages_(program.schedule.placement) {
+    check(costs, program.schedule.placement);
     for (int stage = 0; stage < program.schedule.placement.stages(); ++stage) {
       effects_.push_back(effects_of(program.schedule.placement, costs, stage));
     }

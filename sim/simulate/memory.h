@@ -28,7 +28,7 @@ struct RankMemory {
   friend bool operator==(const RankMemory&, const RankMemory&) = default;
 };
 
-// All throw InputError where the bytes could overflow.
+// All throw InputError where the costs do not fit the program, or the bytes could overflow.
 [[nodiscard]] RankMemory rank_memory(const Program& program, const Costs& costs, int rank);
 // Of every rank; quicker than one by one.
 [[nodiscard]] std::vector<RankMemory> memory_of_ranks(const Program& program, const Costs& costs);
@@ -47,7 +47,7 @@ struct MemoryPoint {
 // outlive it. Its functions throw nothing.
 class RankMemories {
  public:
-  // Throws InputError where the bytes could overflow.
+  // Throws InputError where the costs do not fit the program, or the bytes could overflow.
   RankMemories(const Program& program, const Costs& costs);
   ~RankMemories();
 

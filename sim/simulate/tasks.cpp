@@ -6,13 +6,22 @@
 #include <cmath>
 
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {
 namespace {
 
 constexpr int width_bits = 30;  // of a jitter, behind the point
 
-Time slowed(Time duration, double speed) { return std::llround(static_cast<double>(duration) / speed); }
+// As nanoseconds, which must be known to be few enough.
+Time slowed(Time duration, double speed, int stage, int rank) {
+  const double nanoseconds = static_cast<double>(duration) / speed;
+  if (nanoseconds < static_cast<double>(run_time_max)) return std::llround(nanoseconds);
+  throw InputError(
+      fmt::format("stage {}: {} ns at the speed {} of rank {} are more than 73 years, the longest run that can be "
+                  "simulated; use a shorter duration or a higher speed",
+                  stage, duration, speed, rank));
+}
 
 Time transfer_time(const Costs& costs, Bytes bytes) {
   if (costs.model == CommunicationModel::latency || costs.bandwidth == 0) return costs.latency;
@@ -24,6 +33,27 @@ Time transfer_time(const Costs& costs, Bytes bytes) {
         bytes, costs.bandwidth));
   }
   return costs.latency + std::llround(nanoseconds);
+}
+
+// The sum of all reductions of shared gradients, or more.
+double longest_reductions(const Placement& placement, const Costs& costs) {
+  struct Weights {
+    int users = 0;
+    double bytes = 0;
+  };
+  std::vector<Weights> weights(placement.rank_of.size());
+  for (int stage = 0; stage < placement.stages(); ++stage) {
+    Weights& used = weights[placement.weights_of[static_cast<std::size_t>(stage)]];
+    ++used.users;
+    used.bytes = std::max(used.bytes, 2 * static_cast<double>(costs.of(stage).gradients));
+  }
+  const bool free = costs.model == CommunicationModel::latency || costs.bandwidth == 0;
+  double total = 0;
+  for (const Weights& each : weights) {
+    if (each.users < 2) continue;
+    total += static_cast<double>(costs.latency) + (free ? 0 : each.bytes * 1e9 / costs.bandwidth);
+  }
+  return total;
 }
 
 std::size_t box_index(int stage, bool gradients) { return 2 * static_cast<std::size_t>(stage) + (gradients ? 1 : 0); }
@@ -59,31 +89,44 @@ Tasks::Tasks(const Program& program, const Costs& costs) {
     const double speed = costs.speed.empty() ? 1.0 : costs.speed[rank_of(stage)];
     StageTasks& tasks = of_stage_[static_cast<std::size_t>(stage)];
     const auto set = [&](Kind pass, Mailbox* in, Mailbox* out) {
-      tasks.of_kind[static_cast<std::size_t>(pass)] = {slowed(cost.duration(pass), speed), in, out};
+      tasks.of_kind[static_cast<std::size_t>(pass)] = {slowed(cost.duration(pass), speed, stage, rank_of(stage)), in,
+                                                       out};
     };
     set(Kind::forward, input, output);
     set(Kind::backward, output_gradient, input_gradient);
     set(Kind::input_gradient, output_gradient, input_gradient);
     set(Kind::weight_gradient, nullptr, nullptr);
     tasks.overlaps = cost.overlapped.has_value();
-    tasks.overlapped = slowed(cost.overlapped.value_or(0), speed);
+    tasks.overlapped = slowed(cost.overlapped.value_or(0), speed, stage, rank_of(stage));
   }
   check_total_time(program, costs);
 }
 
-// No time can exceed the sum of all durations and transfers.
+// The engine adds without looking: this is why it may. Each time in a run is the end of a chain of ops, launches,
+// messages and reductions, each of which begins where the one before it ends. So none is in the chain twice, and all
+// together bound every time; and with the times what a rank is busy, idle, or waits for.
 void Tasks::check_total_time(const Program& program, const Costs& costs) const {
-  double longest = 0;
-  for (const StageTasks& tasks : of_stage_) {
-    for (const Task& task : tasks.of_kind) longest = std::max(longest, static_cast<double>(task.duration));
-    longest = std::max(longest, static_cast<double>(tasks.overlapped));
-  }
-  double transfer = 0;
-  for (const Mailbox& box : boxes_) transfer = std::max(transfer, static_cast<double>(box.transfer));
-  const double per_op = longest * (1 + costs.jitter) + static_cast<double>(costs.launch) + 2 * transfer;
-  if (per_op * static_cast<double>(program.schedule.ops.size()) < 9e18) return;
+  constexpr double limit = 0.999 * static_cast<double>(run_time_max);  // the sums are rounded, by much less than that
+  if (longest_time(program, costs) < limit) return;
   throw InputError(
-      "the simulated time could exceed 292 years, more than 64-bit nanoseconds hold; use shorter durations");
+      "the simulated run could take more than 73 years, the most that is supported; use shorter durations");
+}
+
+double Tasks::longest_time(const Program& program, const Costs& costs) const {
+  double durations = 0;  // of one micro-batch: an F by itself, or for a pair; a B, or an I and a W
+  for (const StageTasks& tasks : of_stage_) {
+    const auto duration = [&](Kind pass) {
+      return static_cast<double>(tasks.of_kind[static_cast<std::size_t>(pass)].duration);
+    };
+    durations += std::max(duration(Kind::forward), static_cast<double>(tasks.overlapped));
+    durations += std::max(duration(Kind::backward), duration(Kind::input_gradient) + duration(Kind::weight_gradient));
+  }
+  double transfers = 0;  // one message through each mailbox
+  for (const Mailbox& box : boxes_) transfers += static_cast<double>(box.transfer);
+  const Schedule& schedule = program.schedule;
+  return (durations * (1 + costs.jitter) + transfers) * static_cast<double>(schedule.micro_batches) +
+         static_cast<double>(costs.launch) * static_cast<double>(schedule.ops.size()) +
+         longest_reductions(schedule.placement, costs);
 }
 
 Time Tasks::reduction_time(const Costs& costs, int stage, std::size_t ranks) {

@@ -68,6 +68,7 @@ class Tasks {
   }
 
   void check_total_time(const Program& program, const Costs& costs) const;
+  [[nodiscard]] double longest_time(const Program& program, const Costs& costs) const;
 
   std::vector<Mailbox> boxes_;
   std::vector<StageTasks> of_stage_;

@@ -10,6 +10,11 @@
 
 namespace dualpipe {
 
+// The longest run, 73 years. simulate() refuses costs by which a run could take longer, read_chrome_trace() traces that
+// hold later times. So whoever reads a Timeline may add three of its times, or subtract one from another, unchecked:
+// 3 * 2^61 < 2^63. A product of a time needs a look, or 128 bits.
+inline constexpr Time run_time_max = Time{1} << 61U;
+
 struct Span {
   Time start = 0;
   Time end = 0;

@@ -14,13 +14,16 @@
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/simulate.h"
+#include "tests/report/perfetto.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {
 namespace {
 
 using Json = nlohmann::json;
-using Track = std::pair<int, int>;  // pid, tid
+using perfetto::Arrow;
+using perfetto::Slice;
+using perfetto::Trace;
 
 constexpr Time ms = 1'000'000;
 
@@ -30,164 +33,6 @@ std::string trace_of(const Program& program, const Costs& costs, const Timeline&
   write_chrome_trace(out, program, costs, timeline, filter);
   return out.str();
 }
-
-// Microseconds with three decimals, back to nanoseconds.
-Time nanoseconds(const Json& microseconds) { return std::llround(microseconds.get<double>() * 1000); }
-
-struct Slice {
-  Track track;
-  Span span;
-  std::string name;
-  Json args;
-  std::size_t line = 0;
-};
-
-struct Arrow {
-  Slice from;
-  Slice to;
-};
-
-// A trace, read by the rules of Perfetto's importer: each that is broken is reported at once.
-class Trace {
- public:
-  explicit Trace(const std::string& text) : text_(text) {
-    const Json document = Json::parse(text);
-    BOOST_TEST(document.size() == 1U);
-    for (const Json& event : document.at("traceEvents")) read(event);
-    check_text();
-    check_names();
-    check_nesting();
-    check_arrows();
-  }
-
-  std::vector<Slice> slices;
-  std::vector<Arrow> arrows;
-  std::map<std::pair<int, std::string>, std::vector<std::pair<Time, std::int64_t>>> counters;  // by pid, name and key
-  std::map<int, std::string> processes;
-  std::map<Track, std::string> threads;
-
-  [[nodiscard]] std::vector<Slice> in_lane(int pid, std::string_view lane) const {
-    std::vector<Slice> found;
-    for (const Slice& slice : slices) {
-      if (slice.track.first == pid && threads.at(slice.track) == lane) found.push_back(slice);
-    }
-    return found;
-  }
-
- private:
-  struct End {
-    Track track;
-    Time time;
-    Json event;
-    std::size_t line;
-  };
-
-  void read(const Json& event) {
-    ++line_;
-    const std::string phase = event.at("ph");
-    const int pid = event.at("pid");
-    const Track track{pid, event.value("tid", 0)};
-    if (phase == "M") return read_name(event, track);
-    const Time time = nanoseconds(event.at("ts"));
-    if (phase == "C") {
-      BOOST_TEST(event.at("args").size() == 1U);
-      const auto arg = event.at("args").begin();
-      counters[{pid, event.at("name").get<std::string>() + " " + arg.key()}].emplace_back(time,
-                                                                                          arg->get<std::int64_t>());
-      return;
-    }
-    BOOST_TEST(track.second >= 1);
-    BOOST_TEST(track.second != pid);
-    if (phase == "X") {
-      const Span span{time, time + nanoseconds(event.at("dur"))};
-      BOOST_TEST(span.start <= span.end);
-      slices.push_back({track, span, event.at("name"), event.at("args"), line_});
-    } else {
-      BOOST_REQUIRE_MESSAGE(phase == "s" || phase == "f", event);
-      BOOST_TEST(event.at("id").is_number_integer());
-      (phase == "s" ? starts_ : finishes_).push_back({track, time, event, line_});
-    }
-  }
-
-  void read_name(const Json& event, Track track) {
-    const std::string name = event.at("name");
-    if (name == "process_name") BOOST_TEST(processes.emplace(track.first, event["args"].at("name")).second);
-    if (name == "thread_name") BOOST_TEST(threads.emplace(track, event["args"].at("name")).second);
-    if (name == "thread_sort_index") BOOST_TEST(event["args"].at("sort_index") == track.second);
-  }
-
-  void check_text() const {
-    // ts and dur come from integers, with three decimals.
-    static const std::regex time("\"(ts|dur)\":([^,}]*)");
-    static const std::regex exact("-?[0-9]+\\.[0-9]{3}");
-    std::istringstream in(text_);
-    for (std::string line; std::getline(in, line);) {
-      for (std::sregex_iterator i(line.begin(), line.end(), time), end; i != end; ++i) {
-        BOOST_TEST(std::regex_match((*i)[2].str(), exact), i->str());
-      }
-    }
-  }
-
-  void check_names() const {
-    // The colour is a hash of the name without its numbers at the end.
-    static const std::regex name(
-        "(F|B|I|W|F&B [0-9]+|(SEND|RECV)_[FB]|REDUCE_GRAD) [0-9]+"
-        "|[a-z]+( dW)? [0-9]+([FBIW]|RECV_[FB])[0-9]+");  // a part
-    for (const Slice& slice : slices) {
-      BOOST_TEST(std::regex_match(slice.name, name), slice.name);
-      BOOST_TEST(threads.contains(slice.track));
-      BOOST_TEST(processes.contains(slice.track.first));
-    }
-  }
-
-  // In one track, slices are disjoint; touching is fine.
-  void check_nesting() const {
-    std::map<Track, std::vector<Slice>> tracks;
-    for (const Slice& slice : slices) tracks[slice.track].push_back(slice);
-    for (auto& [track, all] : tracks) {
-      std::sort(all.begin(), all.end(), [](const Slice& a, const Slice& b) {
-        return std::tuple(a.span.start, a.span.end) < std::tuple(b.span.start, b.span.end);
-      });
-      for (std::size_t i = 1; i < all.size(); ++i) {
-        BOOST_TEST(all[i - 1].span.end <= all[i].span.start,
-                   all[i - 1].name << " " << all[i - 1].span << " overlaps " << all[i].name << " " << all[i].span);
-      }
-    }
-  }
-
-  // The slice that is open at that time, and written before.
-  std::optional<Slice> open_at(const End& end) const {
-    for (const Slice& slice : slices) {
-      if (slice.track != end.track || slice.line > end.line) continue;
-      if (slice.span.start <= end.time && end.time < slice.span.end) return slice;
-    }
-    return std::nullopt;
-  }
-
-  void check_arrows() {
-    BOOST_TEST(starts_.size() == finishes_.size());
-    std::set<std::int64_t> ids;
-    for (std::size_t i = 0; i < std::min(starts_.size(), finishes_.size()); ++i) {
-      const End& start = starts_[i];
-      const End& finish = finishes_[i];
-      for (const char* key : {"id", "cat", "name"}) BOOST_TEST(start.event.at(key) == finish.event.at(key));
-      BOOST_TEST(ids.insert(start.event.at("id").get<std::int64_t>()).second);
-      BOOST_TEST(finish.event.at("bp") == "e");
-      BOOST_TEST(start.time <= finish.time);
-      BOOST_TEST(start.line < finish.line);
-      const auto from = open_at(start);
-      const auto to = open_at(finish);
-      BOOST_TEST(from.has_value());
-      BOOST_TEST(to.has_value());
-      if (from && to) arrows.push_back({*from, *to});
-    }
-  }
-
-  std::string text_;
-  std::size_t line_ = 0;
-  std::vector<End> starts_;
-  std::vector<End> finishes_;
-};
 
 std::size_t send_count(const Program& program) {
   return static_cast<std::size_t>(std::count_if(program.communication.begin(), program.communication.end(),
@@ -501,22 +346,6 @@ BOOST_AUTO_TEST_CASE(measured_out_of_order) {
   }
   const Trace trace(trace_of(program, costs, timeline));
   BOOST_TEST(trace.arrows.size() == 2U);
-}
-
-BOOST_AUTO_TEST_CASE(text_is_escaped) {
-  std::ostringstream out;
-  TraceWriter writer(out);
-  writer.process(1000, "a \"b\"\\\n", 0);
-  writer.thread({1000, 1}, "\x01");
-  writer.slice({1000, 1}, "c", "F 0", {-1'500, 0}, TraceArgs().add("k\"", "v\"").add("n", -7));
-  writer.finish();
-  const Json document = Json::parse(out.str());
-  const Json& events = document.at("traceEvents");
-  BOOST_TEST(events[0]["args"]["name"] == "a \"b\"\\\n");
-  BOOST_TEST(events[2]["args"]["name"] == "\x01");
-  BOOST_TEST(events[4]["args"]["k\""] == "v\"");
-  BOOST_TEST(events[4]["args"]["n"] == -7);
-  BOOST_TEST(out.str().find("\"ts\":-1.500,\"dur\":1.500") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -2,6 +2,7 @@
 #include "dualpipe/sim/report/comparison.h"
 
 #include <boost/test/unit_test.hpp>
+#include <climits>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -98,6 +99,14 @@ BOOST_AUTO_TEST_CASE(markdown_csv_json) {
   BOOST_TEST(row["closed_form"]["by"] == "span");
   BOOST_TEST(row["bubble_ns"] == 4'000'000);
   BOOST_TEST(json["rows"][1]["unfit"].get<std::string>().find("must be even") != std::string::npos);
+}
+
+// Each would divide by 0, or count past the largest number.
+BOOST_AUTO_TEST_CASE(counts_that_no_schedule_has) {
+  for (const Shape& shape : {Shape{4, 8, 0}, Shape{0, 8, 2}, Shape{INT_MAX, 8, 2}, Shape{4, 8, INT_MIN}}) {
+    const Comparison comparison = compare({"interleaved"}, shape, EqualTerms::stages, costs_ms(1, 2, 1));
+    BOOST_TEST(comparison.rows[0].unfit.find("must be between 1 and 65535") != std::string::npos);
+  }
 }
 
 BOOST_AUTO_TEST_CASE(unknown_name) {

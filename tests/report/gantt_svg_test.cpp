@@ -127,10 +127,12 @@ BOOST_AUTO_TEST_CASE(well_formed_for_every_family) {
 
 BOOST_AUTO_TEST_CASE(names_are_escaped) {
   Program program = lower(generate("1f1b", {2, 2}));
-  program.schedule.name = "<a & \"b\">\n";
+  program.schedule.name = "<a & \"b\">\n\xff\uffff";
   const std::string svg = svg_of(program, uniform(ms, ms, ms));
   BOOST_TEST(malformed(svg) == "");
-  BOOST_TEST(svg.find("&lt;a &amp; &quot;b&quot;&gt; </text>") != std::string::npos);
+  BOOST_TEST(svg.find("&lt;a &amp; &quot;b&quot;&gt;?"
+                      "?"
+                      "?</text>") != std::string::npos);
 }
 
 // Ops of no duration have no box; all of them, no axis but its 0.

@@ -114,6 +114,7 @@ const std::vector<Flaw> flaws = {
     {with_event(op_event("\"1\"", "1")), "traceEvents[1].ts: expected microseconds with at most three decimals"},
     {with_event(op_event("99999999999999999999", "1")), "traceEvents[1].ts: expected microseconds"},
     {with_event(op_event("9000000000000000", "1")), "traceEvents[1].ts: more than 73 years"},
+    {with_event(op_event("2305843009213693", "0.953")), "traceEvents[1].dur: ends after more than 73 years"},
     {with_event(op_event("1", "1e999")), "t.json: the number '1e999' is too large"},
     {with_event(op_event("1", "-0.001")), "traceEvents[1].dur: a slice cannot end before it starts"},
     {with_event(op_event("1", "1", "0X0")), "traceEvents[1].args.op: "},

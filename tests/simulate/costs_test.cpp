@@ -205,7 +205,7 @@ BOOST_AUTO_TEST_CASE(check_names_what_does_not_fit) {
   BOOST_TEST(refused([](Costs& c) { c.stages.resize(2, c.stages[0]); }) == "");
   BOOST_TEST(refused([](Costs& c) { c.speed = {1, 0.5}; }) == "");
   BOOST_TEST(refused([](Costs& c) { c.stages.clear(); }) ==
-             "costs are given for 0 stages, but the schedule has 2; give one entry for all, or 2");
+             "costs are given for no stage; give one entry for all, or one for each");
   BOOST_TEST(refused([](Costs& c) { c.stages.resize(3); }) ==
              "costs are given for 3 stages, but the schedule has 2; give one entry for all, or 2");
   BOOST_TEST(refused([](Costs& c) { c.stages[0].forward = -1; }) ==

@@ -83,11 +83,16 @@ test_bad_input() {
   fails 1 'heads' "${shape[@]}" --heads 3
   fails 1 'no-such-file' "${shape[@]}" --data no-such-file
   fails 1 'no-such-folder/trace.json.*No such' "${shape[@]}" --trace no-such-folder/trace.json
-  fails 1 'standard output' "${shape[@]}" --json - --trace -
+  fails 2 '^error: --trace and --json: only one.*standard output' "${shape[@]}" --json - --trace -
   fails 1 '^error: --profile: standard output' "${shape[@]}" --profile --json -
   fails 1 '^error: --compare: standard output' "${shape[@]}" --compare --calibrate -
   succeeds '"rank 00 planned"' "${shape[@]}" --compare --trace -
-  fails 1 '--save and --json.*results' "${shape[@]}" --save results --json ./results
+  fails 2 '^error: --save and --json: both would write results' "${shape[@]}" --save results --json ./results
+  fails 2 '^error: --json: it would write over tokens, which --data reads' "${shape[@]}" --data tokens --json tokens
+  succeeds 'median of 2' "${shape[@]}" --save saved
+  succeeds 'median of 2' "${shape[@]}" --resume saved --save saved
+  fails 2 '^error: --trace: it would write over saved, which --resume reads' "${shape[@]}" --resume saved --trace ./saved
+  fails 2 '^error: --trace: the value is empty' "${shape[@]}" --trace ''
   succeeds 'median of 2' "${shape[@]}" --trace /dev/null --json /dev/null
   fails 1 'mlp has no attention.*gpt' "${mlp[@]}" --recompute attention
   fails 1 'moe: a token cannot go to 9 of 8 experts; lower --top-k' "${shape[@]}" --model moe --top-k 9

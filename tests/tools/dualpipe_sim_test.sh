@@ -173,9 +173,134 @@ test_files() {
   [[ -L link.json ]] && grep -q makespan_ns result.json || fail "does not write through a link"
 
   # Standard output can hold one.
-  fails 1 'only one' simulate 1f1b --ranks 4 --microbatches 8 --json - --csv -
-  fails 1 'only one' simulate 1f1b --ranks 4 --microbatches 8 --trace --gantt
+  fails 2 '^error: --json and --csv: only one' simulate 1f1b --ranks 4 --microbatches 8 --json - --csv -
+  fails 2 '^error: --trace and --gantt: only one' simulate 1f1b --ranks 4 --microbatches 8 --trace --gantt
 }
+
+# Results stay apart from each other, however their file is spelled and whatever links lead there.
+test_results_apart() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  mkdir folder
+  echo kept >there
+  ln -s there symlink
+  ln there hardlink
+  ln -s to_come dangling
+  ln -s folder linked
+  for pair in 'new ./new' 'new folder/../new' "new $PWD/new" 'folder/new linked/new' 'dangling to_come' 'new NEW' \
+    'there there' 'there symlink' 'there hardlink' 'hardlink symlink'; do
+    fails 2 '^error: --trace and --json: both would write' simulate "${shape[@]}" --trace ${pair% *} --json ${pair#* }
+    fails 2 '^error: --svg and --gantt: both would write' simulate "${shape[@]}" --svg ${pair#* } --gantt ${pair% *}
+  done
+  [[ $(cat there) == kept && ! -e new && ! -e to_come ]] || fail "has written a file that it refused"
+  fails 2 '^error: --trace and --csv: both' simulate "${shape[@]}" --trace - --csv /dev/stdout
+  output=out fails 2 '^error: --json and standard output: both would write out' simulate "${shape[@]}" --json out
+  rm out
+  touch case Case
+  [[ case -ef Case ]] || succeeds . simulate "${shape[@]}" --trace case --json Case
+  succeeds . simulate "${shape[@]}" --trace one --json other
+  succeeds . simulate "${shape[@]}" --trace /dev/null --json /dev/null
+  rm -r folder linked
+}
+
+# And from what is read, but for its new form.
+test_results_over_input() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  printf '0F0,0B0\n1F0,1B0\n' >schedule.csv
+  cp schedule.csv before.csv
+  ln -s schedule.csv link.csv
+  for file in schedule.csv ./schedule.csv link.csv; do
+    fails 2 '^error: --json: it would write over schedule.csv, which SCHEDULE reads' simulate schedule.csv --json $file
+  done
+  fails 2 '^error: --svg: it would write over schedule.csv, which SCHEDULE' simulate - --svg schedule.csv <schedule.csv
+  cmp -s before.csv schedule.csv || fail "has changed what it refused to write"
+  echo '{"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": 1, "backward_ns": 2,
+    "input_gradient_ns": 1, "weight_gradient_ns": 1}]}' >costs.json
+  fails 2 '^error: --json: .*costs.json, which --costs reads' simulate "${shape[@]}" --costs costs.json --json costs.json
+  trace planned "${shape[@]}"
+  trace measured "${shape[@]}" --forward 2ms
+  fails 2 '^error: --json: it would write over planned, which A reads' compare planned measured --json planned
+  fails 2 '^error: --json: it would write over measured, which B reads' compare planned - --json measured <measured
+  touch 1f1b  # a file, but the name is the catalog's
+  succeeds . simulate "${shape[@]}" --json 1f1b
+
+  run convert schedule.csv --lower --to csv --output schedule.csv
+  [[ $status == 0 && $(cat schedule.csv) == 0F0,0SEND_F0,0RECV_B0,0B0* ]] || fail "does not convert in place"
+  rm 1f1b schedule.csv
+}
+
+# As a service has it: what is read and what is written are two directions of one socket.
+test_one_socket() {
+  printf '0F0,0B0\n' >schedule.csv
+  python3 -c '
+import socket, subprocess, sys
+ours, theirs = socket.socketpair()
+ours.sendall(open("schedule.csv", "rb").read())
+ours.shutdown(socket.SHUT_WR)
+subprocess.run([sys.argv[1], "simulate", "-"], stdin=theirs, stdout=theirs, check=True)
+theirs.close()
+sys.stdout.write(ours.makefile().read())' "$tool" >stdout 2>stderr || fail "fails between the ends of a socket"
+  grep -q '^makespan' stdout || fail "has written nothing into the socket"
+}
+
+test_empty_names() {
+  local shape=(1f1b --ranks 4 --microbatches 8)
+  for option in --trace --svg --json --csv --gantt --costs --forward --comm; do
+    fails 2 "^error: $option: the value is empty" simulate "${shape[@]}" $option ''
+    fails 2 "^error: $option: the value is empty" simulate "${shape[@]}" $option= --release-early
+  done
+  fails 2 '^error: --output: the value is empty' convert "${shape[@]}" --to csv --output ''
+  fails 2 'empty' simulate ''
+  fails 2 'empty' compare ''
+}
+
+# Names of any bytes, of files and in them: what is written can be read, and a terminal is told nothing.
+test_hostile_names() {
+  local names=(escape$'\e[31m' csi$'\xc2\x9b31m' latin$'\xfc' $'\xff\xfe' none$'\xef\xbf\xbf' $'\xef\xbf\xbe' \
+    surrogate$'\xed\xa0\x80' cut$'\xe2\x82' $'\x01\x7f' two$'\n'lines turned$'\xe2\x80\xae' '&<">' $'\xce\xbc\xe6\x95\xb0')
+  for name in "${names[@]}"; do
+    printf '0F0,0B0\n1F0,1B0\n' >"$name.csv"
+    succeeds . simulate "$name.csv" --svg picture --json figures --trace trace
+    is_quiet stdout
+    is_xml picture
+    succeeds . validate "$name.csv"
+    is_quiet stdout
+    succeeds . convert "$name.csv" --to json
+    is_quiet stdout
+    cp stdout named.json
+    succeeds . simulate named.json --svg picture --json -
+    is_quiet stdout
+    is_json stdout
+    is_xml picture
+    is_json figures
+    succeeds . compare trace trace
+    cp trace "$name"
+    succeeds . compare "$name" "$name"
+    is_quiet stdout
+    rm "$name.csv" "$name"
+    fails 1 'cannot be opened' simulate "$name.csv"
+    is_quiet stderr
+    fails 2 . simulate 1f1b --ranks 2 --microbatches 2 "$name"
+    is_quiet stderr
+  done
+  for escape in '\u001b[31m' '\u009b31m' '\uffff' '\u202e'; do
+    printf '{"format": "dualpipe-schedule", "version": 1, "name": "%s", "ranks": 1, "micro_batches": 1, "chains": [[0]],
+      "weights": [0], "ops": [["0F0"]]}' "$escape" >named.json
+    succeeds . simulate named.json --svg picture
+    is_quiet stdout
+    is_xml picture
+    succeeds . convert named.json --to json
+    is_quiet stdout
+    grep -qF "\"$escape\"" stdout || fail "has lost the name $escape"
+  done
+}
+
+# is_quiet FILE: of UTF-8, in which lines end, and nothing else is a control character.
+is_quiet() {
+  iconv -f utf-8 -t utf-32le "$1" >/dev/null 2>&1 || fail "$1 is no UTF-8"
+  ! LC_ALL=C grep -qP '[\x00-\x09\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80\xae' "$1" || fail "$1 has a control character"
+}
+is_xml() { python3 -c 'import sys, xml.dom.minidom as xml; xml.parse(sys.argv[1])' "$1" || fail "$1 is no XML"; }
+is_json() { python3 -c 'import json, sys; json.load(open(sys.argv[1], encoding="utf-8"))' "$1" || fail "$1 is no JSON"; }
 
 test_convert() {
   generates "$goldens/deepseek/dualpipe_8ranks_20mb.csv" dualpipe --ranks 8 --microbatches 20
@@ -225,6 +350,8 @@ test_bad_input() {
   fails 1 'M|micro' simulate dualpipe --ranks 8 --microbatches 3
   fails 1 'micro-batches.*1000000000' simulate 1f1b --ranks 4 --microbatches 1000000000
   fails 1 '65534 ranks.*ops' simulate 1f1b --ranks 65534 --microbatches 16777216
+  fails 1 'stage 0: 86400000000000 ns at the speed 1e-06 of rank 0' \
+    simulate 1f1b -p 2 -m 2 --forward 86400s --backward 86400s --weight 0 --speed 1e-6,1e-6
   fails 1 'telepathy' simulate 1f1b --ranks 4 --microbatches 8 --comm telepathy
 
   printf '0F0,0B0\n1F0,what\n' >cell.csv
@@ -387,6 +514,15 @@ test_schedules
 test_simulate
 test_costs
 test_files
+test_results_apart
+test_results_over_input
+test_empty_names
+if command -v python3 >/dev/null; then
+  test_one_socket
+  test_hostile_names
+else
+  echo "skipped: there is no python3"
+fi
 test_convert
 test_validate
 test_bad_input

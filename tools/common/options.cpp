@@ -12,7 +12,7 @@
 #include <limits>
 #include <streambuf>
 
-#include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/csv.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/json.h"
@@ -292,9 +292,13 @@ void ScheduleOptions::add_to(CLI::App& app, const std::string& name) {
       ->group("Shape");
 }
 
-std::variant<Schedule, Program> ScheduleOptions::load() const {
+std::string ScheduleOptions::file() const {
   const bool in_catalog = std::ranges::find(catalog(), source, &Family::name) != catalog().end();
-  if (in_catalog) {
+  return in_catalog ? "" : source;
+}
+
+std::variant<Schedule, Program> ScheduleOptions::load() const {
+  if (file().empty()) {
     if (!chains.empty()) throw InputError("--chains is for CSV files; a schedule of the catalog has its own");
     return generate(source, shape.shape());
   }

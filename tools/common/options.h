@@ -73,6 +73,8 @@ struct ScheduleOptions {
 
   // `name`: of the option, or of the argument without dashes, that names the source.
   void add_to(CLI::App& app, const std::string& name = "SCHEDULE");
+  // The file that it is read from, "-" for standard input; empty where it is of the catalog.
+  [[nodiscard]] std::string file() const;
   // A Program where the file has communication of its own. Throws InputError; does not validate.
   [[nodiscard]] std::variant<Schedule, Program> load() const;
 };

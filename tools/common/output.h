@@ -3,13 +3,28 @@
 
 #include <functional>
 #include <iosfwd>
+#include <span>
 #include <string>
+#include <string_view>
 
 namespace dualpipe {
 
 // write_output_file() (sim/report/output_file.h), or standard output for "-". Throws InputError that names the path and
 // the system's reason.
 void write_output(const std::string& path, const std::function<void(std::ostream&)>& write);
+
+// A file that the command line names.
+struct NamedFile {
+  std::string_view option;  // by which it is named
+  std::string path;         // "-" is standard output, or for what is read input; empty: not given
+  std::string_view holds;   // what is in it: "costs", "trace", …
+};
+
+// Throws CLI::ValidationError, wrong usage that names both options, where a result would be lost: by another one in the
+// same file, however its name is spelled and whatever links lead there, or by two on standard output; or where it would
+// replace what the run reads. But the new one of what was read may: a checkpoint, or costs measured anew. Devices take
+// all, /dev/null above all.
+void check_apart(std::span<const NamedFile> results, std::span<const NamedFile> read);
 
 // Throws what write_output() would throw for a path that cannot be written, before the work whose result goes there.
 void check_output(const std::string& path);

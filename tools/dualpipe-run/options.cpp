@@ -12,6 +12,7 @@
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/quantity.h"
+#include "tools/common/output.h"
 
 namespace dualpipe {
 namespace {
@@ -216,8 +217,22 @@ void RunOptions::add_to(CLI::App& app) {
   describe_heeded(app);
 }
 
+void RunOptions::check_files() const {
+  const std::string saved = save == "-" ? "" : save;  // refused later: only a file can be replaced as a whole
+  std::vector<NamedFile> results{{"--save", saved, "checkpoint"},
+                                 {"--trace", trace, "trace"},
+                                 {"--json", json, "figures"},
+                                 {"--calibrate", calibrate, "costs"}};
+  if (prints_text()) results.push_back({"standard output", "-", "text"});
+  check_apart(results, std::vector<NamedFile>{{"--schedule", schedule.file(), "schedule"},
+                                              {"--costs", costs.file, "costs"},
+                                              {"--data", data, "tokens"},
+                                              {"--resume", resume, "checkpoint"}});
+}
+
 void RunOptions::check_usage(const CLI::App& app) const {
   costs.check_usage();
+  check_files();
   for (const Heeded& heeded : heeded_options()) {
     const std::string& value = this->*heeded.value;
     if (std::ranges::find(heeded.by, value) != heeded.by.end()) continue;

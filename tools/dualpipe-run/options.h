@@ -40,8 +40,12 @@ struct RunOptions {
   std::string trace, json, calibrate;
 
   void add_to(CLI::App& app);
-  // Throws CLI::ParseError, wrong usage, where an option was given that would do nothing beside the others.
+  // Throws CLI::ParseError, wrong usage, where an option was given that would do nothing beside the others, or two name
+  // one file.
   void check_usage(const CLI::App& app) const;
+
+  // Whether standard output has text for people; else it has a result.
+  [[nodiscard]] bool prints_text() const { return trace != "-" && json != "-" && calibrate != "-"; }
 
   // Each throws InputError; world() also CLI::ParseError, where this is one of several processes that --transport
   // threads would not connect.
@@ -56,6 +60,7 @@ struct RunOptions {
   [[nodiscard]] CudaOptions gpu() const { return {.copy = copy, .sm_partition = sm_partition}; }
 
  private:
+  void check_files() const;
   void check_alone() const;
   [[nodiscard]] std::chrono::nanoseconds wait_timeout() const;
   [[nodiscard]] ModelShape shape(const Placement& placement) const;

@@ -2,13 +2,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <utility>
 
 #include "dualpipe/exec/device/device.h"
@@ -18,6 +15,7 @@
 #include "dualpipe/exec/train/report.h"
 #include "dualpipe/sim/report/chrome_trace.h"
 #include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/profile.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -54,22 +52,6 @@ class Progress {
 
 constexpr auto all_outputs = {&RunOptions::trace, &RunOptions::json, &RunOptions::calibrate};
 
-// Of two results in one file the second would replace the first. (A pipe or a device takes both.)
-void check_apart(const RunOptions& options) {
-  namespace fs = std::filesystem;
-  std::map<fs::path, std::string> names;
-  for (const auto& [name, path] : {std::pair("--save", options.save),
-                                   {"--trace", options.trace},
-                                   {"--json", options.json},
-                                   {"--calibrate", options.calibrate}}) {
-    std::error_code error;
-    const bool is_regular = !fs::exists(path, error) || fs::is_regular_file(path, error);
-    if (path.empty() || path == "-" || !is_regular) continue;
-    const auto [other, is_new] = names.emplace(fs::weakly_canonical(fs::absolute(path), error), name);
-    if (!is_new) throw InputError(fmt::format("{} and {} have the same file, {}", other->second, name, path));
-  }
-}
-
 // Where a result goes to standard output no text does; what is there for its text alone would not be seen.
 void check_text(const RunOptions& options) {
   const bool is_traced = !options.trace.empty();
@@ -82,15 +64,12 @@ void check_text(const RunOptions& options) {
 
 // What cannot be written is better known before the run than after it. Returns whether people's text goes to stdout.
 bool check_outputs(const RunOptions& options) {
-  check_apart(options);
-  int to_stdout = 0;
   for (const auto path : all_outputs) {
     if (!(options.*path).empty()) check_output(options.*path);
-    if (options.*path == "-") ++to_stdout;
   }
-  if (to_stdout > 1) throw InputError("only one of --trace, --json and --calibrate can go to standard output");
-  if (to_stdout == 1) check_text(options);
-  return to_stdout == 0;
+  if (options.prints_text()) return true;
+  check_text(options);
+  return false;
 }
 
 void check_input(const RunOptions& options, const World& world) {
@@ -121,7 +100,7 @@ void write_partial_trace(const std::string& path, const Program& program, std::s
       writer.finish();
     });
   } catch (const std::exception& error) {
-    std::cerr << "warning: no partial trace: " << error.what() << '\n';
+    std::cerr << "warning: no partial trace: " << printable_lines(error.what()) << '\n';
   }
 }
 

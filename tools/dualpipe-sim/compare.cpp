@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "commands.h"
 #include "dualpipe/sim/report/trace_comparison.h"
@@ -53,6 +54,9 @@ TraceComparison compare(const CompareOptions& options) {
 }
 
 void run(const CompareOptions& options) {
+  std::vector<NamedFile> results{{"--json", options.json, "differences"}};
+  if (options.json != "-") results.push_back({"standard output", "-", "text"});
+  check_apart(results, std::vector<NamedFile>{{"A", options.first, "trace"}, {"B", options.second, "trace"}});
   const TraceComparison comparison = compare(options);
   if (!options.json.empty()) {
     write_output(options.json, [&](std::ostream& out) { write_json(out, comparison); });

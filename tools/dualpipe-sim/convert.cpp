@@ -49,7 +49,8 @@ void add_convert(CLI::App& app) {
   CLI::App& convert = *app.add_subcommand("convert", "Writes a schedule as PyTorch's CSV or as JSON");
   options->schedule.add_to(convert);
   convert.add_option("--to", options->to, "csv (PyTorch's) or json")->check(CLI::IsMember({"csv", "json"}))->required();
-  convert.add_option("--output,-o", options->output, "A file, or - for stdout")->capture_default_str();
+  convert.add_option("--output,-o", options->output, "A file, which may be the one that is read, or - for stdout")
+      ->capture_default_str();
   auto* lower =
       convert.add_flag("--lower", options->lower,
                        "With sends, receives and reductions (PyTorch's compute_comms; only JSON keeps their batches)");

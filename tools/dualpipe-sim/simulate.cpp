@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <iostream>
 #include <memory>
-#include <set>
+#include <vector>
 
 #include "commands.h"
 #include "dualpipe/sim/report/chrome_trace.h"
@@ -55,25 +55,26 @@ GanttOptions gantt_options(const SimulateOptions& options) {
   return gantt;
 }
 
-// No two results may go to one place.
-void check_destinations(const SimulateOptions& options) {
-  std::set<std::string> seen;
-  for (const std::string& path : {options.trace, options.svg, options.json, options.csv, options.gantt}) {
-    if (path.empty() || seen.insert(path).second) continue;
-    throw InputError(
-        path == "-" ? "only one of --trace, --svg, --json, --csv and --gantt can go to standard output"
-                    : fmt::format("{}: two of --trace, --svg, --json, --csv and --gantt name the same file", path));
-  }
-}
-
 // What is printed for people when nothing else claims standard output.
 bool prints_summary(const SimulateOptions& options) {
   const auto machine = {&options.trace, &options.svg, &options.json, &options.csv};
   return std::ranges::none_of(machine, [](const std::string* path) { return *path == "-"; });
 }
 
+// The summary goes to standard output, too, below a Gantt chart where there is one.
+void check_files(const SimulateOptions& options) {
+  std::vector<NamedFile> results{{"--trace", options.trace, "trace"},
+                                 {"--svg", options.svg, "picture"},
+                                 {"--json", options.json, "figures"},
+                                 {"--csv", options.csv, "rows"},
+                                 {"--gantt", options.gantt, "chart"}};
+  if (prints_summary(options) && options.gantt != "-") results.push_back({"standard output", "-", "summary"});
+  check_apart(results, std::vector<NamedFile>{{"SCHEDULE", options.schedule.file(), "schedule"},
+                                              {"--costs", options.costs.file, "costs"}});
+}
+
 void run(const SimulateOptions& options) {
-  check_destinations(options);
+  check_files(options);
   const GanttOptions chart = gantt_options(options);
   const Program program = lower_valid(options.schedule.load());
   const TraceFilter filter = trace_filter(options, program.schedule.ranks());

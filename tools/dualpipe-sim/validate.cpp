@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "commands.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/simulate/deadlock.h"
