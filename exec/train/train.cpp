@@ -24,6 +24,8 @@
 #include "dualpipe/exec/train/cause.h"
 #include "dualpipe/exec/train/checkpoint.h"
 #include "dualpipe/exec/train/exchange.h"
+#include "dualpipe/exec/train/last_records.h"
+#include "dualpipe/exec/train/measured_transport.h"
 #include "dualpipe/exec/train/optimizer.h"
 #include "dualpipe/exec/train/probe.h"
 #include "dualpipe/exec/train/rank_threads.h"
@@ -34,60 +36,6 @@
 
 namespace dualpipe {
 namespace {
-
-constexpr std::size_t steps_kept_max = 101;  // with what every op did: a long run must not fill the memory
-
-// A Transport that takes note of how large the messages are.
-class MeasuredTransport : public Transport {
- public:
-  // `stages`: those of the rank are written.
-  MeasuredTransport(Transport& transport, std::span<StageBytes> stages) : transport_(transport), stages_(stages) {}
-
-  void begin(const Program& program, Device& device) override { transport_.begin(program, device); }
-  void end_batch() override { transport_.end_batch(); }
-  void confirm() override { transport_.confirm(); }
-  void send(Op message, at::Tensor tensor, const Mark& ready) override {
-    if (message.kind == Kind::send_forward) stages_[message.stage].message = static_cast<Bytes>(tensor.nbytes());
-    transport_.send(message, std::move(tensor), ready);
-  }
-  void post_receive(Op message) override { transport_.post_receive(message); }
-  [[nodiscard]] Received wait(Op message) override { return transport_.wait(message); }
-  void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override {
-    transport_.reduce(stages, stage, tensors);
-  }
-  [[nodiscard]] double sum(double value) override { return transport_.sum(value); }
-  void abort(const std::string& reason) override { transport_.abort(reason); }
-
- private:
-  Transport& transport_;
-  std::span<StageBytes> stages_;
-};
-
-// The last of the records that it is given, in a list.
-class LastRecords {
- public:
-  explicit LastRecords(std::vector<RankRecords>& kept) : kept_(kept) {}
-
-  void add(const RankRecords& records) {
-    if (kept_.size() < steps_kept_max) {
-      kept_.push_back(records);
-    } else {
-      kept_[count_ % steps_kept_max] = records;
-    }
-    ++count_;
-  }
-  void clear() {
-    kept_.clear();
-    count_ = 0;
-  }
-  // Those that were added as the `index`-th, which must be kept still.
-  [[nodiscard]] const RankRecords& at(std::size_t index) const { return kept_[index % steps_kept_max]; }
-  [[nodiscard]] std::size_t first_kept() const { return count_ - kept_.size(); }
-
- private:
-  std::vector<RankRecords>& kept_;
-  std::size_t count_ = 0;  // of all that were added
-};
 
 class Training {
  public:
@@ -555,69 +503,6 @@ TrainResult train(World& world, const Program& program, const TrainOptions& opti
 
 TrainResult train(const Program& program, const TrainOptions& options, const TrainObserver& observer) {
   return train(*one_process(), program, options, observer);
-}
-
-PartialRun reached(const Program& program, std::span<const RankRecord> records) {
-  const Schedule& whole = program.schedule;
-  PartialRun partial;
-  Schedule& schedule = partial.program.schedule;
-  schedule.name = whole.name;
-  schedule.placement = whole.placement;
-  schedule.micro_batches = whole.micro_batches;
-  schedule.rank_begin = {0};
-  for (int rank = 0; rank < whole.ranks(); ++rank) {
-    RankRecord record = records[static_cast<std::size_t>(rank)];
-    const auto ops = whole.rank(rank).first(record.done);
-    schedule.ops.insert(schedule.ops.end(), ops.begin(), ops.end());
-    schedule.rank_begin.push_back(schedule.ops.size());
-    for (std::size_t position = 0; position <= record.done; ++position) {
-      partial.program.slot_begin.push_back(static_cast<std::uint32_t>(partial.program.communication.size()));
-      const auto slot = program.slot(rank, position);
-      partial.program.communication.insert(partial.program.communication.end(), slot.begin(), slot.end());
-    }
-    record.ops.resize(record.done);
-    record.waited.resize(record.done);
-    record.memory.resize(record.done);
-    const std::size_t slots = program.slot_index(rank, record.done) + 1;
-    record.communication.resize(program.slot_begin[slots] - program.slot_begin[program.slot_index(rank, 0)]);
-    partial.records.push_back(std::move(record));
-  }
-  partial.program.slot_begin.push_back(static_cast<std::uint32_t>(partial.program.communication.size()));
-  return partial;
-}
-
-Schedule apart(const Schedule& schedule) {
-  Schedule result = schedule;
-  result.ops.clear();
-  result.rank_begin = {0};
-  for (int rank = 0; rank < schedule.ranks(); ++rank) {
-    for (Op op : schedule.rank(rank)) {
-      op.with_next = false;
-      const bool is_full = op.kind == Kind::backward;
-      if (is_full) op.kind = Kind::input_gradient;
-      result.ops.push_back(op);
-      if (!is_full) continue;
-      op.kind = Kind::weight_gradient;
-      result.ops.push_back(op);
-    }
-    result.rank_begin.push_back(result.ops.size());
-  }
-  return result;
-}
-
-Schedule forwards_of(const Schedule& schedule) {
-  Schedule forwards = schedule;
-  forwards.ops.clear();
-  forwards.rank_begin = {0};
-  for (int rank = 0; rank < schedule.ranks(); ++rank) {
-    for (Op op : schedule.rank(rank)) {
-      if (op.kind != Kind::forward) continue;
-      op.with_next = false;
-      forwards.ops.push_back(op);
-    }
-    forwards.rank_begin.push_back(forwards.ops.size());
-  }
-  return forwards;
 }
 
 }  // namespace dualpipe
