@@ -14,9 +14,8 @@
 //
 // Then each step has the bits that it would have had without a break, as long as the gradients of the micro-batches are
 // added in the same order: by all schedules with one chain whose backwards run in the micro-batches' order. DualPipe
-// adds those of its two chains each for itself, looped BFS the other way round, and one stage alone those of the two
-// uses of a tied parameter; to change to one of these, or from it, or to another number of threads per rank, changes
-// the steps that follow within rounding.
+// adds those of its two chains each for itself, looped BFS the other way round; to change to one of these, or from it,
+// or to another number of threads per rank, changes the steps that follow within rounding.
 //
 // Private to exec/train.
 #pragma once

@@ -83,6 +83,7 @@ struct Reference::Parts {
 
   // Every copy of a parameter gets the sum of the gradients of all, added in the order of the stages.
   void reduce() {
+    stages.add_up_gradients();
     const Placement& placement = schedule.placement;
     for (int stage = 0; stage < placement.stages(); ++stage) {
       if (is_first_with_weights(placement, stage)) sum_gradients(placement.sharers_of(stage), untied_parameters);

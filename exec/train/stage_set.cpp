@@ -107,6 +107,10 @@ void StageSet::begin_step(int step) {
   on_device_->begin_step(step, inputs_, targets_);
 }
 
+void StageSet::add_up_gradients() const {
+  for (const auto& stage : stages_) stage->add_up_gradients();
+}
+
 std::vector<at::Tensor> StageSet::all_parameters() const {
   std::vector<at::Tensor> all;
   for (const auto& each : parameters_) all.insert(all.end(), each.begin(), each.end());

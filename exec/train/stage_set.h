@@ -26,6 +26,9 @@ class StageSet {
   // The step whose samples are read from now on. Puts them on the device, in its first compute lane.
   void begin_step(int step);
 
+  // Stage::add_up_gradients() of each.
+  void add_up_gradients() const;
+
   // By number in the placement; null for those that are not in the set.
   [[nodiscard]] std::span<Stage* const> by_number() const { return by_number_; }
   // Of each stage in the set, in order.

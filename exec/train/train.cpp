@@ -164,6 +164,7 @@ class Training {
     if (options_.forward_only) return;
 
     device.use({});
+    stages.add_up_gradients();
     reduce_tied(stages, transport);
     if (observer_.on_gradients) {
       device.finish();  // the gradients are there for whoever looks at them

@@ -83,7 +83,7 @@ struct TrainObserver {
 
 // What a stage holds and sends.
 struct StageBytes {
-  Bytes parameters = 0;  // and the copies of them that its ops compute with, in bfloat16
+  Bytes parameters = 0;  // and what the stage holds besides: Stage::working_bytes()
   Bytes gradients = 0;
   Bytes optimizer = 0;
   Bytes message = 0;  // its output; 0 where no other rank gets it

@@ -141,6 +141,22 @@ BOOST_AUTO_TEST_CASE(dualpipe_goes_on_bit_for_bit_on_other_ranks) {
   BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
 }
 
+// Where one stage has the embedding and the head there is one weight, which is used twice; else there are two.
+BOOST_DATA_TEST_CASE(a_tied_training_goes_on_bit_for_bit_on_one_stage,
+                     data::make({"gpt", "moe"}) *
+                         data::make({Precision::float32, Precision::float64, Precision::bfloat16}),
+                     model, precision) {
+  const Scratch scratch;
+  TrainOptions options = options_for(program_for("1f1b", 2), model);
+  options.shape.precision = precision;
+  options.shape.tied = true;
+  const auto whole = train_in_legs({{"1f1b", 2, 6}}, scratch / "whole", options);
+  const auto legs = train_in_legs({{"1f1b", 1, 2}, {"zb1p", 3, 1}, {"1f1b", 1, 1}, {"dualpipev", 2, 1}, {"1f1b", 1, 1}},
+                                  scratch / "legs", options);
+  BOOST_TEST(legs == whole, boost::test_tools::per_element());
+  BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
+}
+
 BOOST_AUTO_TEST_CASE(another_order_of_additions_changes_the_steps_within_rounding) {
   const Scratch scratch;
   const TrainOptions options = options_for(program_for("1f1b", 2), "gpt");
