@@ -52,10 +52,11 @@ struct Reference::Parts {
         options(o),
         own_device(o.hardware == nullptr ? nullptr : o.hardware->whole()),
         device(own_device ? *own_device : host_device()),
-        stages(s, without_recomputation(o), all_stages(s.placement), device),
+        data(make_data(s, o)),
+        stages(s, without_recomputation(o), all_stages(s.placement), device, data),
         optimizer(o, stages.all_parameters()) {
     if (o.resume.empty()) return;
-    const Checkpoint checkpoint(s, o);
+    const Checkpoint checkpoint(s, o, *data);
     checkpoint.check_complete(checkpoint.load(stages, optimizer));
   }
 
@@ -63,6 +64,7 @@ struct Reference::Parts {
   const TrainOptions& options;
   std::unique_ptr<Device> own_device;  // null: the host's
   Device& device;
+  std::shared_ptr<Data> data;
   StageSet stages;
   Optimizer optimizer;
 

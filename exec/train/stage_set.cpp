@@ -64,15 +64,16 @@ std::vector<int> tied_stages_of(const Placement& placement, const ModelShape& sh
 
 }  // namespace
 
-StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers, Device& device)
+StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers, Device& device,
+                   std::shared_ptr<Data> data)
     : device_(device),
-      data_(make_data(schedule, options)),
+      data_(data ? std::move(data) : make_data(schedule, options)),
       by_number_(schedule.placement.rank_of.size()),
       tied_stages_(tied_stages_of(schedule.placement, options.shape)) {
   const Placement& placement = schedule.placement;
   check_layers(placement, options.shape);
   if (!device.where().is_cpu()) {
-    auto on_device = std::make_unique<DeviceData>(std::move(data_), device);
+    auto on_device = std::make_shared<DeviceData>(std::move(data_), device);
     on_device_ = on_device.get();
     data_ = std::move(on_device);
     device.use({});
@@ -125,7 +126,7 @@ std::vector<NamedTensor> StageSet::named_parameters() const {
   return all;
 }
 
-std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
+std::shared_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
   if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
   return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
 }
