@@ -136,6 +136,21 @@ BOOST_AUTO_TEST_CASE(recomputation_takes_less_memory) {
   BOOST_TEST(least < less);
 }
 
+// As float32 has them, and AdamW divides them.
+BOOST_AUTO_TEST_CASE(learning_rates_that_are_none_are_refused) {
+  const Program program = program_of("1f1b", 2);
+  TrainOptions options = small(program, "mlp");
+  options.shape.precision = Precision::float32;
+  options.optimizer = OptimizerKind::adamw;
+  for (const double rate : {0.0, -1.0, 1e300, 2 * learning_rate_max, std::nan("")}) {
+    options.learning_rate = rate;
+    BOOST_TEST(failure_of(program, options).starts_with("the learning rate is "));
+  }
+  options.steps = 1;
+  options.learning_rate = learning_rate_max;
+  BOOST_TEST(failure_of(program, options) == "");
+}
+
 BOOST_AUTO_TEST_CASE(optimizer_and_clipping_are_those_of_the_reference) {
   for (const std::string name : {"dualpipe", "zb1p"}) {
     const Program program = program_of(name, 2);
@@ -434,7 +449,7 @@ BOOST_AUTO_TEST_CASE(parameters_that_find_no_memory_end_the_run) {
 BOOST_AUTO_TEST_CASE(a_loss_that_is_no_number_ends_the_run) {
   const Program program = program_of("1f1b", 2);
   TrainOptions options = small(program, "mlp");
-  options.learning_rate = 1e300;
+  options.learning_rate = learning_rate_max;
   options.steps = 10;
   const std::string message = failure_of(program, options);
   BOOST_TEST(message.find("rank 1, 1F0: the loss is") == 0U);
