@@ -16,7 +16,7 @@ namespace dualpipe {
 class DeviceData final : public Data {
  public:
   // The device must outlive it.
-  DeviceData(std::unique_ptr<Data> source, const Device& device) : source_(std::move(source)), where_(device.where()) {}
+  DeviceData(std::shared_ptr<Data> source, const Device& device) : source_(std::move(source)), where_(device.where()) {}
 
   // Which of a step: `count` micro-batches from `first` on.
   struct Range {
@@ -32,7 +32,7 @@ class DeviceData final : public Data {
   [[nodiscard]] std::string description() override { return source_->description(); }
 
  private:
-  std::unique_ptr<Data> source_;
+  std::shared_ptr<Data> source_;
   at::Device where_;
   std::int64_t step_ = -1;
   std::map<std::int64_t, at::Tensor> inputs_;  // by micro-batch

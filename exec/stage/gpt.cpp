@@ -45,6 +45,7 @@ class GptStage final : public AutogradStage {
 
   [[nodiscard]] std::vector<NamedTensor> named_parameters() override { return layers_.named_parameters(); }
   [[nodiscard]] std::vector<at::Tensor> tied_parameters() override { return layers_.ends.tied_parameters(); }
+  void add_up_gradients() override { layers_.ends.add_up_gradients(); }
 
  private:
   at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) override {

@@ -49,7 +49,8 @@ struct ModelShape {
 };
 
 // Where the first stage of a chain gets its input, and the last what the loss compares with. The same for the same
-// arguments, on any rank.
+// arguments, on any rank. The ranks of a process may share one that was made below: what is read from it changes
+// nothing.
 class Data {
  public:
   virtual ~Data() = default;
@@ -78,8 +79,9 @@ struct Feed {
 
 // Synthetic samples, from a seed.
 [[nodiscard]] std::unique_ptr<Data> synthetic_data(const ModelShape& shape, std::uint64_t seed);
-// A file of int32 tokens, mapped into memory; sample k of all begins at token k * sequence, round and round. A step
-// takes `micro_batches`, over all chains. Throws InputError for a file that does not fit the shape.
+// A file of int32 tokens, mapped into memory, and read whole once to check it; sample k of all begins at token k *
+// sequence, round and round. A step takes `micro_batches`, over all chains. Throws InputError for a file that does not
+// fit the shape.
 [[nodiscard]] std::unique_ptr<Data> token_file(const ModelShape& shape, const std::string& path,
                                                std::int64_t micro_batches);
 

@@ -139,6 +139,7 @@ class MoeStage final : public PartedStage {
 
   [[nodiscard]] std::vector<NamedTensor> named_parameters() override { return layers_.named_parameters(); }
   [[nodiscard]] std::vector<at::Tensor> tied_parameters() override { return layers_.ends.tied_parameters(); }
+  void add_up_gradients() override { layers_.ends.add_up_gradients(); }
 
  private:
   void add_parts_of(std::size_t block) {

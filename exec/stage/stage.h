@@ -78,12 +78,17 @@ class Stage {
   [[nodiscard]] virtual std::vector<NamedTensor> named_parameters() = 0;
   [[nodiscard]] std::vector<at::Tensor> parameters();
 
-  // What it holds besides them for as long as it lives: copies of them in the type that its ops compute in.
+  // What it holds besides them for as long as it lives: copies of them in the type that its ops compute in, and what
+  // add_up_gradients() adds.
   [[nodiscard]] virtual Bytes working_bytes() const { return 0; }
 
   // Those of parameters() of which other stages of the chain hold a copy: an embedding that is the head, too. Their
   // gradients are summed over all stages that have them (tied_stages() in model.h), so that the copies stay equal.
   [[nodiscard]] virtual std::vector<at::Tensor> tied_parameters() { return {}; }
+
+  // After the last backward of a step, before anybody reads the gradients: adds to them what a stage has summed apart,
+  // so that its sums have the order that they have where the model is split.
+  virtual void add_up_gradients() {}
 };
 
 // parameters() without tied_parameters(): what REDUCE_GRAD sums over the stages with the same weights.

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 
+#include "dualpipe/exec/stage/crc32.h"
 #include "dualpipe/exec/stage/mapped_file.h"
 #include "dualpipe/exec/stage/models.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -29,21 +31,24 @@ std::span<const Token> tokens_of(const MappedFile& file, const std::string& path
   return {reinterpret_cast<const Token*>(bytes.data()), bytes.size() / sizeof(Token)};  // a mapping is aligned
 }
 
-// Reads the whole file once, rather than have a run end in the middle.
-void check_vocabulary(const std::string& path, std::span<const Token> tokens, std::int64_t vocabulary) {
+// Reads the whole file once, rather than have a run end in the middle: whether the vocabulary has all tokens, and the
+// checksum, block by block, so that the second of the two finds the block in the processor's cache.
+std::uint32_t check_all(const std::string& path, std::span<const Token> tokens, std::int64_t vocabulary) {
+  constexpr std::size_t block_size = 1U << 14U;
   const auto is_outside = [vocabulary](Token token) { return token < 0 || token >= vocabulary; };
-  const auto bad = std::find_if(tokens.begin(), tokens.end(), is_outside);
-  if (bad == tokens.end()) return;
-  refuse(path, fmt::format("token {} is {}, but the vocabulary has {}, from 0 to {}; raise --vocabulary, or check that "
-                           "the file holds int32",
-                           bad - tokens.begin(), *bad, vocabulary, vocabulary - 1));
-}
-
-// FNV-1a, a token at a time.
-std::uint64_t checksum(std::span<const Token> tokens) {
-  std::uint64_t hash = 0xcbf29ce484222325U;
-  for (const Token token : tokens) hash = (hash ^ static_cast<std::uint32_t>(token)) * 0x100000001b3U;
-  return hash;
+  Crc32 checksum;
+  for (std::size_t begin = 0; begin < tokens.size(); begin += block_size) {
+    const auto block = tokens.subspan(begin, std::min(block_size, tokens.size() - begin));
+    const auto bad = std::ranges::find_if(block, is_outside);
+    if (bad != block.end()) {
+      refuse(path,
+             fmt::format("token {} is {}, but the vocabulary has {}, from 0 to {}; raise --vocabulary, or check "
+                         "that the file holds int32",
+                         begin + static_cast<std::size_t>(bad - block.begin()), *bad, vocabulary, vocabulary - 1));
+    }
+    checksum.add(std::as_bytes(block));
+  }
+  return checksum.value();
 }
 
 class TokenFile final : public Data {
@@ -60,13 +65,13 @@ class TokenFile final : public Data {
                                "lower --sequence, or give a longer file",
                                tokens_.size(), sequence_ + 1));
     }
-    check_vocabulary(path, tokens_, shape.vocabulary);
+    checksum_ = check_all(path, tokens_, shape.vocabulary);
   }
 
   at::Tensor input(std::int64_t step, std::int64_t micro_batch) override { return read(step, micro_batch, 0); }
   at::Tensor target(std::int64_t step, std::int64_t micro_batch) override { return read(step, micro_batch, 1); }
   std::string description() override {
-    return fmt::format("{} tokens, checksum {:016x}", tokens_.size(), checksum(tokens_));
+    return fmt::format("{} tokens, checksum {}", tokens_.size(), crc32_text(checksum_));
   }
 
  private:
@@ -83,6 +88,7 @@ class TokenFile final : public Data {
 
   MappedFile file_;
   std::span<const Token> tokens_;
+  std::uint32_t checksum_ = 0;
   std::int64_t batch_;
   std::int64_t sequence_;
   std::int64_t micro_batches_;

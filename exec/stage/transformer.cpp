@@ -5,6 +5,7 @@
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
 
 #include "dualpipe/exec/stage/models.h"
@@ -116,8 +117,12 @@ TransformerEnds::TransformerEnds(const ModelShape& shape, int stage, const Feed&
   if (shape.tied && !embeddings_) {  // the same numbers as in the first stage
     Random random(shape.seed, embedding_stream);
     tied_ = Embedding(random, shape.vocabulary, shape.hidden, options).weight();
+  } else if (shape.tied) {
+    tied_in_head_ = tied_.detach().set_requires_grad(true);
+    tied_in_head_.mutable_grad() = at::zeros_like(tied_in_head_);
+    *options.working += static_cast<Bytes>(tied_in_head_.grad().nbytes());
   }
-  head_.emplace(shape, tied_, options);
+  head_.emplace(shape, tied_in_head_.defined() ? tied_in_head_ : tied_, options);
 }
 
 at::Tensor TransformerEnds::begin(std::uint32_t micro_batch, const at::Tensor& input) const {
@@ -148,6 +153,12 @@ void TransformerEnds::append_last_parameters(std::vector<NamedTensor>& all) cons
 
 std::vector<at::Tensor> TransformerEnds::tied_parameters() const {
   return tied_.defined() ? std::vector{tied_} : std::vector<at::Tensor>();
+}
+
+void TransformerEnds::add_up_gradients() const {
+  if (!tied_in_head_.defined() || !tied_.grad().defined()) return;  // no backward has run
+  tied_.mutable_grad().add_(tied_in_head_.grad());
+  tied_in_head_.mutable_grad().zero_();
 }
 
 std::unique_ptr<Data> token_data(const ModelShape& shape, std::uint64_t seed) {

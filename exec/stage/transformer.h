@@ -42,7 +42,9 @@ class Attention {
 
 // The ends of a chain, as far as a stage has them: token and position embeddings in the first stage, the final norm,
 // the head and the cross-entropy in the last. The head has a weight of its own, or is tied: its weight is the token
-// embedding's, of which the first and the last stage then hold a copy each.
+// embedding's, of which the first and the last stage then hold a copy each. Where one stage has both ends there is one
+// weight, but still a gradient for each use, over all micro-batches, until they are added up: the same order of
+// additions as with two copies, and so the same bits.
 class TransformerEnds {
  public:
   // `feed` is read at each use.
@@ -57,6 +59,7 @@ class TransformerEnds {
   void append_first_parameters(std::vector<NamedTensor>& all) const;
   void append_last_parameters(std::vector<NamedTensor>& all) const;
   [[nodiscard]] std::vector<at::Tensor> tied_parameters() const;
+  void add_up_gradients() const;
 
  private:
   struct Embeddings {
@@ -74,7 +77,8 @@ class TransformerEnds {
   const Feed& feed_;
   std::optional<Embeddings> embeddings_;
   std::optional<Head> head_;
-  at::Tensor tied_;  // in the first and last stage of a tied model
+  at::Tensor tied_;          // in the first and last stage of a tied model
+  at::Tensor tied_in_head_;  // the same numbers, with a gradient of their own, in a stage that is both
 };
 
 // What a stage has: its blocks, each with the random stream of its number in the chain, and the ends.

@@ -1,8 +1,9 @@
 #include "dualpipe/exec/train/calibrate.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
-#include <cassert>
 #include <cmath>
 #include <functional>
 #include <optional>
@@ -10,6 +11,8 @@
 #include <utility>
 
 #include "dualpipe/exec/train/probe.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 namespace {
@@ -60,6 +63,26 @@ void visit_run(const MeasuredSteps& run, Visit visit) {
       visit_rank(run.program, rank, step[static_cast<std::size_t>(rank)], visit);
     }
   }
+}
+
+// Whole steps of this program; not of another one, or of a run that failed.
+void check_recorded(const MeasuredSteps& run) {
+  const Schedule& schedule = run.program.schedule;
+  const auto is_whole = [&](const RankRecords& step) {
+    if (step.size() != static_cast<std::size_t>(schedule.ranks())) return false;
+    for (int rank = 0; rank < schedule.ranks(); ++rank) {
+      const RankRecord& record = step[static_cast<std::size_t>(rank)];
+      const std::size_t ops = schedule.rank(rank).size();
+      if (record.ops.size() != ops || record.waited.size() != ops) return false;
+      if (!record.memory.empty() && record.memory.size() != ops) return false;
+    }
+    return true;
+  };
+  if (std::ranges::all_of(run.steps, is_whole)) return;
+  throw InputError(
+      fmt::format("a step has not been recorded whole, or was of another program than {}; give steps of it "
+                  "that ended",
+                  quote(schedule.name)));
 }
 
 // --- durations
@@ -394,8 +417,15 @@ void set_memory(StageCosts& costs, const StageMemory& memory) {
 }  // namespace
 
 Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages, double bandwidth) {
-  assert(!runs.empty() && !runs[0].steps.empty());
+  if (std::ranges::all_of(runs, [](const MeasuredSteps& run) { return run.steps.empty(); })) {
+    throw InputError("there is no step to calibrate costs from; train at least one");
+  }
+  for (const MeasuredSteps& run : runs) check_recorded(run);
   const Placement& placement = runs[0].program.schedule.placement;
+  if (stages.size() != placement.rank_of.size()) {
+    throw InputError(fmt::format("the bytes of {} stages are given, but the program has {}", stages.size(),
+                                 placement.rank_of.size()));
+  }
   std::vector<StageTimes> times = times_of(runs, placement.rank_of.size());
   complete(times, placement);
   const MemoryCalibration memory(runs, placement);
@@ -428,6 +458,7 @@ Costs calibrate(const Program& program, const TrainResult& result) {
 }
 
 std::vector<AwaitedMessage> awaited_messages(const MeasuredSteps& run) {
+  check_recorded(run);
   return Messages(run).awaited(launch_of({&run, 1}));
 }
 

@@ -26,7 +26,8 @@ struct MeasuredSteps {
   std::span<const RankRecords> steps;
 };
 
-// `runs`: programs over one placement, at least one step in all. `stages`: as in TrainResult.
+// `runs`: programs over one placement. `stages`: as in TrainResult. Throws InputError where there is no step, or one
+// that did not come to its end.
 //
 // Memory of ops: M_B is what F leaves behind, its input included and its output not; M_W what W frees; a workspace what
 // an op held more than that at its peak. Where no W ran, M_W is M_B.

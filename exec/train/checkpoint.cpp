@@ -22,7 +22,7 @@ namespace {
 constexpr auto format_key = "format";
 constexpr auto format_name = "dualpipe-training";
 constexpr auto version_key = "version";
-constexpr std::int64_t version = 1;
+constexpr std::int64_t version = 2;  // 1 had no checksums
 constexpr auto steps_key = "steps";
 constexpr auto data_key = "data";
 constexpr auto dtype_key = "dtype";  // of the parameters: those of a training in bfloat16 are float32
@@ -54,19 +54,19 @@ std::vector<Field> model_fields(const ModelShape& shape) {
   return fields;
 }
 
-std::vector<Field> training_fields(const Schedule& schedule, const TrainOptions& options) {
+std::vector<Field> training_fields(const Schedule& schedule, const TrainOptions& options, Data& data) {
   std::vector<Field> fields = {{"optimizer", options.optimizer == OptimizerKind::adamw ? "adamw" : "sgd"},
                                {"batch", std::to_string(options.shape.batch)},
                                {"microbatches", std::to_string(schedule.total_micro_batches())},
-                               {data_key, make_data(schedule, options)->description()}};
+                               {data_key, data.description()}};
   if (fields.back().second == synthetic) fields.emplace_back("seed", std::to_string(options.shape.seed));
   return fields;
 }
 
-std::vector<Field> fields_of(const Schedule& schedule, const TrainOptions& options) {
+std::vector<Field> fields_of(const Schedule& schedule, const TrainOptions& options, Data& data) {
   std::vector<Field> fields = model_fields(options.shape);
   if (options.forward_only) return fields;
-  const std::vector<Field> others = training_fields(schedule, options);
+  const std::vector<Field> others = training_fields(schedule, options, data);
   fields.insert(fields.end(), others.begin(), others.end());
   return fields;
 }
@@ -85,6 +85,11 @@ void check_format(const std::string& path, const SafeTensors& contents) {
   const std::string& number = value_of(path, contents, version_key);
   if (number != std::to_string(version)) {
     refuse(path, fmt::format("made by another version: its format is {}, this one reads {}", quote(number), version));
+  }
+  if (contents.checksum.empty()) {
+    refuse(path,
+           "has no checksum where --save writes it: it was damaged, or another tool has written it; give a file "
+           "that --save wrote");
   }
 }
 
@@ -143,13 +148,22 @@ std::vector<NamedTensor> tensors_of(const StageSet& stages, const Optimizer& opt
   return all;
 }
 
-// The bytes may lie anywhere, also where no number may.
-void fill(const at::Tensor& tensor, std::span<const std::byte> bytes) {
-  if (bytes.empty()) return;
-  const c10::NoGradGuard no_gradients;
-  const at::Tensor on_host = at::empty(tensor.sizes(), tensor.scalar_type());
-  std::memcpy(on_host.mutable_data_ptr(), bytes.data(), bytes.size());
-  tensor.copy_(on_host);
+// What a tensor of this shape and type gets, once it is known to be what was saved, and finite. (A copy: the bytes may
+// lie anywhere, also where no number may, and the file may change under our eyes.)
+at::Tensor checked_values(const std::string& path, const std::string& name, TensorView saved, at::IntArrayRef sizes) {
+  const at::Tensor values = at::empty(sizes, saved.dtype);
+  if (!saved.data.empty()) std::memcpy(values.mutable_data_ptr(), saved.data.data(), saved.data.size());
+  saved.data = std::span(static_cast<const std::byte*>(values.const_data_ptr()), saved.data.size());
+  if (!is_sound(saved)) {
+    refuse(path,
+           fmt::format("was damaged: the data of tensor {} do not have its checksum; use another copy of the file",
+                       quote(name)));
+  }
+  if (const std::string where = not_finite_in(saved); !where.empty()) {
+    refuse(path, fmt::format("tensor {} has {}: the training had broken down when it was saved; give an earlier save",
+                             quote(name), where));
+  }
+  return values;
 }
 
 std::string text_of(const TensorView& view) {
@@ -158,16 +172,18 @@ std::string text_of(const TensorView& view) {
 
 }  // namespace
 
-Checkpoint::Checkpoint(const Schedule& schedule, const TrainOptions& options)
+Checkpoint::Checkpoint(const Schedule& schedule, const TrainOptions& options, Data& data)
     : path_(options.resume),
       file_(path_, "a training that --save wrote"),
       contents_(read_safetensors(file_.bytes(), path_)),
       parameters_only_(options.forward_only) {
   check_chains(schedule.placement);
   check_format(path_, contents_);
-  for (const Field& field : fields_of(schedule, options)) check_field(path_, contents_, field);
+  for (const Field& field : fields_of(schedule, options, data)) check_field(path_, contents_, field);
   steps_ = steps_of(path_, contents_, options);
 }
+
+std::string Checkpoint::description() const { return fmt::format("{} steps, checksum {}", steps_, contents_.checksum); }
 
 std::vector<std::string> Checkpoint::load(const StageSet& stages, Optimizer& optimizer) const {
   optimizer.begin_at(steps_);
@@ -178,12 +194,13 @@ std::vector<std::string> Checkpoint::load(const StageSet& stages, Optimizer& opt
       refuse(path_, fmt::format("lacks tensor {}, which this model has; give the file of the same model", quote(name)));
     }
     const TensorView& saved = found->second;
-    const TensorView own{tensor.scalar_type(), tensor.sizes().vec(), {}, {}};
+    const TensorView own{tensor.scalar_type(), tensor.sizes().vec(), {}, {}, {}};
     if (saved.dtype != own.dtype || saved.shape != own.shape) {
       refuse(path_, fmt::format("tensor {} is {}, and this model's is {}; give the file of the same model", quote(name),
                                 text_of(saved), text_of(own)));
     }
-    fill(tensor, saved.data);
+    const c10::NoGradGuard no_gradients;
+    tensor.copy_(checked_values(path_, name, saved, tensor.sizes()));
     names.push_back(name);
   }
   return names;
@@ -202,16 +219,24 @@ bool is_save_due(const TrainOptions& options, int steps_done, int last) {
   return steps_done == last || (options.save_every > 0 && steps_done % options.save_every == 0);
 }
 
-Saver::Saver(const Schedule& schedule, const TrainOptions& options) : path_(options.save) {
-  check_chains(schedule.placement);
-  check_output_file(path_);
-  for (const auto& [key, value] : fields_of(schedule, options)) metadata_[key] = value;
-  metadata_[format_key] = format_name;
-  metadata_[version_key] = std::to_string(version);
+SafeTensors contents_of(const StageSet& stages, const Optimizer& optimizer) {
+  SafeTensors contents;
+  for (const auto& [name, tensor] : tensors_of(stages, optimizer)) {
+    const auto [place, is_new] = contents.tensors.try_emplace(name);
+    if (!is_new) continue;
+    place->second = view_of(tensor);
+    const std::string where = not_finite_in(place->second);
+    if (!where.empty()) throw InputError(fmt::format("tensor {} has {}", quote(name), where));
+  }
+  return contents;
 }
 
-void Saver::add(SafeTensors& contents, const StageSet& stages, const Optimizer& optimizer) {
-  for (const auto& [name, tensor] : tensors_of(stages, optimizer)) contents.tensors.try_emplace(name, view_of(tensor));
+Saver::Saver(const Schedule& schedule, const TrainOptions& options, Data& data) : path_(options.save) {
+  check_chains(schedule.placement);
+  check_output_file(path_);
+  for (const auto& [key, value] : fields_of(schedule, options, data)) metadata_[key] = value;
+  metadata_[format_key] = format_name;
+  metadata_[version_key] = std::to_string(version);
 }
 
 void Saver::save(SafeTensors contents, int steps_done) const {

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <future>
 #include <sstream>
 #include <utility>
 
@@ -65,7 +67,7 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
   return {{"--schedule", program.schedule.name},
           {"--ranks", text(program.schedule.ranks())},
           {"--microbatches", text(program.schedule.total_micro_batches())},
-          {"the ops of the schedule, hash", hash_of(program)},
+          {"the ops of the schedule (where it is a file, what stands in it), hash", hash_of(program)},
           {"--model", shape.model},
           {"--layers", fmt::format("{}", fmt::join(shape.layers, ","))},
           {"--hidden", text(shape.hidden)},
@@ -83,8 +85,8 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
           {"--recompute", text(static_cast<int>(shape.recompute))},
           {"--dtype", std::string(to_text(shape.precision))},
           {"--seed", text(shape.seed)},
-          {"the durations of the ops, hash", hash_of(shape.costs)},
-          {"--data", options.data},
+          {"the durations of the ops (with --costs, what stands in the file), hash", hash_of(shape.costs)},
+          {"--data", options.data.empty() ? "off" : "on"},
           {"--optimizer", options.optimizer == OptimizerKind::adamw ? "adamw" : "sgd"},
           {"--learning-rate", text(options.learning_rate)},
           {"--clip", text(options.clip)},
@@ -93,7 +95,7 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
           {"--eval", options.forward_only ? "on" : "off"},
           {"--save", options.save.empty() ? "off" : "on"},
           {"--save-every", text(options.save_every)},
-          {"--resume", options.resume},
+          {"--resume", options.resume.empty() ? "off" : "on"},
           {"passes measured apart", text(options.measure_passes)},
           {"--calibrate", options.measure_links ? "on" : "off"},
           {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())}};
@@ -145,6 +147,80 @@ void check_same_run(World& world, const Program& program, const TrainOptions& op
                       process, name, of_first, of_other));
     }
   }
+}
+
+void work_while_others_wait(World& world, const std::string& place, std::chrono::nanoseconds timeout,
+                            const std::function<void()>& work) {
+  std::future<void> working;
+  if (work) working = std::async(std::launch::async, work);
+  bool is_done = !work;
+  const auto done = [](const std::string& state) { return state == "done"; };
+  while (true) {
+    if (!is_done && working.wait_for(timeout / 4) == std::future_status::ready) {
+      working.get();
+      is_done = true;
+    }
+    if (std::ranges::all_of(world.all_gather(place, is_done ? "done" : "at it"), done)) return;
+  }
+}
+
+namespace {
+
+// What a process finds.
+struct Finding {
+  bool is_error = false;
+  std::string text;
+};
+
+Finding finding_of(const OpenedFile& file) {
+  try {
+    return {.text = file.open()};
+  } catch (const InputError& error) {
+    return {.is_error = true, .text = error.what()};
+  }
+}
+
+// "ranks 0, 1: tokens: 512 tokens; rank 2: tokens: cannot be opened". `texts`: by process.
+std::string by_ranks(const World& world, int ranks, const std::vector<std::string>& texts) {
+  std::vector<std::pair<std::string, std::vector<int>>> found;  // and by which ranks
+  for (int rank = 0; rank < ranks; ++rank) {
+    const std::string& text = texts[static_cast<std::size_t>(world.process_of(rank, ranks))];
+    auto place = std::ranges::find(found, text, [](const auto& each) { return each.first; });
+    if (place == found.end()) place = found.insert(found.end(), {text, {}});
+    place->second.push_back(rank);
+  }
+  std::vector<std::string> parts;
+  for (const auto& [text, by] : found) {
+    parts.push_back(fmt::format("{} {}: {}", by.size() == 1 ? "rank" : "ranks", fmt::join(by, ", "), text));
+  }
+  return fmt::format("{}", fmt::join(parts, "; "));
+}
+
+}  // namespace
+
+void open_same_file(World& world, int ranks, std::chrono::nanoseconds timeout, const OpenedFile& file) {
+  if (world.processes() == 1) return static_cast<void>(file.open());
+  Finding own;
+  const std::string place = fmt::format("the file of {}", file.option);
+  work_while_others_wait(world, place, timeout, [&] { own = finding_of(file); });
+  Packer packer;
+  packer.put(own.is_error);
+  packer.put(own.text);
+  packer.put(own.is_error ? own.text : fmt::format("{}: {}", file.path, own.text));
+  bool is_error = false;
+  std::vector<std::string> texts;
+  std::vector<std::string> with_paths;
+  for (const std::string& part : world.all_gather(place, packer.take())) {
+    Unpacker finding(part);
+    is_error = finding.get<bool>() || is_error;
+    finding.get(texts.emplace_back());
+    finding.get(with_paths.emplace_back());
+  }
+  const bool is_same = std::ranges::count(texts, texts.front()) == std::ssize(texts);
+  if (is_same && is_error) throw InputError(texts.front());
+  if (is_same) return;
+  throw InputError(fmt::format("{}: the processes do not find the same file; give them all the same. {}", file.option,
+                               by_ranks(world, ranks, with_paths)));
 }
 
 std::vector<std::string> gather_names(World& world, const std::vector<std::string>& own) {

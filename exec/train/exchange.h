@@ -1,8 +1,11 @@
 // What the processes of a training tell each other. Private to exec/train.
 #pragma once
 
+#include <chrono>
+#include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dualpipe/exec/train/safetensors.h"
@@ -14,6 +17,21 @@ namespace dualpipe {
 
 // All processes run the same program with the same options, or InputError says what differs. Collective.
 void check_same_run(World& world, const Program& program, const TrainOptions& options);
+
+// Does `work` in this process, however long it takes; the others wait for as long as it comes and says that it is at
+// it, each within the timeout. `place`: as in World::all_gather(). Where it throws, so does this, at once. Collective.
+void work_while_others_wait(World& world, const std::string& place, std::chrono::nanoseconds timeout,
+                            const std::function<void()>& work);
+
+// A file that every process opens for itself, from a disk of its own perhaps.
+struct OpenedFile {
+  std::string_view option;            // that names it
+  std::string path;                   // may be another one in each process
+  std::function<std::string()> open;  // returns what tells it from any other, for people; throws InputError
+};
+// Has every process open it. All throw the same InputError where one could not, or where they do not all see the same:
+// it says which ranks see what. Collective.
+void open_same_file(World& world, int ranks, std::chrono::nanoseconds timeout, const OpenedFile& file);
 
 // Those of all processes. Collective.
 [[nodiscard]] std::vector<std::string> gather_names(World& world, const std::vector<std::string>& own);

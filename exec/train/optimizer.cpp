@@ -1,6 +1,7 @@
 #include "dualpipe/exec/train/optimizer.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
@@ -8,6 +9,8 @@
 #include <cmath>
 #include <numeric>
 #include <utility>
+
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 
@@ -17,6 +20,10 @@ struct Optimizer::Algorithm {
 
 Optimizer::Optimizer(const TrainOptions& options, std::vector<at::Tensor> parameters)
     : kind_(options.optimizer), parameters_(std::move(parameters)) {
+  if (!(options.learning_rate > 0 && options.learning_rate <= learning_rate_max)) {
+    throw InputError(fmt::format("the learning rate is {}; it must be above 0, and at most {}", options.learning_rate,
+                                 learning_rate_max));
+  }
   for (at::Tensor& parameter : parameters_) parameter.mutable_grad() = at::zeros_like(parameter);
   if (parameters_.empty()) return;
   algorithm_ = std::make_unique<Algorithm>();

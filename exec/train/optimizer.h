@@ -17,7 +17,8 @@ namespace dualpipe {
 
 class Optimizer {
  public:
-  // Gives every parameter a gradient, of zeros: it is there from the first step on, and memory stays level.
+  // Gives every parameter a gradient, of zeros: it is there from the first step on, and memory stays level. Throws
+  // InputError for a learning rate that is none.
   Optimizer(const TrainOptions& options, std::vector<at::Tensor> parameters);
   ~Optimizer();
 

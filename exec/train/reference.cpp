@@ -52,10 +52,11 @@ struct Reference::Parts {
         options(o),
         own_device(o.hardware == nullptr ? nullptr : o.hardware->whole()),
         device(own_device ? *own_device : host_device()),
-        stages(s, without_recomputation(o), all_stages(s.placement), device),
+        data(make_data(s, o)),
+        stages(s, without_recomputation(o), all_stages(s.placement), device, data),
         optimizer(o, stages.all_parameters()) {
     if (o.resume.empty()) return;
-    const Checkpoint checkpoint(s, o);
+    const Checkpoint checkpoint(s, o, *data);
     checkpoint.check_complete(checkpoint.load(stages, optimizer));
   }
 
@@ -63,6 +64,7 @@ struct Reference::Parts {
   const TrainOptions& options;
   std::unique_ptr<Device> own_device;  // null: the host's
   Device& device;
+  std::shared_ptr<Data> data;
   StageSet stages;
   Optimizer optimizer;
 
@@ -83,6 +85,7 @@ struct Reference::Parts {
 
   // Every copy of a parameter gets the sum of the gradients of all, added in the order of the stages.
   void reduce() {
+    stages.add_up_gradients();
     const Placement& placement = schedule.placement;
     for (int stage = 0; stage < placement.stages(); ++stage) {
       if (is_first_with_weights(placement, stage)) sum_gradients(placement.sharers_of(stage), untied_parameters);

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <bit>
 #include <cassert>
+#include <charconv>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -13,6 +15,7 @@
 #include <string_view>
 #include <utility>
 
+#include "dualpipe/exec/stage/crc32.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/json_reader.h"
 #include "dualpipe/sim/schedule/quote.h"
@@ -26,6 +29,11 @@ using Length = std::uint64_t;  // what a file begins with
 static_assert(std::endian::native == std::endian::little, "tensors are written as they stand in memory");
 
 constexpr auto metadata_key = "__metadata__";
+constexpr auto header_checksum_key = "header_crc32";
+constexpr auto tensor_checksums_key = "tensor_crc32";
+constexpr std::string_view no_checksum = "00000000";  // as long as one
+// What the header of a file of ours begins with; the digits of its checksum are next.
+constexpr std::string_view header_begin = R"({"__metadata__":{"header_crc32":")";
 constexpr Length header_length_max = 100'000'000;  // as in the reference implementation
 constexpr std::size_t alignment = 8;               // of the data
 constexpr auto byte_count_max = std::numeric_limits<std::int64_t>::max();
@@ -62,6 +70,25 @@ std::string_view header_of(std::span<const std::byte> bytes, const std::string& 
   return {reinterpret_cast<const char*>(bytes.data()) + sizeof length, length};
 }
 
+// Of the length, and of the header with zeros in the place of the digits.
+std::string header_checksum(Length length, std::string_view header) {
+  const std::string_view behind = header.substr(header_begin.size() + no_checksum.size());
+  Crc32 sum;
+  sum.add(std::as_bytes(std::span(&length, 1)));
+  for (const std::string_view part : {header_begin, no_checksum, behind}) sum.add(std::as_bytes(std::span(part)));
+  return crc32_text(sum.value());
+}
+
+// Returns it; nothing where the header has none.
+std::string check_header(std::string_view header, const std::string& source) {
+  if (!header.starts_with(header_begin) || header.size() < header_begin.size() + no_checksum.size()) return "";
+  const std::string_view saved = header.substr(header_begin.size(), no_checksum.size());
+  const std::string actual = header_checksum(header.size(), header);
+  if (saved == actual) return actual;
+  refuse(source, fmt::format("was damaged: its header has the checksum {}, and should have {}; use another copy of it",
+                             actual, quote(saved)));
+}
+
 // Refuses what a parser would take silently: a name that is there twice; and what no header has: deep nesting.
 json parse_header(std::string_view text, const std::string& source) {
   constexpr int depth_max = 3;
@@ -78,6 +105,17 @@ json parse_header(std::string_view text, const std::string& source) {
   } catch (const json::exception&) {  // what it says has raw bytes of the file
     refuse(source, "the header is no JSON; this is no safetensors file, or it was damaged");
   }
+}
+
+template <typename Number>
+std::string not_finite_of(std::span<const std::byte> data) {
+  const std::size_t count = data.size() / sizeof(Number);
+  for (std::size_t i = 0; i < count; ++i) {
+    Number number{};
+    std::memcpy(&number, data.data() + i * sizeof(Number), sizeof(Number));
+    if (!std::isfinite(number)) return fmt::format("{} at element {} of {}", std::abs(number), i, count);
+  }
+  return "";
 }
 
 // Where a tensor stands in the data.
@@ -139,11 +177,47 @@ void check_extents(std::vector<Extent> extents, std::size_t data_size, const std
   }
 }
 
+void read_metadata(const json& value, SafeTensors& contents, const std::string& source) {
+  if (!value.is_object()) refuse(source, "__metadata__ in the header is no JSON object");
+  for (const auto& [key, item] : value.items()) {
+    contents.metadata[key] = JsonValue(item, source, fmt::format("{}.{}", metadata_key, quote(key))).text();
+  }
+}
+
+// They leave the metadata, and come to their tensors.
+void give_checksums(SafeTensors& contents, const std::string& source) {
+  contents.metadata.erase(header_checksum_key);
+  const auto entry = contents.metadata.extract(tensor_checksums_key);
+  std::string_view rest = entry ? std::string_view(entry.mapped()) : "";
+  for (auto& [name, tensor] : contents.tensors) {
+    std::uint32_t checksum = 0;
+    const char* const end = rest.data() + std::min(rest.size(), no_checksum.size());
+    const auto [stop, error] = std::from_chars(rest.data(), end, checksum, 16);
+    if (error != std::errc{} || stop != end) {
+      refuse(source, fmt::format("has no checksum of tensor {}; give a file that --save wrote", quote(name)));
+    }
+    tensor.checksum = checksum;
+    rest.remove_prefix(std::min(rest.size(), no_checksum.size() + 1));
+  }
+}
+
 // --- writing
+
+std::string checksums_text(const SafeTensors& contents) {
+  std::string text;
+  for (const auto& [name, tensor] : contents.tensors) {
+    if (!text.empty()) text += ' ';
+    text += crc32_text(tensor.checksum.value());
+  }
+  return text;
+}
 
 std::string header_text(const SafeTensors& contents) {
   nlohmann::ordered_json header;
-  header[metadata_key] = contents.metadata;
+  nlohmann::ordered_json& metadata = header[metadata_key];
+  metadata[header_checksum_key] = no_checksum;
+  metadata[tensor_checksums_key] = checksums_text(contents);
+  for (const auto& [key, value] : contents.metadata) metadata[key] = value;
   std::size_t offset = 0;
   for (const auto& [name, tensor] : contents.tensors) {
     const std::size_t end = offset + tensor.data.size();
@@ -152,6 +226,7 @@ std::string header_text(const SafeTensors& contents) {
   }
   std::string text = header.dump();
   text.resize((text.size() + alignment - 1) / alignment * alignment, ' ');
+  text.replace(header_begin.size(), no_checksum.size(), header_checksum(text.size(), text));
   return text;
 }
 
@@ -160,9 +235,14 @@ std::string header_text(const SafeTensors& contents) {
 TensorView view_of(const at::Tensor& tensor) {
   assert(tensor.is_contiguous());
   const at::Tensor on_host = tensor.is_cpu() ? tensor : tensor.detach().cpu();
-  return {tensor.scalar_type(), tensor.sizes().vec(),
-          std::span(static_cast<const std::byte*>(on_host.const_data_ptr()), on_host.nbytes()),
-          tensor.is_cpu() ? at::Tensor() : on_host};
+  const std::span data(static_cast<const std::byte*>(on_host.const_data_ptr()), on_host.nbytes());
+  return {tensor.scalar_type(), tensor.sizes().vec(), data, crc32(data), tensor.is_cpu() ? at::Tensor() : on_host};
+}
+
+bool is_sound(const TensorView& view) { return view.checksum == crc32(view.data); }
+
+std::string not_finite_in(const TensorView& view) {
+  return view.dtype == at::kDouble ? not_finite_of<double>(view.data) : not_finite_of<float>(view.data);
 }
 
 void write_safetensors(std::ostream& out, const SafeTensors& contents) {
@@ -179,16 +259,14 @@ void write_safetensors(std::ostream& out, const SafeTensors& contents) {
 SafeTensors read_safetensors(std::span<const std::byte> bytes, const std::string& source) {
   const std::string_view text = header_of(bytes, source);
   const std::span<const std::byte> data = bytes.subspan(sizeof(Length) + text.size());
+  SafeTensors contents;
+  contents.checksum = check_header(text, source);
   const json header = parse_header(text, source);
   if (!header.is_object()) refuse(source, "the header is no JSON object; this is no safetensors file");
-  SafeTensors contents;
   std::vector<Extent> extents;
   for (const auto& [name, value] : header.items()) {
     if (name == metadata_key) {
-      if (!value.is_object()) refuse(source, "__metadata__ in the header is no JSON object");
-      for (const auto& [key, item] : value.items()) {
-        contents.metadata[key] = JsonValue(item, source, fmt::format("{}.{}", metadata_key, quote(key))).text();
-      }
+      read_metadata(value, contents, source);
       continue;
     }
     const JsonValue entry(value, source, fmt::format("tensor {}", quote(name)));
@@ -197,6 +275,7 @@ SafeTensors read_safetensors(std::span<const std::byte> bytes, const std::string
     place->second = read_tensor(entry, extents.back(), data);
   }
   check_extents(std::move(extents), data.size(), source);
+  if (!contents.checksum.empty()) give_checksums(contents, source);
   return contents;
 }
 

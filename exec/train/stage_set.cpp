@@ -64,15 +64,16 @@ std::vector<int> tied_stages_of(const Placement& placement, const ModelShape& sh
 
 }  // namespace
 
-StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers, Device& device)
+StageSet::StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers, Device& device,
+                   std::shared_ptr<Data> data)
     : device_(device),
-      data_(make_data(schedule, options)),
+      data_(data ? std::move(data) : make_data(schedule, options)),
       by_number_(schedule.placement.rank_of.size()),
       tied_stages_(tied_stages_of(schedule.placement, options.shape)) {
   const Placement& placement = schedule.placement;
   check_layers(placement, options.shape);
   if (!device.where().is_cpu()) {
-    auto on_device = std::make_unique<DeviceData>(std::move(data_), device);
+    auto on_device = std::make_shared<DeviceData>(std::move(data_), device);
     on_device_ = on_device.get();
     data_ = std::move(on_device);
     device.use({});
@@ -107,6 +108,10 @@ void StageSet::begin_step(int step) {
   on_device_->begin_step(step, inputs_, targets_);
 }
 
+void StageSet::add_up_gradients() const {
+  for (const auto& stage : stages_) stage->add_up_gradients();
+}
+
 std::vector<at::Tensor> StageSet::all_parameters() const {
   std::vector<at::Tensor> all;
   for (const auto& each : parameters_) all.insert(all.end(), each.begin(), each.end());
@@ -121,7 +126,7 @@ std::vector<NamedTensor> StageSet::named_parameters() const {
   return all;
 }
 
-std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
+std::shared_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
   if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
   return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));
 }

@@ -19,12 +19,16 @@ namespace dualpipe {
 // Some stages of a placement, with the samples that they read.
 class StageSet {
  public:
-  // `numbers`: which stages, in ascending order. Throws InputError.
+  // `numbers`: which stages, in ascending order. `data`: make_data(), which sets may share; null: of its own. Throws
+  // InputError.
   StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers,
-           Device& device = host_device());
+           Device& device = host_device(), std::shared_ptr<Data> data = nullptr);
 
   // The step whose samples are read from now on. Puts them on the device, in its first compute lane.
   void begin_step(int step);
+
+  // Stage::add_up_gradients() of each.
+  void add_up_gradients() const;
 
   // By number in the placement; null for those that are not in the set.
   [[nodiscard]] std::span<Stage* const> by_number() const { return by_number_; }
@@ -41,7 +45,7 @@ class StageSet {
   void note_samples(const Schedule& schedule, int number, std::int64_t first_micro_batch);
 
   Device& device_;
-  std::unique_ptr<Data> data_;
+  std::shared_ptr<Data> data_;
   DeviceData* on_device_ = nullptr;        // data_, unless the device is the host
   std::vector<DeviceData::Range> inputs_;  // that the stages read in a step
   std::vector<DeviceData::Range> targets_;
@@ -54,7 +58,7 @@ class StageSet {
 };
 
 // The samples that options.data, or the seed, stand for. Throws InputError.
-[[nodiscard]] std::unique_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options);
+[[nodiscard]] std::shared_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options);
 
 // Of a rank that is one of those `here`, and holds so many stages; null: the host's.
 [[nodiscard]] std::unique_ptr<Device> device_of(const TrainOptions& options, std::span<const int> here, int rank,

@@ -11,7 +11,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <exception>
-#include <future>
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <mutex>
@@ -24,70 +24,19 @@
 #include "dualpipe/exec/train/cause.h"
 #include "dualpipe/exec/train/checkpoint.h"
 #include "dualpipe/exec/train/exchange.h"
+#include "dualpipe/exec/train/last_records.h"
+#include "dualpipe/exec/train/measured_transport.h"
 #include "dualpipe/exec/train/optimizer.h"
 #include "dualpipe/exec/train/probe.h"
 #include "dualpipe/exec/train/rank_threads.h"
 #include "dualpipe/exec/train/rendezvous.h"
+#include "dualpipe/exec/train/saving.h"
 #include "dualpipe/exec/train/stage_set.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 
 namespace dualpipe {
 namespace {
-
-constexpr std::size_t steps_kept_max = 101;  // with what every op did: a long run must not fill the memory
-
-// A Transport that takes note of how large the messages are.
-class MeasuredTransport : public Transport {
- public:
-  // `stages`: those of the rank are written.
-  MeasuredTransport(Transport& transport, std::span<StageBytes> stages) : transport_(transport), stages_(stages) {}
-
-  void begin(const Program& program, Device& device) override { transport_.begin(program, device); }
-  void end_batch() override { transport_.end_batch(); }
-  void confirm() override { transport_.confirm(); }
-  void send(Op message, at::Tensor tensor, const Mark& ready) override {
-    if (message.kind == Kind::send_forward) stages_[message.stage].message = static_cast<Bytes>(tensor.nbytes());
-    transport_.send(message, std::move(tensor), ready);
-  }
-  void post_receive(Op message) override { transport_.post_receive(message); }
-  [[nodiscard]] Received wait(Op message) override { return transport_.wait(message); }
-  void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override {
-    transport_.reduce(stages, stage, tensors);
-  }
-  [[nodiscard]] double sum(double value) override { return transport_.sum(value); }
-  void abort(const std::string& reason) override { transport_.abort(reason); }
-
- private:
-  Transport& transport_;
-  std::span<StageBytes> stages_;
-};
-
-// The last of the records that it is given, in a list.
-class LastRecords {
- public:
-  explicit LastRecords(std::vector<RankRecords>& kept) : kept_(kept) {}
-
-  void add(const RankRecords& records) {
-    if (kept_.size() < steps_kept_max) {
-      kept_.push_back(records);
-    } else {
-      kept_[count_ % steps_kept_max] = records;
-    }
-    ++count_;
-  }
-  void clear() {
-    kept_.clear();
-    count_ = 0;
-  }
-  // Those that were added as the `index`-th, which must be kept still.
-  [[nodiscard]] const RankRecords& at(std::size_t index) const { return kept_[index % steps_kept_max]; }
-  [[nodiscard]] std::size_t first_kept() const { return count_ - kept_.size(); }
-
- private:
-  std::vector<RankRecords>& kept_;
-  std::size_t count_ = 0;  // of all that were added
-};
 
 class Training {
  public:
@@ -101,7 +50,6 @@ class Training {
         transports_(world.transports(program.schedule.placement, options.transport)),
         meeting_(static_cast<int>(here_.size())),
         loaded_(ranks_),
-        parts_(ranks_),
         records_(ranks_),
         stages_(program.schedule.placement.rank_of.size()),
         losses_(program.schedule.total_micro_batches()) {
@@ -109,15 +57,14 @@ class Training {
     result_.peaks.resize(ranks_);
     set_up_arithmetic();
     check_same_run(world, program, options);
+    open_files();
     if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
     if (options.measure_links) {
       result_.probe.push_back(probe_links(world, program.schedule.ranks(), options));
       transports_ = world.transports(program.schedule.placement, options.transport);  // those before are gone
     }
-    if (!options.save.empty() && world.process() == 0) saver_.emplace(program.schedule, options);
-    if (options.resume.empty()) return;
-    checkpoint_.emplace(program.schedule, options);
-    result_.first_step = step_ = checkpoint_->steps();
+    saving_.emplace(world, program.schedule, options, *data_);
+    if (checkpoint_) result_.first_step = step_ = checkpoint_->steps();
   }
 
   TrainResult run() {
@@ -130,6 +77,27 @@ class Training {
   }
 
  private:
+  // All processes read the same samples, and go on from the same training.
+  void open_files() {
+    const auto open = [&](const OpenedFile& file) {
+      open_same_file(world_, static_cast<int>(ranks_), options_.transport.timeout, file);
+    };
+    const auto open_data = [&] {
+      data_ = make_data(program_.schedule, options_);
+      return data_->description();
+    };
+    const auto open_checkpoint = [&] {
+      checkpoint_.emplace(program_.schedule, options_, *data_);
+      return checkpoint_->description();
+    };
+    if (options_.data.empty()) {
+      data_ = make_data(program_.schedule, options_);
+    } else {
+      open({"--data", options_.data, open_data});
+    }
+    if (!options_.resume.empty()) open({"--resume", options_.resume, open_checkpoint});
+  }
+
   // --- a rank
 
   // Returns when all have ended.
@@ -181,12 +149,11 @@ class Training {
     const std::vector<int> numbers = schedule.placement.stages_on(rank);
     const std::unique_ptr<Device> own = device_of(options_, here_, rank, numbers.size());
     Device& device = own ? *own : host_device();
-    StageSet stages(schedule, options_, numbers, device);
+    StageSet stages(schedule, options_, numbers, device, data_);
     for (const int number : numbers) {
       stages_[static_cast<std::size_t>(number)] = stages.by_number()[static_cast<std::size_t>(number)];
     }
     Optimizer optimizer(options_, options_.forward_only ? std::vector<at::Tensor>() : stages.all_parameters());
-    parts_[static_cast<std::size_t>(rank)] = {&stages, &optimizer};
     if (checkpoint_) loaded_[static_cast<std::size_t>(rank)] = checkpoint_->load(stages, optimizer);
     note_resident(numbers, stages);
     MeasuredTransport transport(*transports_[static_cast<std::size_t>(rank)], result_.stages);
@@ -197,6 +164,12 @@ class Training {
       stages.begin_step(step);
       run_step(rank, device, stages, optimizer, transport, losses);
       meeting_.meet([this] { end_step(); });
+      if (!is_save_due(options_, step + 1, end_of_steps())) continue;
+      saving_->take(rank, stages, optimizer, step + 1);
+      meeting_.meet([this] {
+        saving_->write(step_);
+        begin_step();
+      });
     }
   }
 
@@ -216,6 +189,7 @@ class Training {
     if (options_.forward_only) return;
 
     device.use({});
+    stages.add_up_gradients();
     reduce_tied(stages, transport);
     if (observer_.on_gradients) {
       device.finish();  // the gradients are there for whoever looks at them
@@ -322,35 +296,7 @@ class Training {
     }
     if (observer_.on_step) observer_.on_step({step_, measured, result_.losses.back(), duration, records_});
     ++step_;
-    if (is_save_due(options_, step_, end_of_steps())) save();
-    begin_step();
-  }
-
-  // Process 0 writes what all hold; the others wait until it has.
-  void save() const {
-    SafeTensors contents;
-    for (const int rank : here_) {
-      const Part& part = parts_[static_cast<std::size_t>(rank)];
-      Saver::add(contents, *part.stages, *part.optimizer);
-    }
-    const std::vector<std::string> bytes = add_others(world_, contents);
-    if (world_.processes() == 1) return saver_->save(std::move(contents), step_);
-    save_while_others_wait(contents);
-  }
-
-  // A file may take longer than the timeout; the others wait for as long as process 0 comes and says that it is at it.
-  void save_while_others_wait(const SafeTensors& contents) const {
-    std::future<void> saved;
-    if (saver_) saved = std::async(std::launch::async, [&] { saver_->save(contents, step_); });
-    const std::string place = fmt::format("the save after step {}", step_);
-    const std::string done = "done";
-    std::string state;
-    while (state != done) {
-      const bool is_saved =
-          saved.valid() && saved.wait_for(options_.transport.timeout / 4) == std::future_status::ready;
-      if (is_saved) saved.get();
-      state = world_.all_gather(place, is_saved ? done : "").front();
-    }
+    if (!is_save_due(options_, step_, end_of_steps())) begin_step();
   }
 
   // Everybody gets all losses. Returns the time from when the first process began to when the last one was done.
@@ -513,12 +459,6 @@ class Training {
     return bytes;
   }
 
-  // What a rank holds, while it runs.
-  struct Part {
-    const StageSet* stages = nullptr;
-    const Optimizer* optimizer = nullptr;
-  };
-
   World& world_;
   const Program& program_;
   const TrainOptions& options_;
@@ -530,10 +470,10 @@ class Training {
   Cause cause_;
   std::atomic<bool> is_interrupted_{false};  // here, or in another process
 
-  std::optional<Saver> saver_;
+  std::shared_ptr<Data> data_;
+  std::optional<Saving> saving_;
   std::optional<Checkpoint> checkpoint_;          // until all ranks have loaded it
   std::vector<std::vector<std::string>> loaded_;  // by rank: the names of the tensors
-  std::vector<Part> parts_;                       // by rank
 
   int step_ = 0;  // of the training
   Time step_begin_ = 0;
@@ -555,69 +495,6 @@ TrainResult train(World& world, const Program& program, const TrainOptions& opti
 
 TrainResult train(const Program& program, const TrainOptions& options, const TrainObserver& observer) {
   return train(*one_process(), program, options, observer);
-}
-
-PartialRun reached(const Program& program, std::span<const RankRecord> records) {
-  const Schedule& whole = program.schedule;
-  PartialRun partial;
-  Schedule& schedule = partial.program.schedule;
-  schedule.name = whole.name;
-  schedule.placement = whole.placement;
-  schedule.micro_batches = whole.micro_batches;
-  schedule.rank_begin = {0};
-  for (int rank = 0; rank < whole.ranks(); ++rank) {
-    RankRecord record = records[static_cast<std::size_t>(rank)];
-    const auto ops = whole.rank(rank).first(record.done);
-    schedule.ops.insert(schedule.ops.end(), ops.begin(), ops.end());
-    schedule.rank_begin.push_back(schedule.ops.size());
-    for (std::size_t position = 0; position <= record.done; ++position) {
-      partial.program.slot_begin.push_back(static_cast<std::uint32_t>(partial.program.communication.size()));
-      const auto slot = program.slot(rank, position);
-      partial.program.communication.insert(partial.program.communication.end(), slot.begin(), slot.end());
-    }
-    record.ops.resize(record.done);
-    record.waited.resize(record.done);
-    record.memory.resize(record.done);
-    const std::size_t slots = program.slot_index(rank, record.done) + 1;
-    record.communication.resize(program.slot_begin[slots] - program.slot_begin[program.slot_index(rank, 0)]);
-    partial.records.push_back(std::move(record));
-  }
-  partial.program.slot_begin.push_back(static_cast<std::uint32_t>(partial.program.communication.size()));
-  return partial;
-}
-
-Schedule apart(const Schedule& schedule) {
-  Schedule result = schedule;
-  result.ops.clear();
-  result.rank_begin = {0};
-  for (int rank = 0; rank < schedule.ranks(); ++rank) {
-    for (Op op : schedule.rank(rank)) {
-      op.with_next = false;
-      const bool is_full = op.kind == Kind::backward;
-      if (is_full) op.kind = Kind::input_gradient;
-      result.ops.push_back(op);
-      if (!is_full) continue;
-      op.kind = Kind::weight_gradient;
-      result.ops.push_back(op);
-    }
-    result.rank_begin.push_back(result.ops.size());
-  }
-  return result;
-}
-
-Schedule forwards_of(const Schedule& schedule) {
-  Schedule forwards = schedule;
-  forwards.ops.clear();
-  forwards.rank_begin = {0};
-  for (int rank = 0; rank < schedule.ranks(); ++rank) {
-    for (Op op : schedule.rank(rank)) {
-      if (op.kind != Kind::forward) continue;
-      op.with_next = false;
-      forwards.ops.push_back(op);
-    }
-    forwards.rank_begin.push_back(forwards.ops.size());
-  }
-  return forwards;
 }
 
 }  // namespace dualpipe

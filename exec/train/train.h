@@ -30,14 +30,17 @@ namespace dualpipe {
 
 enum class OptimizerKind : std::uint8_t { sgd, adamw };
 
+// float32 ends at 3e38, and AdamW divides the rate by as little as a tenth.
+constexpr double learning_rate_max = 1e30;
+
 struct TrainOptions {
   ModelShape shape;  // its costs: of the placement's stages; its loss_scale is set here: 1 / all micro-batches
   std::string data;  // a file of int32 tokens; empty: synthetic samples, from the shape's seed
   OptimizerKind optimizer = OptimizerKind::sgd;
-  double learning_rate = 0.01;
-  double clip = 0;  // of the global norm of the gradients; 0: they are left as they are
-  int steps = 1;    // that are measured
-  int warmup = 0;   // before them
+  double learning_rate = 0.01;  // above 0, up to learning_rate_max
+  double clip = 0;              // of the global norm of the gradients; 0: they are left as they are
+  int steps = 1;                // that are measured
+  int warmup = 0;               // before them
   // Every other step of the warm-up runs apart(program), so that calibrate() knows passes that the program never runs
   // by themselves. Makes no difference to the training.
   bool measure_passes = false;
@@ -83,7 +86,7 @@ struct TrainObserver {
 
 // What a stage holds and sends.
 struct StageBytes {
-  Bytes parameters = 0;  // and the copies of them that its ops compute with, in bfloat16
+  Bytes parameters = 0;  // and what the stage holds besides: Stage::working_bytes()
   Bytes gradients = 0;
   Bytes optimizer = 0;
   Bytes message = 0;  // its output; 0 where no other rank gets it

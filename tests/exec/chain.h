@@ -60,6 +60,10 @@ struct Chain {
     for (const auto& stage : stages) stage->backward_weight(micro_batch);
   }
 
+  void add_up_gradients() {
+    for (const auto& stage : stages) stage->add_up_gradients();
+  }
+
   [[nodiscard]] std::vector<at::Tensor> parameters() const {
     std::vector<at::Tensor> all;
     for (const auto& stage : stages) {

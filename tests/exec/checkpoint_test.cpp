@@ -1,26 +1,24 @@
 #include "dualpipe/exec/train/checkpoint.h"
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
-#include <csignal>
+#include <cmath>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 #include <set>
-#include <sstream>
+#include <string_view>
 
+#include "dualpipe/exec/train/optimizer.h"
 #include "dualpipe/exec/train/reference.h"
 #include "dualpipe/exec/train/safetensors.h"
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "tests/exec/legs.h"
 #include "tests/exec/training.h"
 #include "tests/scratch.h"
 #include "tests/support.h"
@@ -30,54 +28,6 @@ namespace dualpipe::test {
 namespace {
 
 namespace data = boost::unit_test::data;
-namespace fs = std::filesystem;
-
-void put(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
-
-SafeTensors read(const std::string& bytes) { return read_safetensors(std::as_bytes(std::span(bytes)), "it"); }
-
-std::string text_of(const SafeTensors& contents) {
-  std::ostringstream out;
-  write_safetensors(out, contents);
-  return out.str();
-}
-
-constexpr int micro_batches = 8;
-
-Program program_for(std::string_view name, int ranks) { return program_of(name, ranks, micro_batches); }
-
-// A model of six layers on whatever there is.
-TrainOptions options_for(const Program& program, const std::string& model = "mlp") {
-  TrainOptions options = tiny(program, model, 6);
-  options.learning_rate = TrainOptions{}.learning_rate;
-  options.optimizer = OptimizerKind::adamw;
-  options.clip = 0.05;
-  return options;
-}
-
-// Some steps of a training, by one schedule.
-struct Leg {
-  std::string_view schedule;
-  int ranks;
-  int steps;
-};
-
-// Trains leg by leg, each but the first from where the one before was saved. Returns the losses of all steps.
-std::vector<double> train_in_legs(const std::vector<Leg>& legs, const std::string& path, const TrainOptions& common) {
-  std::vector<double> losses;
-  for (const Leg& leg : legs) {
-    const Program program = program_for(leg.schedule, leg.ranks);
-    TrainOptions options = common;
-    options.shape.layers = options_for(program).shape.layers;
-    options.steps = leg.steps;
-    options.save = path;
-    options.resume = losses.empty() ? "" : path;
-    const TrainResult result = train(program, options);
-    BOOST_TEST(result.first_step == static_cast<int>(losses.size()));
-    losses.insert(losses.end(), result.losses.begin(), result.losses.end());
-  }
-  return losses;
-}
 
 bool adds_in_order(std::string_view name) { return family(name).chains == 1 && name != "looped-bfs"; }
 
@@ -138,6 +88,22 @@ BOOST_AUTO_TEST_CASE(dualpipe_goes_on_bit_for_bit_on_other_ranks) {
   const TrainOptions options = options_for(program_for("dualpipe", 2), "gpt");
   (void)train_in_legs({{"dualpipe", 2, 4}}, scratch / "whole", options);
   (void)train_in_legs({{"dualpipe", 4, 2}, {"dualpipe", 2, 2}}, scratch / "legs", options);
+  BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
+}
+
+// Where one stage has the embedding and the head there is one weight, which is used twice; else there are two.
+BOOST_DATA_TEST_CASE(a_tied_training_goes_on_bit_for_bit_on_one_stage,
+                     data::make({"gpt", "moe"}) *
+                         data::make({Precision::float32, Precision::float64, Precision::bfloat16}),
+                     model, precision) {
+  const Scratch scratch;
+  TrainOptions options = options_for(program_for("1f1b", 2), model);
+  options.shape.precision = precision;
+  options.shape.tied = true;
+  const auto whole = train_in_legs({{"1f1b", 2, 6}}, scratch / "whole", options);
+  const auto legs = train_in_legs({{"1f1b", 1, 2}, {"zb1p", 3, 1}, {"1f1b", 1, 1}, {"dualpipev", 2, 1}, {"1f1b", 1, 1}},
+                                  scratch / "legs", options);
+  BOOST_TEST(legs == whole, boost::test_tools::per_element());
   BOOST_TEST((bytes_of(scratch / "whole") == bytes_of(scratch / "legs")));
 }
 
@@ -364,204 +330,6 @@ BOOST_AUTO_TEST_CASE(two_models_in_one_schedule_are_refused) {
   TrainOptions options = options_for(program);
   options.save = "/dev/null";
   BOOST_TEST(refusal([&] { (void)train(program, options); }).starts_with("stage 2 has not the weights of stage 0"));
-}
-
-// --- files that cannot be read
-
-// Whatever is cut off or changed: an error, or another value, but nothing worse.
-BOOST_AUTO_TEST_CASE(damaged_files) {
-  const Scratch scratch;
-  TrainOptions options = options_for(program_for("1f1b", 1));
-  options.shape.hidden = 1;
-  (void)train_in_legs({{"1f1b", 1, 1}}, scratch / "a", options);
-  const std::string whole = bytes_of(scratch / "a");
-  for (std::size_t size = 0; size < whole.size(); ++size) {
-    const std::string cut = whole.substr(0, size);
-    BOOST_TEST(refusal([&] { (void)read(cut); }).starts_with("it: "), "cut after " << size << " bytes");
-  }
-  BOOST_TEST(refusal([&] { (void)read(whole + '\0'); }).find("the file was damaged") != std::string::npos);
-
-  std::size_t refused = 0;
-  Random random(3);
-  for (std::size_t i = 0; i < whole.size(); ++i) {
-    std::string changed = whole;
-    changed[i] = static_cast<char>(static_cast<std::uint64_t>(changed[i]) ^ (1 + random.next() % 255));
-    refused += refusal([&] { (void)read(changed); }).empty() ? 0U : 1U;
-  }
-  BOOST_TEST(refused > 1000U);
-}
-
-std::string with_header(const std::string& header, std::size_t data_size = 0) {
-  const std::uint64_t length = header.size();
-  return std::string(reinterpret_cast<const char*>(&length), sizeof length) + header + std::string(data_size, 'x');
-}
-
-BOOST_AUTO_TEST_CASE(files_made_to_mislead) {
-  const auto refused = [](const std::string& header, std::size_t data_size = 8) {
-    const std::string bytes = with_header(header, data_size);
-    return refusal([&] { (void)read(bytes); });
-  };
-  BOOST_TEST(refused(R"({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}   )") == "");
-  BOOST_TEST(refused(R"({"a": {"dtype": "F32", "shape": [2, 0, 99999999999, 99999999999], "data_offsets": [0, 0]}})",
-                     0) == "");
-  BOOST_TEST(refused("[]") == "it: the header is no JSON object; this is no safetensors file");
-  BOOST_TEST(refused("{").find("is no JSON") != std::string::npos);
-  BOOST_TEST(refused(R"({"__metadata__": 3})").find("__metadata__") != std::string::npos);
-  BOOST_TEST(refused(R"({"__metadata__": {"steps": 3}})").find("__metadata__.'steps': expected a string") !=
-             std::string::npos);
-  BOOST_TEST(refused("{\"a\": " + std::string(100000, '[') + std::string(100000, ']') + "}").find("too deeply") !=
-             std::string::npos);
-  BOOST_TEST(refused(R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
-                         "a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}})") ==
-             "it: 'a' is in the header twice");
-  BOOST_TEST(refused(R"({"a": 3})") == "it: tensor 'a': expected an object, not number");
-  BOOST_TEST(refused(R"({"a": {"dtype": "F32", "shape": [2]}})") == "it: tensor 'a': \"data_offsets\" is missing");
-  BOOST_TEST(refused(R"({"a": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}})") ==
-             "it: tensor 'a'.dtype: 'BF16' is not supported; F32 and F64 are");
-  BOOST_TEST(refused(R"({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}})").find("shape[0]: expected") !=
-             std::string::npos);
-  BOOST_TEST(refused(R"({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}})") ==
-             "it: tensor 'a': its shape and type take 12 bytes, but its data_offsets 8");
-  // 2^32 * 2^32 * 4 is 0, but for the bits that are lost.
-  BOOST_TEST(refused(R"({"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}})", 0) ==
-             "it: tensor 'a'.shape: has more elements than a file can hold");
-  for (const auto* const offsets : {"[0, 16]", "[0, 18446744073709551615]", "[8, 0]", "[-8, 0]", "[0]", "[0, 4, 8]"}) {
-    const std::string header = fmt::format(R"({{"a": {{"dtype": "F32", "shape": [2], "data_offsets": {}}}}})", offsets);
-    BOOST_TEST(refused(header).find("'a'.data_offsets") != std::string::npos, offsets);
-  }
-  const auto two = [&](const char* first, const char* second) {
-    return refused(fmt::format(R"({{"a": {{"dtype": "F32", "shape": [1], "data_offsets": {}}},
-                                    "b": {{"dtype": "F32", "shape": [1], "data_offsets": {}}}}})",
-                               first, second),
-                   12);
-  };
-  BOOST_TEST(two("[0, 4]", "[2, 6]").find("tensor 'b': its data begin at byte 2, and those before it end at 4") !=
-             std::string::npos);
-  BOOST_TEST(two("[0, 4]", "[0, 4]").find("tensor 'b'") != std::string::npos);
-  BOOST_TEST(two("[8, 12]", "[0, 4]").find("tensor 'a'") != std::string::npos);  // a gap
-  BOOST_TEST(two("[4, 8]", "[0, 4]").find("12 bytes of data, but its tensors take 8") != std::string::npos);
-  std::string huge = with_header("{}");
-  huge.replace(0, 8, "\xff\xff\xff\xff\xff\xff\xff\xff");
-  BOOST_TEST(refusal([&] { (void)read(huge); }).find("its header would have") != std::string::npos);
-}
-
-// A file that is sound, but not what this model needs.
-BOOST_AUTO_TEST_CASE(tensors_that_are_not_the_models) {
-  const Scratch scratch;
-  const Program program = program_for("1f1b", 2);
-  TrainOptions options = options_for(program);
-  (void)train_in_legs({{"1f1b", 2, 1}}, scratch / "a", options);
-  const std::string bytes = bytes_of(scratch / "a");
-  options.resume = scratch / "b";
-  const auto refused = [&](const auto& change) {
-    SafeTensors contents = read(bytes);
-    change(contents);
-    put(scratch / "b", text_of(contents));
-    const std::string what = refusal([&] { (void)train(program, options); });
-    BOOST_TEST(refusal([&] { Reference(program.schedule, options); }) == what);
-    return what.substr(std::min(what.size(), options.resume.size() + 2));
-  };
-  BOOST_TEST(refused([](SafeTensors&) {}) == "");
-  BOOST_TEST(refused([](SafeTensors& c) { c.tensors.erase("layers.4.up.weight"); }) ==
-             "lacks tensor 'layers.4.up.weight', which this model has; give the file of the same model");
-  BOOST_TEST(refused([](SafeTensors& c) {
-               c.tensors.erase("optimizer.exp_avg_sq.layers.0.up.weight");
-             }).starts_with("lacks tensor 'optimizer.exp_avg_sq.layers.0.up.weight'"));
-  BOOST_TEST(refused([](SafeTensors& c) { c.tensors["layers.6.up.weight"] = c.tensors.at("layers.5.up.weight"); }) ==
-             "has tensor 'layers.6.up.weight', which this model has not; give the file of the same model");
-  BOOST_TEST(refused([](SafeTensors& c) {
-               std::swap(c.tensors["layers.1.up.weight"].shape[0], c.tensors["layers.1.up.weight"].shape[1]);
-             }) ==
-             "tensor 'layers.1.up.weight' is Double[8,32], and this model's is Double[32,8]; give the file of the same "
-             "model");
-  BOOST_TEST(
-      refused([](SafeTensors& c) { c.metadata.erase("format"); }).starts_with("is a safetensors file, but of no "));
-  BOOST_TEST(refused([](SafeTensors& c) { c.metadata["version"] = "2"; }).starts_with("made by another version"));
-  BOOST_TEST(refused([](SafeTensors& c) {
-               c.metadata["hidden"] = "\033[2J\n";
-             }).starts_with("was saved with --hidden '\\x1b[2J\\x0a', but this run has '8'"));
-  BOOST_TEST(refused([](SafeTensors& c) { c.metadata.erase("hidden"); }).starts_with("its metadata lack 'hidden'"));
-  BOOST_TEST(refused([](SafeTensors& c) { c.metadata["steps"] = "-1"; }).starts_with("its number of steps: '-1'"));
-  BOOST_TEST(refused([](SafeTensors& c) { c.metadata["steps"] = "1e3"; }).starts_with("its number of steps: '1e3'"));
-
-  options.resume = scratch / "none";
-  BOOST_TEST(
-      refusal([&] { (void)train(program, options); }).ends_with("none: cannot be opened: No such file or directory"));
-  options.resume = scratch / ".";
-  BOOST_TEST(refusal([&] { (void)train(program, options); }).find("is not a regular file") != std::string::npos);
-}
-
-// --- the format
-
-BOOST_AUTO_TEST_CASE(what_is_written_is_read_back) {
-  const double infinity = std::numeric_limits<double>::infinity();
-  const double nan = std::numeric_limits<double>::quiet_NaN();
-  const at::Tensor doubles = at::tensor({nan, infinity, -0.0, 5e-324}).view({2, 1, 2});
-  const at::Tensor floats = at::tensor({1.5F, -2.25F, 0.1F});
-  const at::Tensor scalar = at::full({}, 3.0F);
-  const at::Tensor none = at::empty({2, 0}, at::kDouble);
-  SafeTensors contents;
-  contents.metadata = {{"key", "a value with \"quotes\", \\ and \n"}, {"", ""}};
-  contents.tensors = {{"z", view_of(doubles)}, {"a b", view_of(floats)}, {"m", view_of(none)}, {"µ", view_of(scalar)}};
-  const std::string text = text_of(contents);
-  const SafeTensors back = read(text);
-  BOOST_TEST((back.metadata == contents.metadata));
-  BOOST_TEST(back.tensors.size() == 4U);
-  for (const auto& [name, tensor] : contents.tensors) {
-    const TensorView& other = back.tensors.at(name);
-    BOOST_TEST((other.dtype == tensor.dtype && other.shape == tensor.shape));
-    BOOST_TEST(std::ranges::equal(other.data, tensor.data), name);
-  }
-  BOOST_TEST((text_of(back) == text));
-  std::uint64_t length = 0;
-  std::memcpy(&length, text.data(), sizeof length);
-  BOOST_TEST(length % 8 == 0U);
-  BOOST_TEST(text.size() == 8 + length + 4 * 8 + 3 * 4 + 4);
-}
-
-// --- files that cannot be written
-
-// What has been saved stays, and nothing is left beside it.
-BOOST_AUTO_TEST_CASE(a_full_disk_leaves_the_last_save) {
-  const Scratch scratch;
-  const Program program = program_for("1f1b", 2);
-  TrainOptions options = options_for(program);
-  options.save = scratch / "a";
-  options.save_every = 1;
-  options.steps = 3;
-  std::signal(SIGXFSZ, SIG_IGN);
-  rlimit before{};
-  getrlimit(RLIMIT_FSIZE, &before);
-  std::string saved;
-  TrainObserver observer;
-  observer.on_step = [&](const StepReport& step) {
-    if (step.step != 1) return;
-    saved = bytes_of(options.save);
-    const rlimit limit{saved.size() / 2, before.rlim_max};
-    setrlimit(RLIMIT_FSIZE, &limit);
-  };
-  int failed_at = -1;
-  observer.on_failure = [&](int step, const Program&, std::span<const RankRecord>) { failed_at = step; };
-  const std::string what = refusal([&] { (void)train(program, options, observer); });
-  setrlimit(RLIMIT_FSIZE, &before);
-  std::signal(SIGXFSZ, SIG_DFL);
-  BOOST_TEST(what == fmt::format("cannot write {}: File too large", options.save));
-  BOOST_TEST(failed_at == 2);
-  BOOST_TEST(read(saved).metadata.at("steps") == "1");
-  BOOST_TEST((bytes_of(options.save) == saved));
-  BOOST_TEST(scratch.files() == std::vector<std::string>{"a"}, boost::test_tools::per_element());
-}
-
-BOOST_AUTO_TEST_CASE(what_cannot_be_written_is_known_before_the_run) {
-  const Program program = program_for("1f1b", 2);
-  TrainOptions options = options_for(program);
-  bool began = false;
-  options.before_op = [&](int, Op) { began = true; };
-  options.save = "/nowhere/a";
-  BOOST_TEST(refusal([&] { (void)train(program, options); }) == "cannot write /nowhere/a: No such file or directory");
-  options.save = "/";
-  BOOST_TEST(refusal([&] { (void)train(program, options); }) == "cannot write /: is a folder");
-  BOOST_TEST(!began);
 }
 
 // --- clipping

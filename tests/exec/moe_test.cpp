@@ -247,6 +247,7 @@ BOOST_DATA_TEST_CASE(the_model_is_the_one_in_loops,
     (expected * shape.loss_scale).backward();
     BOOST_TEST(loss.item<double>() == expected.item<double>(), boost::test_tools::tolerance(1e-13));
   }
+  chain.add_up_gradients();
   for (const auto& [name, parameter] : chain.named_parameters()) {
     const at::Tensor expected = plain[name].grad();
     BOOST_TEST(expected.abs().max().item<double>() > 0, name);

@@ -1,6 +1,7 @@
 // Training on ranks in several processes: to be run by mpirun, with as many as it likes, every process the same tests.
 // Alone, a process holds all ranks, and their messages go over MPI nevertheless.
 #include <ATen/Parallel.h>
+#include <ATen/ops/full.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -10,19 +11,25 @@
 #include <boost/test/unit_test.hpp>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "dualpipe/exec/train/reference.h"
+#include "dualpipe/exec/train/safetensors.h"
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "tests/exec/training.h"
+#include "tests/scratch.h"
 #include "tests/thinned.h"
 
 namespace dualpipe::test {
@@ -68,6 +75,15 @@ std::string failure_of(const Program& program, const TrainOptions& options, cons
     return error.what();
   }
   return "";
+}
+
+// Waits for all: what the first one has written can be read. (A new run, as the one before may have failed.)
+void meet() { (void)world().transports(straight(8, 1), {}); }
+
+// Of process 0, for all of them.
+std::string shared_folder(const Scratch& own) {
+  meet();
+  return world().all_gather("the folder", own.folder()).front() + "/";
 }
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
@@ -203,6 +219,75 @@ BOOST_AUTO_TEST_CASE(what_differs_between_command_lines_is_named) {
                                                         : "process 0 and process 1 were started with different command "
                                                           "lines: --learning-rate is '0.1' and '1.1'";
   BOOST_TEST(failure_of(program, options) == expected);
+}
+
+// The other processes have another file, or none. Where there is but one process there is nothing to compare.
+BOOST_AUTO_TEST_CASE(files_that_differ_between_processes_are_refused_everywhere) {
+  const Scratch scratch;
+  const Program program = program_of("1f1b", 4);
+  const bool is_alone = world().processes() == 1;
+  const bool is_first = world().process() == 0;
+  TrainOptions options = small(program, "gpt");
+  options.data = scratch / "tokens";
+  std::ofstream(options.data) << std::string(400, '\0');
+  BOOST_TEST(failure_of(program, options) == "");  // under different names
+  std::ofstream(options.data) << std::string(396, '\0') << (is_first ? '\1' : '\2') << std::string(3, '\0');
+  const std::string other_data = failure_of(program, options);
+  BOOST_TEST(other_data.starts_with(is_alone ? "" : "--data: the processes do not find the same file"), other_data);
+  BOOST_TEST(contains(other_data, is_alone ? "" : ": 100 tokens, checksum "), other_data);
+  if (!is_first) std::filesystem::remove(options.data);
+  const std::string no_data = failure_of(program, options);
+  BOOST_TEST(contains(no_data, is_alone ? "" : "cannot be opened: No such file"), no_data);
+
+  options = small(program, "mlp");
+  options.save = scratch / "save";
+  options.learning_rate = is_first ? 0.1 : 0.2;
+  (void)train(program, options);  // each by itself
+  options.save.clear();
+  options.learning_rate = 0.1;
+  options.resume = scratch / "save";
+  const std::string other_training = failure_of(program, options);
+  BOOST_TEST(other_training.starts_with(is_alone ? "" : "--resume: the processes do not find the same"),
+             other_training);
+  BOOST_TEST(contains(other_training, is_alone ? "" : "save: 2 steps, checksum "), other_training);
+  options.resume = scratch / "nowhere";
+  BOOST_TEST(contains(failure_of(program, options), "cannot be opened: No such file"));
+}
+
+// In a rank of one process alone.
+BOOST_AUTO_TEST_CASE(what_is_not_finite_is_neither_saved_nor_loaded_by_any_process) {
+  const Scratch scratch;
+  const std::string folder = shared_folder(scratch);
+  const Program program = program_of("1f1b", 4);
+  TrainOptions options = small(program, "mlp");
+  options.clip = 0;
+  options.save = folder + "save";
+  options.save_every = 1;
+  TrainObserver observer;
+  observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
+    if (step == 1 && stages[3] != nullptr) stages[3]->parameters()[0].mutable_grad().mul_(std::nan(""));
+  };
+  const std::string unsaved = failure_of(program, options, observer);
+  BOOST_TEST(contains(unsaved, "rank 3: tensor 'layers."), unsaved);
+  BOOST_TEST(contains(unsaved, "' has nan at element 0 of "), unsaved);
+  meet();
+  std::string bytes = bytes_of(options.save);
+  SafeTensors contents = read_safetensors(std::as_bytes(std::span(bytes)), "the save");
+  BOOST_TEST(contents.metadata.at("steps") == "1");
+
+  const auto last = std::prev(contents.tensors.end());  // of the last layer
+  const at::Tensor values = at::full(last->second.shape, INFINITY, at::kDouble);
+  last->second = view_of(values);
+  options.save.clear();
+  options.resume = folder + "infinite";
+  if (world().process() == 0) {
+    std::ofstream file(options.resume);
+    write_safetensors(file, contents);
+  }
+  meet();
+  const std::string unloaded = failure_of(program, options);
+  BOOST_TEST(contains(unloaded, fmt::format("tensor '{}' has inf at element 0 of ", last->first)), unloaded);
+  meet();
 }
 
 BOOST_AUTO_TEST_CASE(an_all_gather_brings_all_parts_in_order) {

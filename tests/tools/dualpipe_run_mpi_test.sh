@@ -96,11 +96,63 @@ test_bad_input() {
   refuses 'no schedule named' -n 2 "$dualpipe_run" --schedule none --ranks 2 "${tiny[@]}"
 }
 
+# Each process runs in a folder of its own, as on a machine with a disk of its own. What they find under one name must be
+# the same, whatever it is the name of.
+test_files_of_several_machines() {
+  local nodes=(-n 2 bash -c 'cd "node$OMPI_COMM_WORLD_RANK" && exec "$0" "$@"' "$dualpipe_run")
+  local gpt=("${nodes[@]}" --schedule 1f1b --ranks 2 "${tiny[@]}")
+  mkdir node0 node1
+  printf '\1\0\0\0\2\0\0\0\3\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0' | tee node0/tokens >node1/tokens
+  succeeds . "${gpt[@]}" --data tokens
+  printf '\1\0\0\0\2\0\0\0\3\0\0\0\4\0\0\0\5\0\0\0\7\0\0\0' >node1/tokens
+  local crc='checksum [0-9a-f]{8}'
+  refuses "^error: --data: the processes do not find the same file; .* rank 0: tokens: 6 tokens, $crc; rank 1: tokens: 6 tokens, $crc\$" \
+    "${gpt[@]}" --data tokens
+  rm node1/tokens
+  refuses '^error: --data: .* rank 0: tokens: 6 tokens, .*; rank 1: tokens: cannot be opened: No such file' \
+    "${gpt[@]}" --data tokens
+
+  local threads=(--schedule 1f1b --ranks 2 "${tiny[@]}")
+  (cd node0 && "$dualpipe_run" "${threads[@]}" --save saved >/dev/null)
+  cp node0/saved node1/saved
+  succeeds '^ +2 +[0-9]' "${gpt[@]}" --resume saved
+  (cd node1 && "$dualpipe_run" "${threads[@]}" --learning-rate 0.5 --save saved >/dev/null)
+  refuses "^error: --resume: the processes do not find the same file; .* rank 0: saved: 2 steps, $crc; rank 1: saved: 2 steps, $crc\$" \
+    "${gpt[@]}" --resume saved
+  refuses '^error: --resume: the processes' "${gpt[@]}" --resume saved --eval
+  rm node1/saved
+  refuses '^error: --resume: .*; rank 1: saved: cannot be opened: No such file' "${gpt[@]}" --resume saved
+  refuses '^error: saved: cannot be opened: No such file' "${gpt[@]}" --resume saved --check
+
+  printf '0F0,0B0\n1F0,1B0\n' >node0/schedule.csv
+  printf '0F0,0I0,0W0\n1F0,1B0\n' >node1/schedule.csv
+  refuses '^error: .*the ops of the schedule' "${nodes[@]}" --schedule schedule.csv "${tiny[@]:2}"
+  local costs='{"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": 1000, "backward_ns": 2000,
+    "input_gradient_ns": 1000, "weight_gradient_ns": 1000}]'
+  echo "$costs}" >node0/costs
+  echo "$costs, \"latency_ns\": 5}" >node1/costs
+  local timed=("${nodes[@]}" --schedule 1f1b --ranks 2 --microbatches 4 --model timed --costs costs)
+  refuses '^error: .*--link-delay' "${timed[@]}"
+  echo "${costs/1000/1001}}" >node1/costs
+  refuses '^error: .*the durations of the ops' "${timed[@]}"
+}
+
 # Each of them would run all ranks.
 test_threads() {
   within=20 run -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --transport threads
   ((status == 2)) || fail "status $status, not 2"
   holds '^error: --transport threads: mpirun has started 2 processes.*--transport mpi' stderr
+}
+
+# With so high a rate the parameters overflow in a step whose loss is still a number.
+test_save_that_is_not_finite() {
+  local train=(-n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 --microbatches 16 --model mlp --hidden 8 --batch 1 --steps 1
+    --warmup 0 --optimizer sgd)
+  succeeds . "${train[@]}" --learning-rate 1e3 --save finite
+  cp finite before
+  refuses "^error: rank [01]: tensor '.*' has (nan|inf) at element 0 of 256 after step 1, so that finite was not saved again" \
+    "${train[@]}" --resume finite --learning-rate 1e30 --save finite
+  cmp -s finite before || fail "the last save is gone"
 }
 
 test_loss_that_is_no_number() {
@@ -235,7 +287,9 @@ test_save
 test_slow_save
 test_calibration
 test_bad_input
+test_files_of_several_machines
 test_threads
+test_save_that_is_not_finite
 test_loss_that_is_no_number
 test_interrupt
 test_hangup

@@ -102,6 +102,29 @@ test_bad_input() {
   fails 1 'no-such-file' "${shape[@]}" --resume no-such-file
 }
 
+# Each is told by its option, however far off it is.
+test_numbers() {
+  local option value
+  fails 1 "^error: --ranks: 'nan' " --schedule 1f1b --ranks nan --microbatches 4
+  fails 1 "^error: --microbatches: 'nan' " --schedule 1f1b --ranks 2 --microbatches nan
+  for option in --layers --hidden --heads --sequence --vocabulary --batch --steps --warmup --learning-rate --clip --seed \
+    --save-every --threads-per-rank --timeout --link-delay; do
+    fails 1 "^error: $option: 'nan' " --schedule 1f1b "${ranks[@]}" --save saved $option nan
+  done
+  for option in --experts --top-k --expert-hidden --capacity; do
+    fails 1 "^error: $option: 'nan' " "${shape[@]}" --model moe $option nan
+  done
+  for option in --forward --backward --weight --recompute-time --overlapped; do
+    fails 1 "^error: $option: 'nan' " "${timed[@]}" $option nan
+  done
+  for value in 0 -1 1e300 1e31 inf -inf 1e999 0x10 1e-999; do
+    fails 1 '^error: --learning-rate: ' "${shape[@]}" --learning-rate $value
+  done
+  fails 1 '^error: --learning-rate: it must be at most 1e\+30, and is 1e300$' "${shape[@]}" --learning-rate 1e300
+  succeeds 'median of 2' "${shape[@]}" --clip 1e300
+  succeeds 'median of 2' "${shape[@]}" --model moe --capacity 1e300
+}
+
 # A schedule with nothing to learn from: AdamW would let the parameters decay all the same.
 test_forwards_alone() {
   printf '0F0\n1F0\n' >forwards.csv
@@ -443,6 +466,7 @@ test_usage
 test_options_of_other_models
 test_one_of_several_processes
 test_bad_input
+test_numbers
 test_forwards_alone
 test_training
 test_pairs

@@ -27,10 +27,12 @@ std::int64_t whole_number(std::string_view option, const std::string& text, std:
   return value_of(option, text, [&](std::string_view value) { return parse_integer(value, least, most); });
 }
 
-double positive_number(std::string_view option, const std::string& text, double otherwise) {
+double positive_number(std::string_view option, const std::string& text, double otherwise,
+                       double most = std::numeric_limits<double>::max()) {
   if (text.empty()) return otherwise;
   const double value = value_of(option, text, parse_real);
   if (!(value > 0)) throw InputError(fmt::format("{}: it must be above 0, and is {}", option, text));
+  if (value > most) throw InputError(fmt::format("{}: it must be at most {}, and is {}", option, most, text));
   return value;
 }
 
@@ -356,7 +358,8 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   train.shape = shape(placement);
   train.data = data;
   train.optimizer = optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
-  train.learning_rate = positive_number("--learning-rate", learning_rate, optimizer == "sgd" ? 0.1 : 0.001);
+  train.learning_rate =
+      positive_number("--learning-rate", learning_rate, optimizer == "sgd" ? 0.1 : 0.001, learning_rate_max);
   train.clip = positive_number("--clip", clip, 0);
   train.steps = static_cast<int>(whole_number("--steps", steps, 1, steps_max, 10));
   train.warmup = static_cast<int>(whole_number("--warmup", warmup, 0, steps_max, 3));

@@ -1,0 +1,74 @@
+// Programs and schedules made from the one that is trained by.
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include "dualpipe/exec/train/train.h"
+
+namespace dualpipe {
+
+PartialRun reached(const Program& program, std::span<const RankRecord> records) {
+  const Schedule& whole = program.schedule;
+  PartialRun partial;
+  Schedule& schedule = partial.program.schedule;
+  schedule.name = whole.name;
+  schedule.placement = whole.placement;
+  schedule.micro_batches = whole.micro_batches;
+  schedule.rank_begin = {0};
+  for (int rank = 0; rank < whole.ranks(); ++rank) {
+    RankRecord record = records[static_cast<std::size_t>(rank)];
+    const auto ops = whole.rank(rank).first(record.done);
+    schedule.ops.insert(schedule.ops.end(), ops.begin(), ops.end());
+    schedule.rank_begin.push_back(schedule.ops.size());
+    for (std::size_t position = 0; position <= record.done; ++position) {
+      partial.program.slot_begin.push_back(static_cast<std::uint32_t>(partial.program.communication.size()));
+      const auto slot = program.slot(rank, position);
+      partial.program.communication.insert(partial.program.communication.end(), slot.begin(), slot.end());
+    }
+    record.ops.resize(record.done);
+    record.waited.resize(record.done);
+    record.memory.resize(record.done);
+    const std::size_t slots = program.slot_index(rank, record.done) + 1;
+    record.communication.resize(program.slot_begin[slots] - program.slot_begin[program.slot_index(rank, 0)]);
+    partial.records.push_back(std::move(record));
+  }
+  partial.program.slot_begin.push_back(static_cast<std::uint32_t>(partial.program.communication.size()));
+  return partial;
+}
+
+Schedule apart(const Schedule& schedule) {
+  Schedule result = schedule;
+  result.ops.clear();
+  result.rank_begin = {0};
+  for (int rank = 0; rank < schedule.ranks(); ++rank) {
+    for (Op op : schedule.rank(rank)) {
+      op.with_next = false;
+      const bool is_full = op.kind == Kind::backward;
+      if (is_full) op.kind = Kind::input_gradient;
+      result.ops.push_back(op);
+      if (!is_full) continue;
+      op.kind = Kind::weight_gradient;
+      result.ops.push_back(op);
+    }
+    result.rank_begin.push_back(result.ops.size());
+  }
+  return result;
+}
+
+Schedule forwards_of(const Schedule& schedule) {
+  Schedule forwards = schedule;
+  forwards.ops.clear();
+  forwards.rank_begin = {0};
+  for (int rank = 0; rank < schedule.ranks(); ++rank) {
+    for (Op op : schedule.rank(rank)) {
+      if (op.kind != Kind::forward) continue;
+      op.with_next = false;
+      forwards.ops.push_back(op);
+    }
+    forwards.rank_begin.push_back(forwards.ops.size());
+  }
+  return forwards;
+}
+
+}  // namespace dualpipe
