@@ -10,9 +10,9 @@
 namespace dualpipe {
 namespace {
 
-class Block {
+class GptBlock {
  public:
-  Block(Random random, const ModelShape& shape, const LayerOptions& options)
+  GptBlock(Random random, const ModelShape& shape, const LayerOptions& options)
       : attention_(random, shape, options),
         norm_(shape.norm, shape.hidden, options),
         up_(random, shape.hidden, 4 * shape.hidden, Linear::Bias::yes, linear_gain, options),
@@ -50,11 +50,11 @@ class GptStage final : public AutogradStage {
  private:
   at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) override {
     at::Tensor x = layers_.ends.begin(micro_batch, input);
-    for (const Block& block : layers_.blocks) x = block(x);
+    for (const GptBlock& block : layers_.blocks) x = block(x);
     return layers_.ends.end(micro_batch, x);
   }
 
-  TransformerLayers<Block> layers_;
+  TransformerLayers<GptBlock> layers_;
 };
 
 }  // namespace

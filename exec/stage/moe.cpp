@@ -72,9 +72,9 @@ struct Beside {
   }
 };
 
-class Block {
+class MoeBlock {
  public:
-  Block(Random random, const ModelShape& shape, const LayerOptions& options)
+  MoeBlock(Random random, const ModelShape& shape, const LayerOptions& options)
       : top_k_(shape.top_k),
         experts_count_(shape.experts),
         capacity_(expert_capacity(shape.capacity, shape.batch * shape.sequence, shape.top_k, shape.experts)),
@@ -163,10 +163,10 @@ class MoeStage final : public PartedStage {
   // Of a block, or of what is behind the last one.
   [[nodiscard]] at::Tensor input_of(std::size_t block, std::uint32_t micro_batch, const Tensors& inputs) const {
     if (block == 0) return layers_.ends.begin(micro_batch, inputs[0]);
-    return Block::add_experts(inputs[0], Beside::unpack(std::span(inputs).subspan(1)));
+    return MoeBlock::add_experts(inputs[0], Beside::unpack(std::span(inputs).subspan(1)));
   }
 
-  TransformerLayers<Block> layers_;
+  TransformerLayers<MoeBlock> layers_;
 };
 
 }  // namespace

@@ -32,7 +32,7 @@ constexpr int looks_per_timeout = 20;
 constexpr int yields = 200;
 constexpr auto nap = 50us;
 // For what a first message looks like, where its sender may be waiting for this rank.
-constexpr auto patience_with_first = std::chrono::nanoseconds(500ms);
+constexpr auto patience_with_first_receive = std::chrono::nanoseconds(500ms);
 constexpr auto close_wait = std::chrono::nanoseconds(5s);
 
 // Stands for all of its boundary and direction.
@@ -198,7 +198,7 @@ void NcclTransport::end_batch() {
 // whoever comes last finds out at once what it receives, and its group is whole. That is enough.
 void NcclTransport::issue_first(std::size_t direction, Messages messages, const Mark& reached) {
   const auto is_sent = [](const Message& each) { return is_send(each.op.kind); };
-  const auto deadline = Clock::now() + std::min(patience_with_first, options_.timeout / 4);
+  const auto deadline = Clock::now() + std::min(patience_with_first_receive, options_.timeout / 4);
   const auto is_known_soon = [&](const Message& each) {
     return is_known(each.op) || learn(each.op, std::max(deadline - Clock::now(), std::chrono::nanoseconds(0)));
   };

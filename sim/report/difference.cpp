@@ -80,9 +80,9 @@ struct OfClass {
 };
 
 // Takes the runs rank by rank.
-class Comparison {
+class DifferenceBuilder {
  public:
-  explicit Comparison(const PlannedMeasured<std::span<const RankRun>>& runs)
+  explicit DifferenceBuilder(const PlannedMeasured<std::span<const RankRun>>& runs)
       : bounds_{bounds_of(runs.planned), bounds_of(runs.measured)} {
     const auto length = [](Span bounds) { return bounds.end - bounds.start; };
     result_.makespan = {length(bounds_.planned), length(bounds_.measured)};
@@ -222,11 +222,11 @@ std::vector<RankRun> ranks_of(const Program& program, const Timeline& timeline, 
 
 Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs) {
   assert(runs.planned.size() == runs.measured.size());
-  Comparison comparison(runs);
+  DifferenceBuilder builder(runs);
   for (std::size_t rank = 0; rank < runs.planned.size(); ++rank) {
-    comparison.add(runs.planned[rank], runs.measured[rank]);
+    builder.add(runs.planned[rank], runs.measured[rank]);
   }
-  return std::move(comparison).result();
+  return std::move(builder).result();
 }
 
 Difference difference(const Program& program, const PlannedMeasured<const Timeline&>& timelines,

@@ -262,7 +262,7 @@ class TraceParser {
     switch (level()) {
       case Level::outside:
         fail("expected an object");
-      case Level::top:
+      case Level::document:
         if (!is_event_list()) skip();
         if (is_event_list()) begin_events();
         break;
@@ -277,7 +277,7 @@ class TraceParser {
   bool end_array() { return close(); }
 
   bool key(std::string& key) {
-    if (level() == Level::top) top_key_ = std::move(key);
+    if (level() == Level::document) top_key_ = std::move(key);
     if (level() == Level::event) event_key_ = std::move(key);
     if (level() == Level::args) args_key_ = std::move(key);
     return true;
@@ -290,13 +290,13 @@ class TraceParser {
 
  private:
   // What the parser is in: {"traceEvents": [{"args": {…}}]}, or something to be passed over.
-  enum class Level : std::uint8_t { outside, top, events, event, args, skipped };
+  enum class Level : std::uint8_t { outside, document, events, event, args, skipped };
 
   [[nodiscard]] Level level() const {
     if (skipped_from_) return Level::skipped;
     return static_cast<Level>(depth_);
   }
-  [[nodiscard]] bool is_event_list() const { return level() == Level::top && top_key_ == "traceEvents"; }
+  [[nodiscard]] bool is_event_list() const { return level() == Level::document && top_key_ == "traceEvents"; }
   [[nodiscard]] bool is_args() const { return level() == Level::event && event_key_ == "args"; }
 
   void begin_events() {
@@ -322,7 +322,7 @@ class TraceParser {
     switch (level()) {
       case Level::outside:
         fail("expected an object");
-      case Level::top:
+      case Level::document:
         if (is_event_list()) fail("\"traceEvents\" is not a list");
         break;
       case Level::events:
