@@ -3,23 +3,23 @@
 #
 #   tools/setup.sh tool   to build dualpipe-sim
 #   tools/setup.sh run    and dualpipe-run (1.3 GB; where there is an NVIDIA GPU, 6 GB)
-#   tools/setup.sh test   and to build and run all tests and benchmarks (the default)
-#   tools/setup.sh fuzz   and to fuzz the parsers
+#   tools/setup.sh test   and to build and run the tests and benchmarks (the default)
+#   tools/setup.sh all    and to build with Clang, and to fuzz the parsers
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 tool=(g++ cmake ninja-build libcli11-dev libfmt-dev nlohmann-json3-dev)
 run=(python3-pip libopenmpi-dev openmpi-bin)
 test=(libboost-test-dev libbenchmark-dev clang-format-14)
-fuzz=(clang libclang-rt-14-dev)
+all=(clang libclang-rt-14-dev)
 
 case ${1:-test} in
   tool) wanted=("${tool[@]}") ;;
   run) wanted=("${tool[@]}" "${run[@]}") ;;
   test) wanted=("${tool[@]}" "${run[@]}" "${test[@]}") ;;
-  fuzz) wanted=("${tool[@]}" "${run[@]}" "${test[@]}" "${fuzz[@]}") ;;
+  all) wanted=("${tool[@]}" "${run[@]}" "${test[@]}" "${all[@]}") ;;
   *)
-    echo "usage: tools/setup.sh [tool|run|test|fuzz]" >&2
+    echo "usage: tools/setup.sh [tool|run|test|all]" >&2
     exit 2
     ;;
 esac
@@ -108,6 +108,6 @@ install_torch() {
 
 install_packages "${wanted[@]}"
 case ${1:-test} in
-  run | test | fuzz) install_torch ;;
+  run | test | all) install_torch ;;
 esac
 echo "setup: done"

@@ -1,14 +1,31 @@
 #!/usr/bin/env bash
-# Builds and passes every test, as users run the code (release) and under the sanitizers (asan). Exit status 0: all pass.
+# Builds DualPipe and passes its tests. Exit status 0: all pass.
+#
+#   tools/test.sh       as users run the code: the preset release
+#   tools/test.sh all   the builds that this leaves out: under the sanitizers (asan, tsan), without optimisation (debug),
+#                       and by Clang (clang)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-tools/setup.sh test
+presets=(release)
+needed=test
+case ${1:-} in
+  "") ;;
+  all)
+    presets=(debug asan tsan clang)
+    needed=all
+    ;;
+  *)
+    echo "usage: tools/test.sh [all]" >&2
+    exit 2
+    ;;
+esac
+
+tools/setup.sh "$needed"
 
 jobs=$(nproc)
-presets=(release asan)
 for preset in "${presets[@]}"; do
-  cmake --preset "$preset"
+  cmake --preset "$preset" -DDUALPIPE_BUILD_TESTS=ON
   cmake --build --preset "$preset" --parallel "$jobs"
 done
 
