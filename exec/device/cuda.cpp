@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <link.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -29,10 +30,22 @@ constexpr bool is_built = true;
 constexpr bool is_built = false;
 #endif
 
-// Where an installation, or a build, has it: beside the tool's folder, or in the tool's own.
-std::vector<fs::path> places() {
+// The file that this code was linked into: a tool, or a library that somebody else's program has loaded.
+fs::path own_file() {
+  Dl_info info{};
+  void* entry = nullptr;
+  const auto here = reinterpret_cast<const void*>(&own_file);
   std::error_code error;
-  const fs::path folder = fs::read_symlink("/proc/self/exe", error).parent_path();
+  if (dladdr1(here, &info, &entry, RTLD_DL_LINKMAP) != 0 && entry != nullptr) {
+    const std::string name = static_cast<const link_map*>(entry)->l_name;
+    if (!name.empty()) return fs::canonical(name, error);
+  }
+  return fs::read_symlink("/proc/self/exe", error);  // the program has no name there
+}
+
+// Where an installation, or a build, has it: in that file's folder, or in the one for libraries, beside it.
+std::vector<fs::path> places() {
+  const fs::path folder = own_file().parent_path();
   return {folder / file_name, folder / ".." / DUALPIPE_LIBDIR / file_name};
 }
 
@@ -41,13 +54,13 @@ fs::path module_file() {
     if (fs::exists(given)) return given;
     throw InputError(fmt::format("cuda: there is no file {}, which {} names", given, file_variable));
   }
+  for (const fs::path& place : places()) {
+    if (fs::exists(place)) return place;
+  }
   if (!is_built) {
     throw InputError(
         "cuda: this was built without CUDA. On a machine with an NVIDIA GPU: tools/setup.sh run, then configure again; "
         "what CMake calls left out says what it misses");
-  }
-  for (const fs::path& place : places()) {
-    if (fs::exists(place)) return place;
   }
   std::vector<std::string> names;
   for (const fs::path& place : places()) names.push_back(place.lexically_normal().string());

@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
+#include <dlfcn.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -532,6 +533,16 @@ BOOST_AUTO_TEST_CASE(a_module_is_loaded_when_it_is_asked_for) {
   BOOST_TEST(device->mark().time > 0);
   BOOST_TEST(hardware->mark_cost().between == 2);
   BOOST_TEST(cuda_hardware({})->description() == "a double");
+}
+
+// Somebody else's program has loaded the library.
+BOOST_AUTO_TEST_CASE(a_module_is_found_beside_the_library_that_asks) {
+  const Launched by_nobody({});
+  void* const library = dlopen(DUALPIPE_MODULE_USER, RTLD_NOW | RTLD_LOCAL);
+  BOOST_TEST_REQUIRE(library != nullptr, dlerror());
+  const auto text = reinterpret_cast<const char* (*)()>(dlsym(library, "dualpipe_hardware_text"));
+  BOOST_TEST_REQUIRE(text != nullptr);
+  BOOST_TEST(text() == std::string("a double"));
 }
 
 // Which of the GPUs a process has is known on this side, and told to the module.
