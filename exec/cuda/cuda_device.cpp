@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cassert>
 #include <limits>
 #include <optional>
 #include <thread>
@@ -19,6 +18,7 @@
 #include "dualpipe/exec/cuda/retirement.h"
 #include "dualpipe/exec/device/lease.h"
 #include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {
@@ -118,8 +118,8 @@ class CudaDevice final : public Device {
   }
 
   void use(Lane lane) override {
-    used_ = lane;
     const std::size_t index = lanes_.index_of(lane);
+    used_ = lane;
     retirement_->note_busy(index);
     c10::cuda::setCurrentCUDAStream(lanes_.streams[index]);
   }
@@ -164,7 +164,7 @@ class CudaDevice final : public Device {
     copy_begun_ = mark();
     at::Tensor copy = tensor.detach().clone();
     ready = mark();
-    retirement_->park(std::move(tensor), LaneSet{1} << lanes_.index_of(message));
+    retirement_->park(std::move(tensor), StreamSet{1} << lanes_.index_of(message));
     use(receiver);
     return adopt(std::move(copy), ready);
   }
@@ -178,7 +178,10 @@ class CudaDevice final : public Device {
     const at::Tensor source = tensor.contiguous();
     at::Tensor result = at::empty_like(source);
     if (source.nbytes() == 0) return result;
-    assert(source.is_cuda());
+    if (!source.is_cuda()) {
+      throw InputError(
+          "a tensor of the host cannot be exchanged on a GPU; a stage has its tensors on its rank's device");
+    }
     PinnedBuffers::Buffer& buffer = pinned_.take(source.nbytes());
     const cudaStream_t lane = stream();
     check(cudaMemcpyAsync(buffer.data(), source.const_data_ptr(), source.nbytes(), cudaMemcpyDeviceToHost, lane),
@@ -195,7 +198,7 @@ class CudaDevice final : public Device {
     for (const c10::cuda::CUDAStream& each : lanes_.streams) {
       check(cudaStreamSynchronize(each.stream()), "waiting for the GPU");
     }
-    retirement_->release_all(LaneSet{1} << lanes_.index_of(used_));
+    retirement_->release_all(StreamSet{1} << lanes_.index_of(used_));
   }
 
   [[nodiscard]] Time time_of(const Mark& mark) const override {

@@ -18,7 +18,7 @@
 namespace dualpipe {
 
 // To be raised whenever Device, Hardware, CudaOptions, Nccl or this changes.
-constexpr int cuda_module_version = 3;
+constexpr int cuda_module_version = 4;
 
 struct CudaModule {
   int version = cuda_module_version;  // stays the first

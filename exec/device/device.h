@@ -26,7 +26,7 @@ struct Lane {
     message,   // what goes between ranks: 0 and 1, of which NCCL has one for activations, and one for gradients
   };
   Kind kind = Kind::compute;
-  std::uint8_t index = 0;
+  std::uint16_t index = 0;  // as many as there may be stages
 
   friend bool operator==(const Lane&, const Lane&) = default;
 };
@@ -104,8 +104,8 @@ class Hardware {
   virtual ~Hardware() = default;
 
   [[nodiscard]] virtual std::string description() const = 0;  // "NVIDIA H100 80GB HBM3 (132 multiprocessors)"
-  // For the `index`-th of the `ranks` of this process, which holds so many stages. Called by the rank's thread; the
-  // hardware must outlive it. Throws InputError where there is not enough for so many ranks.
+  // For the `index`-th of the `ranks` of this process, which holds so many stages, any number of them. Called by the
+  // rank's thread; the hardware must outlive it. Throws InputError where there is not enough for so many ranks.
   [[nodiscard]] virtual std::unique_ptr<Device> device(int index, int ranks, int stages) = 0;
   // All of it, for a model without a pipeline. Used by one thread at a time, each of which begins with use().
   [[nodiscard]] virtual std::unique_ptr<Device> whole() { return device(0, 1, 1); }

@@ -248,7 +248,7 @@ class Replay {
     if (!interval.start || !interval.end) return {};
     return {device_.time_of(*interval.start), device_.time_of(*interval.end)};
   }
-  [[nodiscard]] Lane lane_of(Op op) const { return {Lane::Kind::compute, static_cast<std::uint8_t>(held(op).index)}; }
+  [[nodiscard]] Lane lane_of(Op op) const { return {Lane::Kind::compute, static_cast<std::uint16_t>(held(op).index)}; }
 
   // What stands in the slot before an op. `last_` goes along: one thing begins when the one before it has ended.
   void issue(std::size_t position) {

@@ -74,7 +74,7 @@ class LaneGuard {
   Lane before_;
 };
 
-Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<std::uint8_t>(direction)}; }
+Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<std::uint16_t>(direction)}; }
 
 // The messages of one direction from one rank to another, as one of the two issues them: all as the sends that they
 // are.
