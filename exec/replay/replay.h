@@ -71,11 +71,14 @@ struct ReplayOptions {
 
 // `stages`: by stage of the placement; null for those of other ranks. Throws ReplayError naming rank, op and cause
 // after it has aborted the transport, or TransportError if another rank did; `record` then holds what was done so far.
+// A program that the rank cannot run, as it was made by hand or read from a file, is such a cause, too: what can be
+// seen of it before it runs fails in "its start".
 void replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
             const ReplayOptions& options = {});
 
 // The records of all ranks as one Timeline whose time 0 is the first start. A message travels from when it was handed
-// over until it was there. What was not reached stands, empty, at the end.
+// over until it was there. What was not reached stands, empty, at the end. Throws InputError where the records are not
+// those of the program.
 [[nodiscard]] Timeline merge(const Program& program, std::span<const RankRecord> records);
 
 }  // namespace dualpipe
