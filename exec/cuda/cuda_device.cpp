@@ -2,7 +2,10 @@
 
 #include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
@@ -84,6 +87,35 @@ class ThreadState {
   c10::DeviceIndex device_;
   c10::cuda::CUDAStream stream_;
 };
+
+// What the allocator takes for a block of which so much was asked for, which is all that it tells.
+Bytes block_bytes(std::size_t asked) {
+  constexpr std::size_t unit = 512;
+  return static_cast<Bytes>((asked + unit - 1) / unit * unit);
+}
+
+// Once for all devices: LibTorch has no way to take a callback back.
+void attach(MemoryListener& listener) {
+  using c10::CachingDeviceAllocator::TraceEntry;
+  static const bool attached = [&listener] {
+    const auto tell = [&listener](const TraceEntry& entry) {
+      const auto* const data = reinterpret_cast<const void*>(entry.addr_);
+      if (entry.action_ == TraceEntry::ALLOC) listener.allocated(data, block_bytes(entry.size_), at::kCUDA);
+      if (entry.action_ == TraceEntry::FREE_REQUESTED) listener.freed(data);
+    };
+    auto& allocator = *c10::cuda::CUDACachingAllocator::get();
+    try {
+      allocator.attachAllocatorTraceTracker(tell);
+    } catch (const c10::Error&) {
+      throw InputError(
+          fmt::format("cuda: memory cannot be measured: LibTorch's allocator is {}, which does not tell of its blocks; "
+                      "leave its `backend` out of PYTORCH_CUDA_ALLOC_CONF, or do not measure memory",
+                      allocator.name()));
+    }
+    return true;
+  }();
+  static_cast<void>(attached);
+}
 
 class CudaDevice final : public Device {
  public:
@@ -193,6 +225,8 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] Bytes kept() const override { return retirement_->kept(); }
+
+  void tell_of_memory(MemoryListener& listener) override { attach(listener); }
 
   void finish() override {
     for (const c10::cuda::CUDAStream& each : lanes_.streams) {

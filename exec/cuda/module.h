@@ -6,8 +6,8 @@
 //          ▼
 //     libdualpipe_cuda.so ── c10_cuda, torch_cuda, cudart, nccl
 //
-// The module uses headers and interfaces of exec/ alone, and holds no second copy of the library: that would meter all
-// memory twice. Exceptions pass between the two: the C++ library knows their types by name.
+// The module uses headers and interfaces of exec/ alone, and holds no second copy of the library, which would have its
+// own idea of who has a meter. Exceptions pass between the two: the C++ library knows their types by name.
 #pragma once
 
 #include <memory>

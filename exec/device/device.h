@@ -37,6 +37,22 @@ struct Mark {
   const void* event = nullptr;  // a GPU's: knows the time when its device has finished; void from its next begin_step()
 };
 
+// Hears what an allocator does, on the thread that asks it for a block or gives one back, while the allocator is
+// locked: it may call nothing of LibTorch. Used by any number of threads.
+class MemoryListener {
+ public:
+  MemoryListener() = default;
+  MemoryListener(const MemoryListener&) = delete;
+  MemoryListener& operator=(const MemoryListener&) = delete;
+
+  // `bytes`: those that the block takes.
+  virtual void allocated(const void* data, Bytes bytes, at::DeviceType type) = 0;
+  virtual void freed(const void* data) = 0;
+
+ protected:
+  ~MemoryListener() = default;
+};
+
 // What one rank has of a machine. Used by the thread of that rank; its marks may be waited for by any.
 class Device {
  public:
@@ -79,6 +95,11 @@ class Device {
   // Of what was adopted, and is used no more, how much the lanes are not done with: it is still allocated. May be asked
   // by any thread.
   [[nodiscard]] virtual Bytes kept() const { return 0; }
+
+  // The allocator of the device's memory tells this listener of all blocks from now on, for as long as the process
+  // lives; there is one listener, which may be named again. The host's never tells: it can be replaced. Throws
+  // InputError where the allocator cannot.
+  virtual void tell_of_memory(MemoryListener& /*listener*/) {}
 
   // Waits until all lanes have run. Throws std::runtime_error if the device failed.
   virtual void finish() = 0;

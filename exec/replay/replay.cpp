@@ -92,17 +92,18 @@ void clear(RankRecord& record) {
   record.stopped_at.clear();
 }
 
-void size_for(RankRecord& record, std::size_t ops, std::size_t messages) {
+void size_for(RankRecord& record, std::size_t ops, std::size_t messages, bool with_memory) {
   record.ops.resize(ops);
   record.communication.resize(messages);
   record.waited.resize(ops);
-  record.memory.resize(ops);
+  if (with_memory) record.memory.resize(ops);
 }
 
 class Replay {
  public:
+  // `meter`: null: memory is not measured.
   Replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
-         const ReplayOptions& options, MemoryMeter& meter)
+         const ReplayOptions& options, MemoryMeter* meter)
       : program_(program),
         rank_(rank),
         ops_(program.schedule.rank(rank)),
@@ -249,17 +250,19 @@ class Replay {
   }
 
   void note_memory_before(std::size_t position) {
+    if (meter_ == nullptr) return;
     record_.memory[position].before = held_memory();
-    meter_.take_peak();
+    meter_->take_peak();
   }
   void note_memory_after(std::size_t position, Bytes output) {
+    if (meter_ == nullptr) return;
     OpMemory& memory = record_.memory[position];
     memory.output = output;
-    memory.peak = meter_.take_peak();
+    memory.peak = meter_->take_peak();
     memory.after = held_memory();
   }
   // Without what only waits for the device.
-  [[nodiscard]] Bytes held_memory() const { return meter_.held() - device_.kept(); }
+  [[nodiscard]] Bytes held_memory() const { return meter_->held() - device_.kept(); }
 
   // Both return what was made: the output of a forward, the gradient of an input, or both.
   Overlapped run_op(Op op, at::Tensor input) {
@@ -398,7 +401,7 @@ class Replay {
   const ReplayOptions& options_;
   Device& device_;
   RankRecord& record_;
-  MemoryMeter& meter_;
+  MemoryMeter* const meter_;
 
   std::vector<HeldStage> held_;         // by stage
   Table<std::optional<Made>> results_;  // not yet sent or used
@@ -458,9 +461,9 @@ void replay(const Program& program, int rank, std::span<Stage* const> stages, Tr
   try {
     check_rank(program, rank);
     if (options.device == nullptr) throw InputError("no device is given; that of the host is host_device()");
-    size_for(record, program.schedule.rank(rank).size(), messages_of(program, rank).size());
-    meter.emplace(options.device->where());
-    replay.emplace(program, rank, stages, transport, record, options, *meter);
+    size_for(record, program.schedule.rank(rank).size(), messages_of(program, rank).size(), options.measure_memory);
+    if (options.measure_memory) meter.emplace(*options.device);
+    replay.emplace(program, rank, stages, transport, record, options, meter ? &*meter : nullptr);
     replay->run();
     close();
   } catch (const TimeoutError&) {

@@ -53,11 +53,12 @@ struct RankRecord {
   std::vector<Span> communication;  // a send: when it was handed over; a receive: from its post, or its arrival if
                                     // that was earlier, until it was there
   std::vector<Time> waited;         // before each op, for its inputs; of a pair at its first
-  std::vector<OpMemory> memory;     // of each op; of a pair at its first
+  std::vector<OpMemory> memory;     // where it is measured: of each op; of a pair at its first
   std::vector<PartSpan> parts;      // where they are noted: of ops that have run, and copies of messages
   std::size_t done = 0;             // ops that ran
   int peak_activations = 0;         // forwards whose B or I had not ended
-  Bytes peak_memory = 0;            // allocated by the rank's thread, above what it held when the step began
+  Bytes peak_memory = 0;            // where it is measured: allocated by the rank's thread, above what it held when
+                                    // the step began
   std::vector<double> losses;       // of the micro-batches, in the order in which their last stage ran
   std::string stopped_at;           // the op in which the rank was when it failed, or was stopped
 };
@@ -67,6 +68,7 @@ struct ReplayOptions {
   std::function<void(Op)> before_op;  // for tests: called before each op
   Device* device = &host_device();    // the rank's, with a lane for each of its stages
   bool note_parts = false;            // RankRecord::parts, which takes two marks for each
+  bool measure_memory = false;        // RankRecord::memory and peak_memory, by a MemoryMeter (exec/replay/memory.h)
 };
 
 // `stages`: by stage of the placement; null for those of other ranks. Throws ReplayError naming rank, op and cause

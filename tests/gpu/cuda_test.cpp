@@ -1,6 +1,7 @@
 // Devices of a GPU.
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <algorithm>
 #include <boost/test/data/monomorphic.hpp>
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -226,7 +228,7 @@ BOOST_AUTO_TEST_CASE(what_is_adopted_may_outlive_its_device) {
 
 BOOST_AUTO_TEST_CASE(memory_is_counted_for_the_thread) {
   const auto device = gpu().device(0, 1, 1);
-  const MemoryMeter meter(device->where());
+  const MemoryMeter meter(*device);
   constexpr Bytes bytes = count * 4;
   at::Tensor a = at::empty({count}, on_gpu());
   BOOST_TEST(meter.held() == bytes);
@@ -238,6 +240,53 @@ BOOST_AUTO_TEST_CASE(memory_is_counted_for_the_thread) {
   adopted.reset();
   device->finish();
   BOOST_TEST(meter.held() == 0);
+}
+
+BOOST_AUTO_TEST_CASE(memory_counts_in_units_of_the_allocator_whoever_frees_it) {
+  const auto device = gpu().device(0, 1, 1);
+  at::Tensor from_before = at::empty({count}, on_gpu());
+  const MemoryMeter meter(*device);
+  at::Tensor a = at::empty({1000}, on_gpu());
+  BOOST_TEST(meter.held() == 4096);
+  std::thread([&] {  // which has never had a meter
+    a.reset();
+    from_before.reset();
+  })
+      .join();
+  BOOST_TEST(meter.held() == 0);
+}
+
+// torch.profiler, on the thread that is measured: which starts first, and which ends first.
+BOOST_DATA_TEST_CASE(a_profiler_may_look_at_the_same_thread,
+                     boost::unit_test::data::make({false, true}) * boost::unit_test::data::make({false, true}),
+                     meter_starts_first, meter_ends_first) {
+  namespace profiler = torch::autograd::profiler;
+  using torch::profiler::impl::ActivityType;
+  constexpr Bytes bytes = count * 4;
+  const auto device = gpu().device(0, 1, 1);
+  const auto work = [] { static_cast<void>(at::full({count}, 1.0, on_gpu()).add_(1)); };
+  const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO,
+                                                     /*report_input_shapes=*/false, /*profile_memory=*/true);
+  const std::set<ActivityType> activities = {ActivityType::CPU};
+  std::optional<MemoryMeter> meter;
+  if (meter_starts_first) meter.emplace(*device);
+  profiler::prepareProfiler(config, activities);
+  profiler::enableProfiler(config, activities);
+  if (!meter_starts_first) meter.emplace(*device);
+  work();
+  BOOST_TEST(meter->peak() == bytes);
+  if (meter_ends_first) meter.reset();
+  work();
+  Bytes seen = 0;
+  const auto result = profiler::disableProfiler();
+  for (const profiler::KinetoEvent& event : result->events()) {
+    const bool is_memory = event.name() == "[memory]" && event.deviceType() == at::kCUDA;
+    if (is_memory && event.nBytes() > 0) seen += event.nBytes();
+  }
+  BOOST_TEST(seen == 2 * bytes);
+  if (meter_ends_first) return;
+  work();
+  BOOST_TEST(meter->peak() == bytes);
 }
 
 // More than LibTorch has streams, and than a byte can number: some share one.
