@@ -167,9 +167,10 @@ Listener& listener() {
 enum class To : std::uint8_t { nobody, this_thread };
 
 void charge(const at::Tensor& tensor, To whom) {
-  if (!tensor.defined() || !tensor.has_storage()) return;
+  if (watches.load(std::memory_order_relaxed) == 0 || !tensor.defined() || !tensor.has_storage()) return;
   const c10::DataPtr& data = tensor.storage().data_ptr();
   const bool is_own = data.get_deleter() == &free_counted;  // else it may be over the block of another tensor
+  if (!is_own && data.device().is_cpu() && data.get_context() == data.get()) return;  // or of the host, and not counted
   const bool is_payer = whom == To::this_thread && measured_on == data.device().type();
   block_table().charge_to(is_own ? data.get_context() : data.get(), is_payer ? measured : nullptr);
 }
