@@ -172,7 +172,6 @@ BOOST_AUTO_TEST_CASE(blocks_stay_valid_whoever_frees_them) {
   allocate();
   meter.emplace();
   while (!raw.empty()) free_two();
-  BOOST_TEST(allocator_now() != &plain);
 }
 
 BOOST_AUTO_TEST_CASE(a_tensor_that_outlives_its_meter_can_grow) {
@@ -244,7 +243,6 @@ BOOST_AUTO_TEST_CASE(an_allocator_of_somebody_else_is_used_and_comes_back_with_i
     const at::Tensor a = bytes(1000);
     BOOST_TEST(meter.held() == 1000);
     BOOST_TEST(other.calls == 1);
-    BOOST_TEST(allocator_now() != &other);
   }
   BOOST_TEST(allocator_now() == &other);
   c10::SetCPUAllocator(&plain, priority - 1);
@@ -294,8 +292,6 @@ BOOST_AUTO_TEST_CASE(a_thread_has_one_meter) {
   }
   BOOST_TEST(allocator_now() == c10::GetDefaultCPUAllocator());
 }
-
-// ---
 
 BOOST_AUTO_TEST_CASE(another_thread_may_free_it) {
   const MemoryMeter meter;
