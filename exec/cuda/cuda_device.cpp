@@ -2,11 +2,13 @@
 
 #include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
-#include <cassert>
 #include <limits>
 #include <optional>
 #include <thread>
@@ -19,6 +21,7 @@
 #include "dualpipe/exec/cuda/retirement.h"
 #include "dualpipe/exec/device/lease.h"
 #include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {
@@ -85,6 +88,35 @@ class ThreadState {
   c10::cuda::CUDAStream stream_;
 };
 
+// What the allocator takes for a block of which so much was asked for, which is all that it tells.
+Bytes block_bytes(std::size_t asked) {
+  constexpr std::size_t unit = 512;
+  return static_cast<Bytes>((asked + unit - 1) / unit * unit);
+}
+
+// Once for all devices: LibTorch has no way to take a callback back.
+void attach(MemoryListener& listener) {
+  using c10::CachingDeviceAllocator::TraceEntry;
+  static const bool attached = [&listener] {
+    const auto tell = [&listener](const TraceEntry& entry) {
+      const auto* const data = reinterpret_cast<const void*>(entry.addr_);
+      if (entry.action_ == TraceEntry::ALLOC) listener.allocated(data, block_bytes(entry.size_), at::kCUDA);
+      if (entry.action_ == TraceEntry::FREE_REQUESTED) listener.freed(data);
+    };
+    auto& allocator = *c10::cuda::CUDACachingAllocator::get();
+    try {
+      allocator.attachAllocatorTraceTracker(tell);
+    } catch (const c10::Error&) {
+      throw InputError(
+          fmt::format("cuda: memory cannot be measured: LibTorch's allocator is {}, which does not tell of its blocks; "
+                      "leave its `backend` out of PYTORCH_CUDA_ALLOC_CONF, or do not measure memory",
+                      allocator.name()));
+    }
+    return true;
+  }();
+  static_cast<void>(attached);
+}
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(c10::DeviceIndex gpu, Lanes lanes, bool copies)
@@ -118,8 +150,8 @@ class CudaDevice final : public Device {
   }
 
   void use(Lane lane) override {
-    used_ = lane;
     const std::size_t index = lanes_.index_of(lane);
+    used_ = lane;
     retirement_->note_busy(index);
     c10::cuda::setCurrentCUDAStream(lanes_.streams[index]);
   }
@@ -164,7 +196,7 @@ class CudaDevice final : public Device {
     copy_begun_ = mark();
     at::Tensor copy = tensor.detach().clone();
     ready = mark();
-    retirement_->park(std::move(tensor), LaneSet{1} << lanes_.index_of(message));
+    retirement_->park(std::move(tensor), StreamSet{1} << lanes_.index_of(message));
     use(receiver);
     return adopt(std::move(copy), ready);
   }
@@ -178,7 +210,10 @@ class CudaDevice final : public Device {
     const at::Tensor source = tensor.contiguous();
     at::Tensor result = at::empty_like(source);
     if (source.nbytes() == 0) return result;
-    assert(source.is_cuda());
+    if (!source.is_cuda()) {
+      throw InputError(
+          "a tensor of the host cannot be exchanged on a GPU; a stage has its tensors on its rank's device");
+    }
     PinnedBuffers::Buffer& buffer = pinned_.take(source.nbytes());
     const cudaStream_t lane = stream();
     check(cudaMemcpyAsync(buffer.data(), source.const_data_ptr(), source.nbytes(), cudaMemcpyDeviceToHost, lane),
@@ -191,11 +226,13 @@ class CudaDevice final : public Device {
 
   [[nodiscard]] Bytes kept() const override { return retirement_->kept(); }
 
+  void tell_of_memory(MemoryListener& listener) override { attach(listener); }
+
   void finish() override {
     for (const c10::cuda::CUDAStream& each : lanes_.streams) {
       check(cudaStreamSynchronize(each.stream()), "waiting for the GPU");
     }
-    retirement_->release_all(LaneSet{1} << lanes_.index_of(used_));
+    retirement_->release_all(StreamSet{1} << lanes_.index_of(used_));
   }
 
   [[nodiscard]] Time time_of(const Mark& mark) const override {

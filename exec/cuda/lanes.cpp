@@ -1,21 +1,32 @@
 #include "dualpipe/exec/cuda/lanes.h"
 
-#include <cassert>
+#include <fmt/format.h>
+
+#include <algorithm>
 
 #include "dualpipe/exec/cuda/check.h"
 #include "dualpipe/exec/cuda/green.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {
 
-constexpr std::size_t message_lanes = 2;
+std::size_t streams_of_kind(std::size_t stages) { return std::min(stages, Lanes::streams_per_kind); }
 
 }  // namespace
 
 std::size_t Lanes::index_of(Lane lane) const {
-  assert(lane.index < (lane.kind == Lane::Kind::message ? message_lanes : stages));
-  if (lane.kind == Lane::Kind::message) return 2 * stages + lane.index;
-  return lane.kind == Lane::Kind::compute ? lane.index : stages + lane.index;
+  const bool is_message = lane.kind == Lane::Kind::message;
+  if (lane.index >= (is_message ? message_lanes : stages)) {
+    throw InputError(
+        fmt::format("the device of a rank has a lane of each kind for {} stages, and {} for messages, but "
+                    "none of number {}; make it for more stages (Hardware::device())",
+                    stages, message_lanes, lane.index));
+  }
+  const std::size_t count = streams_of_kind(stages);
+  if (is_message) return 2 * count + lane.index;
+  const std::size_t index = lane.index % count;
+  return lane.kind == Lane::Kind::compute ? index : count + index;
 }
 
 Lanes make_lanes(c10::DeviceIndex device, int stages, std::optional<CUgreenCtx> context) {
@@ -26,11 +37,22 @@ Lanes make_lanes(c10::DeviceIndex device, int stages, std::optional<CUgreenCtx> 
     if (!context) return c10::cuda::getStreamFromPool(is_urgent, device);
     return c10::cuda::getStreamFromExternal(stream_in(*context, is_urgent ? highest : 0), device);
   };
+  // A pool that has been round gives a stream that it gave before.
+  std::vector<c10::cuda::CUDAStream> messages;
+  const auto make_urgent = [&] {
+    while (true) {
+      const c10::cuda::CUDAStream stream = make(true);
+      if (std::ranges::find(messages, stream) == messages.end()) return stream;
+    }
+  };
+  for (std::size_t i = 0; i < Lanes::message_lanes; ++i) messages.push_back(make_urgent());
+
   Lanes lanes;
   lanes.stages = static_cast<std::size_t>(stages);
-  const std::size_t urgent = lanes.stages + message_lanes;
-  for (std::size_t i = 0; i < lanes.stages; ++i) lanes.streams.push_back(make(false));
-  for (std::size_t i = 0; i < urgent; ++i) lanes.streams.push_back(make(true));
+  const std::size_t count = streams_of_kind(lanes.stages);
+  for (std::size_t i = 0; i < count; ++i) lanes.streams.push_back(make(false));
+  for (std::size_t i = 0; i < count; ++i) lanes.streams.push_back(make_urgent());
+  lanes.streams.insert(lanes.streams.end(), messages.begin(), messages.end());
   return lanes;
 }
 

@@ -66,6 +66,12 @@ class Cuda final : public Hardware {
   [[nodiscard]] std::string description() const override { return name_; }
 
   [[nodiscard]] std::unique_ptr<Device> device(int index, int ranks, int stages) override {
+    if (index < 0 || index >= ranks || stages < 1) {
+      throw InputError(
+          fmt::format("cuda: rank {} of {} of this process, with {} stages: the number must be less than "
+                      "that of the ranks, and a rank has at least one stage",
+                      index, ranks, stages));
+    }
     return cuda_device(gpu_, lanes_of(index, ranks, stages), options_.copy);
   }
 

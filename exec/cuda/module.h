@@ -6,8 +6,8 @@
 //          ▼
 //     libdualpipe_cuda.so ── c10_cuda, torch_cuda, cudart, nccl
 //
-// The module uses headers and interfaces of exec/ alone, and holds no second copy of the library: that would meter all
-// memory twice. Exceptions pass between the two: the C++ library knows their types by name.
+// The module uses headers and interfaces of exec/ alone, and holds no second copy of the library, which would have its
+// own idea of who has a meter. Exceptions pass between the two: the C++ library knows their types by name.
 #pragma once
 
 #include <memory>
@@ -18,7 +18,7 @@
 namespace dualpipe {
 
 // To be raised whenever Device, Hardware, CudaOptions, Nccl or this changes.
-constexpr int cuda_module_version = 3;
+constexpr int cuda_module_version = 4;
 
 struct CudaModule {
   int version = cuda_module_version;  // stays the first

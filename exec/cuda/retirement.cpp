@@ -10,21 +10,21 @@
 
 namespace dualpipe {
 
-Retirement::Retirement(std::vector<c10::cuda::CUDAStream> lanes) : lanes_(std::move(lanes)) {
-  assert(!lanes_.empty() && lanes_.size() <= std::numeric_limits<LaneSet>::digits);
+Retirement::Retirement(std::vector<c10::cuda::CUDAStream> streams) : streams_(std::move(streams)) {
+  assert(!streams_.empty() && streams_.size() <= std::numeric_limits<StreamSet>::digits);
 }
 
-void Retirement::park(at::Tensor tensor, LaneSet lanes, Bytes counted) {
-  const c10::cuda::CUDAGuard guard(lanes_.front().device_index());
+void Retirement::park(at::Tensor tensor, StreamSet streams, Bytes counted) {
+  const c10::cuda::CUDAGuard guard(streams_.front().device_index());
   const std::lock_guard lock(mutex_);
   if (closed_) return;  // frees it
   Parked parked;
-  for (std::size_t i = 0; i < lanes_.size(); ++i) {
-    if ((lanes >> i & 1U) == 0) continue;
+  for (std::size_t i = 0; i < streams_.size(); ++i) {
+    if ((streams >> i & 1U) == 0) continue;
     if (spare_.empty()) spare_.emplace_back(Event::Knows::order);
     parked.fences.push_back(std::move(spare_.back()));
     spare_.pop_back();
-    parked.fences.back().record(lanes_[i].stream());
+    parked.fences.back().record(streams_[i].stream());
   }
   parked.tensor = std::move(tensor);
   parked.counted = counted;
@@ -50,7 +50,7 @@ std::deque<Retirement::Parked> Retirement::take(bool reached_only) {
 
 void Retirement::release() { static_cast<void>(take(true)); }
 
-void Retirement::release_all(LaneSet used) {
+void Retirement::release_all(StreamSet used) {
   busy_.store(used, std::memory_order_relaxed);
   static_cast<void>(take(false));
 }

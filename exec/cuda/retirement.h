@@ -18,35 +18,34 @@
 #include <vector>
 
 #include "dualpipe/exec/cuda/event.h"
+#include "dualpipe/exec/cuda/lanes.h"
 #include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 
-using LaneSet = std::uint32_t;  // bit i: lane i
-
 // May be used by any thread.
 class Retirement {
  public:
-  // `lanes`: all of a device.
-  explicit Retirement(std::vector<c10::cuda::CUDAStream> lanes);
+  // `streams`: all of a device.
+  explicit Retirement(std::vector<c10::cuda::CUDAStream> streams);
 
-  // Lanes that have been given work since they were last known to be idle.
-  void note_busy(std::size_t lane) { busy_.fetch_or(LaneSet{1} << lane, std::memory_order_relaxed); }
+  // Streams that have been given work since they were last known to be idle.
+  void note_busy(std::size_t stream) { busy_.fetch_or(StreamSet{1} << stream, std::memory_order_relaxed); }
 
-  // Keeps it until the busy lanes, or these ones, have done what they have now.
+  // Keeps it until the busy streams, or these ones, have done what they have now.
   void park(at::Tensor tensor) {
     const auto bytes = static_cast<Bytes>(tensor.storage().nbytes());
     park(std::move(tensor), busy_.load(std::memory_order_relaxed), bytes);
   }
-  void park(at::Tensor tensor, LaneSet lanes) { park(std::move(tensor), lanes, 0); }
+  void park(at::Tensor tensor, StreamSet streams) { park(std::move(tensor), streams, 0); }
 
-  // How much is kept for busy lanes.
+  // How much is kept for busy streams.
   [[nodiscard]] Bytes kept() const { return kept_.load(std::memory_order_relaxed); }
 
   // Frees what is reached, in the order in which it was parked.
   void release();
-  // All lanes are idle, and only `used` will get work before the next note_busy(): frees all.
-  void release_all(LaneSet used);
+  // All streams are idle, and only `used` will get work before the next note_busy(): frees all.
+  void release_all(StreamSet used);
   // The same; from now on nothing is kept any more.
   void close();
 
@@ -57,11 +56,11 @@ class Retirement {
     std::vector<Event> fences;
   };
 
-  void park(at::Tensor tensor, LaneSet lanes, Bytes counted);
+  void park(at::Tensor tensor, StreamSet streams, Bytes counted);
   [[nodiscard]] std::deque<Parked> take(bool reached_only);
 
-  const std::vector<c10::cuda::CUDAStream> lanes_;
-  std::atomic<LaneSet> busy_{0};
+  const std::vector<c10::cuda::CUDAStream> streams_;
+  std::atomic<StreamSet> busy_{0};
   std::atomic<Bytes> kept_{0};
   std::mutex mutex_;
   std::deque<Parked> parked_;

@@ -26,7 +26,7 @@ struct Lane {
     message,   // what goes between ranks: 0 and 1, of which NCCL has one for activations, and one for gradients
   };
   Kind kind = Kind::compute;
-  std::uint8_t index = 0;
+  std::uint16_t index = 0;  // as many as there may be stages
 
   friend bool operator==(const Lane&, const Lane&) = default;
 };
@@ -35,6 +35,22 @@ struct Lane {
 struct Mark {
   Time time = 0;                // the host's: when that was
   const void* event = nullptr;  // a GPU's: knows the time when its device has finished; void from its next begin_step()
+};
+
+// Hears what an allocator does, on the thread that asks it for a block or gives one back, while the allocator is
+// locked: it may call nothing of LibTorch. Used by any number of threads.
+class MemoryListener {
+ public:
+  MemoryListener() = default;
+  MemoryListener(const MemoryListener&) = delete;
+  MemoryListener& operator=(const MemoryListener&) = delete;
+
+  // `bytes`: those that the block takes.
+  virtual void allocated(const void* data, Bytes bytes, at::DeviceType type) = 0;
+  virtual void freed(const void* data) = 0;
+
+ protected:
+  ~MemoryListener() = default;
 };
 
 // What one rank has of a machine. Used by the thread of that rank; its marks may be waited for by any.
@@ -80,6 +96,11 @@ class Device {
   // by any thread.
   [[nodiscard]] virtual Bytes kept() const { return 0; }
 
+  // The allocator of the device's memory tells this listener of all blocks from now on, for as long as the process
+  // lives; there is one listener, which may be named again. The host's never tells: it can be replaced. Throws
+  // InputError where the allocator cannot.
+  virtual void tell_of_memory(MemoryListener& /*listener*/) {}
+
   // Waits until all lanes have run. Throws std::runtime_error if the device failed.
   virtual void finish() = 0;
   // By the host's monotonic clock; only of marks from before finish(), also of another rank's that this one waited for.
@@ -104,8 +125,8 @@ class Hardware {
   virtual ~Hardware() = default;
 
   [[nodiscard]] virtual std::string description() const = 0;  // "NVIDIA H100 80GB HBM3 (132 multiprocessors)"
-  // For the `index`-th of the `ranks` of this process, which holds so many stages. Called by the rank's thread; the
-  // hardware must outlive it. Throws InputError where there is not enough for so many ranks.
+  // For the `index`-th of the `ranks` of this process, which holds so many stages, any number of them. Called by the
+  // rank's thread; the hardware must outlive it. Throws InputError where there is not enough for so many ranks.
   [[nodiscard]] virtual std::unique_ptr<Device> device(int index, int ranks, int stages) = 0;
   // All of it, for a model without a pipeline. Used by one thread at a time, each of which begins with use().
   [[nodiscard]] virtual std::unique_ptr<Device> whole() { return device(0, 1, 1); }

@@ -2,155 +2,36 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cassert>
 #include <cstddef>
+#include <cstdint>
+#include <limits>
 #include <mutex>
-#include <new>
-#include <unordered_map>
+#include <optional>
 #include <utility>
 
+#include "dualpipe/exec/replay/block_table.h"
+#include "dualpipe/sim/schedule/error.h"
+
 namespace dualpipe {
-
-// What is charged to one thread. Any thread may free, but only its own allocates, and sees the peak.
-class MemoryAccount {
- public:
-  void charge(Bytes bytes) {
-    const Bytes level = level_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
-    peak_ = std::max(peak_, level);
-  }
-  void release(Bytes bytes) { level_.fetch_sub(bytes, std::memory_order_relaxed); }
-
-  // The level from which a peak is measured anew.
-  [[nodiscard]] Bytes restart() { return peak_ = level(); }
-  [[nodiscard]] Bytes level() const { return level_.load(std::memory_order_relaxed); }
-  [[nodiscard]] Bytes peak() const { return peak_; }
-
- private:
-  std::atomic<Bytes> level_{0};
-  Bytes peak_ = 0;
-};
-
 namespace {
 
-using Account = std::shared_ptr<MemoryAccount>;
+std::mutex watch_mutex;       // while one begins or ends
+std::atomic<int> watches{0};  // that live
+int host_watches = 0;         // of these
 
 thread_local Account measured;                       // null: this thread is not measured
 thread_local at::DeviceType measured_on = at::kCPU;  // whose memory
 thread_local bool for_nobody = false;                // a ChargeToNobody lives
 
 // Whether the calling thread allocates memory of this kind that is to be counted, and to whom it is charged.
-bool counts(at::DeviceType type) { return for_nobody || (measured && measured_on == type); }
-Account payer(at::DeviceType type) { return !for_nobody && measured_on == type ? measured : nullptr; }
-
-// --- the host
-
-// Stands before the data of each block.
-struct alignas(64) Header {
-  Account account;  // null: charged to nobody. Only who holds the tensor changes it
-  std::size_t bytes;
-  void* context;  // of the allocator below
-  c10::DeleterFnPtr free;
-  bool counted;  // a measured thread allocated it, or one with a ChargeToNobody
-
-  void charge_to(Account next) {
-    if (!counted) return;
-    if (account) account->release(static_cast<Bytes>(bytes));
-    account = std::move(next);
-    if (account) account->charge(static_cast<Bytes>(bytes));
-  }
-};
-
-Header* header_of(void* data) { return static_cast<Header*>(data) - 1; }
-
-void free_block(void* data) {
-  if (data == nullptr) return;
-  Header* header = header_of(data);
-  header->charge_to(nullptr);
-  const auto [context, free] = std::pair(header->context, header->free);
-  header->~Header();
-  free(context);
+bool counts(at::DeviceType type) {
+  if (for_nobody) return watches.load(std::memory_order_relaxed) > 0;
+  return measured && measured_on == type;
 }
-
-// Adds the header to the blocks of LibTorch's allocator, whichever that is. To those of threads that are not measured,
-// too: oneDNN's scratch memory is freed by raw_deleter(), which has one answer for all blocks.
-class MeteredAllocator final : public c10::Allocator {
- public:
-  explicit MeteredAllocator(c10::Allocator& below) : below_(below) {}
-
-  [[nodiscard]] c10::DataPtr allocate(std::size_t bytes) override {
-    if (bytes == 0) return below_.allocate(bytes);
-    c10::DataPtr block = below_.allocate(bytes + sizeof(Header));
-    const c10::Device device = block.device();
-    const c10::DeleterFnPtr free = block.get_deleter();
-    auto* header = new (block.get()) Header{nullptr, bytes, nullptr, free, counts(at::kCPU)};
-    header->context = block.release_context();
-    header->charge_to(payer(at::kCPU));
-    void* data = header + 1;
-    return {data, data, &free_block, device};
-  }
-
-  [[nodiscard]] c10::DeleterFnPtr raw_deleter() const override { return &free_block; }
-
-  void copy_data(void* destination, const void* source, std::size_t bytes) const override {
-    below_.copy_data(destination, source, bytes);
-  }
-
- private:
-  c10::Allocator& below_;
-};
-
-// In place before main(), as it must not change while others allocate; stays for ever, as blocks may.
-[[maybe_unused]] const bool installed = [] {
-  static MeteredAllocator allocator(*c10::GetCPUAllocator());
-  c10::SetCPUAllocator(&allocator);
-  return true;
-}();
-
-// --- a GPU
-
-// The blocks of GPUs that are counted, by address: those of all GPUs have one address space.
-class BlockTable {
- public:
-  // A block that is in the table already was freed by a thread that does not report.
-  void add(const void* data, Bytes bytes, Account account) {
-    const std::lock_guard lock(mutex_);
-    erase(blocks_.find(data));
-    if (account) account->charge(bytes);
-    blocks_.emplace(data, Block{std::move(account), bytes});
-  }
-  void remove(const void* data) {
-    const std::lock_guard lock(mutex_);
-    erase(blocks_.find(data));
-  }
-  void charge_to(const void* data, const Account& account) {
-    const std::lock_guard lock(mutex_);
-    const auto block = blocks_.find(data);
-    if (block == blocks_.end()) return;
-    if (block->second.account) block->second.account->release(block->second.bytes);
-    block->second.account = account;
-    if (account) account->charge(block->second.bytes);
-  }
-
- private:
-  struct Block {
-    Account account;  // null: charged to nobody
-    Bytes bytes;
-  };
-  using Blocks = std::unordered_map<const void*, Block>;
-
-  void erase(Blocks::iterator block) {
-    if (block == blocks_.end()) return;
-    if (block->second.account) block->second.account->release(block->second.bytes);
-    blocks_.erase(block);
-  }
-
-  std::mutex mutex_;
-  Blocks blocks_;
-};
+Account payer(at::DeviceType type) { return !for_nobody && measured_on == type ? measured : nullptr; }
 
 // Stays for ever, as blocks may.
 BlockTable& block_table() {
@@ -158,46 +39,162 @@ BlockTable& block_table() {
   return table;
 }
 
-// Hears of all that the allocators of LibTorch do on its thread.
-class Reporter final : public c10::MemoryReportingInfoBase {
+// --- the host
+
+void free_counted(void* context);
+
+// Stands before LibTorch's allocator, and hands out its blocks. Those that are not counted are just as they would be
+// without it; those that are have another deleter, and are otherwise the same. So any block may be freed by either
+// allocator's raw_deleter(), whether it was allocated before, while, or after this one was in place.
+class MeteredAllocator final : public c10::Allocator {
  public:
-  // Asked by the host's allocator alone, which is metered above.
-  [[nodiscard]] bool memoryProfilingEnabled() const override { return false; }
-  void reportMemoryUsage(void* data, std::int64_t bytes, std::size_t, std::size_t, c10::Device device) override {
-    if (device.is_cpu() || data == nullptr) return;
-    if (bytes < 0) {
-      block_table().remove(data);
-    } else if (counts(device.type())) {
-      block_table().add(data, bytes, payer(device.type()));
-    } else {
-      block_table().remove(data);
-    }
+  [[nodiscard]] c10::DataPtr allocate(std::size_t bytes) override {
+    const Below below(*this);
+    c10::DataPtr block = below->allocate(bytes);
+    if (bytes == 0 || below.is_nested() || !counts(at::kCPU) || block.get_context() == nullptr) return block;
+    const c10::DeleterFnPtr free = block.get_deleter();
+    block_table().add(block.get_context(), {payer(at::kCPU), static_cast<Bytes>(bytes), free});
+    static_cast<void>(block.compare_exchange_deleter(free, &free_counted));
+    return block;
   }
+
+  [[nodiscard]] c10::DeleterFnPtr raw_deleter() const override {
+    return Below(*this)->raw_deleter() == nullptr ? nullptr : &free_counted;
+  }
+  // Of raw memory that is not in the table: as it would be freed without this allocator.
+  void free_uncounted(void* context) const {
+    const Below below(*this);
+    const c10::DeleterFnPtr free = below->raw_deleter();
+    (free == &free_counted ? first_.load()->raw_deleter() : free)(context);
+  }
+
+  [[nodiscard]] bool is_simple_data_ptr(const c10::DataPtr& block) const override {
+    return Below(*this)->is_simple_data_ptr(block);
+  }
+  void copy_data(void* destination, const void* source, std::size_t bytes) const override {
+    Below(*this)->copy_data(destination, source, bytes);
+  }
+
+  void put_over(c10::Allocator& allocator) {
+    c10::Allocator* none = nullptr;
+    first_.compare_exchange_strong(none, &allocator);
+    last_.store(&allocator);
+  }
+  [[nodiscard]] c10::Allocator& last() const { return *last_.load(); }
+
+ private:
+  // The allocator that this one was put over last. Where that one leads back to this one, as somebody has put it over
+  // this one and left it there, the first of all: at that time nobody could know of this one.
+  class Below {
+   public:
+    explicit Below(const MeteredAllocator& own)
+        : is_nested_(std::exchange(is_inside, true)), allocator_(is_nested_ ? own.first_.load() : own.last_.load()) {}
+    ~Below() { is_inside = is_nested_; }
+    Below(const Below&) = delete;
+    Below& operator=(const Below&) = delete;
+    c10::Allocator* operator->() const { return allocator_; }
+    [[nodiscard]] bool is_nested() const { return is_nested_; }
+
+   private:
+    static inline thread_local bool is_inside = false;
+    bool is_nested_;
+    c10::Allocator* allocator_;
+  };
+
+  std::atomic<c10::Allocator*> first_{nullptr};
+  std::atomic<c10::Allocator*> last_{nullptr};
 };
 
-// From the first meter for a GPU until the thread ends: what is freed between meters counts, too.
-void listen_on_this_thread() {
-  thread_local const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, std::make_shared<Reporter>());
+MeteredAllocator& metered_allocator() {
+  static auto& allocator = *new MeteredAllocator;
+  return allocator;
 }
 
-void charge(const at::Tensor& tensor, const Account& account) {
-  if (!tensor.defined() || !tensor.has_storage()) return;
-  const c10::DataPtr& data = tensor.storage().data_ptr();
-  if (!data.device().is_cpu()) {
-    block_table().charge_to(data.get(), account);
-  } else if (data.get_deleter() == &free_block) {
-    header_of(data.get_context())->charge_to(account);
+// The deleter of what is counted, and what raw memory of any kind is freed by.
+void free_counted(void* context) {
+  if (context == nullptr) return;
+  const std::optional<Block> block = block_table().remove(context);
+  if (block) {
+    block->free(context);
+  } else {
+    metered_allocator().free_uncounted(context);
   }
+}
+
+// LibTorch lets only those take the place of its allocator that have at least the priority of the one that is there,
+// which it does not tell. By trying from the lowest on, that priority stays as it was. Other threads may allocate
+// meanwhile: they get the one or the other, and both serve.
+void set_host_allocator(c10::Allocator& allocator) {
+  std::atomic_thread_fence(std::memory_order_release);
+  for (unsigned priority = 0; priority <= std::numeric_limits<std::uint8_t>::max(); ++priority) {
+    c10::SetCPUAllocator(&allocator, static_cast<std::uint8_t>(priority));
+    if (c10::GetCPUAllocator() == &allocator) return;
+  }
+}
+
+void begin_host_watch() {
+  MeteredAllocator& metered = metered_allocator();
+  c10::Allocator& present = *c10::GetCPUAllocator();
+  if (&present == &metered) return;  // somebody has put it back
+  metered.put_over(present);
+  set_host_allocator(metered);
+}
+
+// Takes nothing away that somebody else has put there meanwhile.
+void end_host_watch() {
+  MeteredAllocator& metered = metered_allocator();
+  if (c10::GetCPUAllocator() == &metered) set_host_allocator(metered.last());
+}
+
+// --- a GPU
+
+class Listener final : public MemoryListener {
+ public:
+  void allocated(const void* data, Bytes bytes, at::DeviceType type) override {
+    if (counts(type)) block_table().add(data, {payer(type), bytes});
+  }
+  void freed(const void* data) override { static_cast<void>(block_table().remove(data)); }
+};
+
+// Stays for ever, as the allocators do that have it.
+Listener& listener() {
+  static auto& all = *new Listener;
+  return all;
+}
+
+// ---
+
+enum class To : std::uint8_t { nobody, this_thread };
+
+void charge(const at::Tensor& tensor, To whom) {
+  if (watches.load(std::memory_order_relaxed) == 0 || !tensor.defined() || !tensor.has_storage()) return;
+  const c10::DataPtr& data = tensor.storage().data_ptr();
+  const bool is_own = data.get_deleter() == &free_counted;  // else it may be over the block of another tensor
+  if (!is_own && data.device().is_cpu() && data.get_context() == data.get()) return;  // or of the host, and not counted
+  const bool is_payer = whom == To::this_thread && measured_on == data.device().type();
+  block_table().charge_to(is_own ? data.get_context() : data.get(), is_payer ? measured : nullptr);
 }
 
 }  // namespace
 
-MemoryMeter::MemoryMeter(at::Device device) {
-  assert(!measured);
-  if (!device.is_cpu()) listen_on_this_thread();
+WatchMemory::WatchMemory(Device& device) : of_host_(device.where().is_cpu()) {
+  if (!of_host_) device.tell_of_memory(listener());
+  const std::lock_guard lock(watch_mutex);
+  if (of_host_ && ++host_watches == 1) begin_host_watch();
+  ++watches;
+}
+
+WatchMemory::~WatchMemory() {
+  const std::lock_guard lock(watch_mutex);
+  if (of_host_ && --host_watches == 0) end_host_watch();
+  if (--watches == 0) block_table().charge_all_to_nobody();
+}
+
+MemoryMeter::MemoryMeter(Device& device) : watch_(device) {
+  if (measured) throw InputError("this thread has a MemoryMeter already, and can have one at a time: end that first");
   thread_local const auto account = std::make_shared<MemoryAccount>();
   account_ = measured = account;
-  measured_on = device.type();
+  measured_on = device.where().type();
   first_ = account_->restart();
 }
 
@@ -215,7 +212,7 @@ Bytes MemoryMeter::take_peak() {
 }
 
 Bytes held_by_this_thread() {
-  assert(measured);
+  if (!measured) throw InputError("this thread has no MemoryMeter, which would know what it holds");
   return measured->level();
 }
 
@@ -223,8 +220,8 @@ ChargeToNobody::ChargeToNobody() : before_(std::exchange(for_nobody, true)) {}
 
 ChargeToNobody::~ChargeToNobody() { for_nobody = before_; }
 
-void charge_to_nobody(const at::Tensor& tensor) { charge(tensor, nullptr); }
+void charge_to_nobody(const at::Tensor& tensor) { charge(tensor, To::nobody); }
 
-void charge_to_this_thread(const at::Tensor& tensor) { charge(tensor, measured); }
+void charge_to_this_thread(const at::Tensor& tensor) { charge(tensor, To::this_thread); }
 
 }  // namespace dualpipe

@@ -1,11 +1,13 @@
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <cassert>
 #include <cstddef>
 #include <map>
 #include <optional>
 #include <utility>
 
 #include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {
@@ -43,6 +45,25 @@ RankTimes times_of(const Schedule& schedule, int rank, std::span<const Span> spa
   return times;
 }
 
+void check_records(const Program& program, std::span<const RankRecord> records) {
+  if (std::ssize(records) != program.schedule.ranks()) {
+    throw InputError(fmt::format("the program has {} ranks, and there are records of {}; merge() takes one of each",
+                                 program.schedule.ranks(), records.size()));
+  }
+  std::size_t messages = 0;
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    const RankRecord& record = records[static_cast<std::size_t>(rank)];
+    messages += record.communication.size();
+    if (record.ops.size() == program.schedule.rank(rank).size()) continue;
+    throw InputError(fmt::format("the record of rank {} has {} ops, and the program {}: it is of another program", rank,
+                                 record.ops.size(), program.schedule.rank(rank).size()));
+  }
+  if (messages != program.communication.size()) {
+    throw InputError(fmt::format("the records have {} messages, and the program {}: they are of another program",
+                                 messages, program.communication.size()));
+  }
+}
+
 // Both ends of a message get the span from the hand-over to the arrival.
 void join_messages(const Program& program, std::vector<Span>& spans) {
   std::map<Op, std::size_t> receives;
@@ -66,7 +87,7 @@ void join_messages(const Program& program, std::vector<Span>& spans) {
 }  // namespace
 
 Timeline merge(const Program& program, std::span<const RankRecord> records) {
-  assert(std::ssize(records) == program.schedule.ranks());
+  check_records(program, records);
   Timeline timeline;
   const Span extent = extent_of(records).value_or(Span{});
   for (int rank = 0; rank < program.schedule.ranks(); ++rank) {

@@ -9,11 +9,15 @@
 #include <array>
 #include <cassert>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "dualpipe/exec/replay/clock.h"
 #include "dualpipe/exec/replay/error_text.h"
 #include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/replay/part_notes.h"
+#include "dualpipe/exec/replay/rank_part.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 namespace {
@@ -31,6 +35,8 @@ class BackwardOnThisThread {
   bool before_ = c10::AutogradState::get_tls_state().get_multithreading_enabled();
 };
 
+constexpr auto its_start = "its start";
+
 // A value for each input or output of the rank's ops: by stage of the rank, direction and micro-batch.
 template <typename Value>
 class Table {
@@ -46,38 +52,6 @@ class Table {
   std::size_t micro_batches_;
   std::vector<Value> values_;
 };
-
-// Who is next to a stage in its chain, and its number among the stages of this rank if it is one of them.
-struct Neighbour {
-  enum class Where : std::uint8_t { nowhere, this_rank, other_rank };
-  Where where = Where::nowhere;
-  std::size_t index = 0;
-};
-
-struct HeldStage {
-  Stage* stage = nullptr;  // null: another rank's
-  std::size_t index = 0;   // among those of this rank
-  Neighbour previous;
-  Neighbour next;
-};
-
-// By stage.
-std::vector<HeldStage> held_stages(const Placement& placement, int rank, std::span<Stage* const> stages) {
-  const auto here = placement.stages_on(rank);
-  const auto neighbour = [&](std::optional<int> stage) -> Neighbour {
-    if (!stage) return {};
-    const auto found = std::ranges::find(here, *stage);
-    if (found == here.end()) return {Neighbour::Where::other_rank, 0};
-    return {Neighbour::Where::this_rank, static_cast<std::size_t>(found - here.begin())};
-  };
-  std::vector<HeldStage> held(placement.rank_of.size());
-  for (std::size_t i = 0; i < here.size(); ++i) {
-    const auto stage = static_cast<std::size_t>(here[i]);
-    assert(stages[stage] != nullptr);
-    held[stage] = {stages[stage], i, neighbour(placement.previous(here[i])), neighbour(placement.next(here[i]))};
-  }
-  return held;
-}
 
 // A RECV that was posted.
 struct Posted {
@@ -97,45 +71,6 @@ struct Interval {
   std::optional<Mark> end;
 };
 
-// Where the stages of a rank note their parts, while it lives.
-class PartNotes {
- public:
-  explicit PartNotes(std::span<const HeldStage> stages) : stages_(stages) { set(&log_); }
-  ~PartNotes() { set(nullptr); }
-  PartNotes(const PartNotes&) = delete;
-  PartNotes& operator=(const PartNotes&) = delete;
-
-  // What was noted since the last unit is of this one, whose ops have run.
-  void assign(std::span<const Op> unit) {
-    for (std::size_t i = ops_.size(); i < log_.size(); ++i) {
-      const bool is_second = unit.size() == 2 && (unit[0].kind == Kind::forward) != log_[i].is_forward;
-      ops_.push_back(unit[is_second ? 1 : 0]);
-    }
-  }
-
-  [[nodiscard]] std::vector<PartSpan> read(const Device& device) const {
-    std::vector<PartSpan> parts;
-    for (std::size_t i = 0; i < ops_.size(); ++i) {
-      const NotedPart& part = log_[i];
-      const auto lane = part.lane == Lane::Kind::exchange ? PartSpan::Lane::exchange : PartSpan::Lane::compute;
-      parts.push_back({ops_[i], lane, part.name, {device.time_of(part.start), device.time_of(part.end)}});
-      parts.back().op.with_next = false;
-    }
-    return parts;
-  }
-
- private:
-  void set(PartLog* log) {
-    for (const HeldStage& each : stages_) {
-      if (each.stage != nullptr) each.stage->note_parts(log);
-    }
-  }
-
-  std::span<const HeldStage> stages_;
-  PartLog log_;
-  std::vector<Op> ops_;  // that the parts are of
-};
-
 // The copy of a message.
 struct Copied {
   const Op* message = nullptr;
@@ -143,10 +78,32 @@ struct Copied {
   Mark end;
 };
 
+// Of a rank that has done nothing yet.
+void clear(RankRecord& record) {
+  record.ops.clear();
+  record.communication.clear();
+  record.waited.clear();
+  record.memory.clear();
+  record.parts.clear();
+  record.done = 0;
+  record.peak_activations = 0;
+  record.peak_memory = 0;
+  record.losses.clear();
+  record.stopped_at.clear();
+}
+
+void size_for(RankRecord& record, std::size_t ops, std::size_t messages, bool with_memory) {
+  record.ops.resize(ops);
+  record.communication.resize(messages);
+  record.waited.resize(ops);
+  if (with_memory) record.memory.resize(ops);
+}
+
 class Replay {
  public:
+  // `meter`: null: memory is not measured.
   Replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
-         const ReplayOptions& options, MemoryMeter& meter)
+         const ReplayOptions& options, MemoryMeter* meter)
       : program_(program),
         rank_(rank),
         ops_(program.schedule.rank(rank)),
@@ -162,15 +119,7 @@ class Replay {
         op_marks_(ops_.size()),
         ready_marks_(ops_.size()),
         message_marks_(messages_.size()) {
-    record_.ops.assign(ops_.size(), {});
-    record_.communication.assign(messages_.size(), {});
-    record_.waited.assign(ops_.size(), 0);
-    record_.memory.assign(ops_.size(), {});
-    record_.parts.clear();
-    record_.done = 0;
-    record_.peak_activations = 0;
-    record_.losses.clear();
-    record_.stopped_at.clear();
+    check_ops(program, rank, held_);
     if (options.note_parts) part_notes_.emplace(held_);
   }
 
@@ -199,7 +148,7 @@ class Replay {
   }
 
   // What it is at: "3B7".
-  [[nodiscard]] std::string at() const { return at_.empty() ? "its start" : cell_text(at_); }
+  [[nodiscard]] std::string at() const { return at_.empty() ? its_start : cell_text(at_); }
 
   // When the device has finished: what was not known before, times and losses.
   void read() {
@@ -216,12 +165,6 @@ class Replay {
   }
 
  private:
-  [[nodiscard]] static std::span<const Op> messages_of(const Program& program, int rank) {
-    const std::size_t begin = program.slot_begin[program.slot_index(rank, 0)];
-    const std::size_t end = program.slot_begin[program.slot_index(rank, program.schedule.rank(rank).size()) + 1];
-    return std::span(program.communication).subspan(begin, end - begin);
-  }
-
   void read_parts() {
     record_.parts = part_notes_->read(device_);
     for (const Copied& copied : copied_) {
@@ -248,7 +191,7 @@ class Replay {
     if (!interval.start || !interval.end) return {};
     return {device_.time_of(*interval.start), device_.time_of(*interval.end)};
   }
-  [[nodiscard]] Lane lane_of(Op op) const { return {Lane::Kind::compute, static_cast<std::uint8_t>(held(op).index)}; }
+  [[nodiscard]] Lane lane_of(Op op) const { return {Lane::Kind::compute, static_cast<std::uint16_t>(held(op).index)}; }
 
   // What stands in the slot before an op. `last_` goes along: one thing begins when the one before it has ended.
   void issue(std::size_t position) {
@@ -290,9 +233,7 @@ class Replay {
     const Mark start = device_.mark();
     ready_marks_[position] = last_;
     count_forwards(unit);
-    OpMemory& memory = record_.memory[position];
-    memory.before = held_memory();
-    meter_.take_peak();
+    note_memory_before(position);
     Overlapped results;
     if (unit.size() == 2) {
       results = run_pair(unit[0], unit[1], std::move(inputs[0]), std::move(inputs[1]), start);
@@ -300,17 +241,28 @@ class Replay {
       results = run_op(unit[0], std::move(inputs[0]));
     }
     last_ = device_.mark();
-    memory.output = results.output.defined() ? static_cast<Bytes>(results.output.nbytes()) : 0;
+    const Bytes output = results.output.defined() ? static_cast<Bytes>(results.output.nbytes()) : 0;
     keep(unit, std::move(results));
-    memory.peak = meter_.take_peak();
-    memory.after = held_memory();
+    note_memory_after(position, output);
     for (std::size_t i = 0; i < unit.size(); ++i) op_marks_[position + i] = {start, last_};
     if (part_notes_) part_notes_->assign(unit);
     count_backwards(unit);
   }
 
+  void note_memory_before(std::size_t position) {
+    if (meter_ == nullptr) return;
+    record_.memory[position].before = held_memory();
+    meter_->take_peak();
+  }
+  void note_memory_after(std::size_t position, Bytes output) {
+    if (meter_ == nullptr) return;
+    OpMemory& memory = record_.memory[position];
+    memory.output = output;
+    memory.peak = meter_->take_peak();
+    memory.after = held_memory();
+  }
   // Without what only waits for the device.
-  [[nodiscard]] Bytes held_memory() const { return meter_.held() - device_.kept(); }
+  [[nodiscard]] Bytes held_memory() const { return meter_->held() - device_.kept(); }
 
   // Both return what was made: the output of a forward, the gradient of an input, or both.
   Overlapped run_op(Op op, at::Tensor input) {
@@ -323,7 +275,7 @@ class Replay {
       case Kind::input_gradient:
         return {{}, stage.backward_input(op.micro_batch, std::move(input))};
       default:
-        assert(op.kind == Kind::weight_gradient);
+        assert(op.kind == Kind::weight_gradient && "check_ops() has seen it");
         stage.backward_weight(op.micro_batch);
         return {};
     }
@@ -372,8 +324,13 @@ class Replay {
   }
 
   [[nodiscard]] at::Tensor receive(Op op, bool forward) {
-    const auto [message, posted] = receives_.at(held(op).index, forward, op.micro_batch);
-    assert(message != nullptr && "its message was not posted");
+    const auto [message, posted] = std::exchange(receives_.at(held(op).index, forward, op.micro_batch), {});
+    if (message == nullptr) {
+      throw InputError(fmt::format(
+          "the program has no {} before it, which brings its input; {}",
+          to_text({op.micro_batch, op.stage, forward ? Kind::receive_forward : Kind::receive_backward, false}),
+          see_validate));
+    }
     Received received = transport_.wait(*message);
     Mark arrived = received.ready;
     arrived.time = time_of(received.arrived);
@@ -395,6 +352,7 @@ class Replay {
       const bool forward = op.kind == Kind::forward;
       at::Tensor& result = forward ? results.output : results.input_gradient;
       const bool is_taken = (forward ? stage.next : stage.previous).where != Neighbour::Where::nowhere;
+      if (is_taken || forward) check_made(op, result, is_taken);
       if (is_taken) {
         results_.at(stage.index, forward, op.micro_batch) = {std::move(result), last_};
       } else if (forward) {
@@ -410,7 +368,9 @@ class Replay {
   }
   [[nodiscard]] Made take_result(std::size_t stage, bool forward, std::uint32_t micro_batch) {
     auto& result = results_.at(stage, forward, micro_batch);
-    assert(result && "taken before it was made, or twice");
+    if (!result) {
+      throw InputError(fmt::format("what it takes has not been made yet, or was taken before; {}", see_validate));
+    }
     Made made = std::move(*result);
     result.reset();
     return made;
@@ -431,6 +391,8 @@ class Replay {
     marks_of(reduction) = {start, last_};
   }
 
+  static constexpr std::string_view see_validate = "validate() says what is wrong with the program";
+
   const Program& program_;
   const int rank_;
   const std::span<const Op> ops_;
@@ -439,7 +401,7 @@ class Replay {
   const ReplayOptions& options_;
   Device& device_;
   RankRecord& record_;
-  MemoryMeter& meter_;
+  MemoryMeter* const meter_;
 
   std::vector<HeldStage> held_;         // by stage
   Table<std::optional<Made>> results_;  // not yet sent or used
@@ -473,14 +435,15 @@ std::string current_cause() {
 
 void replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
             const ReplayOptions& options) {
-  MemoryMeter meter(options.device->where());
-  Replay replay(program, rank, stages, transport, record, options, meter);
+  std::optional<MemoryMeter> meter;
+  std::optional<Replay> replay;
   const auto close = [&] {
-    replay.read();
-    record.peak_memory = meter.peak();
+    replay->read();
+    if (meter) record.peak_memory = meter->peak();
   };
   // A device that failed knows no times; that must not hide why.
   const auto close_what_is_left = [&] {
+    if (!replay) return;
     try {
       options.device->finish();
       close();
@@ -488,19 +451,25 @@ void replay(const Program& program, int rank, std::span<Stage* const> stages, Tr
     }
   };
   const auto fail = [&] {
-    const std::string text = fmt::format("rank {} failed in {}: {}", rank, replay.at(), current_cause());
-    record.stopped_at = replay.at();
+    record.stopped_at = replay ? replay->at() : its_start;
+    const std::string text = fmt::format("rank {} failed in {}: {}", rank, record.stopped_at, current_cause());
     transport.abort(text);
     close_what_is_left();
     return ReplayError(text);
   };
+  clear(record);
   try {
-    replay.run();
+    check_rank(program, rank);
+    if (options.device == nullptr) throw InputError("no device is given; that of the host is host_device()");
+    size_for(record, program.schedule.rank(rank).size(), messages_of(program, rank).size(), options.measure_memory);
+    if (options.measure_memory) meter.emplace(*options.device);
+    replay.emplace(program, rank, stages, transport, record, options, meter ? &*meter : nullptr);
+    replay->run();
     close();
   } catch (const TimeoutError&) {
     throw fail();
   } catch (const TransportError&) {  // another rank failed, and said why
-    record.stopped_at = replay.at();
+    record.stopped_at = replay ? replay->at() : its_start;
     close_what_is_left();
     throw;
   } catch (...) {

@@ -53,11 +53,12 @@ struct RankRecord {
   std::vector<Span> communication;  // a send: when it was handed over; a receive: from its post, or its arrival if
                                     // that was earlier, until it was there
   std::vector<Time> waited;         // before each op, for its inputs; of a pair at its first
-  std::vector<OpMemory> memory;     // of each op; of a pair at its first
+  std::vector<OpMemory> memory;     // where it is measured: of each op; of a pair at its first
   std::vector<PartSpan> parts;      // where they are noted: of ops that have run, and copies of messages
   std::size_t done = 0;             // ops that ran
   int peak_activations = 0;         // forwards whose B or I had not ended
-  Bytes peak_memory = 0;            // allocated by the rank's thread, above what it held when the step began
+  Bytes peak_memory = 0;            // where it is measured: allocated by the rank's thread, above what it held when
+                                    // the step began
   std::vector<double> losses;       // of the micro-batches, in the order in which their last stage ran
   std::string stopped_at;           // the op in which the rank was when it failed, or was stopped
 };
@@ -67,15 +68,19 @@ struct ReplayOptions {
   std::function<void(Op)> before_op;  // for tests: called before each op
   Device* device = &host_device();    // the rank's, with a lane for each of its stages
   bool note_parts = false;            // RankRecord::parts, which takes two marks for each
+  bool measure_memory = false;        // RankRecord::memory and peak_memory, by a MemoryMeter (exec/replay/memory.h)
 };
 
 // `stages`: by stage of the placement; null for those of other ranks. Throws ReplayError naming rank, op and cause
 // after it has aborted the transport, or TransportError if another rank did; `record` then holds what was done so far.
+// A program that the rank cannot run, as it was made by hand or read from a file, is such a cause, too: what can be
+// seen of it before it runs fails in "its start".
 void replay(const Program& program, int rank, std::span<Stage* const> stages, Transport& transport, RankRecord& record,
             const ReplayOptions& options = {});
 
 // The records of all ranks as one Timeline whose time 0 is the first start. A message travels from when it was handed
-// over until it was there. What was not reached stands, empty, at the end.
+// over until it was there. What was not reached stands, empty, at the end. Throws InputError where the records are not
+// those of the program.
 [[nodiscard]] Timeline merge(const Program& program, std::span<const RankRecord> records);
 
 }  // namespace dualpipe

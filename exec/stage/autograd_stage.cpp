@@ -2,7 +2,6 @@
 
 #include <c10/core/GradMode.h>
 
-#include <cassert>
 #include <utility>
 
 namespace dualpipe {
@@ -10,11 +9,10 @@ namespace dualpipe {
 at::Tensor AutogradStage::forward(std::uint32_t micro_batch, at::Tensor input) {
   const bool with_gradients = c10::GradMode::is_enabled();
   const c10::AutoGradMode with_graph(with_gradients && !recomputes_);
-  Held held;
-  at::Tensor output = run(micro_batch, input, held.segment);
-  if (recomputes_) held.input = std::move(input);
-  // Not std::map::emplace: a step that was broken off may have left something behind.
-  if (with_gradients) held_.insert_or_assign(micro_batch, std::move(held));
+  Kept kept;
+  at::Tensor output = run(micro_batch, input, kept.segment);
+  if (recomputes_) kept.input = std::move(input);
+  if (with_gradients) held_.put(micro_batch, Awaited::backward, std::move(kept));
   return output;
 }
 
@@ -24,20 +22,20 @@ at::Tensor AutogradStage::backward(std::uint32_t micro_batch, at::Tensor gradien
 
 at::Tensor AutogradStage::backward_input(std::uint32_t micro_batch, at::Tensor gradient) {
   Segment segment = take_segment(micro_batch);
-  Held held;
+  Kept kept;
   at::Tensor input_gradient;
   {
-    const DeferWeightGradients defer(weight_gradients_, held.weight_gradients);
+    const DeferWeightGradients defer(weight_gradients_, kept.weight_gradients);
     input_gradient = differentiate(std::move(segment), std::move(gradient));
   }
-  held_.emplace(micro_batch, std::move(held));
+  held_.put(micro_batch, Awaited::weight_gradient, std::move(kept));
   return input_gradient;
 }
 
 void AutogradStage::backward_weight(std::uint32_t micro_batch) {
   const c10::NoGradGuard no_gradients;
-  Held held = take(micro_batch);
-  run_all(held.weight_gradients);
+  Kept kept = held_.take(micro_batch, Awaited::weight_gradient);
+  run_all(kept.weight_gradients);
 }
 
 at::Tensor AutogradStage::run(std::uint32_t micro_batch, const at::Tensor& input, Segment& segment) {
@@ -46,18 +44,12 @@ at::Tensor AutogradStage::run(std::uint32_t micro_batch, const at::Tensor& input
 }
 
 Segment AutogradStage::take_segment(std::uint32_t micro_batch) {
-  Held held = take(micro_batch);
+  Kept kept = held_.take(micro_batch, Awaited::backward);
   if (recomputes_) {
     const c10::AutoGradMode with_graph(true);
-    static_cast<void>(run(micro_batch, held.input, held.segment));
+    static_cast<void>(run(micro_batch, kept.input, kept.segment));
   }
-  return std::move(held.segment);
-}
-
-AutogradStage::Held AutogradStage::take(std::uint32_t micro_batch) {
-  const auto node = held_.extract(micro_batch);
-  assert(!node.empty() && "validate() has seen that each backward comes after its forward");
-  return std::move(node.mapped());
+  return std::move(kept.segment);
 }
 
 at::Tensor AutogradStage::differentiate(Segment segment, at::Tensor gradient) const {

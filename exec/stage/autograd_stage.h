@@ -4,10 +4,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <map>
 #include <vector>
 
 #include "dualpipe/exec/stage/deferred.h"
+#include "dualpipe/exec/stage/held.h"
 #include "dualpipe/exec/stage/recompute.h"
 #include "dualpipe/exec/stage/segment.h"
 #include "dualpipe/exec/stage/stage.h"
@@ -43,19 +43,18 @@ class AutogradStage : public Stage {
   [[nodiscard]] Bytes& held_by_layers() { return working_bytes_; }
 
  private:
-  struct Held {
+  struct Kept {
     at::Tensor input;  // if it recomputes
     Segment segment;
     std::vector<WeightGradient> weight_gradients;
   };
   at::Tensor run(std::uint32_t micro_batch, const at::Tensor& input, Segment& segment);
-  Held take(std::uint32_t micro_batch);
   Segment take_segment(std::uint32_t micro_batch);
   [[nodiscard]] at::Tensor differentiate(Segment segment, at::Tensor gradient) const;
 
   WeightGradients weight_gradients_;
   Bytes working_bytes_ = 0;
-  std::map<std::uint32_t, Held> held_;  // by micro-batch
+  Held<Kept> held_;
   double loss_scale_;
   bool recomputes_;
 };

@@ -1,7 +1,11 @@
 #include "dualpipe/exec/stage/device_data.h"
 
-#include <cassert>
+#include <fmt/format.h>
+
+#include <string_view>
 #include <utility>
+
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 
@@ -18,15 +22,21 @@ void DeviceData::begin_step(std::int64_t step, const std::vector<Range>& inputs,
 }
 
 at::Tensor DeviceData::input(std::int64_t step, std::int64_t micro_batch) {
-  assert(step == step_ && "begin_step() has not copied it");
-  static_cast<void>(step);
-  return inputs_.at(micro_batch);
+  return copied(inputs_, "input", step, micro_batch);
 }
 
 at::Tensor DeviceData::target(std::int64_t step, std::int64_t micro_batch) {
-  assert(step == step_ && "begin_step() has not copied it");
-  static_cast<void>(step);
-  return targets_.at(micro_batch);
+  return copied(targets_, "target", step, micro_batch);
+}
+
+at::Tensor DeviceData::copied(const Copies& copies, std::string_view what, std::int64_t step,
+                              std::int64_t micro_batch) const {
+  const auto found = copies.find(micro_batch);
+  if (step == step_ && found != copies.end()) return found->second;
+  throw InputError(
+      fmt::format("the {} of micro-batch {} of step {} is not on the device: DeviceData::begin_step() copies "
+                  "what a step needs before the step begins",
+                  what, micro_batch, step));
 }
 
 }  // namespace dualpipe

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "dualpipe/exec/device/device.h"
@@ -26,17 +27,22 @@ class DeviceData final : public Data {
   // Copies these, and lets go of those of the step before. Put on the lane that is used.
   void begin_step(std::int64_t step, const std::vector<Range>& inputs, const std::vector<Range>& targets);
 
-  // Of the step that has begun, and in its ranges.
+  // Of the step that has begun, and in its ranges; else they throw InputError.
   [[nodiscard]] at::Tensor input(std::int64_t step, std::int64_t micro_batch) override;
   [[nodiscard]] at::Tensor target(std::int64_t step, std::int64_t micro_batch) override;
   [[nodiscard]] std::string description() override { return source_->description(); }
 
  private:
+  using Copies = std::map<std::int64_t, at::Tensor>;  // by micro-batch
+
+  [[nodiscard]] at::Tensor copied(const Copies& copies, std::string_view what, std::int64_t step,
+                                  std::int64_t micro_batch) const;
+
   std::shared_ptr<Data> source_;
   at::Device where_;
   std::int64_t step_ = -1;
-  std::map<std::int64_t, at::Tensor> inputs_;  // by micro-batch
-  std::map<std::int64_t, at::Tensor> targets_;
+  Copies inputs_;
+  Copies targets_;
 };
 
 }  // namespace dualpipe

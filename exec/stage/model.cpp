@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <cassert>
 #include <cstddef>
 #include <numeric>
 
@@ -95,7 +94,9 @@ std::unique_ptr<Stage> make_stage(const ModelShape& shape, int stage, const Feed
   const Model& model = find_model(shape.model);
   check(shape);
   check_features(model, shape);
-  assert(stage >= 0 && static_cast<std::size_t>(stage) < shape.layers.size());
+  if (stage < 0 || static_cast<std::size_t>(stage) >= shape.layers.size()) {
+    throw InputError(fmt::format("the chain has {} stages, from 0 on, and no stage {}", shape.layers.size(), stage));
+  }
   return model.stage(shape, stage, feed, device);
 }
 
@@ -115,7 +116,10 @@ std::unique_ptr<Data> synthetic_data(const ModelShape& shape, std::uint64_t seed
 }
 
 std::vector<int> split_evenly(int layers, int stages) {
-  assert(layers >= 0 && stages >= 1);
+  if (layers < 0 || stages < 1) {
+    throw InputError(fmt::format("{} layers cannot be split over {} stages: there must be 0 or more, and 1 or more",
+                                 layers, stages));
+  }
   std::vector<int> result(static_cast<std::size_t>(stages), layers / stages);
   for (int stage = 0; stage < layers % stages; ++stage) ++result[static_cast<std::size_t>(stage)];
   return result;

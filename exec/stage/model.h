@@ -85,7 +85,8 @@ struct Feed {
 [[nodiscard]] std::unique_ptr<Data> token_file(const ModelShape& shape, const std::string& path,
                                                std::int64_t micro_batches);
 
-// `layers` of `stages` parts, as even as they can be, the first ones larger.
+// `layers` of `stages` parts, as even as they can be, the first ones larger. Throws InputError for less than 0 layers,
+// or no stage.
 [[nodiscard]] std::vector<int> split_evenly(int layers, int stages);
 
 }  // namespace dualpipe

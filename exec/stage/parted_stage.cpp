@@ -41,7 +41,7 @@ class PartedStage::Pass {
   }
 
   void begin_backward(at::Tensor gradient, bool defers_weights) {
-    held_ = stage_.take(micro_batch_);
+    held_ = stage_.held_.take(micro_batch_, Awaited::backward);
     gradient_ = std::move(gradient);
     defers_weights_ = keeps_ = defers_weights;
     with_graph_ = true;
@@ -70,8 +70,7 @@ class PartedStage::Pass {
   // Puts away what is needed later, and returns the output, or the gradient of the input.
   [[nodiscard]] at::Tensor finish() {
     assert(!has_next() && tensors_.size() == 1);
-    // Not std::map::emplace: a step that was broken off may have left something behind.
-    if (keeps_) stage_.held_.insert_or_assign(micro_batch_, std::move(held_));
+    if (keeps_) stage_.held_.put(micro_batch_, awaited(), std::move(held_));
     return std::move(tensors_[0]);
   }
 
@@ -87,6 +86,7 @@ class PartedStage::Pass {
     Direction direction = Direction::forward;
   };
 
+  [[nodiscard]] Awaited awaited() const { return is_forward_ ? Awaited::backward : Awaited::weight_gradient; }
   [[nodiscard]] const Part& part_of(Step step) const { return stage_.parts_[step.part]; }
 
   void go_forward(at::Tensor input) {
@@ -179,7 +179,7 @@ class PartedStage::Pass {
   Device& device_;
   Lane lane_;
   std::uint32_t micro_batch_;
-  Held held_;
+  Kept held_;
   bool is_forward_ = false;
   bool with_graph_ = false;
   bool keeps_ = false;           // something, for the pass that follows
@@ -220,8 +220,8 @@ at::Tensor PartedStage::backward_input(std::uint32_t micro_batch, at::Tensor gra
 
 void PartedStage::backward_weight(std::uint32_t micro_batch) {
   const c10::NoGradGuard no_gradients;
-  Held held = take(micro_batch);
-  noted(/*is_forward=*/false, Lane::Kind::compute, "dW", "", [&] { run_all(held.weight_gradients); });
+  Kept kept = held_.take(micro_batch, Awaited::weight_gradient);
+  noted(/*is_forward=*/false, Lane::Kind::compute, "dW", "", [&] { run_all(kept.weight_gradients); });
 }
 
 // Step by step, the next of each: side by side on the two kinds of lanes, the exchange first, as it is issued at once;
@@ -251,12 +251,6 @@ Overlapped PartedStage::overlapped_forward_backward(std::uint32_t forward_micro_
   result.output = ahead.run();
   result.input_gradient = behind.run();
   return result;
-}
-
-PartedStage::Held PartedStage::take(std::uint32_t micro_batch) {
-  const auto node = held_.extract(micro_batch);
-  assert(!node.empty() && "validate() has seen that each backward comes after its forward");
-  return std::move(node.mapped());
 }
 
 }  // namespace dualpipe

@@ -19,13 +19,13 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "dualpipe/exec/device/device.h"
 #include "dualpipe/exec/stage/deferred.h"
+#include "dualpipe/exec/stage/held.h"
 #include "dualpipe/exec/stage/recompute.h"
 #include "dualpipe/exec/stage/segment.h"
 #include "dualpipe/exec/stage/stage.h"
@@ -93,12 +93,11 @@ class PartedStage : public Stage {
     Segment segment;
   };
   // Of a micro-batch, between its passes.
-  struct Held {
+  struct Kept {
     at::Tensor input;                    // if it recomputes
     std::vector<PartSegments> segments;  // by part
     std::vector<WeightGradient> weight_gradients;
   };
-  [[nodiscard]] Held take(std::uint32_t micro_batch);
   [[nodiscard]] bool recomputes() const { return options_.recompute == Recompute::full; }
   // Runs what is a part, on the lane that is used. The marks around it are made only where somebody wants to know.
   template <typename Run>
@@ -109,7 +108,7 @@ class PartedStage : public Stage {
   std::vector<Part> parts_;
   WeightGradients weight_gradients_;
   Bytes working_bytes_ = 0;
-  std::map<std::uint32_t, Held> held_;  // by micro-batch
+  Held<Kept> held_;
   PartLog* log_ = nullptr;
 };
 

@@ -28,7 +28,7 @@ PartialRun reached(const Program& program, std::span<const RankRecord> records) 
     }
     record.ops.resize(record.done);
     record.waited.resize(record.done);
-    record.memory.resize(record.done);
+    if (!record.memory.empty()) record.memory.resize(record.done);
     const std::size_t slots = program.slot_index(rank, record.done) + 1;
     record.communication.resize(program.slot_begin[slots] - program.slot_begin[program.slot_index(rank, 0)]);
     partial.records.push_back(std::move(record));

@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "dualpipe/exec/replay/clock.h"
+#include "dualpipe/exec/replay/memory.h"
 #include "dualpipe/exec/train/cause.h"
 #include "dualpipe/exec/train/checkpoint.h"
 #include "dualpipe/exec/train/exchange.h"
@@ -149,6 +150,8 @@ class Training {
     const std::vector<int> numbers = schedule.placement.stages_on(rank);
     const std::unique_ptr<Device> own = device_of(options_, here_, rank, numbers.size());
     Device& device = own ? *own : host_device();
+    std::optional<WatchMemory> watch;  // messages of a step may come before this rank begins it
+    if (options_.measure_memory) watch.emplace(device);
     StageSet stages(schedule, options_, numbers, device, data_);
     for (const int number : numbers) {
       stages_[static_cast<std::size_t>(number)] = stages.by_number()[static_cast<std::size_t>(number)];
@@ -183,6 +186,7 @@ class Training {
     replaying.device = &device;
     replaying.forward_only = options_.forward_only;
     replaying.note_parts = options_.note_parts;
+    replaying.measure_memory = options_.measure_memory;
     if (options_.before_op) replaying.before_op = [this, rank](Op op) { options_.before_op(rank, op); };
     replay(program_of_step(), rank, stages.by_number(), transport, record, replaying);
     take_losses(rank, record, losses);

@@ -49,6 +49,9 @@ struct TrainOptions {
   // What ops are made of, and copies (RankRecord::parts): of the step of median duration, or the one that fails. The
   // marks that it takes cost all steps a little on a GPU.
   bool note_parts = false;
+  // RankRecord::memory and peak_memory, and so the peaks of the result, and what calibrate() says of memory. Off, the
+  // allocators of the process are left alone (exec/replay/memory.h), and a peak is what stays between steps.
+  bool measure_memory = true;
   int threads_per_rank = 1;
   bool forward_only = false;  // F only, no gradients, no optimizer
   std::string save;           // a file that the training is saved to after the last step; empty: it is not

@@ -67,7 +67,7 @@ class LaneGuard {
   Lane before_;
 };
 
-Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<std::uint8_t>(direction)}; }
+Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<std::uint16_t>(direction)}; }
 
 }  // namespace
 

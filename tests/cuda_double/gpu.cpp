@@ -153,9 +153,14 @@ void Gpu::run(Stream& stream, const char* name, std::span<const Access> accesses
     const std::lock_guard lock(mutex_);
     step = ++stream.steps;
   }
-  Point end = execute(stream, step, start, name, accesses, work);
+  const Point end = execute(stream, step, start, name, accesses, work);
   const std::lock_guard lock(mutex_);
-  stream.end = std::move(end);
+  // Another thread, which shares the stream, may have put something there meanwhile.
+  std::erase_if(stream.end.after, [&](const auto& each) {
+    return has_seen(end.seen, {each->stream.index, each->step, {}});
+  });
+  stream.end.time = std::max(stream.end.time, end.time);
+  join(stream.end.seen, end.seen);
 }
 
 std::shared_ptr<Deferred> Gpu::defer(Stream& stream, const char* name, std::vector<Access> accesses, Readiness ready,

@@ -1,5 +1,4 @@
-// The replay on a device that does later what it is given: a double whose lanes have a time of their own, and which
-// knows what each of them can have seen (vector clocks, as a race detector has). And what devices are made of.
+// The replay on a device that does later what it is given (tests/exec/async_device.h). And what devices are made of.
 #include "dualpipe/exec/device/device.h"
 
 #include <ATen/ATen.h>
@@ -7,20 +6,15 @@
 #include <c10/core/GradMode.h>
 #include <dlfcn.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <atomic>
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <cstdlib>
-#include <deque>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -31,236 +25,22 @@
 #include "dualpipe/exec/replay/replay.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/simulate.h"
+#include "tests/exec/async_device.h"
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {
 namespace {
-
-constexpr Time forward_time = 300;
-constexpr Time input_gradient_time = 400;
-constexpr Time weight_gradient_time = 350;
-constexpr Time backward_time = input_gradient_time + weight_gradient_time;
-Time duration_of(Kind kind) {
-  return kind == Kind::forward          ? forward_time
-         : kind == Kind::backward       ? backward_time
-         : kind == Kind::input_gradient ? input_gradient_time
-                                        : weight_gradient_time;
-}
-
-constexpr std::size_t lanes_per_rank = 8;  // compute, and the last one for messages
-using Clock = std::vector<int>;            // by lane of all ranks: how much of its work has been done
-void join(Clock& clock, const Clock& other) {
-  for (std::size_t i = 0; i < clock.size(); ++i) clock[i] = std::max(clock[i], other[i]);
-}
-
-// What all ranks tell.
-class Log {
- public:
-  struct Write {
-    std::size_t lane;
-    int tick;
-  };
-
-  void flaw(const std::string& text) {
-    const std::lock_guard lock(mutex_);
-    flaws_.insert(text);
-  }
-  [[nodiscard]] std::string flaws() const { return fmt::format("{}", fmt::join(flaws_, "; ")); }
-
-  void made(const void* data, Write write) {
-    const std::lock_guard lock(mutex_);
-    writes_[data] = write;
-  }
-  [[nodiscard]] bool is_seen(const void* data, const Clock& clock) {
-    const std::lock_guard lock(mutex_);
-    const Write& write = writes_.at(data);
-    return clock[write.lane] >= write.tick;
-  }
-
- private:
-  std::mutex mutex_;
-  std::set<std::string> flaws_;
-  std::map<const void*, Write> writes_;  // the last, by address
-};
-
-class AsyncDevice;
-struct Event {
-  const AsyncDevice* device;
-  int step;
-  Clock clock;
-  Time time;
-};
-
-class AsyncDevice final : public Device {
- public:
-  enum class From : std::uint8_t { adopt, take };
-
-  AsyncDevice(Log& log, std::size_t rank, std::size_t ranks, bool copies)
-      : log_(log), first_(rank * lanes_per_rank), copies_(copies), lanes_(lanes_per_rank) {
-    for (LaneState& lane : lanes_) lane.clock.assign(ranks * lanes_per_rank, 0);
-  }
-
-  [[nodiscard]] at::Device where() const override { return at::kCPU; }
-
-  void begin_step() override {
-    finish();
-    ++step_;
-    events_.clear();
-  }
-  void use(Lane lane) override { used_ = lane; }
-  [[nodiscard]] Lane used() const override { return used_; }
-
-  [[nodiscard]] Mark mark() override {
-    is_finished_ = false;
-    events_.push_back({this, step_, lane().clock, lane().time});
-    return {0, &events_.back()};
-  }
-  void wait(const Mark& mark) override {
-    const Event* const event = checked(mark);
-    if (event == nullptr) return;
-    join(lane().clock, event->clock);
-    lane().time = std::max(lane().time, event->time);
-  }
-  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
-    return hand_over(std::move(tensor), ready, From::adopt);
-  }
-  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
-    if (!copies_) return hand_over(std::move(tensor), ready, From::take);
-    const Lane before = used_;
-    use({Lane::Kind::message});
-    wait(ready);
-    read(tensor);
-    copy_begun_ = mark();
-    at::Tensor copy = tensor.clone();
-    work(copy_time);
-    made(copy);
-    ready = mark();
-    use(before);
-    return hand_over(std::move(copy), ready, From::take);
-  }
-  [[nodiscard]] std::optional<Mark> copy_begun() const override { return copy_begun_; }
-  [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor.clone(); }
-
-  // All that this thread gives to any lane from now on starts later.
-  void finish() override {
-    LaneState all = lanes_.front();
-    for (const LaneState& each : lanes_) {
-      join(all.clock, each.clock);
-      all.time = std::max(all.time, each.time);
-    }
-    std::ranges::fill(lanes_, all);
-    is_finished_ = true;
-  }
-  [[nodiscard]] Time time_of(const Mark& mark) const override {
-    if (!is_finished_) log_.flaw("a time is read before finish()");
-    const Event* const event = checked(mark);
-    return event == nullptr ? 0 : event->time;
-  }
-
-  // --- for stages
-
-  static constexpr Time copy_time = 20;
-
-  // The ops of a unit are announced before the first of them runs.
-  void announce(Op) {
-    if (running_ == announced_) {
-      running_ = announced_ = 0;
-      before_unit_ = own_clock();
-      in_unit_.clear();
-    }
-    ++announced_;
-  }
-  void run(Kind kind) {
-    ++running_;
-    for (std::size_t i = 0; i < lanes_per_rank - 1; ++i) {
-      if (lane().clock[first_ + i] < before_unit_[i]) log_.flaw("an op does not wait for what was before it");
-    }
-    for (const auto& [other, tick] : in_unit_) {
-      if (lane().clock[other] >= tick) log_.flaw("the two of a pair are not side by side");
-    }
-    work(duration_of(kind));
-    in_unit_.emplace_back(first_ + index(used_), lane().clock[first_ + index(used_)]);
-  }
-  void made(const at::Tensor& tensor) {
-    log_.made(tensor.data_ptr(), {first_ + index(used_), lane().clock[first_ + index(used_)]});
-  }
-  void read(const at::Tensor& tensor) {
-    if (!log_.is_seen(tensor.data_ptr(), lane().clock)) log_.flaw("a tensor is used before it is made");
-  }
-  void read(const at::Tensor& tensor, From from) {
-    read(tensor);
-    const auto found = handed_over_->find(tensor.data_ptr());
-    if (found == handed_over_->end() || found->second != from) {
-      log_.flaw(from == From::take ? "a message was not taken" : "what another lane made was not adopted");
-    }
-  }
-  [[nodiscard]] std::size_t handed_over() const { return handed_over_->size(); }
-
- private:
-  struct LaneState {
-    Clock clock;
-    Time time = 0;
-  };
-
-  static std::size_t index(Lane lane) {
-    return lane.kind == Lane::Kind::message ? lanes_per_rank - 1 : static_cast<std::size_t>(lane.index);
-  }
-  [[nodiscard]] LaneState& lane() { return lanes_[index(used_)]; }
-  [[nodiscard]] Clock own_clock() const {
-    Clock clock;
-    for (std::size_t i = 0; i < lanes_per_rank; ++i) clock.push_back(lanes_[i].clock[first_ + i]);
-    return clock;
-  }
-  void work(Time duration) {
-    is_finished_ = false;
-    ++lane().clock[first_ + index(used_)];
-    lane().time += duration;
-  }
-
-  [[nodiscard]] const Event* checked(const Mark& mark) const {
-    const auto* const event = static_cast<const Event*>(mark.event);
-    if (event == nullptr) {
-      log_.flaw("a mark of no device");
-    } else if (event->step != event->device->step_) {
-      log_.flaw("a mark of an earlier step");
-    }
-    return event;
-  }
-  at::Tensor hand_over(at::Tensor tensor, const Mark& ready, From from) {
-    if (const Event* const event = checked(ready); event != nullptr && !log_.is_seen(tensor.data_ptr(), event->clock)) {
-      log_.flaw("what is handed over is not ready at its mark");
-    }
-    wait(ready);
-    const void* const data = tensor.data_ptr();
-    handed_over_->emplace(data, from);
-    return lease(std::move(tensor), [list = handed_over_, data](const at::Tensor&) { list->erase(data); });
-  }
-
-  Log& log_;
-  const std::size_t first_;  // of its lanes among all
-  const bool copies_;
-  std::vector<LaneState> lanes_;
-  Lane used_;
-  std::optional<Mark> copy_begun_;
-  std::atomic<int> step_{0};
-  std::deque<Event> events_;
-  bool is_finished_ = true;
-  std::shared_ptr<std::map<const void*, From>> handed_over_ = std::make_shared<std::map<const void*, From>>();
-  std::size_t announced_ = 0;
-  std::size_t running_ = 0;
-  Clock before_unit_;
-  std::vector<std::pair<std::size_t, int>> in_unit_;
-};
 
 // Its ops are work of the device, and nothing else.
 class AsyncStage final : public Stage {
  public:
   AsyncStage(const Placement& placement, int stage, AsyncDevice& device, Log& log) : device_(device), log_(log) {
     const auto here = placement.stages_on(placement.rank_of[static_cast<std::size_t>(stage)]);
-    index_ = static_cast<std::uint8_t>(std::ranges::find(here, stage) - here.begin());
+    index_ = static_cast<std::uint16_t>(std::ranges::find(here, stage) - here.begin());
     const auto from = [&](std::optional<int> other) -> std::optional<AsyncDevice::From> {
       if (!other) return std::nullopt;
       return std::ranges::count(here, *other) > 0 ? AsyncDevice::From::adopt : AsyncDevice::From::take;
@@ -302,7 +82,7 @@ class AsyncStage final : public Stage {
 
   AsyncDevice& device_;
   Log& log_;
-  std::uint8_t index_ = 0;
+  std::uint16_t index_ = 0;
   std::optional<AsyncDevice::From> previous_;
   std::optional<AsyncDevice::From> next_;
   std::map<std::uint32_t, at::Tensor> kept_;
@@ -319,9 +99,13 @@ AsyncRun run(const Program& program, bool copies, bool forward_only = false) {
   const Placement& placement = program.schedule.placement;
   const auto ranks = static_cast<std::size_t>(placement.ranks);
   Log log;
+  std::size_t stages_max = 0;
+  for (int rank = 0; rank < placement.ranks; ++rank) {
+    stages_max = std::max(stages_max, placement.stages_on(rank).size());
+  }
   std::vector<std::unique_ptr<AsyncDevice>> devices;
   for (std::size_t rank = 0; rank < ranks; ++rank) {
-    devices.push_back(std::make_unique<AsyncDevice>(log, rank, ranks, copies));
+    devices.push_back(std::make_unique<AsyncDevice>(log, rank, ranks, stages_max, copies));
   }
   std::vector<std::unique_ptr<AsyncStage>> stages;
   for (int stage = 0; stage < placement.stages(); ++stage) {
@@ -395,6 +179,18 @@ BOOST_DATA_TEST_CASE(lanes_wait_for_what_they_need_and_for_nothing_else,
   }
 }
 
+// Each has a lane, also where their number does not fit into a byte.
+BOOST_AUTO_TEST_CASE(a_rank_may_have_any_number_of_stages) {
+  for (const int chunks : {16, 40, 300}) {
+    const Program program = lower(generate("looped-bfs", {2, 2, chunks}));
+    const AsyncRun got = run(program, false);
+    BOOST_TEST(got.flaws == "");
+    for (std::size_t rank = 0; rank < 2; ++rank) {
+      BOOST_TEST(got.records[rank].done == program.schedule.rank(static_cast<int>(rank)).size());
+    }
+  }
+}
+
 // Copies go on a lane of their own.
 BOOST_DATA_TEST_CASE(messages_may_be_copied,
                      boost::unit_test::data::make(schedules) * boost::unit_test::data::make(rank_counts), name, ranks) {
@@ -442,7 +238,7 @@ BOOST_AUTO_TEST_CASE(evaluation_uses_lanes_too) {
 
 struct Alone {
   Log log;
-  AsyncDevice device{log, 0, 1, false};
+  AsyncDevice device{log, 0, 1, 2, false};
 
   static constexpr Lane other{Lane::Kind::compute, 1};
   at::Tensor made() {

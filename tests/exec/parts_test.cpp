@@ -56,7 +56,7 @@ class VirtualLanes final : public Device {
   [[nodiscard]] Time& time() { return times_[{used_.kind, used_.index}]; }
 
   Lane used_;
-  std::map<std::pair<Lane::Kind, std::uint8_t>, Time> times_;  // that each lane has come to
+  std::map<std::pair<Lane::Kind, std::uint16_t>, Time> times_;  // that each lane has come to
   std::deque<Time> events_;
 };
 

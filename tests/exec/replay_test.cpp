@@ -133,6 +133,7 @@ Run run(const Program& program, const RunOptions& options = {}) {
       own.push_back(placement.rank_of[stage] == rank ? stages[stage].get() : nullptr);
     }
     ReplayOptions replay_options;
+    replay_options.measure_memory = true;
     replay_options.forward_only = options.forward_only;
     if (options.before_op) replay_options.before_op = [&](Op op) { options.before_op(static_cast<int>(rank), op); };
     try {

@@ -1,14 +1,21 @@
 // Devices of a GPU.
 #include <ATen/ATen.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <algorithm>
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "dualpipe/exec/device/device.h"
@@ -31,6 +38,10 @@ void keep_busy() {
   const std::int64_t size = gpu_is_double() ? 192 : 4096;
   at::Tensor product = at::full({size, size}, 0.5, on_gpu());
   for (int i = 0; i < 10; ++i) product = at::mm(product, product).mul_(1e-3);
+}
+
+c10::StreamId stream_in_use() {
+  return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getStream({at::kCUDA, 0}).id();
 }
 
 bool all_are(const at::Tensor& tensor, double value) { return at::all(tensor.eq(value)).item<bool>(); }
@@ -196,7 +207,7 @@ BOOST_AUTO_TEST_CASE(exchanges_of_two_lanes_go_side_by_side) {
   std::vector<at::Tensor> got;
   std::vector<at::Tensor> given;
   for (int i = 0; i < 20; ++i) {
-    device->use({Lane::Kind::exchange, static_cast<std::uint8_t>(i % 2)});
+    device->use({Lane::Kind::exchange, static_cast<std::uint16_t>(i % 2)});
     given.push_back(at::full({count}, i, on_gpu()));
     got.push_back(device->exchange(given.back()));
   }
@@ -217,7 +228,7 @@ BOOST_AUTO_TEST_CASE(what_is_adopted_may_outlive_its_device) {
 
 BOOST_AUTO_TEST_CASE(memory_is_counted_for_the_thread) {
   const auto device = gpu().device(0, 1, 1);
-  const MemoryMeter meter(device->where());
+  const MemoryMeter meter(*device);
   constexpr Bytes bytes = count * 4;
   at::Tensor a = at::empty({count}, on_gpu());
   BOOST_TEST(meter.held() == bytes);
@@ -229,6 +240,126 @@ BOOST_AUTO_TEST_CASE(memory_is_counted_for_the_thread) {
   adopted.reset();
   device->finish();
   BOOST_TEST(meter.held() == 0);
+}
+
+BOOST_AUTO_TEST_CASE(memory_counts_in_units_of_the_allocator_whoever_frees_it) {
+  const auto device = gpu().device(0, 1, 1);
+  at::Tensor from_before = at::empty({count}, on_gpu());
+  const MemoryMeter meter(*device);
+  at::Tensor a = at::empty({1000}, on_gpu());
+  BOOST_TEST(meter.held() == 4096);
+  std::thread([&] {  // which has never had a meter
+    a.reset();
+    from_before.reset();
+  })
+      .join();
+  BOOST_TEST(meter.held() == 0);
+}
+
+// torch.profiler, on the thread that is measured: which starts first, and which ends first.
+BOOST_DATA_TEST_CASE(a_profiler_may_look_at_the_same_thread,
+                     boost::unit_test::data::make({false, true}) * boost::unit_test::data::make({false, true}),
+                     meter_starts_first, meter_ends_first) {
+  namespace profiler = torch::autograd::profiler;
+  using torch::profiler::impl::ActivityType;
+  constexpr Bytes bytes = count * 4;
+  const auto device = gpu().device(0, 1, 1);
+  const auto work = [] { static_cast<void>(at::full({count}, 1.0, on_gpu()).add_(1)); };
+  const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO,
+                                                     /*report_input_shapes=*/false, /*profile_memory=*/true);
+  const std::set<ActivityType> activities = {ActivityType::CPU};
+  std::optional<MemoryMeter> meter;
+  if (meter_starts_first) meter.emplace(*device);
+  profiler::prepareProfiler(config, activities);
+  profiler::enableProfiler(config, activities);
+  if (!meter_starts_first) meter.emplace(*device);
+  work();
+  BOOST_TEST(meter->peak() == bytes);
+  if (meter_ends_first) meter.reset();
+  work();
+  Bytes seen = 0;
+  const auto result = profiler::disableProfiler();
+  for (const profiler::KinetoEvent& event : result->events()) {
+    const bool is_memory = event.name() == "[memory]" && event.deviceType() == at::kCUDA;
+    if (is_memory && event.nBytes() > 0) seen += event.nBytes();
+  }
+  BOOST_TEST(seen == 2 * bytes);
+  if (meter_ends_first) return;
+  work();
+  BOOST_TEST(meter->peak() == bytes);
+}
+
+// More than LibTorch has streams, and than a byte can number: some share one.
+BOOST_DATA_TEST_CASE(a_rank_may_have_any_number_of_stages,
+                     boost::unit_test::data::make({1, 15, 16, 31, 32, 33, 300}) *
+                         boost::unit_test::data::make({false, true}),
+                     stages, sm_partition) {
+  const auto hardware = cuda_hardware({.sm_partition = sm_partition});
+  const auto device = hardware->device(0, 1, stages);
+  device->begin_step();
+  at::Tensor tensor = at::full({count / 64}, 0.0, on_gpu());
+  for (int stage = 0; stage < stages; ++stage) {
+    for (const Lane::Kind kind : {Lane::Kind::exchange, Lane::Kind::compute}) {
+      const Mark ready = device->mark();
+      device->use({kind, static_cast<std::uint16_t>(stage)});
+      at::Tensor adopted = device->adopt(std::move(tensor), ready);
+      tensor = adopted + 1;
+      adopted.reset();
+    }
+  }
+  // Side by side, as far as there are streams.
+  const Mark ready = device->mark();
+  std::vector<at::Tensor> parts;
+  std::vector<Mark> ends;
+  for (int stage = 0; stage < stages; ++stage) {
+    device->use({Lane::Kind::compute, static_cast<std::uint16_t>(stage)});
+    parts.push_back(device->adopt(tensor, ready) + stage);
+    ends.push_back(device->mark());
+  }
+  device->use({Lane::Kind::message, 1});
+  for (std::size_t i = 0; i < parts.size(); ++i) parts[i] = device->adopt(std::move(parts[i]), ends[i]) + 1;
+  device->finish();
+  for (int stage = 0; stage < stages; ++stage) {
+    BOOST_TEST(all_are(parts[static_cast<std::size_t>(stage)], 2 * stages + stage + 1));
+  }
+  const auto refuses = [&](Lane lane) {
+    try {
+      device->use(lane);
+    } catch (const InputError&) {
+      return device->used() == Lane{Lane::Kind::message, 1};
+    }
+    return false;
+  };
+  BOOST_TEST(refuses({Lane::Kind::compute, static_cast<std::uint16_t>(stages)}));
+  BOOST_TEST(refuses({Lane::Kind::exchange, static_cast<std::uint16_t>(stages)}));
+  BOOST_TEST(refuses({Lane::Kind::message, 2}));
+}
+
+// What waits on a lane of messages for another rank must not hold up what that one waits for.
+BOOST_AUTO_TEST_CASE(lanes_of_messages_share_no_stream) {
+  for (int i = 0; i < 40; ++i) {  // as streams come round at another place each time
+    const auto device = gpu().device(0, 1, 31 + i);
+    std::set<c10::StreamId> of_messages;
+    for (const int direction : {0, 1}) {
+      device->use({Lane::Kind::message, static_cast<std::uint16_t>(direction)});
+      of_messages.insert(stream_in_use());
+    }
+    BOOST_TEST(of_messages.size() == 2U);
+    for (int stage = 0; stage < 31; ++stage) {
+      for (const Lane::Kind kind : {Lane::Kind::compute, Lane::Kind::exchange}) {
+        device->use({kind, static_cast<std::uint16_t>(stage)});
+        BOOST_TEST(!of_messages.contains(stream_in_use()));
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_device_is_for_a_rank_that_there_is) {
+  BOOST_CHECK_THROW(static_cast<void>(gpu().device(2, 2, 1)), InputError);
+  BOOST_CHECK_THROW(static_cast<void>(gpu().device(-1, 2, 1)), InputError);
+  BOOST_CHECK_THROW(static_cast<void>(gpu().device(0, 1, 0)), InputError);
+  const auto device = gpu().device(0, 1, 1);
+  BOOST_CHECK_THROW(static_cast<void>(device->exchange(at::ones({3}))), InputError);
 }
 
 // A GPU with few multiprocessors has no parts.

@@ -1,6 +1,8 @@
 // Trainings on a GPU, against the same without a pipeline there.
 #include "dualpipe/exec/train/train.h"
 
+#include <fmt/format.h>
+
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
@@ -12,8 +14,11 @@
 
 #include "dualpipe/exec/device/device.h"
 #include "dualpipe/exec/train/reference.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/lower.h"
 #include "tests/exec/training.h"
 #include "tests/gpu/hardware.h"
+#include "tests/support.h"
 
 namespace dualpipe::test {
 namespace {
@@ -62,6 +67,35 @@ BOOST_DATA_TEST_CASE(recomputation_changes_nothing, models, model) {
   TrainOptions options = small(program, model, Precision::float32);
   options.shape.recompute = Recompute::full;
   check(program, options, gpu());
+}
+
+// More than there are streams, and than a byte can number.
+BOOST_DATA_TEST_CASE(a_rank_may_have_any_number_of_stages, data::make({20, 40, 260}) * data::make({false, true}),
+                     chunks, copies) {
+  const auto hardware = cuda_hardware({.copy = copies});
+  const Program program = lower(generate("looped-bfs", {2, 2, chunks}));
+  TrainOptions options = small(program, "mlp", Precision::float32);
+  options.steps = 1;
+  check(program, options, *hardware);
+}
+
+// Stages 0 and 31 have one stream.
+BOOST_DATA_TEST_CASE(a_pair_may_share_a_stream, data::make({"mlp", "moe"}), model) {
+  constexpr int stages = 32;
+  const auto down = [](int first, char pass, int micro_batch) {
+    std::string text;
+    for (int stage = first; stage >= 0; --stage) text += fmt::format("{}{}{} ", stage, pass, micro_batch);
+    return text;
+  };
+  const auto up = [](int first, int micro_batch) {
+    std::string text;
+    for (int stage = first; stage < stages; ++stage) text += fmt::format("{}F{} ", stage, micro_batch);
+    return text;
+  };
+  const std::string pair = fmt::format("(0F1;{}B0)OVERLAP_F_B ", stages - 1);
+  const Program program = lower(schedule_of(
+      straight(1, stages), {up(0, 0) + pair + down(stages - 2, 'B', 0) + up(1, 1) + down(stages - 1, 'B', 1)}));
+  check(program, small(program, model, Precision::float32), gpu());
 }
 
 // A calibration on 1F1B tells how much memory ranks of other schedules hold, what waits for the GPU included. (In moe

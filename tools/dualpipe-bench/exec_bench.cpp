@@ -117,6 +117,7 @@ class Pipeline {
       Part& part = part_of(rank);
       ReplayOptions replaying;
       replaying.device = part.device;
+      replaying.measure_memory = true;  // as in a training
       replay(program_, rank, part.stages->by_number(), transport_of(rank), part.record, replaying);
     });
   }

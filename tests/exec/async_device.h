@@ -1,0 +1,248 @@
+// A device that does later what it is given: a double whose lanes have a time of their own, and which knows what each
+// of them can have seen (vector clocks, as a race detector has).
+#pragma once
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/device/lease.h"
+#include "dualpipe/sim/schedule/op.h"
+#include "dualpipe/sim/simulate/costs.h"
+
+namespace dualpipe::test {
+
+constexpr Time forward_time = 300;
+constexpr Time input_gradient_time = 400;
+constexpr Time weight_gradient_time = 350;
+constexpr Time backward_time = input_gradient_time + weight_gradient_time;
+inline Time duration_of(Kind kind) {
+  return kind == Kind::forward          ? forward_time
+         : kind == Kind::backward       ? backward_time
+         : kind == Kind::input_gradient ? input_gradient_time
+                                        : weight_gradient_time;
+}
+
+using Clock = std::vector<int>;  // by lane of all ranks: how much of its work has been done
+inline void join(Clock& clock, const Clock& other) {
+  for (std::size_t i = 0; i < clock.size(); ++i) clock[i] = std::max(clock[i], other[i]);
+}
+
+// What all ranks tell.
+class Log {
+ public:
+  struct Write {
+    std::size_t lane;
+    int tick;
+  };
+
+  void flaw(const std::string& text) {
+    const std::lock_guard lock(mutex_);
+    flaws_.insert(text);
+  }
+  [[nodiscard]] std::string flaws() const { return fmt::format("{}", fmt::join(flaws_, "; ")); }
+
+  void made(const void* data, Write write) {
+    const std::lock_guard lock(mutex_);
+    writes_[data] = write;
+  }
+  [[nodiscard]] bool is_seen(const void* data, const Clock& clock) {
+    const std::lock_guard lock(mutex_);
+    const Write& write = writes_.at(data);
+    return clock[write.lane] >= write.tick;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::string> flaws_;
+  std::map<const void*, Write> writes_;  // the last, by address
+};
+
+class AsyncDevice;
+struct Event {
+  const AsyncDevice* device;
+  int step;
+  Clock clock;
+  Time time;
+};
+
+class AsyncDevice final : public Device {
+ public:
+  enum class From : std::uint8_t { adopt, take };
+
+  // It has as many lanes as those of the other ranks, for so many stages, and the last one for messages.
+  AsyncDevice(Log& log, std::size_t rank, std::size_t ranks, std::size_t stages_max, bool copies)
+      : log_(log), first_(rank * (stages_max + 1)), copies_(copies), lanes_(stages_max + 1) {
+    for (LaneState& lane : lanes_) lane.clock.assign(ranks * lanes_.size(), 0);
+  }
+
+  [[nodiscard]] at::Device where() const override { return at::kCPU; }
+
+  void begin_step() override {
+    finish();
+    ++step_;
+    events_.clear();
+  }
+  void use(Lane lane) override {
+    if (lane.kind == Lane::Kind::compute && lane.index + 1U >= lanes_.size()) log_.flaw("there is no such lane");
+    used_ = lane;
+  }
+  [[nodiscard]] Lane used() const override { return used_; }
+
+  [[nodiscard]] Mark mark() override {
+    is_finished_ = false;
+    events_.push_back({this, step_, lane().clock, lane().time});
+    return {0, &events_.back()};
+  }
+  void wait(const Mark& mark) override {
+    const Event* const event = checked(mark);
+    if (event == nullptr) return;
+    join(lane().clock, event->clock);
+    lane().time = std::max(lane().time, event->time);
+  }
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
+    return hand_over(std::move(tensor), ready, From::adopt);
+  }
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
+    if (!copies_) return hand_over(std::move(tensor), ready, From::take);
+    const Lane before = used_;
+    use({Lane::Kind::message});
+    wait(ready);
+    read(tensor);
+    copy_begun_ = mark();
+    at::Tensor copy = tensor.clone();
+    work(copy_time);
+    made(copy);
+    ready = mark();
+    use(before);
+    return hand_over(std::move(copy), ready, From::take);
+  }
+  [[nodiscard]] std::optional<Mark> copy_begun() const override { return copy_begun_; }
+  [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor.clone(); }
+
+  // All that this thread gives to any lane from now on starts later.
+  void finish() override {
+    LaneState all = lanes_.front();
+    for (const LaneState& each : lanes_) {
+      join(all.clock, each.clock);
+      all.time = std::max(all.time, each.time);
+    }
+    std::ranges::fill(lanes_, all);
+    is_finished_ = true;
+  }
+  [[nodiscard]] Time time_of(const Mark& mark) const override {
+    if (!is_finished_) log_.flaw("a time is read before finish()");
+    const Event* const event = checked(mark);
+    return event == nullptr ? 0 : event->time;
+  }
+
+  // --- for stages
+
+  static constexpr Time copy_time = 20;
+
+  // The ops of a unit are announced before the first of them runs.
+  void announce(Op) {
+    if (running_ == announced_) {
+      running_ = announced_ = 0;
+      before_unit_ = own_clock();
+      in_unit_.clear();
+    }
+    ++announced_;
+  }
+  void run(Kind kind) {
+    ++running_;
+    for (std::size_t i = 0; i < lanes_.size() - 1; ++i) {
+      if (lane().clock[first_ + i] < before_unit_[i]) log_.flaw("an op does not wait for what was before it");
+    }
+    for (const auto& [other, tick] : in_unit_) {
+      if (lane().clock[other] >= tick) log_.flaw("the two of a pair are not side by side");
+    }
+    work(duration_of(kind));
+    in_unit_.emplace_back(first_ + index(used_), lane().clock[first_ + index(used_)]);
+  }
+  void made(const at::Tensor& tensor) {
+    log_.made(tensor.data_ptr(), {first_ + index(used_), lane().clock[first_ + index(used_)]});
+  }
+  void read(const at::Tensor& tensor) {
+    if (!log_.is_seen(tensor.data_ptr(), lane().clock)) log_.flaw("a tensor is used before it is made");
+  }
+  void read(const at::Tensor& tensor, From from) {
+    read(tensor);
+    const auto found = handed_over_->find(tensor.data_ptr());
+    if (found == handed_over_->end() || found->second != from) {
+      log_.flaw(from == From::take ? "a message was not taken" : "what another lane made was not adopted");
+    }
+  }
+  [[nodiscard]] std::size_t handed_over() const { return handed_over_->size(); }
+
+ private:
+  struct LaneState {
+    Clock clock;
+    Time time = 0;
+  };
+
+  [[nodiscard]] std::size_t index(Lane lane) const {
+    return lane.kind == Lane::Kind::message ? lanes_.size() - 1 : static_cast<std::size_t>(lane.index);
+  }
+  [[nodiscard]] LaneState& lane() { return lanes_[index(used_)]; }
+  [[nodiscard]] Clock own_clock() const {
+    Clock clock;
+    for (std::size_t i = 0; i < lanes_.size(); ++i) clock.push_back(lanes_[i].clock[first_ + i]);
+    return clock;
+  }
+  void work(Time duration) {
+    is_finished_ = false;
+    ++lane().clock[first_ + index(used_)];
+    lane().time += duration;
+  }
+
+  [[nodiscard]] const Event* checked(const Mark& mark) const {
+    const auto* const event = static_cast<const Event*>(mark.event);
+    if (event == nullptr) {
+      log_.flaw("a mark of no device");
+    } else if (event->step != event->device->step_) {
+      log_.flaw("a mark of an earlier step");
+    }
+    return event;
+  }
+  at::Tensor hand_over(at::Tensor tensor, const Mark& ready, From from) {
+    if (const Event* const event = checked(ready); event != nullptr && !log_.is_seen(tensor.data_ptr(), event->clock)) {
+      log_.flaw("what is handed over is not ready at its mark");
+    }
+    wait(ready);
+    const void* const data = tensor.data_ptr();
+    handed_over_->emplace(data, from);
+    return lease(std::move(tensor), [list = handed_over_, data](const at::Tensor&) { list->erase(data); });
+  }
+
+  Log& log_;
+  const std::size_t first_;  // of its lanes among all
+  const bool copies_;
+  std::vector<LaneState> lanes_;
+  Lane used_;
+  std::optional<Mark> copy_begun_;
+  std::atomic<int> step_{0};
+  std::deque<Event> events_;
+  bool is_finished_ = true;
+  std::shared_ptr<std::map<const void*, From>> handed_over_ = std::make_shared<std::map<const void*, From>>();
+  std::size_t announced_ = 0;
+  std::size_t running_ = 0;
+  Clock before_unit_;
+  std::vector<std::pair<std::size_t, int>> in_unit_;
+};
+
+}  // namespace dualpipe::test
