@@ -12,11 +12,11 @@ namespace {
 // Slicing-by-16 (Kounavis and Berry, "Novel Table Lookup-Based Algorithms for High-Performance CRC Generation", 2008):
 // 16 bytes at a time, each looked up in the table of how many bytes come after it.
 constexpr std::size_t slices = 16;
-using Table = std::array<std::uint32_t, 256>;
+using CrcTable = std::array<std::uint32_t, 256>;
 
-constexpr std::array<Table, slices> make_tables() {
+constexpr std::array<CrcTable, slices> make_tables() {
   constexpr std::uint32_t polynomial = 0xedb88320U;  // x^32 is its highest power, which has no bit; lowest bit first
-  std::array<Table, slices> tables{};
+  std::array<CrcTable, slices> tables{};
   for (std::uint32_t byte = 0; byte < 256; ++byte) {
     std::uint32_t remainder = byte;
     for (int bit = 0; bit < 8; ++bit) remainder = (remainder >> 1U) ^ ((remainder & 1U) != 0 ? polynomial : 0);
@@ -31,7 +31,7 @@ constexpr std::array<Table, slices> make_tables() {
   return tables;
 }
 
-constexpr std::array<Table, slices> tables = make_tables();
+constexpr std::array<CrcTable, slices> tables = make_tables();
 
 static_assert(std::endian::native == std::endian::little, "words are read as they stand in memory");
 
