@@ -35,7 +35,7 @@ const Model& find_model(std::string_view name) {
     if (model.name == name) return model;
     names += (names.empty() ? "" : ", ") + std::string(model.name);
   }
-  throw InputError(fmt::format("there is no model {}; there are {}", quote(name), names));
+  throw InputError(fmt::format("there is no model {}; there are {}", detail::schedule::quote(name), names));
 }
 
 // What only a transformer has, or a stage of parts.

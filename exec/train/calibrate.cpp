@@ -82,7 +82,7 @@ void check_recorded(const MeasuredSteps& run) {
   throw InputError(
       fmt::format("a step has not been recorded whole, or was of another program than {}; give steps of it "
                   "that ended",
-                  quote(schedule.name)));
+                  detail::schedule::quote(schedule.name)));
 }
 
 // --- durations

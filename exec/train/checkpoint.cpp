@@ -17,6 +17,9 @@
 #include "dualpipe/sim/simulate/quantity.h"
 
 namespace dualpipe {
+
+using detail::schedule::quote;
+
 namespace {
 
 constexpr auto format_key = "format";

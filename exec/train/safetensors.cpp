@@ -21,6 +21,10 @@
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
+
+using detail::schedule::JsonValue;
+using detail::schedule::quote;
+
 namespace {
 
 using nlohmann::json;

@@ -23,7 +23,7 @@ class Builder {
     schedule_.placement = std::move(placement);
     schedule_.micro_batches = static_cast<std::uint32_t>(micro_batches_per_chain);
     const auto per_stage = static_cast<std::size_t>(micro_batches_per_chain * ops_per_micro_batch);
-    reserve_large(schedule_.ops, static_cast<std::size_t>(schedule_.placement.stages()) * per_stage);
+    detail::schedule::reserve_large(schedule_.ops, static_cast<std::size_t>(schedule_.placement.stages()) * per_stage);
     schedule_.rank_begin.reserve(static_cast<std::size_t>(schedule_.placement.ranks) + 1);
     schedule_.rank_begin.push_back(0);
   }

@@ -19,6 +19,12 @@
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
+
+using detail::schedule::json_number_overflow;
+using detail::schedule::json_syntax_error;
+using detail::schedule::parse_json;
+using detail::schedule::quote;
+
 namespace {
 
 using nlohmann::json;

@@ -14,6 +14,10 @@
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
+
+using detail::schedule::ProgramBuilder;
+using detail::schedule::quote;
+
 namespace {
 
 // The longest op has 42 characters; the rest is room for quotes and spaces.

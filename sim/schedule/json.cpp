@@ -12,6 +12,12 @@
 #include "dualpipe/sim/schedule/program_builder.h"
 
 namespace dualpipe {
+
+using detail::schedule::JsonStream;
+using detail::schedule::JsonValue;
+using detail::schedule::ProgramBuilder;
+using detail::schedule::read_json_document;
+
 namespace {
 
 using nlohmann::json;

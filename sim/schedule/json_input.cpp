@@ -8,7 +8,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/quote.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::schedule {
 namespace {
 
 constexpr std::size_t token_length_max = std::size_t{1} << 16U;
@@ -59,4 +59,4 @@ std::string json_syntax_error(const std::string& source, std::string_view what, 
   return fmt::format("{}: {}, near {}", place, reason, quote(shown));
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::schedule

@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-namespace dualpipe {
+namespace dualpipe::detail::schedule {
 
 // Hands the input to the parser, and stops it in front of what it would gather in memory, or take for the file's end.
 class GuardedInput : public std::streambuf {
@@ -49,4 +49,4 @@ inline constexpr int json_number_overflow = 406;
 [[nodiscard]] std::string json_syntax_error(const std::string& source, std::string_view what,
                                             std::string_view last_token);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::schedule

@@ -10,7 +10,7 @@
 #include "dualpipe/sim/schedule/json_input.h"
 #include "dualpipe/sim/schedule/quote.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::schedule {
 namespace {
 
 using nlohmann::json;
@@ -277,4 +277,4 @@ json read_json_document(std::istream& in, const std::string& source, const JsonF
   return reader.take();
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::schedule

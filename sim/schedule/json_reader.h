@@ -12,7 +12,7 @@
 #include <string>
 #include <string_view>
 
-namespace dualpipe {
+namespace dualpipe::detail::schedule {
 
 // One of our file formats: a top-level object with "format" and "version".
 struct JsonFormat {
@@ -63,4 +63,4 @@ class JsonValue {
 [[nodiscard]] nlohmann::json read_json_document(std::istream& in, const std::string& source, const JsonFormat& format,
                                                 const JsonStream& stream = {});
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::schedule

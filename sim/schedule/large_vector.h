@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace dualpipe {
+namespace dualpipe::detail::schedule {
 
 // Reserves room, on huge pages where the system has them: a thousand ranks' streams need more small pages than the
 // processor can keep translated, and filling half a gigabyte faults in 130,000 of them. (Measured at 1024 ranks, 8192
@@ -27,4 +27,4 @@ void reserve_large(std::vector<T>& vector, std::size_t count) {
 #endif
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::schedule

@@ -11,6 +11,9 @@
 #include "dualpipe/sim/schedule/large_vector.h"
 
 namespace dualpipe {
+
+using detail::schedule::reserve_large;
+
 namespace {
 
 constexpr std::uint32_t nothing = std::numeric_limits<std::uint32_t>::max();

@@ -11,6 +11,9 @@
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
+
+using detail::schedule::quote;
+
 namespace {
 
 constexpr std::array<std::string_view, kind_count> kind_names = {

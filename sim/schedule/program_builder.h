@@ -11,7 +11,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/program.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::schedule {
 
 class ProgramBuilder {
  public:
@@ -76,4 +76,4 @@ class ProgramBuilder {
   std::vector<std::uint32_t> slot_begin_ = {0};
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::schedule

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-namespace dualpipe {
+namespace dualpipe::detail::schedule {
 
 // In single quotes, cut after 40 characters, all but printable ASCII escaped: a message stays one readable line
 // whatever the file held.
@@ -25,4 +25,4 @@ namespace dualpipe {
   return result;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::schedule

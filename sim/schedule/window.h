@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-namespace dualpipe {
+namespace dualpipe::detail::schedule {
 
 // A letter has its place at its micro-batch modulo the window's size, which doubles whenever two would share one. So
 // the window is about as small as the number of messages under way at a time, and stays in the cache.
@@ -52,4 +52,4 @@ class Window {
   std::uint32_t mask_ = size_initial - 1;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::schedule

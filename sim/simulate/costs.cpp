@@ -15,6 +15,11 @@
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
+
+using detail::schedule::JsonValue;
+using detail::schedule::quote;
+using detail::schedule::read_json_document;
+
 namespace {
 
 constexpr double speed_max = 1e6;

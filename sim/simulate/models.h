@@ -184,7 +184,7 @@ class StreamModel {
 
   void start_message(Engine<StreamModel>& engine, std::size_t rank, Op op, Time start) {
     Mailbox& box = engine.tasks().box_of(op);
-    Window<Offer>& offers = offers_[engine.tasks().index_of(box)];
+    detail::schedule::Window<Offer>& offers = offers_[engine.tasks().index_of(box)];
     const Offer* other = offers.find(op.micro_batch);
     if (other == nullptr) {
       offers.put(op.micro_batch, {start, static_cast<std::uint32_t>(rank)});
@@ -211,8 +211,8 @@ class StreamModel {
     }
   }
 
-  std::vector<Window<Offer>> offers_;  // by mailbox
-  std::vector<Stream> streams_;        // by rank
+  std::vector<detail::schedule::Window<Offer>> offers_;  // by mailbox
+  std::vector<Stream> streams_;                          // by rank
 };
 
 }  // namespace dualpipe

@@ -45,7 +45,7 @@ constexpr std::string_view byte_help =
     "number of bytes";
 
 [[noreturn]] void refuse(std::string_view text, std::string_view why, std::string_view help) {
-  throw InputError(fmt::format("{} {}; {}", quote(text), why, help));
+  throw InputError(fmt::format("{} {}; {}", detail::schedule::quote(text), why, help));
 }
 
 std::string_view trimmed(std::string_view text) {

@@ -17,7 +17,7 @@ namespace dualpipe {
 struct Mailbox {
   static constexpr std::uint32_t nothing = std::numeric_limits<std::uint32_t>::max();
 
-  Window<Time> arrivals;
+  detail::schedule::Window<Time> arrivals;
   std::uint32_t awaited = nothing;  // the micro-batch that the rank sleeps for
   std::uint16_t rank = 0;           // of the stage
   Time transfer = 0;                // how long a message travels
