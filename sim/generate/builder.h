@@ -8,7 +8,7 @@
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/large_vector.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::generate {
 
 // At least one rank, micro-batch and chunk, no more of them than an op can number. Throws ShapeError.
 void check_counts(std::string_view family_name, const Shape& shape);
@@ -54,4 +54,4 @@ class Builder {
   Schedule schedule_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::generate

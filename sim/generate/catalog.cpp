@@ -51,7 +51,7 @@ const Family& family(std::string_view name) {
 
 Schedule generate(std::string_view name, const Shape& shape) { return family(name).generate(shape); }
 
-void check_counts(std::string_view family_name, const Shape& shape) {
+void detail::generate::check_counts(std::string_view family_name, const Shape& shape) {
   const auto check_range = [&](std::string_view what, std::int64_t value, std::int64_t most) {
     if (value >= 1 && value <= most) return;
     throw ShapeError(
@@ -62,7 +62,7 @@ void check_counts(std::string_view family_name, const Shape& shape) {
   check_range("chunks", shape.chunks, stage_count_max);
 }
 
-void check_shape(std::string_view family_name, const Shape& shape) {
+void detail::generate::check_shape(std::string_view family_name, const Shape& shape) {
   const Family& family = dualpipe::family(family_name);
   check_counts(family_name, shape);
   if (!family.takes_chunks && shape.chunks != 1) {

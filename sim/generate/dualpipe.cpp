@@ -8,6 +8,10 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::generate::Builder;
+using detail::generate::check_shape;
+
 namespace {
 
 // One rank's part. `near` is its stage of the chain (or half) that enters on its own side, `far` the other; passes of a

@@ -4,6 +4,9 @@
 
 namespace dualpipe {
 
+using detail::generate::Builder;
+using detail::generate::check_shape;
+
 Schedule gpipe(const Shape& shape) {
   check_shape("gpipe", shape);
   Builder builder("gpipe", straight(shape.ranks, 1), shape.micro_batches, 2);

@@ -8,6 +8,10 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::generate::Builder;
+using detail::generate::check_shape;
+
 namespace {
 
 std::int64_t rounds_of(std::int64_t ranks, std::int64_t micro_batches) {

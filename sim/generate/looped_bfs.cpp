@@ -4,6 +4,9 @@
 
 namespace dualpipe {
 
+using detail::generate::Builder;
+using detail::generate::check_shape;
+
 Schedule looped_bfs(const Shape& shape) {
   check_shape("looped-bfs", shape);
   Builder builder("looped-bfs", straight(shape.ranks, shape.chunks), shape.micro_batches, 2);

@@ -6,6 +6,9 @@
 
 namespace dualpipe {
 
+using detail::generate::Builder;
+using detail::generate::check_shape;
+
 Schedule one_f_one_b(const Shape& shape) {
   check_shape("1f1b", shape);
   Builder builder("1f1b", straight(shape.ranks, 1), shape.micro_batches, 2);

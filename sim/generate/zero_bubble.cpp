@@ -5,6 +5,10 @@
 #include "dualpipe/sim/generate/builder.h"
 
 namespace dualpipe {
+
+using detail::generate::Builder;
+using detail::generate::check_shape;
+
 namespace {
 
 Schedule handcrafted(std::string_view name, const Shape& shape, std::int64_t k) {

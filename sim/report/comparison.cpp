@@ -22,7 +22,7 @@ int stages_of_chain_per_rank(const Family& family, const Shape& shape) {
 }
 
 Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
-  check_counts(family.name, shape);
+  detail::generate::check_counts(family.name, shape);
   const int per_rank = stages_of_chain_per_rank(family, shape);
   if (terms == EqualTerms::stages) {
     if (shape.ranks % per_rank != 0) {
