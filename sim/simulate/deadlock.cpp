@@ -39,7 +39,7 @@ std::optional<Deadlock> find_deadlock(const Program& program, CommunicationModel
   Costs free;
   free.stages.resize(1);
   free.model = model;
-  return execute(program, free, Record::ranks).deadlock;
+  return detail::simulate::execute(program, free, Record::ranks).deadlock;
 }
 
 }  // namespace dualpipe

@@ -30,7 +30,7 @@
 #include "dualpipe/sim/simulate/simulate.h"
 #include "dualpipe/sim/simulate/tasks.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::simulate {
 
 // Whether gradients have to be reduced between stages: only then do reductions take part in time.
 [[nodiscard]] inline bool shares_weights(const Placement& placement) {
@@ -281,4 +281,4 @@ void Engine<Model>::find_stops(std::size_t rank) {
   r.stops_left = r.stops.size();
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::simulate

@@ -9,7 +9,7 @@
 #include "dualpipe/sim/simulate/models.h"
 #include "dualpipe/sim/simulate/reductions.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::simulate {
 namespace {
 
 // A lane that may be waiting. From each that does, `wait_of` leads to the lane it waits for.
@@ -190,4 +190,4 @@ Outcome execute(const Program& program, const Costs& costs, Record record) {
   return {};
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::simulate

@@ -5,7 +5,7 @@
 
 #include "dualpipe/sim/simulate/simulate.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::simulate {
 
 struct Outcome {
   Timeline timeline;
@@ -14,4 +14,4 @@ struct Outcome {
 
 [[nodiscard]] Outcome execute(const Program& program, const Costs& costs, Record record);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::simulate

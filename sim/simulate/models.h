@@ -12,7 +12,7 @@
 
 #include "dualpipe/sim/simulate/engine.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::simulate {
 
 // A message arrives `latency` after its producer ends, wherever its send and receive stand.
 class LatencyModel {
@@ -215,4 +215,4 @@ class StreamModel {
   std::vector<Stream> streams_;                          // by rank
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::simulate

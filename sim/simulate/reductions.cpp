@@ -7,7 +7,7 @@
 
 #include "dualpipe/sim/simulate/tasks.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::simulate {
 namespace {
 
 // The ranks that share one set of weights.
@@ -139,4 +139,4 @@ Reduced reduce(const Program& program, const Costs& costs, const std::vector<std
   return Lanes(program, costs, reductions).run();
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::simulate

@@ -11,7 +11,7 @@
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::simulate {
 
 struct Reduction {
   int rank;
@@ -30,4 +30,4 @@ struct Reduced {
 [[nodiscard]] Reduced reduce(const Program& program, const Costs& costs,
                              const std::vector<std::vector<Reduction>>& reductions);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::simulate

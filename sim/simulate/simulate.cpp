@@ -7,7 +7,7 @@
 namespace dualpipe {
 
 Timeline simulate(const Program& program, const Costs& costs, Record record) {
-  Outcome outcome = execute(program, costs, record);
+  auto outcome = detail::simulate::execute(program, costs, record);
   if (outcome.deadlock) throw DeadlockError(std::move(*outcome.deadlock), program.schedule.placement);
   return std::move(outcome.timeline);
 }

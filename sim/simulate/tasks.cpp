@@ -8,7 +8,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::simulate {
 namespace {
 
 constexpr int width_bits = 30;  // of a jitter, behind the point
@@ -154,4 +154,4 @@ Time Jitter::scale(Time duration, Op op) const {
   return whole * factor + ((rest * factor) >> width_bits);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::simulate

@@ -11,7 +11,7 @@
 #include "dualpipe/sim/schedule/window.h"
 #include "dualpipe/sim/simulate/costs.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::simulate {
 
 // Every stage has two: one for activations (the input of its F), one for gradients (of its B or I).
 struct Mailbox {
@@ -87,4 +87,4 @@ class Jitter {
   std::uint64_t seed_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::simulate
