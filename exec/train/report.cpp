@@ -217,9 +217,9 @@ void write_json(std::ostream& out, const TrainReport& report) {
   }
   json["per_rank"] = Json::array();
   for (const RankDifference& rank : report.difference.per_rank) json["per_rank"].push_back(to_json(rank));
-  json["compare"] = to_json(report.difference);
+  json["compare"] = detail::report::to_json(report.difference);
   if (report.check) add_check(json, *report.check);
-  out << json_text(json);
+  out << detail::report::json_text(json);
 }
 
 }  // namespace dualpipe

@@ -25,6 +25,11 @@
 #include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
+
+using detail::report::bounds_of;
+using detail::report::Unit;
+using detail::report::units_of;
+
 namespace {
 
 // Lanes are numbered from 0; the first is computation.

@@ -241,7 +241,7 @@ std::string to_json(const Comparison& comparison) {
                                         {equal, comparison.shape.ranks},
                                         {"microbatches", comparison.shape.micro_batches},
                                         {"rows", rows}};
-  return json_text(document);
+  return detail::report::json_text(document);
 }
 
 }  // namespace dualpipe

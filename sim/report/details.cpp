@@ -229,7 +229,7 @@ void write_json(std::ostream& out, const RunReport& report) {
   json["reduced_ns"] = report.reduced;
   json["per_rank"] = Json::array();
   for (const RankReport& rank : report.per_rank) json["per_rank"].push_back(to_json(rank));
-  out << json_text(json);
+  out << detail::report::json_text(json);
 }
 
 }  // namespace dualpipe

@@ -6,7 +6,6 @@
 #include <array>
 #include <cassert>
 #include <cstdlib>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <ostream>
 #include <string_view>
@@ -18,6 +17,10 @@
 #include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
+
+using detail::report::Unit;
+using detail::report::units_of;
+
 namespace {
 
 constexpr std::array<std::string_view, 5> class_names = {"F", "B", "I", "W", "F&B"};
@@ -183,29 +186,6 @@ std::string ranks_text(const Difference& difference) {
   return table.to_text();
 }
 
-using Json = nlohmann::ordered_json;
-
-Json to_json(const StartError& starts) {
-  return {{"median_ns", starts.median},
-          {"percentile95_ns", starts.percentile95},
-          {"largest_ns", starts.largest},
-          {"largest_at", starts.op},
-          {"rank", starts.rank}};
-}
-
-Json to_json(const RankDifference& rank) {
-  return {{"rank", rank.rank},
-          {"planned_busy_ns", rank.busy.planned},
-          {"measured_busy_ns", rank.busy.measured},
-          {"planned_idle_ns", rank.idle.planned},
-          {"measured_idle_ns", rank.idle.measured},
-          {"planned_peak_activations", rank.peak.planned.activations},
-          {"measured_peak_activations", rank.peak.measured.activations},
-          {"planned_peak_memory_bytes", rank.peak.planned.memory},
-          {"measured_peak_memory_bytes", rank.peak.measured.memory},
-          {"start_error", to_json(rank.starts)}};
-}
-
 std::vector<RankRun> ranks_of(const Program& program, const Timeline& timeline, std::span<const RankPeak> peaks) {
   assert(timeline.ops.size() == program.schedule.ops.size());
   std::vector<RankRun> ranks;
@@ -240,24 +220,8 @@ std::string to_text(const Difference& difference) {
   return whole_text(difference) + "\n" + starts_text(difference) + "\n" + ranks_text(difference);
 }
 
-Json to_json(const Difference& difference) {
-  Json json;
-  json["planned_makespan_ns"] = difference.makespan.planned;
-  json["measured_makespan_ns"] = difference.makespan.measured;
-  json["classes"] = Json::array();
-  for (const ClassDifference& each : difference.classes) {
-    json["classes"].push_back(Json{{"class", each.op_class},
-                                   {"count", each.count},
-                                   {"planned_median_ns", each.median.planned},
-                                   {"measured_median_ns", each.median.measured},
-                                   {"start_error", to_json(each.starts)}});
-  }
-  json["start_error"] = to_json(difference.starts);
-  json["per_rank"] = Json::array();
-  for (const RankDifference& rank : difference.per_rank) json["per_rank"].push_back(to_json(rank));
-  return json;
+void write_json(std::ostream& out, const Difference& difference) {
+  out << detail::report::json_text(detail::report::to_json(difference));
 }
-
-void write_json(std::ostream& out, const Difference& difference) { out << json_text(to_json(difference)); }
 
 }  // namespace dualpipe

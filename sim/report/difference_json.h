@@ -5,9 +5,9 @@
 
 #include "dualpipe/sim/report/difference.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::report {
 
 // Times in nanoseconds, `…_ns`.
 [[nodiscard]] nlohmann::ordered_json to_json(const Difference& difference);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::report

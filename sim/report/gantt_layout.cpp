@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cassert>
 
-namespace dualpipe {
+namespace dualpipe::detail::report {
 
 std::vector<Unit> units_of(std::span<const Op> ops, std::span<const Span> spans) {
   assert(ops.size() == spans.size());
@@ -89,4 +89,4 @@ std::vector<int> chunk_of_stages(const Placement& placement) {
   return chunks;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::report

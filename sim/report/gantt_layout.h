@@ -10,7 +10,7 @@
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::report {
 
 // What a rank runs as one: an op, or the two of an F&B pair.
 struct Unit {
@@ -58,4 +58,4 @@ struct Columns {
 // chunk.
 [[nodiscard]] std::vector<int> chunk_of_stages(const Placement& placement);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::report

@@ -18,6 +18,17 @@
 #include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
+
+using detail::report::bounds_of;
+using detail::report::chunk_of_stages;
+using detail::report::Columns;
+using detail::report::columns_over;
+using detail::report::fill;
+using detail::report::round_up_to_tick;
+using detail::report::scaled;
+using detail::report::Unit;
+using detail::report::units_of;
+
 namespace {
 
 constexpr std::size_t units_drawn_max = 10'000;  // more are merged into columns

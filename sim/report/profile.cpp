@@ -12,6 +12,11 @@
 #include "dualpipe/sim/report/text_table.h"
 
 namespace dualpipe {
+
+using detail::report::bounds_of;
+using detail::report::Unit;
+using detail::report::units_of;
+
 namespace {
 
 constexpr std::array<std::string_view, 5> class_names = {"F", "B", "I", "W", "F&B"};

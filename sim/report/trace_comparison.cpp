@@ -109,8 +109,8 @@ void write_json(std::ostream& out, const TraceComparison& comparison) {
   json["planned_ops"] = comparison.ops.planned;
   json["measured_ops"] = comparison.ops.measured;
   json["compared_ops"] = comparison.compared;
-  json.update(to_json(comparison.difference));
-  out << json_text(json);
+  json.update(detail::report::to_json(comparison.difference));
+  out << detail::report::json_text(json);
 }
 
 }  // namespace dualpipe

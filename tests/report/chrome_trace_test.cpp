@@ -45,9 +45,9 @@ Costs two_way_costs(Time latency) { return uniform(ms, ms, ms, latency, 2 * ms);
 void check_compute_lanes(const Trace& trace, const Program& program, const Timeline& timeline) {
   for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
     const auto lane = trace.in_lane(1000 + rank, "compute");
-    const auto units = units_of(program, timeline, rank);
+    const auto units = detail::report::units_of(program, timeline, rank);
     BOOST_REQUIRE(lane.size() == units.size());
-    Time free_since = bounds_of(timeline).start;
+    Time free_since = detail::report::bounds_of(timeline).start;
     for (std::size_t i = 0; i < units.size(); ++i) {
       BOOST_TEST(lane[i].span == units[i].span);
       BOOST_TEST(lane[i].args.at("op") == cell_text(units[i].ops));

@@ -126,9 +126,9 @@ BOOST_AUTO_TEST_CASE(colour_only_adds) {
 BOOST_AUTO_TEST_CASE(what_fills_a_column) {
   const Op op{};
   const std::span<const Op> ops(&op, 1);
-  const std::vector<Unit> units{{ops, {0, 5}, 0}, {ops, {5, 15}, 1}, {ops, {26, 30}, 2}};
+  const std::vector<detail::report::Unit> units{{ops, {0, 5}, 0}, {ops, {5, 15}, 1}, {ops, {26, 30}, 2}};
   const std::vector<std::optional<std::size_t>> expected{0, 1, std::nullopt};
-  BOOST_TEST((fill({0, 10, 3}, units) == expected));
+  BOOST_TEST((detail::report::fill({0, 10, 3}, units) == expected));
 }
 
 BOOST_AUTO_TEST_CASE(nothing_takes_time) {
