@@ -32,10 +32,6 @@ constexpr auto dtype_key = "dtype";  // of the parameters: those of a training i
 constexpr auto synthetic = "synthetic";
 constexpr std::string_view optimizer_prefix = "optimizer.";
 
-[[noreturn]] void refuse(const std::string& path, std::string_view why) {
-  throw InputError(fmt::format("{}: {}", path, why));
-}
-
 // What two trainings must have in common: the name of the option, and its value.
 using Field = std::pair<std::string, std::string>;
 

@@ -57,10 +57,6 @@ const Type& type_of(at::ScalarType dtype) {
 
 // --- reading
 
-[[noreturn]] void refuse(const std::string& source, std::string_view why) {
-  throw InputError(fmt::format("{}: {}", source, why));
-}
-
 std::string_view header_of(std::span<const std::byte> bytes, const std::string& source) {
   const auto not_one = [&](const std::string& why) {
     refuse(source, fmt::format("is no safetensors file, or was cut short: {}", why));
@@ -235,6 +231,8 @@ std::string header_text(const SafeTensors& contents) {
 }
 
 }  // namespace
+
+void refuse(const std::string& file, std::string_view why) { throw InputError(fmt::format("{}: {}", file, why)); }
 
 TensorView view_of(const at::Tensor& tensor) {
   assert(tensor.is_contiguous());

@@ -25,9 +25,13 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace dualpipe {
+
+// Throws InputError: the file, and why it is refused.
+[[noreturn]] void refuse(const std::string& file, std::string_view why);
 
 // A tensor whose elements are somebody else's.
 struct TensorView {

@@ -30,7 +30,7 @@ constexpr auto look_longest = std::chrono::nanoseconds(50ms);
 constexpr int looks_per_timeout = 20;
 // NCCL puts most groups on their lane at once.
 constexpr int yields = 200;
-constexpr auto nap = 50us;
+constexpr auto nap_after_yields = 50us;
 // For what a first message looks like, where its sender may be waiting for this rank.
 constexpr auto patience_with_first_receive = std::chrono::nanoseconds(500ms);
 constexpr auto close_wait = std::chrono::nanoseconds(5s);
@@ -308,7 +308,7 @@ void NcclTransport::await_state(std::size_t direction, const char* what) {
     if (looks < yields) {
       std::this_thread::yield();
     } else {
-      std::this_thread::sleep_for(nap);
+      std::this_thread::sleep_for(nap_after_yields);
     }
   }
 }
@@ -322,7 +322,7 @@ void NcclTransport::await_groups(std::size_t direction) {
       const std::lock_guard lock(mutex_);
       if (under_way_[direction].empty()) return;
     }
-    std::this_thread::sleep_for(nap);
+    std::this_thread::sleep_for(nap_after_yields);
   }
 }
 
@@ -441,7 +441,7 @@ void NcclTransport::close_communicators() {
       nccl_->finalize(each);
       const auto deadline = Clock::now() + std::min(options_.timeout, close_wait);
       while (nccl_->state(each) == Nccl::State::in_progress && Clock::now() < deadline)
-        std::this_thread::sleep_for(nap);
+        std::this_thread::sleep_for(nap_after_yields);
       if (nccl_->state(each) == Nccl::State::done) {
         nccl_->destroy(each);
       } else {

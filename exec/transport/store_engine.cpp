@@ -36,7 +36,7 @@ constexpr std::chrono::nanoseconds beat_shortest = 20ms;
 // So long the process that has the store waits for the others to leave it.
 constexpr auto leave_wait = 400ms;
 // So long the end waits for what the store has still to answer, and for the others to leave it.
-constexpr auto end_wait = 1s;
+constexpr auto store_wait = 1s;
 // LibTorch tells more of why it does not reach the store, when its own timeout is over.
 constexpr auto reason_wait = 1s;
 // To the store: one sends, while the other waits for what comes.
@@ -337,7 +337,9 @@ void StoreEngine::Work::beat() {
     {
       const std::lock_guard lock(mutex_);
       Heart& heart = hearts_[static_cast<std::size_t>(process)];
-      if (heart.is_lost || Clock::now() - heart.heard < timeout_) continue;
+      // One that was never heard has not begun: who waits for it says what it did not come to.
+      const bool has_begun = heart.beats > 0;
+      if (!has_begun || heart.is_lost || Clock::now() - heart.heard < timeout_) continue;
       heart.is_lost = true;
     }
     tell([&](Receiver& receiver) { receiver.lost(process, timeout); });
@@ -476,7 +478,7 @@ StoreEngine::~StoreEngine() { StoreEngine::end(); }
 
 void StoreEngine::end() {
   work_->end();
-  const auto deadline = Clock::now() + end_wait;
+  const auto deadline = Clock::now() + store_wait;
   sender_.end_by(deadline);
   inbox_.end_by(deadline);
 }

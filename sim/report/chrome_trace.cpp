@@ -21,12 +21,13 @@
 #include <unordered_map>
 #include <vector>
 
-#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/units.h"
 #include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
 
 using detail::report::bounds_of;
+using detail::report::key_of;
 using detail::report::Unit;
 using detail::report::units_of;
 
@@ -48,11 +49,6 @@ struct Transfer {
 // Lanes in order: by peer, the sends before the receives; the reductions last.
 std::tuple<bool, int, bool> lane_order(const Transfer& transfer) {
   return {transfer.op.kind == Kind::reduce_gradients, transfer.peer, is_receive(transfer.op.kind)};
-}
-
-// One message: an F, or a B or I, of a micro-batch and a stage.
-std::uint64_t key_of(int stage, std::uint32_t micro_batch, bool forward) {
-  return (static_cast<std::uint64_t>(stage) << 33U) | (std::uint64_t{micro_batch} << 1U) | (forward ? 1U : 0U);
 }
 
 // A compute op's slice.

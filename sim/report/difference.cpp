@@ -12,20 +12,18 @@
 #include <utility>
 
 #include "dualpipe/sim/report/difference_json.h"
-#include "dualpipe/sim/report/gantt_layout.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/report/units.h"
 
 namespace dualpipe {
 
+using detail::report::class_names;
+using detail::report::class_of;
 using detail::report::Unit;
 using detail::report::units_of;
 
 namespace {
-
-constexpr std::array<std::string_view, 5> class_names = {"F", "B", "I", "W", "F&B"};
-
-std::size_t class_of(const Unit& unit) { return unit.is_pair() ? 4 : static_cast<std::size_t>(unit.ops[0].kind); }
 
 // The least of the times that so many percent of them do not exceed; of two in the middle the lower one.
 Time percentile(std::vector<Time>& times, std::size_t percent) {

@@ -1,4 +1,4 @@
-// What the text and the SVG Gantt share: the units that a rank runs, and how a time axis is cut. Private to sim/report.
+// What the text and the SVG Gantt share: how a time axis is cut. Private to sim/report.
 #pragma once
 
 #include <cstddef>
@@ -7,28 +7,11 @@
 #include <span>
 #include <vector>
 
-#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/report/units.h"
+#include "dualpipe/sim/schedule/placement.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe::detail::report {
-
-// What a rank runs as one: an op, or the two of an F&B pair.
-struct Unit {
-  std::span<const Op> ops;
-  Span span;
-  std::size_t position = 0;  // of its first op in the rank
-
-  [[nodiscard]] bool is_pair() const { return ops.size() == 2; }
-  [[nodiscard]] Time duration() const { return span.end - span.start; }
-};
-
-// In the order in which the rank runs them: `ops` are all of a rank's, and `spans` theirs.
-[[nodiscard]] std::vector<Unit> units_of(std::span<const Op> ops, std::span<const Span> spans);
-// The timeline must have recorded spans.
-[[nodiscard]] std::vector<Unit> units_of(const Program& program, const Timeline& timeline, int rank);
-
-// From the first start to the last end over all ranks; {0, 0} where nothing runs.
-[[nodiscard]] Span bounds_of(const Timeline& timeline);
 
 // A time axis in columns of equal duration.
 struct Columns {

@@ -17,11 +17,11 @@ struct Piece {
 
 // The text must not be empty. (Unicode 15, table 3-7: the shortest form alone, no surrogates.)
 Piece first_piece(std::string_view text) {
-  struct Form {
+  struct Utf8Form {
     unsigned lead_mask, lead;
     char32_t least;  // that needs so many bytes
   };
-  constexpr std::array<Form, 4> forms{
+  constexpr std::array<Utf8Form, 4> forms{
       {{0x80U, 0x00U, 0}, {0xe0U, 0xc0U, 0x80}, {0xf0U, 0xe0U, 0x800}, {0xf8U, 0xf0U, 0x10000}}};
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
   const Piece none{text.substr(0, 1)};

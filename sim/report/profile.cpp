@@ -8,25 +8,19 @@
 #include <unordered_map>
 #include <utility>
 
-#include "dualpipe/sim/report/gantt_layout.h"
 #include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/report/units.h"
 
 namespace dualpipe {
 
 using detail::report::bounds_of;
+using detail::report::class_names;
+using detail::report::class_of;
+using detail::report::key_of;
 using detail::report::Unit;
 using detail::report::units_of;
 
 namespace {
-
-constexpr std::array<std::string_view, 5> class_names = {"F", "B", "I", "W", "F&B"};
-
-std::size_t class_of(const Unit& unit) { return unit.is_pair() ? 4 : static_cast<std::size_t>(unit.ops[0].kind); }
-
-// One message, or an op's result that stays on its rank: an F, or a B or I, of a stage and micro-batch.
-std::uint64_t key_of(int stage, std::uint32_t micro_batch, bool forward) {
-  return (static_cast<std::uint64_t>(stage) << 33U) | (std::uint64_t{micro_batch} << 1U) | (forward ? 1U : 0U);
-}
 
 // An input of an op: made by another rank, and then on its way.
 struct Input {

@@ -314,10 +314,10 @@ BOOST_AUTO_TEST_CASE(samples_are_on_the_device_before_a_step) {
   BOOST_TEST(samples.input(3, 5)[0].item<double>() == 305);
   BOOST_TEST(samples.target(3, 8)[0].item<double>() == -308);
   BOOST_TEST(reads == 5);
-  BOOST_CHECK_THROW((void)samples.input(3, 8), std::out_of_range);
+  BOOST_CHECK_THROW((void)samples.input(3, 8), InputError);
   samples.begin_step(4, {{4, 1}}, {});
   BOOST_TEST(samples.input(4, 4)[0].item<double>() == 404);
-  BOOST_CHECK_THROW((void)samples.input(4, 5), std::out_of_range);
+  BOOST_CHECK_THROW((void)samples.input(4, 5), InputError);
 }
 
 // A tensor of the host among those of a device ends the op. (For gpt, and for

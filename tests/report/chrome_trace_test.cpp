@@ -9,7 +9,7 @@
 #include <set>
 #include <sstream>
 
-#include "dualpipe/sim/report/gantt_layout.h"
+#include "dualpipe/sim/report/units.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/memory.h"

@@ -1,0 +1,44 @@
+// What reports read of a timeline: the units that a rank runs, of which class each is, and what an op makes for
+// another. Private to sim/report.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/timeline.h"
+
+namespace dualpipe::detail::report {
+
+// What a rank runs as one: an op, or the two of an F&B pair.
+struct Unit {
+  std::span<const Op> ops;
+  Span span;
+  std::size_t position = 0;  // of its first op in the rank
+
+  [[nodiscard]] bool is_pair() const { return ops.size() == 2; }
+  [[nodiscard]] Time duration() const { return span.end - span.start; }
+};
+
+// In the order in which the rank runs them: `ops` are all of a rank's, and `spans` theirs.
+[[nodiscard]] std::vector<Unit> units_of(std::span<const Op> ops, std::span<const Span> spans);
+// The timeline must have recorded spans.
+[[nodiscard]] std::vector<Unit> units_of(const Program& program, const Timeline& timeline, int rank);
+
+// From the first start to the last end over all ranks; {0, 0} where nothing runs.
+[[nodiscard]] Span bounds_of(const Timeline& timeline);
+
+// What figures are told apart by: the pass, or that it is a pair.
+inline constexpr std::array<std::string_view, 5> class_names = {"F", "B", "I", "W", "F&B"};
+// The place in class_names.
+[[nodiscard]] std::size_t class_of(const Unit& unit);
+
+// Of what an F (forward), or a B or I, makes for the next stage; and so of its message. Another for each stage and
+// micro-batch.
+[[nodiscard]] std::uint64_t key_of(int stage, std::uint32_t micro_batch, bool forward);
+
+}  // namespace dualpipe::detail::report
