@@ -12,6 +12,11 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::transport::Packer;
+using detail::transport::Plain;
+using detail::transport::Unpacker;
+
 namespace {
 
 // FNV-1a.

@@ -39,8 +39,8 @@ void open_same_file(World& world, int ranks, std::chrono::nanoseconds timeout, c
 [[nodiscard]] std::vector<std::string> add_others(World& world, SafeTensors& contents);
 
 // `clock_offset` is added to all times.
-void pack(Packer& packer, const RankRecord& record, Time clock_offset);
-[[nodiscard]] RankRecord unpack_record(Unpacker& unpacker);
+void pack(detail::transport::Packer& packer, const RankRecord& record, Time clock_offset);
+[[nodiscard]] RankRecord unpack_record(detail::transport::Unpacker& unpacker);
 // Those of other processes' ranks are written. Collective.
 void gather_records(World& world, RankRecords& records);
 

@@ -14,6 +14,10 @@
 #include "dualpipe/exec/transport/pack.h"
 
 namespace dualpipe {
+
+using detail::transport::Packer;
+using detail::transport::Unpacker;
+
 namespace {
 
 std::vector<int> all_stages(const Placement& placement) {

@@ -37,6 +37,10 @@
 #include "dualpipe/sim/schedule/lower.h"
 
 namespace dualpipe {
+
+using detail::transport::Packer;
+using detail::transport::Unpacker;
+
 namespace {
 
 class Training {

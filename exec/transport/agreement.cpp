@@ -11,7 +11,7 @@
 
 #include "dualpipe/sim/schedule/program.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 bool is_like(const at::Tensor& tensor, const Form& form) {
@@ -93,4 +93,4 @@ std::string Agreement::complaint(Op send, const at::Tensor& tensor, const Agreed
                      known);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -14,7 +14,7 @@
 #include "dualpipe/sim/schedule/op.h"
 #include "dualpipe/sim/schedule/placement.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 // Shape and type of a tensor.
 struct Form {
@@ -57,4 +57,4 @@ class Agreement {
   std::vector<std::optional<Agreed>> agreed_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

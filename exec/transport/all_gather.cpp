@@ -7,7 +7,7 @@
 #include "dualpipe/exec/transport/engine_world.h"
 #include "dualpipe/exec/transport/pack.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 // How many parts an all_gather passes on to the process at this distance, which has those up to there already.
@@ -136,4 +136,4 @@ void EngineWorld::take_in_presence(int from, const Parcel& parcel) {
   });
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

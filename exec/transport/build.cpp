@@ -8,7 +8,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 // To be counted up whenever a build reads what an older one sends as something else.
@@ -30,4 +30,4 @@ void check_same_build(std::span<const std::string> builds) {
   }
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

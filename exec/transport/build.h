@@ -5,7 +5,7 @@
 #include <span>
 #include <string>
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 // All that the bytes depend on: "DualPipe 0.1.0 (wire format 1, little-endian, 64 bits, LibTorch 2.9.0, compiler …)".
 [[nodiscard]] std::string this_build();
@@ -13,4 +13,4 @@ namespace dualpipe {
 // `builds`: by process. Throws InputError that names both where one is not that of process 0.
 void check_same_build(std::span<const std::string> builds);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -9,7 +9,7 @@
 #include "dualpipe/exec/transport/agreement.h"
 #include "dualpipe/exec/transport/parcel.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 class Engine {
  public:
@@ -51,4 +51,4 @@ class Engine {
   [[nodiscard]] virtual bool all_sent() = 0;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -12,7 +12,7 @@
 #include "dualpipe/exec/replay/error_text.h"
 #include "dualpipe/exec/transport/pack.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 using namespace std::chrono_literals;
@@ -366,4 +366,4 @@ void EngineWorld::measure_clocks() {
 // To be added to a time of that process, it gives ours.
 Time EngineWorld::clock_behind(int other) const { return offsets_[static_cast<std::size_t>(other)] - clock_offset(); }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -25,7 +25,7 @@
 #include "dualpipe/exec/transport/wait.h"
 #include "dualpipe/exec/transport/world.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 struct EngineWorldOptions {
   std::string_view transport;                                     // its name
@@ -172,4 +172,4 @@ bool EngineWorld::wait(Clock::time_point deadline, const Condition& condition) {
   return changed_.wait_until(lock, deadline, condition);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

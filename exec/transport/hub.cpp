@@ -17,7 +17,7 @@
 #include "dualpipe/exec/transport/sums.h"
 #include "dualpipe/sim/schedule/program.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 // To wake a sleeper takes longer than most messages do.
@@ -384,4 +384,4 @@ std::vector<std::unique_ptr<Transport>> transports_of(std::shared_ptr<Hub> hub, 
   return transports;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

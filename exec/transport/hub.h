@@ -30,7 +30,7 @@
 #include "dualpipe/exec/transport/wait.h"
 #include "dualpipe/sim/schedule/placement.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 class Hub {
  public:
@@ -102,4 +102,4 @@ class Hub {
 [[nodiscard]] std::vector<std::unique_ptr<Transport>> transports_of(std::shared_ptr<Hub> hub, int ranks,
                                                                     std::span<const int> here);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

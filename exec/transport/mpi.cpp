@@ -11,6 +11,11 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::transport::Engine;
+using detail::transport::EngineWorld;
+using detail::transport::MpiEngine;
+
 namespace {
 
 class MpiWorld final : public EngineWorld {

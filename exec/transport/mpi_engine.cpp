@@ -16,7 +16,7 @@
 #include "dualpipe/exec/replay/memory.h"
 #include "dualpipe/exec/transport/build.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 constexpr std::size_t chunk_bytes = std::size_t{1} << 30U;  // MPI counts with int
@@ -381,4 +381,4 @@ void MpiEngine::check(int result, const char* call) {
   throw std::runtime_error(fmt::format("{}: {}", call, std::string(text.data(), static_cast<std::size_t>(length))));
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

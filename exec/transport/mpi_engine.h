@@ -30,7 +30,7 @@
 #include "dualpipe/exec/transport/engine.h"
 #include "dualpipe/exec/transport/parcel.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 class MpiEngine final : public Engine {
  public:
@@ -119,4 +119,4 @@ class MpiEngine final : public Engine {
   std::jthread thread_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

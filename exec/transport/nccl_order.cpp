@@ -11,7 +11,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 // The messages of one direction from one rank to another, as one of the two issues them: all as the sends that they
@@ -69,4 +69,4 @@ void check_for_nccl(const Program& program) {
   }
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -6,7 +6,7 @@
 #include "dualpipe/sim/schedule/op.h"
 #include "dualpipe/sim/schedule/program.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 // Throws InputError if two ranks issue the messages between them, of one direction, in different orders, and
 // DeadlockError if the program hangs with its batches on one stream per rank.
@@ -17,4 +17,4 @@ void check_for_nccl(const Program& program);
 // The message by itself, not as one of a batch.
 [[nodiscard]] Op plain(Op message);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

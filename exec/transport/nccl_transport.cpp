@@ -18,7 +18,7 @@
 #include "dualpipe/exec/transport/sums.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 using namespace std::chrono_literals;
@@ -496,4 +496,4 @@ std::string NcclTransport::overdue(const Group& group) const {
   return fmt::format("rank {} waited {} for {}", rank_, seconds(options_.timeout), fmt::join(awaited, ", "));
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

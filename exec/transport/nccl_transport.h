@@ -44,7 +44,7 @@
 #include "dualpipe/sim/schedule/placement.h"
 #include "dualpipe/sim/schedule/program.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 class NcclTransport final : public Transport {
  public:
@@ -157,4 +157,4 @@ class NcclTransport final : public Transport {
   std::jthread watchdog_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -10,7 +10,7 @@
 
 #include "dualpipe/exec/transport/pack.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 void check(const Form& form) {
@@ -62,4 +62,4 @@ Note unpack_note(std::string_view bytes) {
   return note;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

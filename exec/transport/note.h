@@ -8,7 +8,7 @@
 #include "dualpipe/exec/transport/agreement.h"
 #include "dualpipe/exec/transport/wait.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 struct Note {
   bool is_sum = false;        // part, sums: of sum(), else of reduce()
@@ -24,4 +24,4 @@ struct Note {
 // Throws std::runtime_error where the bytes are no such note, or a tensor would be larger than any memory.
 [[nodiscard]] Note unpack_note(std::string_view bytes);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 template <typename T>
 concept Plain = std::is_trivially_copyable_v<T>;
@@ -87,4 +87,4 @@ class Unpacker {
   std::string_view rest_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -9,7 +9,7 @@
 #include "dualpipe/exec/transport/wait.h"
 #include "dualpipe/sim/schedule/op.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 struct Parcel {
   enum class Kind : std::int32_t {
@@ -80,4 +80,4 @@ class Wire {
   std::atomic<int> watches_{0};
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

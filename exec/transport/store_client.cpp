@@ -12,7 +12,7 @@
 
 #include "dualpipe/exec/transport/pack.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 // The store closes the connection of who sets more than 8 MiB at once.
@@ -75,4 +75,4 @@ std::string StoreClient::take_now(const std::string& key) {
   return {value.begin(), value.end()};
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -18,7 +18,7 @@ class TCPStore;
 class PrefixStore;
 }  // namespace c10d
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 // For one thread at a time: a wait keeps it busy.
 class StoreClient {
@@ -46,4 +46,4 @@ class StoreClient {
   c10::intrusive_ptr<c10d::PrefixStore> keys_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

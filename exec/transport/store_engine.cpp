@@ -23,7 +23,7 @@
 #include "dualpipe/exec/transport/store_client.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 namespace {
 
 using namespace std::chrono_literals;
@@ -496,4 +496,4 @@ bool StoreEngine::all_sent() { return work_->all_sent(); }
 
 void StoreEngine::set_timeout(std::chrono::nanoseconds timeout) { work_->set_timeout(timeout); }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -18,7 +18,7 @@
 #include "dualpipe/exec/transport/engine.h"
 #include "dualpipe/exec/transport/launch.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 class StoreEngine final : public Engine {
  public:
@@ -62,4 +62,4 @@ class StoreEngine final : public Engine {
   Worker inbox_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

@@ -18,6 +18,16 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::transport::check_same_build;
+using detail::transport::Engine;
+using detail::transport::EngineWorld;
+using detail::transport::NcclTransport;
+using detail::transport::Packer;
+using detail::transport::StoreEngine;
+using detail::transport::this_build;
+using detail::transport::Unpacker;
+
 namespace {
 
 std::string host_name() {

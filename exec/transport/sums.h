@@ -11,7 +11,7 @@
 #include "dualpipe/exec/replay/memory.h"
 #include "dualpipe/exec/transport/wait.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 // `parts`: the tensors that each stage brings, as many and of the same forms from all, in the order of the stages.
 template <std::ranges::input_range Parts>
@@ -29,4 +29,4 @@ template <std::ranges::input_range Parts>
   return sums;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

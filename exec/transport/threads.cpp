@@ -12,6 +12,11 @@
 #include "dualpipe/exec/transport/world.h"
 
 namespace dualpipe {
+
+using detail::transport::Hub;
+using detail::transport::transports_of;
+using detail::transport::Verdict;
+
 namespace {
 
 class OneProcess final : public World {

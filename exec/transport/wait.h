@@ -23,7 +23,7 @@
 
 #include "dualpipe/exec/transport/transport.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::transport {
 
 using Clock = std::chrono::steady_clock;
 using Tensors = std::vector<at::Tensor>;
@@ -190,4 +190,4 @@ class Meeting {
   std::shared_ptr<Round> next_ = std::make_shared<Round>(parts_);
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::transport

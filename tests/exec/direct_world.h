@@ -15,6 +15,11 @@
 
 namespace dualpipe::test {
 
+using detail::transport::Departed;
+using detail::transport::Engine;
+using detail::transport::EngineWorld;
+using detail::transport::Parcel;
+
 // Where the processes find each other, and how many parcels of each kind they have sent.
 struct DirectNetwork {
   explicit DirectNetwork(int processes) : receivers(static_cast<std::size_t>(processes)) {}

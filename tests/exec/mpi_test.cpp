@@ -20,6 +20,14 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::test {
+
+using detail::transport::check_same_build;
+using detail::transport::Engine;
+using detail::transport::Form;
+using detail::transport::MpiEngine;
+using detail::transport::Parcel;
+using detail::transport::this_build;
+
 namespace {
 
 using namespace std::chrono_literals;

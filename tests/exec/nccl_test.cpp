@@ -35,6 +35,12 @@
 #include "tests/support.h"
 
 namespace dualpipe::test {
+
+using detail::transport::check_for_nccl;
+using detail::transport::Hub;
+using detail::transport::NcclTransport;
+using detail::transport::Verdict;
+
 namespace {
 
 namespace data = boost::unit_test::data;

@@ -21,6 +21,10 @@
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {
+
+using detail::transport::Packer;
+using detail::transport::Unpacker;
+
 namespace {
 
 namespace data = boost::unit_test::data;

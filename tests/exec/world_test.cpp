@@ -29,6 +29,12 @@
 #include "tests/exec/direct_world.h"
 
 namespace dualpipe::test {
+
+using detail::transport::Form;
+using detail::transport::pack;
+using detail::transport::Packer;
+using detail::transport::Parcel;
+
 namespace {
 
 namespace data = boost::unit_test::data;
