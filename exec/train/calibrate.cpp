@@ -15,6 +15,9 @@
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
+
+using detail::train::LinkProbe;
+
 namespace {
 
 using Samples = std::vector<std::int64_t>;  // times or bytes

@@ -4,7 +4,7 @@
 #include <exception>
 #include <mutex>
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 constexpr auto interrupted = "the run was interrupted";
 
@@ -28,4 +28,4 @@ class Cause {
   bool is_own_ = false;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -16,7 +16,7 @@
 #include "dualpipe/sim/schedule/quote.h"
 #include "dualpipe/sim/simulate/quantity.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 using detail::schedule::quote;
 
@@ -245,4 +245,4 @@ void Saver::save(SafeTensors contents, int steps_done) const {
       path_, [&](std::ostream& out) { write_safetensors(out, contents); }, Durable::yes);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -38,7 +38,7 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/schedule/schedule.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 // What options.resume names.
 class Checkpoint {
@@ -89,4 +89,4 @@ class Saver {
   std::map<std::string, std::string> metadata_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -11,7 +11,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 using detail::transport::Packer;
 using detail::transport::Plain;
@@ -301,4 +301,4 @@ void gather_records(World& world, RankRecords& records) {
   }
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -13,7 +13,7 @@
 #include "dualpipe/exec/transport/pack.h"
 #include "dualpipe/exec/transport/world.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 // All processes run the same program with the same options, or InputError says what differs. Collective.
 void check_same_run(World& world, const Program& program, const TrainOptions& options);
@@ -44,4 +44,4 @@ void pack(detail::transport::Packer& packer, const RankRecord& record, Time cloc
 // Those of other processes' ranks are written. Collective.
 void gather_records(World& world, RankRecords& records);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -6,7 +6,7 @@
 
 #include "dualpipe/exec/train/train.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 // The last of the records that it is given, in a list.
 class LastRecords {
@@ -36,4 +36,4 @@ class LastRecords {
   std::size_t count_ = 0;  // of all that were added
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

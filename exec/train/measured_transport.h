@@ -10,7 +10,7 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/transport.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 // A Transport that takes note of how large the messages are.
 class MeasuredTransport : public Transport {
@@ -38,4 +38,4 @@ class MeasuredTransport : public Transport {
   std::span<StageBytes> stages_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

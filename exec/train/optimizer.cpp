@@ -12,7 +12,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 struct Optimizer::Algorithm {
   std::unique_ptr<torch::optim::Optimizer> of_torch;
@@ -111,4 +111,4 @@ void clip_gradients(std::span<const at::Tensor> parameters, double global_square
   for (const at::Tensor& parameter : parameters) parameter.grad().mul_(scale);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -13,7 +13,7 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/schedule/placement.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 class Optimizer {
  public:
@@ -55,4 +55,4 @@ class Optimizer {
 // Scales the gradients so that the global norm is at most `clip`: by clip / (norm + 1e-6), as LibTorch does.
 void clip_gradients(std::span<const at::Tensor> parameters, double global_squared_norm, double clip);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -20,7 +20,7 @@
 #include "dualpipe/exec/train/stage_set.h"
 #include "dualpipe/sim/schedule/lower.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 namespace {
 
 constexpr std::array<Bytes, 3> sizes{Bytes{64} << 10U, Bytes{512} << 10U, Bytes{2} << 20U};  // of each chain's messages
@@ -144,4 +144,4 @@ RankRecords probe_links(World& world, int ranks, const TrainOptions& options) {
   return records;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

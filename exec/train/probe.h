@@ -15,7 +15,7 @@
 #include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/schedule/program.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 class LinkProbe {
  public:
@@ -36,4 +36,4 @@ class LinkProbe {
 // of the world that were made before are of no use afterwards. Throws like train().
 [[nodiscard]] RankRecords probe_links(World& world, int ranks, const TrainOptions& options);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

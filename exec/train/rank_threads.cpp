@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 void run_rank_threads(std::span<const int> ranks, const std::function<void(int rank)>& run,
                       const std::function<void(const InputError& error)>& refused) {
@@ -23,4 +23,4 @@ void run_rank_threads(std::span<const int> ranks, const std::function<void(int r
   }
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

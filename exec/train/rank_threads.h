@@ -6,7 +6,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 // Runs `run` for each of these ranks, in a thread of its own, and returns when all have ended. If the system does not
 // give so many threads `refused` hears it, and has to end those that run: here and in other processes they wait for the
@@ -14,4 +14,4 @@ namespace dualpipe {
 void run_rank_threads(std::span<const int> ranks, const std::function<void(int rank)>& run,
                       const std::function<void(const InputError& error)>& refused);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -15,6 +15,17 @@
 
 namespace dualpipe {
 
+using detail::train::Checkpoint;
+using detail::train::clip_gradients;
+using detail::train::gradient_squares;
+using detail::train::is_first_with_weights;
+using detail::train::make_data;
+using detail::train::mean_loss;
+using detail::train::Optimizer;
+using detail::train::plain_sum;
+using detail::train::set_up_arithmetic;
+using detail::train::StageSet;
+using detail::train::sum_in_any_order;
 using detail::transport::Packer;
 using detail::transport::Unpacker;
 

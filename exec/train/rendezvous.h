@@ -4,7 +4,7 @@
 #include <condition_variable>
 #include <mutex>
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 class Rendezvous {
  public:
@@ -44,4 +44,4 @@ class Rendezvous {
   bool stopped_ = false;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

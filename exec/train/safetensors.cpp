@@ -20,7 +20,7 @@
 #include "dualpipe/sim/schedule/json_reader.h"
 #include "dualpipe/sim/schedule/quote.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 using detail::schedule::JsonValue;
 using detail::schedule::quote;
@@ -281,4 +281,4 @@ SafeTensors read_safetensors(std::span<const std::byte> bytes, const std::string
   return contents;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

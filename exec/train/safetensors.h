@@ -28,7 +28,7 @@
 #include <string_view>
 #include <vector>
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 // Throws InputError: the file, and why it is refused.
 [[noreturn]] void refuse(const std::string& file, std::string_view why);
@@ -67,4 +67,4 @@ void write_safetensors(std::ostream& out, const SafeTensors& contents);
 // says. The tensors' are left to who reads them (is_sound()).
 [[nodiscard]] SafeTensors read_safetensors(std::span<const std::byte> bytes, const std::string& source);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

@@ -11,7 +11,7 @@
 #include "dualpipe/exec/train/exchange.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 Saving::Saving(World& world, const Schedule& schedule, const TrainOptions& options, Data& data)
     : world_(world), options_(options), taken_(static_cast<std::size_t>(schedule.ranks())) {
@@ -39,4 +39,4 @@ void Saving::write(int steps_done) {
   work_while_others_wait(world_, fmt::format("the save after step {}", steps_done), options_.transport.timeout, save);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

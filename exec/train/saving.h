@@ -9,7 +9,7 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/world.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 class Saving {
  public:
@@ -30,4 +30,4 @@ class Saving {
   std::vector<SafeTensors> taken_;  // by rank
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

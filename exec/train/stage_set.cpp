@@ -11,7 +11,7 @@
 #include "dualpipe/exec/train/optimizer.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 namespace {
 
 Time scaled(Time time, double speed) { return static_cast<Time>(static_cast<double>(time) / speed); }
@@ -172,4 +172,4 @@ double mean_loss(std::span<const double> losses) {
   return sum / static_cast<double>(losses.size());
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

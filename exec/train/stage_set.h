@@ -14,7 +14,7 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/schedule/schedule.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::train {
 
 // Some stages of a placement, with the samples that they read.
 class StageSet {
@@ -84,4 +84,4 @@ struct LossPlace {
 // The loss of a step: the mean over its micro-batches, added in the order of chains and micro-batches.
 [[nodiscard]] double mean_loss(std::span<const double> losses);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::train

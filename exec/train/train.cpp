@@ -38,6 +38,35 @@
 
 namespace dualpipe {
 
+using detail::train::Cause;
+using detail::train::check_same_run;
+using detail::train::Checkpoint;
+using detail::train::clip_gradients;
+using detail::train::device_of;
+using detail::train::gather_names;
+using detail::train::gradient_squares;
+using detail::train::interrupted;
+using detail::train::is_save_due;
+using detail::train::LastRecords;
+using detail::train::loss_places;
+using detail::train::LossPlace;
+using detail::train::make_data;
+using detail::train::mean_loss;
+using detail::train::MeasuredTransport;
+using detail::train::open_same_file;
+using detail::train::OpenedFile;
+using detail::train::Optimizer;
+using detail::train::pack;
+using detail::train::plain_sum;
+using detail::train::probe_links;
+using detail::train::Rendezvous;
+using detail::train::run_rank_threads;
+using detail::train::Saving;
+using detail::train::set_up_arithmetic;
+using detail::train::set_up_thread;
+using detail::train::StageSet;
+using detail::train::sum_in_any_order;
+using detail::train::unpack_record;
 using detail::transport::Packer;
 using detail::transport::Unpacker;
 

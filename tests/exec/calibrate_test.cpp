@@ -24,6 +24,9 @@
 #include "tests/thinned.h"
 
 namespace dualpipe::test {
+
+using detail::train::LinkProbe;
+
 namespace {
 
 namespace data = boost::unit_test::data;

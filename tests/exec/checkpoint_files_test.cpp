@@ -25,6 +25,15 @@
 #include "tests/scratch.h"
 
 namespace dualpipe::test {
+
+using detail::train::Checkpoint;
+using detail::train::make_data;
+using detail::train::Optimizer;
+using detail::train::SafeTensors;
+using detail::train::StageSet;
+using detail::train::TensorView;
+using detail::train::view_of;
+
 namespace {
 
 namespace data = boost::unit_test::data;

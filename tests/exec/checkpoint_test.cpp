@@ -25,6 +25,12 @@
 #include "tests/thinned.h"
 
 namespace dualpipe::test {
+
+using detail::train::plain_sum;
+using detail::train::SafeTensors;
+using detail::train::sum_in_any_order;
+using detail::train::TensorView;
+
 namespace {
 
 namespace data = boost::unit_test::data;

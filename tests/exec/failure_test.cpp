@@ -31,6 +31,9 @@
 #include "tests/support.h"
 
 namespace dualpipe::test {
+
+using detail::train::set_up_thread;
+
 namespace {
 
 namespace data = boost::unit_test::data;

@@ -10,6 +10,9 @@
 
 namespace dualpipe::test {
 
+using detail::train::read_safetensors;
+using detail::train::write_safetensors;
+
 void put(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 SafeTensors read(const std::string& bytes) { return read_safetensors(std::as_bytes(std::span(bytes)), "it"); }

@@ -11,6 +11,8 @@
 
 namespace dualpipe::test {
 
+using detail::train::SafeTensors;
+
 void put(const std::string& path, const std::string& bytes);
 [[nodiscard]] SafeTensors read(const std::string& bytes);  // the result looks into them; their source is "it"
 [[nodiscard]] std::string text_of(const SafeTensors& contents);

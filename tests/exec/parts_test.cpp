@@ -22,6 +22,8 @@
 
 namespace dualpipe::test {
 
+using detail::train::pack;
+using detail::train::unpack_record;
 using detail::transport::Packer;
 using detail::transport::Unpacker;
 

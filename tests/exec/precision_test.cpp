@@ -21,6 +21,10 @@
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {
+
+using detail::train::Optimizer;
+using detail::train::StageSet;
+
 namespace {
 
 namespace data = boost::unit_test::data;

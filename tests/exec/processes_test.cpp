@@ -33,6 +33,12 @@
 #include "tests/thinned.h"
 
 namespace dualpipe::test {
+
+using detail::train::read_safetensors;
+using detail::train::SafeTensors;
+using detail::train::view_of;
+using detail::train::write_safetensors;
+
 namespace {
 
 namespace data = boost::unit_test::data;

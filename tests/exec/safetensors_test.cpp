@@ -18,6 +18,13 @@
 #include "tests/scratch.h"
 
 namespace dualpipe::test {
+
+using detail::train::is_sound;
+using detail::train::not_finite_in;
+using detail::train::SafeTensors;
+using detail::train::TensorView;
+using detail::train::view_of;
+
 namespace {
 
 std::uint32_t crc32_of(const std::string& text) { return crc32(std::as_bytes(std::span(text))); }

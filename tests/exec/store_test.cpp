@@ -38,6 +38,9 @@
 #include "tests/scratch.h"
 
 namespace dualpipe::test {
+
+using detail::train::probe_links;
+
 namespace {
 
 using namespace std::chrono_literals;

@@ -45,6 +45,10 @@
 #include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe {
+
+using detail::train::set_up_thread;
+using detail::train::StageSet;
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
