@@ -4,7 +4,7 @@
 
 #include <utility>
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 at::Tensor AutogradStage::forward(std::uint32_t micro_batch, at::Tensor input) {
   const bool with_gradients = c10::GradMode::is_enabled();
@@ -57,4 +57,4 @@ at::Tensor AutogradStage::differentiate(Segment segment, at::Tensor gradient) co
   return segment.backward({std::move(gradient)})[0];
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

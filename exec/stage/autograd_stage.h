@@ -12,7 +12,7 @@
 #include "dualpipe/exec/stage/segment.h"
 #include "dualpipe/exec/stage/stage.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 // What it holds of a micro-batch: from F to B or I, the autograd graph and the input (not the output, unless the graph
 // needs it), or, if it recomputes in full, the input alone; from I to W, what the deferred weight gradients need.
@@ -59,4 +59,4 @@ class AutogradStage : public Stage {
   bool recomputes_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

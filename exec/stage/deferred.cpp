@@ -16,7 +16,7 @@
 #include <cstddef>
 #include <optional>
 
-namespace dualpipe::deferred {
+namespace dualpipe::detail::stage::deferred {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -327,4 +327,4 @@ at::Tensor layer(WeightGradients& gradients, const at::Tensor& input, const std:
   return Layer::apply(input, at::TensorList(parameters), &apply, &gradients);
 }
 
-}  // namespace dualpipe::deferred
+}  // namespace dualpipe::detail::stage::deferred

@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 // Computes parameter gradients of one layer and adds them to the parameters' .grad.
 using WeightGradient = std::function<void()>;
@@ -125,4 +125,4 @@ struct Conv2dOptions {
                                const std::function<at::Tensor(const at::Tensor&)>& apply);
 
 }  // namespace deferred
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

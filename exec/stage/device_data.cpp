@@ -7,7 +7,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 void DeviceData::begin_step(std::int64_t step, const std::vector<Range>& inputs, const std::vector<Range>& targets) {
   inputs_.clear();
@@ -39,4 +39,4 @@ at::Tensor DeviceData::copied(const Copies& copies, std::string_view what, std::
                   what, micro_batch, step));
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -12,7 +12,7 @@
 #include "dualpipe/exec/device/device.h"
 #include "dualpipe/exec/stage/model.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 class DeviceData final : public Data {
  public:
@@ -45,4 +45,4 @@ class DeviceData final : public Data {
   Copies targets_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

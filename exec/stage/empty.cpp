@@ -3,7 +3,7 @@
 
 #include "dualpipe/exec/stage/models.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 class EmptyStage final : public Stage {
@@ -39,4 +39,4 @@ std::unique_ptr<Data> no_data(const ModelShape& /*shape*/, std::uint64_t /*seed*
   return std::make_unique<NoData>();
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

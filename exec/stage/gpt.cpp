@@ -7,7 +7,7 @@
 #include "dualpipe/exec/stage/models.h"
 #include "dualpipe/exec/stage/transformer.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 class GptBlock {
@@ -64,4 +64,4 @@ std::unique_ptr<Stage> make_gpt(const ModelShape& shape, int stage, const Feed& 
   return std::make_unique<GptStage>(shape, stage, feed, device);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -10,7 +10,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 // The pass that is to come: of a forward the backward, which is B or I; of an I the W.
 enum class Awaited : std::uint8_t { backward, weight_gradient };
@@ -47,4 +47,4 @@ class Held {
   std::map<std::uint32_t, Entry> values_;  // by micro-batch
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

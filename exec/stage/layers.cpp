@@ -13,7 +13,7 @@
 
 #include "dualpipe/exec/stage/models.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype) {
   at::Tensor values = at::empty(sizes, at::kDouble);
@@ -109,4 +109,4 @@ at::Tensor Norm::operator()(const at::Tensor& input) const {
   return deferred::layer_norm(*gradients_, input, weight_, bias_, epsilon);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

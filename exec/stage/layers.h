@@ -14,7 +14,7 @@
 #include "dualpipe/exec/stage/random.h"
 #include "dualpipe/exec/stage/stage.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 // What a model's layers share.
 struct LayerOptions {
@@ -124,4 +124,4 @@ class Norm {
   WeightGradients* gradients_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -11,7 +11,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 [[noreturn]] void refuse_by_system(const std::string& path, std::string_view what) {
@@ -49,4 +49,4 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 class MappedFile {
  public:
@@ -24,4 +24,4 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

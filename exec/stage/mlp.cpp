@@ -10,7 +10,7 @@
 #include "dualpipe/exec/stage/layers.h"
 #include "dualpipe/exec/stage/models.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 struct Layer {
@@ -95,4 +95,4 @@ std::unique_ptr<Data> mlp_data(const ModelShape& shape, std::uint64_t seed) {
   return std::make_unique<VectorData>(shape, seed);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

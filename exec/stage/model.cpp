@@ -11,6 +11,21 @@
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
+
+using detail::stage::check;
+using detail::stage::is_first;
+using detail::stage::is_last;
+using detail::stage::make_empty;
+using detail::stage::make_gpt;
+using detail::stage::make_mlp;
+using detail::stage::make_moe;
+using detail::stage::make_timed;
+using detail::stage::MakeData;
+using detail::stage::MakeStage;
+using detail::stage::mlp_data;
+using detail::stage::no_data;
+using detail::stage::token_data;
+
 namespace {
 
 struct Model {
@@ -70,7 +85,7 @@ std::string_view to_text(Precision precision) {
   }
 }
 
-void check(const ModelShape& shape) {
+void detail::stage::check(const ModelShape& shape) {
   check_size("hidden size", shape.hidden);
   check_size("number of heads", shape.heads);
   check_size("sequence length", shape.sequence);
@@ -86,7 +101,7 @@ void check(const ModelShape& shape) {
   }
 }
 
-std::int64_t layers_before(const ModelShape& shape, int stage) {
+std::int64_t detail::stage::layers_before(const ModelShape& shape, int stage) {
   return std::accumulate(shape.layers.begin(), shape.layers.begin() + stage, std::int64_t{0});
 }
 

@@ -26,7 +26,7 @@
 #include "dualpipe/exec/stage/transformer.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 // Of [..., 2 * size], the gates and what they let through.
@@ -186,4 +186,4 @@ std::unique_ptr<Stage> make_moe(const ModelShape& shape, int stage, const Feed& 
   return std::make_unique<MoeStage>(shape, stage, feed, device);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -9,7 +9,7 @@
 #include <optional>
 #include <utility>
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 constexpr Lane exchange_lane = {Lane::Kind::exchange, 0};
@@ -253,4 +253,4 @@ Overlapped PartedStage::overlapped_forward_backward(std::uint32_t forward_micro_
   return result;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -30,7 +30,7 @@
 #include "dualpipe/exec/stage/segment.h"
 #include "dualpipe/exec/stage/stage.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 // Keeps what an AutogradStage of the same layers does, and what comes in from an exchange. Each tensor is freed when
 // the last part that needs it has been issued.
@@ -112,4 +112,4 @@ class PartedStage : public Stage {
   PartLog* log_ = nullptr;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -15,7 +15,7 @@
 #include <cmath>
 #include <vector>
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -134,4 +134,4 @@ at::Tensor combine(const at::Tensor& slots, const Routing& routing) {
   return Combine::apply(slots, routing.weights, routing.slot, routing.assignment);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

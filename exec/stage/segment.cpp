@@ -12,7 +12,7 @@
 #include <optional>
 #include <utility>
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 // Collects the gradients of the inputs. Were these leaves, which collect their gradients themselves, each would live as
 // long as the graph, also where the graph needs nothing of it but its gradient.
@@ -86,4 +86,4 @@ at::Tensor Segment::filled_gradient(double value) const {
   return at::full_symint(output.shape_as_dim_vector(), value, output.options());
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 using Tensors = std::vector<at::Tensor>;
 
@@ -34,4 +34,4 @@ class Segment {
   std::vector<torch::autograd::Edge> roots_;  // where it starts, by output
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -11,7 +11,7 @@
 #include "dualpipe/exec/stage/models.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -84,4 +84,4 @@ std::unique_ptr<Stage> make_timed(const ModelShape& shape, int stage, const Feed
   return std::make_unique<TimedStage>(shape.costs.of(stage), is_first(stage), is_last(shape, stage));
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

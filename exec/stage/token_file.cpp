@@ -13,6 +13,12 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::stage::check;
+using detail::stage::Crc32;
+using detail::stage::crc32_text;
+using detail::stage::MappedFile;
+
 namespace {
 
 using Token = std::int32_t;

@@ -12,7 +12,7 @@
 #include "dualpipe/exec/stage/recompute.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 namespace {
 
 // The random streams of what is no block; blocks have their numbers.
@@ -165,4 +165,4 @@ std::unique_ptr<Data> token_data(const ModelShape& shape, std::uint64_t seed) {
   return std::make_unique<TokenData>(shape, seed);
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -15,7 +15,7 @@
 #include "dualpipe/exec/stage/models.h"
 #include "dualpipe/exec/stage/random.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::stage {
 
 // Of the linear layers' weights.
 inline constexpr double linear_gain = 1;
@@ -105,4 +105,4 @@ struct TransformerLayers {
   std::vector<Block> blocks;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::stage

@@ -61,7 +61,7 @@ class Checkpoint {
 
  private:
   std::string path_;
-  MappedFile file_;
+  detail::stage::MappedFile file_;
   SafeTensors contents_;
   int steps_ = 0;
   bool parameters_only_;

@@ -24,6 +24,9 @@ namespace dualpipe::detail::train {
 
 using detail::schedule::JsonValue;
 using detail::schedule::quote;
+using detail::stage::Crc32;
+using detail::stage::crc32;
+using detail::stage::crc32_text;
 
 namespace {
 

@@ -12,6 +12,9 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::detail::train {
+
+using detail::stage::DeviceData;
+
 namespace {
 
 Time scaled(Time time, double speed) { return static_cast<Time>(static_cast<double>(time) / speed); }

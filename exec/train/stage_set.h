@@ -46,9 +46,9 @@ class StageSet {
 
   Device& device_;
   std::shared_ptr<Data> data_;
-  DeviceData* on_device_ = nullptr;        // data_, unless the device is the host
-  std::vector<DeviceData::Range> inputs_;  // that the stages read in a step
-  std::vector<DeviceData::Range> targets_;
+  detail::stage::DeviceData* on_device_ = nullptr;        // data_, unless the device is the host
+  std::vector<detail::stage::DeviceData::Range> inputs_;  // that the stages read in a step
+  std::vector<detail::stage::DeviceData::Range> targets_;
   std::vector<std::unique_ptr<Feed>> feeds_;  // stages point at them
   std::vector<std::unique_ptr<Stage>> stages_;
   std::vector<Stage*> by_number_;

@@ -27,6 +27,9 @@
 #include "tests/support.h"
 
 namespace dualpipe::test {
+
+using detail::stage::DeviceData;
+
 namespace {
 
 using namespace std::chrono_literals;

@@ -22,6 +22,13 @@
 #include "tests/exec/chain.h"
 
 namespace dualpipe::test {
+
+using detail::stage::combine;
+using detail::stage::dispatch;
+using detail::stage::expert_capacity;
+using detail::stage::route;
+using detail::stage::Routing;
+
 namespace {
 
 namespace data = boost::unit_test::data;

@@ -18,6 +18,11 @@
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {
+
+using detail::stage::PartedStage;
+using detail::stage::Tensors;
+using detail::stage::WeightGradients;
+
 namespace {
 
 namespace data = boost::unit_test::data;

@@ -22,6 +22,9 @@
 
 namespace dualpipe::test {
 
+using detail::stage::PartedStage;
+using detail::stage::Tensors;
+using detail::stage::WeightGradients;
 using detail::train::pack;
 using detail::train::unpack_record;
 using detail::transport::Packer;

@@ -22,6 +22,7 @@
 
 namespace dualpipe::test {
 
+using detail::stage::DeviceData;
 using detail::train::Optimizer;
 using detail::train::StageSet;
 

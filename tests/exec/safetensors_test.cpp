@@ -19,6 +19,9 @@
 
 namespace dualpipe::test {
 
+using detail::stage::Crc32;
+using detail::stage::crc32;
+using detail::stage::crc32_text;
 using detail::train::is_sound;
 using detail::train::not_finite_in;
 using detail::train::SafeTensors;

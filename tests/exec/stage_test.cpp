@@ -31,6 +31,12 @@
 #include "tests/thinned.h"
 
 namespace dualpipe {
+
+using detail::stage::AutogradStage;
+using detail::stage::Tensors;
+using detail::stage::WeightGradients;
+namespace deferred = detail::stage::deferred;
+
 namespace {
 
 using test::Chain;
