@@ -24,6 +24,9 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::replay::now;
+
 namespace {
 
 constexpr double nanoseconds_per_millisecond = 1e6;

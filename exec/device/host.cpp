@@ -6,6 +6,9 @@
 #include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe {
+
+using detail::replay::now;
+
 namespace {
 
 class Host final : public Device {

@@ -16,7 +16,7 @@
 
 #include "dualpipe/sim/simulate/costs.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::replay {
 
 // What is charged to one thread. Any thread may free, but only its own allocates, and sees the peak.
 class MemoryAccount {
@@ -123,4 +123,4 @@ class BlockTable {
   std::atomic<std::size_t> size_{0};
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::replay

@@ -5,7 +5,7 @@
 
 #include "dualpipe/sim/simulate/costs.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::replay {
 
 [[nodiscard]] inline Time time_of(std::chrono::steady_clock::time_point point) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(point.time_since_epoch()).count();
@@ -13,4 +13,4 @@ namespace dualpipe {
 
 [[nodiscard]] inline Time now() { return time_of(std::chrono::steady_clock::now()); }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::replay

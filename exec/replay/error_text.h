@@ -6,7 +6,7 @@
 #include <exception>
 #include <string>
 
-namespace dualpipe {
+namespace dualpipe::detail::replay {
 
 // Without the stack trace that LibTorch adds.
 [[nodiscard]] inline std::string text_of(const std::exception& error) {
@@ -14,4 +14,4 @@ namespace dualpipe {
   return of_torch == nullptr ? error.what() : of_torch->what_without_backtrace();
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::replay

@@ -15,7 +15,7 @@
 #include "dualpipe/exec/replay/block_table.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::replay {
 namespace {
 
 std::mutex watch_mutex;       // while one begins or ends
@@ -224,4 +224,4 @@ void charge_to_nobody(const at::Tensor& tensor) { charge(tensor, To::nobody); }
 
 void charge_to_this_thread(const at::Tensor& tensor) { charge(tensor, To::this_thread); }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::replay

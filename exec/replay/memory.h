@@ -26,7 +26,7 @@
 #include "dualpipe/exec/device/device.h"
 #include "dualpipe/sim/simulate/costs.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::replay {
 
 class MemoryAccount;
 
@@ -89,4 +89,4 @@ class ChargeToNobody {
 void charge_to_nobody(const at::Tensor& tensor);
 void charge_to_this_thread(const at::Tensor& tensor);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::replay

@@ -10,7 +10,7 @@
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::replay {
 
 // Where the stages of a rank note their parts, while it lives.
 class PartNotes {
@@ -51,4 +51,4 @@ class PartNotes {
   std::vector<Op> ops_;  // that the parts are of
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::replay

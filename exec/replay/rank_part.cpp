@@ -10,7 +10,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/validate.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::replay {
 namespace {
 
 // Where each of them begins, and the end of the last.
@@ -163,4 +163,4 @@ void check_made(Op op, const at::Tensor& made, bool is_taken) {
   }
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::replay

@@ -12,7 +12,7 @@
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/sim/schedule/program.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::replay {
 
 // Who is next to a stage in its chain, and its number among the stages of this rank if it is one of them.
 struct Neighbour {
@@ -45,4 +45,4 @@ void check_ops(const Program& program, int rank, std::span<const HeldStage> held
 // tensor without a graph, and the loss one number.
 void check_made(Op op, const at::Tensor& made, bool is_taken);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::replay

@@ -20,6 +20,21 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::replay::charge_to_nobody;
+using detail::replay::charge_to_this_thread;
+using detail::replay::check_made;
+using detail::replay::check_ops;
+using detail::replay::check_rank;
+using detail::replay::held_stages;
+using detail::replay::HeldStage;
+using detail::replay::MemoryMeter;
+using detail::replay::messages_of;
+using detail::replay::Neighbour;
+using detail::replay::PartNotes;
+using detail::replay::text_of;
+using detail::replay::time_of;
+
 namespace {
 
 // Autograd runs a backward on the thread that calls it. (On a GPU it has one thread per device for all callers.)

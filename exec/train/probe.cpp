@@ -21,6 +21,9 @@
 #include "dualpipe/sim/schedule/lower.h"
 
 namespace dualpipe::detail::train {
+
+using detail::replay::text_of;
+
 namespace {
 
 constexpr std::array<Bytes, 3> sizes{Bytes{64} << 10U, Bytes{512} << 10U, Bytes{2} << 20U};  // of each chain's messages
@@ -93,7 +96,7 @@ void LinkProbe::run(int rank, Transport& transport, RankRecord& record, Device& 
   device.finish();  // the stages send from lanes of their own
   ReplayOptions options;
   options.device = &device;
-  replay(program_, rank, by_number, transport, record, options);
+  dualpipe::replay(program_, rank, by_number, transport, record, options);
 }
 
 double LinkProbe::bandwidth(std::span<const RankRecord> records) const {

@@ -38,6 +38,8 @@
 
 namespace dualpipe {
 
+using detail::replay::now;
+using detail::replay::WatchMemory;
 using detail::train::Cause;
 using detail::train::check_same_run;
 using detail::train::Checkpoint;

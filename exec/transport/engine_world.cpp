@@ -13,6 +13,11 @@
 #include "dualpipe/exec/transport/pack.h"
 
 namespace dualpipe::detail::transport {
+
+using detail::replay::now;
+using detail::replay::text_of;
+using detail::replay::time_of;
+
 namespace {
 
 using namespace std::chrono_literals;

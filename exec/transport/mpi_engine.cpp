@@ -17,6 +17,10 @@
 #include "dualpipe/exec/transport/build.h"
 
 namespace dualpipe::detail::transport {
+
+using detail::replay::ChargeToNobody;
+using detail::replay::text_of;
+
 namespace {
 
 constexpr std::size_t chunk_bytes = std::size_t{1} << 30U;  // MPI counts with int

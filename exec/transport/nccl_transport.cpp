@@ -161,7 +161,7 @@ void NcclTransport::send(Op message, at::Tensor tensor, const Mark& ready) {
   if (agreement_.check(message, tensor)) hub_->send(message, herald_of(tensor), {});
   Message sent{plain(message), std::move(tensor), ready};
   if (!sent.tensor.is_contiguous()) {
-    const ChargeToNobody guard;
+    const detail::replay::ChargeToNobody guard;
     sent.tensor = sent.tensor.contiguous();
     sent.ready = device_->mark();
   }
@@ -251,7 +251,7 @@ void NcclTransport::issue_messages(std::size_t direction, Messages messages, con
     if (is_send(each.op.kind)) {
       after.push_back(each.ready);
     } else {
-      const ChargeToNobody guard;
+      const detail::replay::ChargeToNobody guard;
       const Form form = agreement_.form(each.op);
       each.tensor = at::empty(form.sizes, at::TensorOptions(form.type).device(device_->where()));
       received.emplace_back(each.op, each.tensor);
@@ -347,7 +347,7 @@ void NcclTransport::reduce(std::span<const int> stages, int stage, std::span<at:
   if (std::ssize(sum.brought) < std::ranges::count_if(stages, [&](int each) { return rank_of(each) == rank_; })) return;
   if (!sum.is_agreed) agree(stages, sum);
   const c10::NoGradGuard no_grad;
-  const ChargeToNobody guard;
+  const detail::replay::ChargeToNobody guard;
   std::map<int, Tensors> parts = exchange(stages, sum);
   parts.insert(sum.brought.begin(), sum.brought.end());
   const Tensors sums = sums_of(parts | std::views::values);

@@ -46,7 +46,7 @@ std::string inbox_key(int process, std::int64_t number) { return fmt::format("in
 std::string beat_key(int process) { return fmt::format("beat/{}", process); }
 
 std::string first_line_of(const std::exception& error) {
-  const std::string text = text_of(error);
+  const std::string text = detail::replay::text_of(error);
   return text.substr(0, text.find('\n'));
 }
 
@@ -251,7 +251,7 @@ void StoreEngine::Work::send(int process, const Parcel& parcel) {
   for_each_field(parcel, [&](const auto& field) { packer.put(field); });
   packer.put(parcel.content.size());
   for (const at::Tensor& each : parcel.content) {
-    const ChargeToNobody guard;
+    const detail::replay::ChargeToNobody guard;
     const at::Tensor plain = each.contiguous();
     packer.put(std::string(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes()));
   }
@@ -363,7 +363,7 @@ void StoreEngine::Work::run_inbox() {
     try {
       tell([&](Receiver& receiver) { take_in(*bytes, receiver); });
     } catch (const std::exception& error) {
-      return fail(fmt::format("it cannot read what another process sent: {}", text_of(error)));
+      return fail(fmt::format("it cannot read what another process sent: {}", detail::replay::text_of(error)));
     }
     ++number;
   }
@@ -377,7 +377,7 @@ void StoreEngine::Work::take_in(const std::string& bytes, Receiver& receiver) co
   try {
     for_each_field(parcel, [&](auto& field) { unpacker.get(field); });
     if (unpacker.get<std::size_t>() > 0) {
-      const ChargeToNobody guard;
+      const detail::replay::ChargeToNobody guard;
       for (const Form& form : receiver.forms_of(parcel)) {
         const auto content = unpacker.get<std::string>();
         parcel.content.push_back(at::empty(form.sizes, form.type));
@@ -390,7 +390,7 @@ void StoreEngine::Work::take_in(const std::string& bytes, Receiver& receiver) co
     }
     unpacker.expect_end();
   } catch (const std::exception& error) {
-    return receiver.refused(from, text_of(error));
+    return receiver.refused(from, detail::replay::text_of(error));
   }
   receiver.deliver(from, std::move(parcel));
 }

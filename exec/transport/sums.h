@@ -17,7 +17,7 @@ namespace dualpipe::detail::transport {
 template <std::ranges::input_range Parts>
 [[nodiscard]] Tensors sums_of(Parts&& parts) {
   const c10::NoGradGuard no_grad;
-  const ChargeToNobody guard;
+  const detail::replay::ChargeToNobody guard;
   Tensors sums;
   for (const Tensors& part : parts) {
     if (sums.empty()) {

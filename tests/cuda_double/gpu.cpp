@@ -14,6 +14,9 @@
 #include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe::test {
+
+using detail::replay::now;
+
 namespace {
 
 constexpr std::align_val_t alignment{512};

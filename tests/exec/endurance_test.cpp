@@ -14,6 +14,9 @@
 #include "dualpipe/sim/schedule/lower.h"
 
 namespace dualpipe::test {
+
+using detail::replay::held_by_this_thread;
+
 namespace {
 
 // Pages in memory (VmRSS), by proc(5).

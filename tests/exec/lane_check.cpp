@@ -11,6 +11,9 @@
 #include "dualpipe/exec/replay/clock.h"
 
 namespace dualpipe::test {
+
+using detail::replay::now;
+
 namespace {
 
 thread_local LaneCheck* watching = nullptr;

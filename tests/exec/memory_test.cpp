@@ -20,6 +20,14 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::test {
+
+using detail::replay::charge_to_nobody;
+using detail::replay::charge_to_this_thread;
+using detail::replay::ChargeToNobody;
+using detail::replay::held_by_this_thread;
+using detail::replay::MemoryMeter;
+using detail::replay::WatchMemory;
+
 namespace {
 
 at::Tensor bytes(std::int64_t count) { return at::empty({count}, at::kByte); }

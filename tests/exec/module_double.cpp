@@ -13,6 +13,9 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::replay::now;
+
 namespace {
 
 bool is_told(std::string_view behaviour) {

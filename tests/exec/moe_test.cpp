@@ -23,6 +23,7 @@
 
 namespace dualpipe::test {
 
+using detail::replay::MemoryMeter;
 using detail::stage::combine;
 using detail::stage::dispatch;
 using detail::stage::expert_capacity;

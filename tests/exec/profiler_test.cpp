@@ -17,6 +17,9 @@
 #include "dualpipe/exec/replay/memory.h"
 
 namespace dualpipe::test {
+
+using detail::replay::MemoryMeter;
+
 namespace {
 
 namespace data = boost::unit_test::data;

@@ -32,6 +32,7 @@
 
 namespace dualpipe {
 
+using detail::replay::MemoryMeter;
 using detail::stage::AutogradStage;
 using detail::stage::Tensors;
 using detail::stage::WeightGradients;

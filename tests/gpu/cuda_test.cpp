@@ -25,6 +25,12 @@
 #include "tests/gpu/hardware.h"
 
 namespace dualpipe::test {
+
+using detail::replay::charge_to_nobody;
+using detail::replay::charge_to_this_thread;
+using detail::replay::MemoryMeter;
+using detail::replay::now;
+
 namespace {
 
 constexpr Lane first{Lane::Kind::compute, 0};

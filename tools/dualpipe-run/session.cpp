@@ -18,6 +18,8 @@
 
 namespace dualpipe {
 
+using detail::replay::text_of;
+
 namespace {
 
 [[noreturn]] void end_at_start(Watchdog::Cause cause, std::chrono::nanoseconds timeout) {
