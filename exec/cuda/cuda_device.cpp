@@ -25,6 +25,7 @@
 
 namespace dualpipe {
 
+using detail::device::lease;
 using detail::replay::now;
 
 namespace {

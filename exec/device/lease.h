@@ -13,7 +13,7 @@
 #include <memory>
 #include <utility>
 
-namespace dualpipe {
+namespace dualpipe::detail::device {
 
 using GiveBack = std::function<void(at::Tensor)>;
 
@@ -51,4 +51,4 @@ using GiveBack = std::function<void(at::Tensor)>;
   return result;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::device

@@ -26,6 +26,8 @@
 
 namespace dualpipe::test {
 
+using detail::device::lease;
+
 constexpr Time forward_time = 300;
 constexpr Time input_gradient_time = 400;
 constexpr Time weight_gradient_time = 350;

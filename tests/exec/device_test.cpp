@@ -33,6 +33,9 @@
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {
+
+using detail::device::lease;
+
 namespace {
 
 // Its ops are work of the device, and nothing else.
