@@ -6,7 +6,7 @@
 
 #include <stdexcept>
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 // `what`: the call, or what it was for. An error of an earlier, asynchronous piece of work may come up in any call.
 inline void check(cudaError_t status, const char* what) {
@@ -16,4 +16,4 @@ inline void check(cudaError_t status, const char* what) {
       fmt::format("CUDA: {}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status)));
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

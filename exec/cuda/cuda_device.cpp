@@ -23,7 +23,7 @@
 #include "dualpipe/exec/replay/clock.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 using detail::device::lease;
 using detail::replay::now;
@@ -169,7 +169,7 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] bool is_done(const Mark& mark) const override {
-    return mark.event == nullptr || dualpipe::is_done(event_of(mark));
+    return mark.event == nullptr || detail::cuda::is_done(event_of(mark));
   }
 
   void wait(const Mark& mark) override {
@@ -280,4 +280,4 @@ MarkCost measure_mark_cost(c10::cuda::CUDAStream stream) {
   return {(after - before) / static_cast<Time>(count), between};
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

@@ -6,7 +6,7 @@
 #include "dualpipe/exec/cuda/lanes.h"
 #include "dualpipe/exec/device/device.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 // To be made, used and destroyed by the thread of the rank. `copies`: messages are.
 [[nodiscard]] std::unique_ptr<Device> cuda_device(c10::DeviceIndex gpu, Lanes lanes, bool copies);
@@ -14,4 +14,4 @@ namespace dualpipe {
 // Of marks in an idle stream.
 [[nodiscard]] MarkCost measure_mark_cost(c10::cuda::CUDAStream stream);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

@@ -9,7 +9,7 @@
 
 #include "dualpipe/exec/cuda/check.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 // Whether the GPU has come so far.
 [[nodiscard]] inline bool is_done(cudaEvent_t event) {
@@ -43,7 +43,7 @@ class Event {
 
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
   void synchronize() const { check(cudaEventSynchronize(event_), "waiting for an event"); }
-  [[nodiscard]] bool is_done() const { return dualpipe::is_done(event_); }
+  [[nodiscard]] bool is_done() const { return detail::cuda::is_done(event_); }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -63,4 +63,4 @@ class EventPool {
   std::size_t used_ = 0;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

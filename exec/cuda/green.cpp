@@ -8,7 +8,7 @@
 #include "dualpipe/exec/cuda/check.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 namespace {
 
 // Of the driver, which is there only on machines with a GPU, and so cannot be linked.
@@ -100,4 +100,4 @@ cudaStream_t stream_in(CUgreenCtx context, int priority) {
   return stream;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

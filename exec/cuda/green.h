@@ -12,7 +12,7 @@
 
 #include <vector>
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 // Of equal size, as large as can be. Throws InputError where the GPU has too few multiprocessors for so many parts, or
 // its driver knows no green contexts.
@@ -21,4 +21,4 @@ namespace dualpipe {
 // Lower numbers have a higher priority. Like the context it is never destroyed.
 [[nodiscard]] cudaStream_t stream_in(CUgreenCtx context, int priority);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

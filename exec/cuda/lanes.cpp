@@ -8,7 +8,7 @@
 #include "dualpipe/exec/cuda/green.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 namespace {
 
 std::size_t streams_of_kind(std::size_t stages) { return std::min(stages, Lanes::streams_per_kind); }
@@ -56,4 +56,4 @@ Lanes make_lanes(c10::DeviceIndex device, int stages, std::optional<CUgreenCtx> 
   return lanes;
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

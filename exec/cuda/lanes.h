@@ -11,7 +11,7 @@
 
 #include "dualpipe/exec/device/device.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 using StreamSet = std::uint64_t;  // bit i: stream i of a rank
 
@@ -38,4 +38,4 @@ struct Lanes {
 // From LibTorch's pools, or in a green context. `stages`: at least 1.
 [[nodiscard]] Lanes make_lanes(c10::DeviceIndex device, int stages, std::optional<CUgreenCtx> context);
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

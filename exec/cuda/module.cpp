@@ -20,7 +20,7 @@
 #include "dualpipe/exec/cuda/nccl.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 namespace {
 
 int gpu_count() {
@@ -113,14 +113,14 @@ class Cuda final : public Hardware {
 std::unique_ptr<Hardware> make_hardware(const CudaOptions& options) { return std::make_unique<Cuda>(options); }
 
 }  // namespace
-}  // namespace dualpipe
 
-extern "C" const dualpipe::CudaModule* dualpipe_cuda_module() {
+extern "C" const CudaModule* dualpipe_cuda_module() {
 #ifdef DUALPIPE_HAS_NCCL
-  static const dualpipe::CudaModule module{dualpipe::cuda_module_version, &dualpipe::make_hardware,
-                                           &dualpipe::make_nccl};
+  static const CudaModule module{cuda_module_version, &make_hardware, &make_nccl};
 #else
-  static const dualpipe::CudaModule module{dualpipe::cuda_module_version, &dualpipe::make_hardware, nullptr};
+  static const CudaModule module{cuda_module_version, &make_hardware, nullptr};
 #endif
   return &module;
 }
+
+}  // namespace dualpipe::detail::cuda

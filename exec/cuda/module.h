@@ -15,7 +15,7 @@
 #include "dualpipe/exec/device/device.h"
 #include "dualpipe/exec/transport/nccl_api.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 // To be raised whenever Device, Hardware, CudaOptions, Nccl or this changes.
 constexpr int cuda_module_version = 4;
@@ -31,4 +31,4 @@ struct CudaModule {
 constexpr auto cuda_module_symbol = "dualpipe_cuda_module";
 using CudaModuleFunction = const CudaModule* (*)();
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

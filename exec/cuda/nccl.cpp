@@ -9,7 +9,7 @@
 #include <source_location>
 #include <string>
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 namespace {
 
 ncclComm_t handle_of(Nccl::Communicator communicator) { return static_cast<ncclComm_t>(communicator); }
@@ -84,4 +84,4 @@ class RealNccl final : public Nccl {
 
 std::shared_ptr<Nccl> make_nccl() { return std::make_shared<RealNccl>(); }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

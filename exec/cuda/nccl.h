@@ -5,8 +5,8 @@
 
 #include "dualpipe/exec/transport/nccl_api.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 [[nodiscard]] std::shared_ptr<Nccl> make_nccl();
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

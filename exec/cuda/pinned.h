@@ -12,7 +12,7 @@
 #include "dualpipe/exec/cuda/check.h"
 #include "dualpipe/exec/cuda/event.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 // Used by one thread.
 class PinnedBuffers {
@@ -52,4 +52,4 @@ class PinnedBuffers {
   std::vector<std::unique_ptr<Buffer>> buffers_;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

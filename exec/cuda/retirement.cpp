@@ -8,7 +8,7 @@
 #include <limits>
 #include <utility>
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 Retirement::Retirement(std::vector<c10::cuda::CUDAStream> streams) : streams_(std::move(streams)) {
   assert(!streams_.empty() && streams_.size() <= std::numeric_limits<StreamSet>::digits);
@@ -63,4 +63,4 @@ void Retirement::close() {
   static_cast<void>(take(false));
 }
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

@@ -21,7 +21,7 @@
 #include "dualpipe/exec/cuda/lanes.h"
 #include "dualpipe/sim/simulate/costs.h"
 
-namespace dualpipe {
+namespace dualpipe::detail::cuda {
 
 // May be used by any thread.
 class Retirement {
@@ -68,4 +68,4 @@ class Retirement {
   bool closed_ = false;
 };
 
-}  // namespace dualpipe
+}  // namespace dualpipe::detail::cuda

@@ -17,6 +17,12 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
+
+using detail::cuda::cuda_module_symbol;
+using detail::cuda::cuda_module_version;
+using detail::cuda::CudaModule;
+using detail::cuda::CudaModuleFunction;
+
 namespace {
 
 namespace fs = std::filesystem;

@@ -14,6 +14,8 @@
 
 namespace dualpipe {
 
+using detail::cuda::cuda_module_version;
+using detail::cuda::CudaModule;
 using detail::replay::now;
 
 namespace {
@@ -68,11 +70,12 @@ std::unique_ptr<Hardware> make_hardware(const CudaOptions& options) {
 }
 
 }  // namespace
-}  // namespace dualpipe
 
-extern "C" const dualpipe::CudaModule* dualpipe_cuda_module() {
-  static dualpipe::CudaModule module;
-  module.version = dualpipe::cuda_module_version + (dualpipe::is_told("other version") ? 1 : 0);
-  module.hardware = &dualpipe::make_hardware;
+extern "C" const CudaModule* dualpipe_cuda_module() {
+  static CudaModule module;
+  module.version = cuda_module_version + (is_told("other version") ? 1 : 0);
+  module.hardware = &make_hardware;
   return &module;
 }
+
+}  // namespace dualpipe
