@@ -129,6 +129,35 @@ std::vector<NamedTensor> StageSet::named_parameters() const {
   return all;
 }
 
+StageBytes StageSet::resident(int number, const TrainOptions& options) const {
+  Stage& stage = *by_number_[static_cast<std::size_t>(number)];
+  Bytes parameters = 0;
+  for (const at::Tensor& parameter : stage.parameters()) parameters += static_cast<Bytes>(parameter.nbytes());
+  StageBytes bytes;
+  bytes.parameters = parameters + stage.working_bytes();
+  if (options.forward_only) return bytes;
+  bytes.gradients = parameters;
+  bytes.optimizer = options.optimizer == OptimizerKind::adamw ? 2 * parameters : 0;
+  return bytes;
+}
+
+void reduce_tied(const StageSet& stages, Transport& transport) {
+  for (const int number : stages.tied_stages()) {
+    Stage* const stage = stages.by_number()[static_cast<std::size_t>(number)];
+    if (stage == nullptr) continue;
+    std::vector<at::Tensor> gradients;
+    for (const at::Tensor& parameter : stage->tied_parameters()) gradients.push_back(parameter.grad());
+    transport.reduce(stages.tied_stages(), number, gradients);
+  }
+}
+
+void clip(const StageSet& stages, Transport& transport, double norm_max) {
+  const std::vector<double> own = gradient_squares(stages.counted_parameters());
+  const double magnitude = transport.sum(plain_sum(own));
+  const double global = transport.sum(sum_in_any_order(own, magnitude));
+  for (const auto& parameters : stages.parameters()) clip_gradients(parameters, global, norm_max);
+}
+
 std::shared_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options) {
   if (options.data.empty()) return synthetic_data(options.shape, options.shape.seed);
   return token_file(options.shape, options.data, static_cast<std::int64_t>(schedule.total_micro_batches()));

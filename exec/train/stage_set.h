@@ -12,6 +12,7 @@
 #include "dualpipe/exec/stage/model.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/sim/schedule/schedule.h"
 
 namespace dualpipe::detail::train {
@@ -40,6 +41,8 @@ class StageSet {
   [[nodiscard]] std::span<const at::Tensor> counted_parameters() const { return counted_parameters_; }
   // The stages of the placement that have tied parameters, in order; also those that are not in the set.
   [[nodiscard]] std::span<const int> tied_stages() const { return tied_stages_; }
+  // What a stage of the set holds between steps of this training, but for its message.
+  [[nodiscard]] StageBytes resident(int number, const TrainOptions& options) const;
 
  private:
   void note_samples(const Schedule& schedule, int number, std::int64_t first_micro_batch);
@@ -56,6 +59,13 @@ class StageSet {
   std::vector<at::Tensor> counted_parameters_;
   std::vector<int> tied_stages_;
 };
+
+// The copies of a tied parameter get the sum of their gradients. By all ranks that hold one.
+void reduce_tied(const StageSet& stages, Transport& transport);
+
+// Scales gradients so that their global norm is at most `norm_max`. By all ranks: each adds what it holds, but no
+// parameter counts twice.
+void clip(const StageSet& stages, Transport& transport, double norm_max);
 
 // The samples that options.data, or the seed, stand for. Throws InputError.
 [[nodiscard]] std::shared_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options);

@@ -43,10 +43,7 @@ using detail::replay::WatchMemory;
 using detail::train::Cause;
 using detail::train::check_same_run;
 using detail::train::Checkpoint;
-using detail::train::clip_gradients;
-using detail::train::device_of;
-using detail::train::gather_names;
-using detail::train::gradient_squares;
+using detail::train::clip;
 using detail::train::interrupted;
 using detail::train::is_save_due;
 using detail::train::LastRecords;
@@ -55,19 +52,14 @@ using detail::train::LossPlace;
 using detail::train::make_data;
 using detail::train::mean_loss;
 using detail::train::MeasuredTransport;
-using detail::train::open_same_file;
 using detail::train::OpenedFile;
 using detail::train::Optimizer;
 using detail::train::pack;
-using detail::train::plain_sum;
-using detail::train::probe_links;
+using detail::train::reduce_tied;
 using detail::train::Rendezvous;
 using detail::train::run_rank_threads;
 using detail::train::Saving;
-using detail::train::set_up_arithmetic;
-using detail::train::set_up_thread;
 using detail::train::StageSet;
-using detail::train::sum_in_any_order;
 using detail::train::unpack_record;
 using detail::transport::Packer;
 using detail::transport::Unpacker;
@@ -91,12 +83,12 @@ class Training {
         losses_(program.schedule.total_micro_batches()) {
     result_.stages.resize(stages_.size());
     result_.peaks.resize(ranks_);
-    set_up_arithmetic();
+    detail::train::set_up_arithmetic();
     check_same_run(world, program, options);
     open_files();
     if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
     if (options.measure_links) {
-      result_.probe.push_back(probe_links(world, program.schedule.ranks(), options));
+      result_.probe.push_back(detail::train::probe_links(world, program.schedule.ranks(), options));
       transports_ = world.transports(program.schedule.placement, options.transport);  // those before are gone
     }
     saving_.emplace(world, program.schedule, options, *data_);
@@ -116,7 +108,7 @@ class Training {
   // All processes read the same samples, and go on from the same training.
   void open_files() {
     const auto open = [&](const OpenedFile& file) {
-      open_same_file(world_, static_cast<int>(ranks_), options_.transport.timeout, file);
+      detail::train::open_same_file(world_, static_cast<int>(ranks_), options_.transport.timeout, file);
     };
     const auto open_data = [&] {
       data_ = make_data(program_.schedule, options_);
@@ -150,7 +142,7 @@ class Training {
   void run_rank(int rank) {
     Transport& transport = *transports_[static_cast<std::size_t>(rank)];
     try {
-      set_up_thread(options_.threads_per_rank);
+      detail::train::set_up_thread(options_.threads_per_rank);
       train_rank(rank);
     } catch (const Rendezvous::Stopped&) {
       if (options_.stop.stop_requested()) {
@@ -183,7 +175,7 @@ class Training {
   void train_rank(int rank) {
     const Schedule& schedule = program_.schedule;
     const std::vector<int> numbers = schedule.placement.stages_on(rank);
-    const std::unique_ptr<Device> own = device_of(options_, here_, rank, numbers.size());
+    const std::unique_ptr<Device> own = detail::train::device_of(options_, here_, rank, numbers.size());
     Device& device = own ? *own : host_device();
     std::optional<WatchMemory> watch;  // messages of a step may come before this rank begins it
     if (options_.measure_memory) watch.emplace(device);
@@ -193,7 +185,8 @@ class Training {
     }
     Optimizer optimizer(options_, options_.forward_only ? std::vector<at::Tensor>() : stages.all_parameters());
     if (checkpoint_) loaded_[static_cast<std::size_t>(rank)] = checkpoint_->load(stages, optimizer);
-    note_resident(numbers, stages);
+    for (const int number : numbers)
+      result_.stages[static_cast<std::size_t>(number)] = stages.resident(number, options_);
     MeasuredTransport transport(*transports_[static_cast<std::size_t>(rank)], result_.stages);
     const std::vector<LossPlace> losses = loss_places(schedule, rank);
 
@@ -235,7 +228,7 @@ class Training {
       meeting_.meet([this] { observer_.on_gradients(step_, stages_); });
       device.use({});  // the observer may have run on this thread, and used another
     }
-    if (options_.clip > 0) clip(stages, transport);
+    if (options_.clip > 0) clip(stages, transport, options_.clip);
     optimizer.step();
     device.finish();
   }
@@ -244,43 +237,10 @@ class Training {
     for (std::size_t i = 0; i < std::min(places.size(), record.losses.size()); ++i) {
       if (!std::isfinite(record.losses[i])) {
         throw ReplayError(
-            fmt::format("rank {}, {}: the loss is {} in step {}; a lower --learning-rate or a --clip may "
-                        "help",
-                        rank, to_text(places[i].op), record.losses[i], step_));
+            fmt::format("rank {}, {}: the loss is {} in step {}; a lower --learning-rate or a --clip may help", rank,
+                        to_text(places[i].op), record.losses[i], step_));
       }
       losses_[places[i].index] = record.losses[i];
-    }
-  }
-
-  // The copies of a tied parameter get the sum of their gradients.
-  static void reduce_tied(const StageSet& stages, Transport& transport) {
-    for (const int number : stages.tied_stages()) {
-      Stage* const stage = stages.by_number()[static_cast<std::size_t>(number)];
-      if (stage == nullptr) continue;
-      std::vector<at::Tensor> gradients;
-      for (const at::Tensor& parameter : stage->tied_parameters()) gradients.push_back(parameter.grad());
-      transport.reduce(stages.tied_stages(), number, gradients);
-    }
-  }
-
-  // Every rank adds what it holds, but no parameter counts twice.
-  void clip(const StageSet& stages, Transport& transport) const {
-    const std::vector<double> own = gradient_squares(stages.counted_parameters());
-    const double magnitude = transport.sum(plain_sum(own));
-    const double global = transport.sum(sum_in_any_order(own, magnitude));
-    for (const auto& parameters : stages.parameters()) clip_gradients(parameters, global, options_.clip);
-  }
-
-  void note_resident(std::span<const int> numbers, const StageSet& stages) {
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      const auto number = static_cast<std::size_t>(numbers[i]);
-      Bytes parameters = 0;
-      for (const at::Tensor& parameter : stages.parameters()[i]) parameters += static_cast<Bytes>(parameter.nbytes());
-      StageBytes& bytes = result_.stages[number];
-      bytes.parameters = parameters + stages.by_number()[number]->working_bytes();
-      if (options_.forward_only) continue;
-      bytes.gradients = parameters;
-      bytes.optimizer = options_.optimizer == OptimizerKind::adamw ? 2 * parameters : 0;
     }
   }
 
@@ -300,7 +260,7 @@ class Training {
     if (checkpoint_) {
       std::vector<std::string> all;
       for (const auto& names : std::exchange(loaded_, {})) all.insert(all.end(), names.begin(), names.end());
-      checkpoint_->check_complete(gather_names(world_, all));
+      checkpoint_->check_complete(detail::train::gather_names(world_, all));
       checkpoint_.reset();
     }
     tell_devices();

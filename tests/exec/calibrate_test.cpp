@@ -33,12 +33,6 @@ namespace data = boost::unit_test::data;
 
 constexpr Time us = 1'000;
 
-TrainOptions small(const Program& program, const std::string& model) {
-  TrainOptions options = tiny(program, model);
-  options.steps = 2;
-  return options;
-}
-
 // What a run that took exactly the simulator's times would have recorded.
 RankRecords records_of(const Program& program, const Timeline& timeline, Time launch) {
   RankRecords records(static_cast<std::size_t>(program.schedule.ranks()));
@@ -104,7 +98,7 @@ BOOST_AUTO_TEST_CASE(without_a_step_there_is_nothing_to_calibrate_from) {
   const MeasuredSteps run{program, steps};
   BOOST_CHECK_THROW((void)calibrate({&run, 1}, stages), InputError);
   BOOST_CHECK_THROW((void)awaited_messages(run), InputError);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_steps(program, "mlp");
   options.steps = 0;
   BOOST_CHECK_THROW((void)calibrate(program, train(program, options)), InputError);
 }
@@ -202,7 +196,7 @@ BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
                                     data::make({Precision::float64, Precision::bfloat16})),
                      name, model, ranks, precision) {
   const Program program = program_of(name, ranks);
-  TrainOptions options = small(program, model);
+  TrainOptions options = two_steps(program, model);
   options.shape.precision = precision;
   options.shape.hidden = 32;
   options.shape.batch = 4;
@@ -216,7 +210,7 @@ BOOST_DATA_TEST_CASE(measured_memory_is_the_predicted_one,
 // Sleeps never end early. (How late they end depends on what else the machine does.)
 BOOST_DATA_TEST_CASE(a_timed_run_is_calibrated_to_its_costs, data::make({"zb1p", "1f1b", "dualpipe"}), name) {
   const Program program = program_of(name, 2);
-  TrainOptions options = small(program, "timed");
+  TrainOptions options = two_steps(program, "timed");
   options.shape.costs = uniform(1000 * us, 1000 * us, 1000 * us, 0, 2500 * us);
   options.shape.costs.stages[0].recompute = 500 * us;
   options.warmup = 3;

@@ -33,6 +33,19 @@ namespace dualpipe::test {
   return shape;
 }
 
+// Two stages that sleep, each pass another time.
+[[nodiscard]] inline ModelShape timed_shape() {
+  ModelShape shape = small("timed", {1, 1});
+  StageCosts costs;
+  costs.forward = 3'000'000;
+  costs.backward = 5'000'000;
+  costs.input_gradient = 2'000'000;
+  costs.weight_gradient = 4'000'000;
+  shape.costs.stages = {costs, costs};
+  shape.costs.stages[1].overlapped = 6'000'000;
+  return shape;
+}
+
 // Of what is there.
 [[nodiscard]] inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (!a.defined() || !b.defined() || a.sizes() != b.sizes() || a.dtype() != b.dtype()) return false;

@@ -3,27 +3,18 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
-#include <c10/util/accumulate.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
-#include <chrono>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <memory>
 #include <numeric>
 #include <ostream>
 #include <string>
 #include <vector>
 
 #include "dualpipe/exec/replay/memory.h"
-#include "dualpipe/exec/stage/autograd_stage.h"
-#include "dualpipe/exec/stage/deferred.h"
 #include "dualpipe/exec/stage/model.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/chain.h"
@@ -33,18 +24,15 @@
 namespace dualpipe {
 
 using detail::replay::MemoryMeter;
-using detail::stage::AutogradStage;
-using detail::stage::Tensors;
-using detail::stage::WeightGradients;
-namespace deferred = detail::stage::deferred;
 
 namespace {
 
+using Tensors = std::vector<at::Tensor>;
 using test::Chain;
 using test::same_bits;
 using test::small;
 using test::thinned;
-using Tensors = std::vector<at::Tensor>;
+using test::timed_shape;
 
 std::string refusal(const std::function<void()>& call) {
   try {
@@ -194,24 +182,7 @@ const std::vector<Variant> variants = {
 };
 const std::vector<std::string> models = {"mlp", "gpt", "moe"};
 const std::vector<Passes> all_passes = {Passes::full, Passes::halves, Passes::late_weights};
-const std::vector<bool> both_types = {false, true};
 const std::vector<Precision> all_types = {Precision::float32, Precision::float64, Precision::bfloat16};
-
-struct TemporaryFile {
-  explicit TemporaryFile(const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
-  ~TemporaryFile() { std::filesystem::remove(path); }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-  std::string path =
-      (std::filesystem::temp_directory_path() / ("dualpipe_tokens_" + std::to_string(::getpid()))).string();
-};
-
-std::string int32s(const std::vector<std::int32_t>& values) {
-  std::string bytes(values.size() * sizeof(std::int32_t), '\0');
-  std::memcpy(bytes.data(), values.data(), bytes.size());
-  return bytes;
-}
 
 // As a rank runs: small matrices gain nothing from threads that wait for each other.
 struct OneThread {
@@ -442,211 +413,6 @@ BOOST_AUTO_TEST_CASE(a_step_that_was_broken_off_can_be_run_again) {
   BOOST_TEST(same_bits(chain.parameters()[0].grad(), once.parameters()[0].grad()));
 }
 
-// A convolution that is deferred as `layer`, and a scale and a bias that are not deferred at all.
-class MixedStage final : public AutogradStage {
- public:
-  explicit MixedStage(bool plain) : AutogradStage(1), plain_(plain) {}
-
-  at::Tensor compute(std::uint32_t /*micro_batch*/, const at::Tensor& input) override {
-    const auto apply = [this](const at::Tensor& x) { return at::conv2d(x, weight_, bias_, 1, 1); };
-    const at::Tensor x = plain_ ? apply(input) : deferred::layer(weight_gradients(), input, {weight_, bias_}, apply);
-    return at::tanh(x) * scale_;
-  }
-  std::vector<NamedTensor> named_parameters() override {
-    return {{"weight", weight_}, {"bias", bias_}, {"scale", scale_}};
-  }
-
- private:
-  static at::Tensor values(at::IntArrayRef sizes, double factor) {
-    std::int64_t numel = 1;
-    for (const std::int64_t size : sizes) numel *= size;
-    return at::sin(at::arange(numel, at::kDouble) * factor).view(sizes).set_requires_grad(true);
-  }
-
-  bool plain_;
-  at::Tensor weight_ = values({4, 3, 3, 3}, 0.7);
-  at::Tensor bias_ = values({4}, 0.3);
-  at::Tensor scale_ = values({4, 5, 5}, 1.1);
-};
-
-BOOST_AUTO_TEST_CASE(other_layers_can_be_deferred_and_need_not_be) {
-  const at::Tensor input = at::cos(at::arange(2 * 3 * 5 * 5, at::kDouble)).view({2, 3, 5, 5});
-  const at::Tensor gradient = at::sin(at::arange(2 * 4 * 5 * 5, at::kDouble)).view({2, 4, 5, 5});
-  MixedStage plain(true);
-  MixedStage full(false);
-  MixedStage halves(false);
-  for (std::uint32_t i = 0; i < 2; ++i) {
-    const at::Tensor x = input * (i + 1.0);
-    BOOST_TEST(same_bits(plain.forward(i, x), full.forward(i, x)));
-    static_cast<void>(halves.forward(i, x));
-    const at::Tensor expected = plain.backward(i, gradient);
-    BOOST_TEST(same_bits(full.backward(i, gradient), expected));
-    BOOST_TEST(same_bits(halves.backward_input(i, gradient), expected));
-  }
-  BOOST_TEST(!halves.parameters()[0].grad().defined());  // deferred
-  BOOST_TEST(halves.parameters()[2].grad().defined());   // not
-  for (std::uint32_t i = 0; i < 2; ++i) halves.backward_weight(i);
-  for (std::size_t i = 0; i < 3; ++i) {
-    BOOST_TEST(same_bits(full.parameters()[i].grad(), plain.parameters()[i].grad()), "full, parameter " << i);
-    BOOST_TEST(same_bits(halves.parameters()[i].grad(), plain.parameters()[i].grad()), "halves, parameter " << i);
-  }
-}
-
-// Some function of the input and the parameters, deferred or by plain autograd.
-struct Layer {
-  using Function =
-      std::function<at::Tensor(WeightGradients& gradients, const at::Tensor& x, const Tensors& parameters)>;
-  std::string name;
-  std::vector<std::vector<std::int64_t>> sizes;  // of the input, and of each parameter
-  Function deferred;
-  Function plain;
-};
-std::ostream& operator<<(std::ostream& out, const Layer& layer) { return out << layer.name; }
-
-Layer rms_norm_of(const std::vector<std::int64_t>& sizes) {
-  return {"rms_norm",
-          {sizes, {sizes.back()}},
-          [](WeightGradients& gradients, const at::Tensor& x, const Tensors& parameters) {
-            return deferred::rms_norm(gradients, x, parameters[0], 1e-5);
-          },
-          [](WeightGradients&, const at::Tensor& x, const Tensors& parameters) {
-            return at::rms_norm(x, parameters[0].sizes(), parameters[0], 1e-5);
-          }};
-}
-
-Layer batched_linear_of(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& weight) {
-  return {"batched_linear",
-          {sizes, weight},
-          [](WeightGradients& gradients, const at::Tensor& x, const Tensors& parameters) {
-            return deferred::batched_linear(gradients, x, parameters[0]);
-          },
-          [](WeightGradients&, const at::Tensor& x, const Tensors& parameters) { return at::bmm(x, parameters[0]); }};
-}
-
-// A weight of [outputs, inputs / groups, height, width]; a bias where it is asked for.
-Layer conv2d_of(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& weight, bool with_bias,
-                const deferred::Conv2dOptions& options) {
-  Layer layer;
-  layer.name = "conv2d";
-  layer.sizes = {sizes, weight};
-  if (with_bias) layer.sizes.push_back({weight[0]});
-  layer.deferred = [=](WeightGradients& gradients, const at::Tensor& x, const Tensors& parameters) {
-    return deferred::conv2d(gradients, x, parameters[0], with_bias ? parameters[1] : at::Tensor(), options);
-  };
-  layer.plain = [=](WeightGradients&, const at::Tensor& x, const Tensors& parameters) {
-    return at::conv2d(x, parameters[0], with_bias ? parameters[1] : at::Tensor(), options.stride, options.padding,
-                      options.dilation, options.groups);
-  };
-  return layer;
-}
-
-const std::vector<Layer> layers_of_their_own = {
-    rms_norm_of({8}),
-    rms_norm_of({3, 5, 24}),
-    rms_norm_of({4, 1}),
-    rms_norm_of({2, 3, 4, 67}),
-    batched_linear_of({3, 5, 8}, {3, 8, 6}),
-    batched_linear_of({4, 20, 48}, {4, 48, 48}),
-    batched_linear_of({1, 1, 1}, {1, 1, 1}),
-    conv2d_of({2, 3, 5, 6}, {4, 3, 3, 3}, true, {.padding = {1, 1}}),
-    conv2d_of({2, 3, 5, 6}, {4, 3, 3, 2}, false, {}),
-    conv2d_of({1, 4, 9, 7}, {6, 2, 3, 2}, true, {{2, 1}, {0, 2}, {1, 2}, 2}),
-    conv2d_of({3, 4, 5, 5}, {8, 1, 3, 3}, false, {.stride = {2, 2}, .groups = 4}),  // depthwise
-    conv2d_of({4, 16, 12, 12}, {32, 16, 3, 3}, true, {.padding = {1, 1}}),
-    conv2d_of({4, 16, 12, 12}, {8, 16, 1, 1}, true, {}),
-};
-
-// The input comes from an operation and goes around the layer, too: its gradient is a sum.
-class LayerStage final : public AutogradStage {
- public:
-  LayerStage(const Layer& layer, at::ScalarType dtype, bool plain)
-      : AutogradStage(1), function_(plain ? layer.plain : layer.deferred) {
-    for (std::size_t i = 1; i < layer.sizes.size(); ++i) {
-      parameters_.push_back(wave(layer.sizes[i], 0.7 + static_cast<double>(i), dtype).set_requires_grad(true));
-    }
-  }
-
-  static at::Tensor wave(at::IntArrayRef sizes, double factor, at::ScalarType dtype) {
-    return at::sin(at::arange(c10::multiply_integers(sizes), at::kDouble) * factor + 0.5).view(sizes).to(dtype);
-  }
-
-  at::Tensor compute(std::uint32_t /*micro_batch*/, const at::Tensor& input) override {
-    const at::Tensor x = at::gelu(input);
-    const at::Tensor y = function_(weight_gradients(), x, parameters_);
-    return y.sizes() == x.sizes() ? x + at::tanh(y) : at::tanh(y);
-  }
-  std::vector<NamedTensor> named_parameters() override {
-    std::vector<NamedTensor> named;
-    for (const at::Tensor& parameter : parameters_) named.push_back({std::to_string(named.size()), parameter});
-    return named;
-  }
-
- private:
-  Layer::Function function_;
-  Tensors parameters_;
-};
-
-BOOST_DATA_TEST_CASE(layers_have_the_bits_of_plain_autograd,
-                     boost::unit_test::data::make(layers_of_their_own) * boost::unit_test::data::make(both_types),
-                     layer, float64) {
-  const at::ScalarType dtype = float64 ? at::kDouble : at::kFloat;
-  LayerStage plain(layer, dtype, true);
-  LayerStage full(layer, dtype, false);
-  LayerStage halves(layer, dtype, false);
-  for (std::uint32_t i = 0; i < 2; ++i) {
-    const at::Tensor x = LayerStage::wave(layer.sizes[0], 0.3 + i, dtype);
-    const at::Tensor output = plain.forward(i, x);
-    BOOST_TEST(same_bits(full.forward(i, x), output));
-    BOOST_TEST(same_bits(halves.forward(i, x), output));
-    const at::Tensor gradient = LayerStage::wave(output.sizes(), 1.1 + i, dtype);
-    const at::Tensor expected = plain.backward(i, gradient);
-    BOOST_TEST(same_bits(full.backward(i, gradient), expected));
-    BOOST_TEST(same_bits(halves.backward_input(i, gradient), expected));
-  }
-  for (const at::Tensor& parameter : halves.parameters()) BOOST_TEST(!parameter.grad().defined());
-  for (std::uint32_t i = 0; i < 2; ++i) halves.backward_weight(i);
-  for (std::size_t i = 0; i < plain.parameters().size(); ++i) {
-    const at::Tensor expected = plain.parameters()[i].grad();
-    BOOST_TEST(expected.abs().max().item<double>() > 0);
-    BOOST_TEST(same_bits(full.parameters()[i].grad(), expected), "full, parameter " << i);
-    BOOST_TEST(same_bits(halves.parameters()[i].grad(), expected), "halves, parameter " << i);
-  }
-}
-
-BOOST_DATA_TEST_CASE(frozen_parameters_of_a_layer_get_no_gradient, boost::unit_test::data::make(layers_of_their_own),
-                     layer) {
-  LayerStage stage(layer, at::kDouble, false);
-  stage.parameters()[0].set_requires_grad(false);
-  const at::Tensor x = LayerStage::wave(layer.sizes[0], 0.3, at::kDouble);
-  const at::Tensor gradient = at::ones_like(stage.forward(0, x));
-  static_cast<void>(stage.backward_input(0, gradient));
-  stage.backward_weight(0);
-  for (std::size_t i = 0; i < stage.parameters().size(); ++i) {
-    BOOST_TEST(stage.parameters()[i].grad().defined() == (i > 0));
-  }
-}
-
-BOOST_AUTO_TEST_CASE(a_taken_over_gradient_is_nobody_elses) {
-  // Added as it is: the gradient of the parameter is the very tensor that came in.
-  class Shift final : public AutogradStage {
-   public:
-    Shift() : AutogradStage(1) {}
-    at::Tensor compute(std::uint32_t /*micro_batch*/, const at::Tensor& input) override {
-      return deferred::layer(weight_gradients(), input, {shift}, [this](const at::Tensor& x) { return x + shift; });
-    }
-    std::vector<NamedTensor> named_parameters() override { return {{"shift", shift}}; }
-    at::Tensor shift = at::zeros({3}).set_requires_grad(true);
-  };
-  Shift stage;
-  const at::Tensor gradient = at::ones({3});
-  for (std::uint32_t i = 0; i < 2; ++i) {
-    static_cast<void>(stage.forward(i, at::zeros({3})));
-    static_cast<void>(stage.backward(i, gradient));
-  }
-  BOOST_TEST(at::equal(gradient, at::ones({3})));
-  BOOST_TEST(at::equal(stage.shift.grad(), at::ones({3}) * 2));
-}
-
 BOOST_AUTO_TEST_CASE(frozen_parameters_get_no_gradient) {
   Chain chain(small("gpt", {1, 1}));
   const Tensors parameters = chain.parameters();
@@ -655,64 +421,6 @@ BOOST_AUTO_TEST_CASE(frozen_parameters_get_no_gradient) {
   chain.backward_input(0);
   chain.backward_weight(0);
   for (std::size_t i = 0; i < parameters.size(); ++i) BOOST_TEST(parameters[i].grad().defined() == (i % 2 == 1));
-}
-
-// The least of some measurements, until one is below `enough`: other processes can only make it longer.
-double least_ms(double enough, const std::function<void()>& call) {
-  double least = 1e9;
-  for (int i = 0; i < 100 && least >= enough; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    call();
-    const std::chrono::duration<double, std::milli> taken = std::chrono::steady_clock::now() - begin;
-    BOOST_TEST(taken.count() >= enough - 1);
-    least = std::min(least, taken.count());
-  }
-  return least;
-}
-
-#define CHECK_TAKES(milliseconds, call) \
-  BOOST_TEST(least_ms((milliseconds) + 1.0, [&] { static_cast<void>(call); }) < (milliseconds) + 1.0)
-
-ModelShape timed_shape() {
-  ModelShape shape = small("timed", {1, 1});
-  StageCosts costs;
-  costs.forward = 3'000'000;
-  costs.backward = 5'000'000;
-  costs.input_gradient = 2'000'000;
-  costs.weight_gradient = 4'000'000;
-  shape.costs.stages = {costs, costs};
-  shape.costs.stages[1].overlapped = 6'000'000;
-  return shape;
-}
-
-BOOST_AUTO_TEST_CASE(timed_ops_take_their_time) {
-  Chain chain(timed_shape());
-  Stage& first = *chain.stages[0];
-  Stage& last = *chain.stages[1];
-  CHECK_TAKES(3.0, first.forward(0, {}));
-  CHECK_TAKES(5.0, first.backward(0, {}));
-  CHECK_TAKES(2.0, last.backward_input(0, {}));
-  CHECK_TAKES(4.0, last.backward_weight(0));
-  CHECK_TAKES(8.0, forward_backward(first, 0, {}, last, 0, {}));  // not measured together: F + B
-  CHECK_TAKES(6.0, forward_backward(last, 0, {}, first, 0, {}));
-}
-
-BOOST_AUTO_TEST_CASE(timed_and_empty_stages_pass_small_tensors) {
-  ModelShape empty = timed_shape();
-  empty.model = "empty";
-  for (const ModelShape& shape : {timed_shape(), empty}) {
-    Chain chain(shape);
-    const at::Tensor output = chain.stages[0]->forward(0, {});
-    BOOST_TEST(output.numel() == 1);
-    BOOST_TEST(chain.stages[1]->forward(0, output).dim() == 0);
-    BOOST_TEST(chain.stages[1]->backward(0, {}).numel() == 1);
-    BOOST_TEST(!chain.stages[0]->backward(0, output).defined());
-    BOOST_TEST(!chain.stages[0]->backward_input(0, output).defined());
-    const Overlapped pair = forward_backward(*chain.stages[1], 0, output, *chain.stages[0], 0, output);
-    BOOST_TEST(pair.output.dim() == 0);
-    BOOST_TEST(!pair.input_gradient.defined());
-    BOOST_TEST(chain.parameters().empty());
-  }
 }
 
 BOOST_DATA_TEST_CASE(a_pair_is_a_forward_and_a_backward, boost::unit_test::data::make(models), model) {
@@ -725,66 +433,6 @@ BOOST_DATA_TEST_CASE(a_pair_is_a_forward_and_a_backward, boost::unit_test::data:
   const Overlapped pair = forward_backward(*paired.stages[0], 1, {}, *paired.stages[1], 0, {});
   BOOST_TEST(same_bits(pair.output, output));
   BOOST_TEST(same_bits(pair.input_gradient, gradient));
-}
-
-BOOST_DATA_TEST_CASE(synthetic_data_depends_on_its_arguments_alone, boost::unit_test::data::make(models), model) {
-  const ModelShape shape = small(model, {1});
-  const auto data = synthetic_data(shape, 5);
-  const at::Tensor input = data->input(3, 4);
-  const at::Tensor target = data->target(3, 4);
-  static_cast<void>(data->input(0, 0));
-  BOOST_TEST(same_bits(data->input(3, 4), input));
-  BOOST_TEST(same_bits(synthetic_data(small(model, {2, 1}), 5)->target(3, 4), target));
-  BOOST_TEST(!same_bits(data->input(3, 5), input));
-  BOOST_TEST(!same_bits(data->input(4, 4), input));
-  BOOST_TEST(!same_bits(synthetic_data(shape, 6)->input(3, 4), input));
-  BOOST_TEST((input.sizes() == target.sizes()));
-  if (model != "mlp") {
-    BOOST_TEST(at::equal(input.slice(1, 1), target.slice(1, 0, shape.sequence - 1)));
-    BOOST_TEST(input.min().item<std::int64_t>() >= 0);
-    BOOST_TEST(input.max().item<std::int64_t>() < shape.vocabulary);
-  } else {
-    BOOST_TEST(at::equal(input.slice(1, 0, shape.hidden - 1), target.slice(1, 1)));
-  }
-}
-
-BOOST_AUTO_TEST_CASE(token_file_goes_round_and_round) {
-  std::vector<std::int32_t> tokens(20);
-  std::iota(tokens.begin(), tokens.end(), 0);
-  const TemporaryFile file(int32s(tokens));
-  ModelShape shape = small("gpt", {1});  // sequences of 7 tokens: two samples, then round again
-  shape.batch = 1;
-  const auto data = token_file(shape, file.path, 3);
-  BOOST_TEST(at::equal(data->input(0, 0), at::arange(0, 7).view({1, 7})));
-  BOOST_TEST(at::equal(data->target(0, 0), at::arange(1, 8).view({1, 7})));
-  BOOST_TEST(at::equal(data->input(0, 1), at::arange(7, 14).view({1, 7})));
-  BOOST_TEST(at::equal(data->input(0, 2), data->input(0, 0)));
-  BOOST_TEST(at::equal(data->input(1, 0), data->input(0, 1)));  // sample 3
-  shape.batch = 2;
-  BOOST_TEST(at::equal(token_file(shape, file.path, 3)->target(0, 0), at::arange(1, 15).view({2, 7})));
-}
-
-BOOST_AUTO_TEST_CASE(token_files_that_do_not_fit) {
-  const ModelShape shape = small("gpt", {1});
-  const auto refused = [&shape](const std::string& bytes) {
-    const TemporaryFile file(bytes);
-    const std::string what = refusal([&] { static_cast<void>(token_file(shape, file.path, 1)); });
-    BOOST_TEST(what.starts_with(file.path + ": "));
-    return what.substr(std::min(what.size(), file.path.size() + 2));
-  };
-  BOOST_TEST(refused(int32s({1, 2, 3})) ==
-             "has 3 tokens, but a sample takes 8 (a sequence, and the token that "
-             "follows it); lower --sequence, or give a longer file");
-  BOOST_TEST(refused("").starts_with("has 0 tokens"));
-  BOOST_TEST(refused("abcdefghi").starts_with("has 9 bytes, which is no whole number of int32 tokens"));
-  BOOST_TEST(refused(int32s({0, 1, 2, 3, 4, 5, 6, 31, 8}))
-                 .starts_with("token 7 is 31, but the vocabulary has 31, from 0 to 30; raise --vocabulary"));
-  BOOST_TEST(refused(int32s({0, 1, 2, 3, 4, 5, 6, 7, -1})).starts_with("token 8 is -1"));
-  BOOST_TEST(refusal([&] { static_cast<void>(token_file(shape, "/nowhere/tokens", 1)); }) ==
-             "/nowhere/tokens: cannot be opened: No such file or directory");
-  BOOST_TEST(refusal([&] { static_cast<void>(token_file(shape, "/", 1)); }).starts_with("/: is not a regular file"));
-  BOOST_TEST(refusal([&] { static_cast<void>(token_file(small("mlp", {1}), "t", 1)); }) ==
-             "t: the model mlp reads no tokens; use gpt or moe, or leave the file out");
 }
 
 BOOST_AUTO_TEST_CASE(layers_are_split_evenly) {

@@ -33,12 +33,6 @@ namespace data = boost::unit_test::data;
 
 constexpr Time us = 1'000;
 
-TrainOptions small(const Program& program, const std::string& model) {
-  TrainOptions options = tiny(program, model);
-  options.steps = 2;
-  return options;
-}
-
 std::vector<at::Tensor> copies_of(const std::vector<at::Tensor>& tensors) {
   std::vector<at::Tensor> copies;
   for (const at::Tensor& tensor : tensors) copies.push_back(tensor.detach().clone());
@@ -67,7 +61,7 @@ BOOST_DATA_TEST_CASE(a_pipeline_trains_like_the_model_by_itself,
                      thinned(5, data::make(family_names()) * data::make({"mlp", "gpt", "moe"}) * data::make({2, 4})),
                      name, model, ranks) {
   const Program program = program_of(name, ranks);
-  const CheckReport report = checked(program, small(program, model));
+  const CheckReport report = checked(program, two_steps(program, model));
   BOOST_TEST(report.failure == "");
   BOOST_TEST(report.same_order == (name != "looped-bfs"));
   if (report.same_order) BOOST_TEST(report.losses_bitwise_equal);
@@ -78,7 +72,7 @@ BOOST_DATA_TEST_CASE(a_pipeline_trains_like_the_model_by_itself,
 
 BOOST_DATA_TEST_CASE(float32_stays_within_its_tolerance, data::make(family_names()), name) {
   const Program program = program_of(name, 2);
-  TrainOptions options = small(program, "gpt");
+  TrainOptions options = two_steps(program, "gpt");
   options.shape.precision = Precision::float32;
   const CheckReport report = checked(program, options);
   BOOST_TEST(report.failure == "");
@@ -93,7 +87,7 @@ BOOST_DATA_TEST_CASE(recomputation_changes_no_bit, data::make(family_names()), n
                                                                                        {"gpt", Recompute::attention},
                                                                                        {"moe", Recompute::full},
                                                                                        {"moe", Recompute::attention}}) {
-    TrainOptions options = small(program, model);
+    TrainOptions options = two_steps(program, model);
     options.shape.recompute = recompute;
     const CheckReport report = checked(program, options);
     BOOST_TEST(report.failure == "");
@@ -103,7 +97,7 @@ BOOST_DATA_TEST_CASE(recomputation_changes_no_bit, data::make(family_names()), n
 
 BOOST_AUTO_TEST_CASE(recomputation_takes_less_memory) {
   const Program program = program_of("gpipe", 2);
-  TrainOptions options = small(program, "gpt");
+  TrainOptions options = two_steps(program, "gpt");
   const auto peak_with = [&](Recompute recompute) {
     options.shape.recompute = recompute;
     return train(program, options).peaks[0].memory;
@@ -118,7 +112,7 @@ BOOST_AUTO_TEST_CASE(recomputation_takes_less_memory) {
 // As float32 has them, and AdamW divides them.
 BOOST_AUTO_TEST_CASE(learning_rates_that_are_none_are_refused) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_steps(program, "mlp");
   options.shape.precision = Precision::float32;
   options.optimizer = OptimizerKind::adamw;
   for (const double rate : {0.0, -1.0, 1e300, 2 * learning_rate_max, std::nan("")}) {
@@ -133,7 +127,7 @@ BOOST_AUTO_TEST_CASE(learning_rates_that_are_none_are_refused) {
 BOOST_AUTO_TEST_CASE(optimizer_and_clipping_are_those_of_the_reference) {
   for (const std::string name : {"dualpipe", "zb1p"}) {
     const Program program = program_of(name, 2);
-    TrainOptions options = small(program, "gpt");
+    TrainOptions options = two_steps(program, "gpt");
     options.optimizer = OptimizerKind::adamw;
     options.clip = 0.01;
     options.warmup = 1;
@@ -150,7 +144,7 @@ BOOST_AUTO_TEST_CASE(the_check_notices_wrong_gradients) {
   for (const std::string name : {"1f1b", "looped-bfs"}) {
     for (const double factor : {1 + 1e-5, 2.0, std::numeric_limits<double>::quiet_NaN()}) {
       const Program program = program_of(name, 2);
-      TrainOptions options = small(program, "mlp");
+      TrainOptions options = two_steps(program, "mlp");
       options.steps = 1;
       const auto world = one_process();
       Check check(*world, program.schedule, options);
@@ -172,7 +166,7 @@ BOOST_AUTO_TEST_CASE(the_check_notices_wrong_gradients) {
 
 BOOST_AUTO_TEST_CASE(the_check_notices_a_wrong_loss) {
   const Program program = program_of("1f1b", 2);
-  const TrainOptions options = small(program, "mlp");
+  const TrainOptions options = two_steps(program, "mlp");
   const auto world = one_process();
   Check check(*world, program.schedule, options);
   TrainObserver observer;
@@ -190,7 +184,7 @@ BOOST_AUTO_TEST_CASE(copies_of_weights_stay_bitwise_equal) {
   for (const OptimizerKind optimizer : {OptimizerKind::sgd, OptimizerKind::adamw}) {
     for (const double clip : {0.0, 0.01}) {
       const Program program = program_of("dualpipe", 4);
-      TrainOptions options = small(program, "gpt");
+      TrainOptions options = two_steps(program, "gpt");
       options.optimizer = optimizer;
       options.clip = clip;
       options.steps = 4;
@@ -213,7 +207,7 @@ BOOST_AUTO_TEST_CASE(copies_of_weights_stay_bitwise_equal) {
 BOOST_AUTO_TEST_CASE(clipping_is_by_the_global_norm) {
   for (const std::string name : {"1f1b", "dualpipe"}) {
     const Program program = program_of(name, 2);
-    TrainOptions options = small(program, "gpt");
+    TrainOptions options = two_steps(program, "gpt");
     options.learning_rate = 1;
     options.clip = 0.125;
     std::vector<std::vector<at::Tensor>> before;
@@ -235,7 +229,7 @@ BOOST_AUTO_TEST_CASE(clipping_is_by_the_global_norm) {
 
 BOOST_DATA_TEST_CASE(measured_activations_are_the_simulated_ones, data::make(family_names()), name) {
   const Program program = program_of(name, 4);
-  const TrainResult result = train(program, small(program, "mlp"));
+  const TrainResult result = train(program, two_steps(program, "mlp"));
   Costs costs;
   costs.stages.resize(1);
   for (int rank = 0; rank < 4; ++rank) {
@@ -246,7 +240,7 @@ BOOST_DATA_TEST_CASE(measured_activations_are_the_simulated_ones, data::make(fam
 
 BOOST_AUTO_TEST_CASE(results_are_those_of_the_measured_steps) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_steps(program, "mlp");
   options.warmup = 2;
   options.steps = 3;
   std::vector<bool> measured;
@@ -277,7 +271,7 @@ BOOST_AUTO_TEST_CASE(results_are_those_of_the_measured_steps) {
 // The first 103 of 205 are slow; records are kept of the 101 after these.
 BOOST_AUTO_TEST_CASE(the_step_time_is_the_median_of_more_steps_than_are_kept) {
   const Program program = program_of("1f1b", 1);
-  TrainOptions options = small(program, "empty");
+  TrainOptions options = two_steps(program, "empty");
   options.steps = 205;
   std::atomic<int> steps = 0;
   TrainObserver observer;
@@ -297,7 +291,7 @@ BOOST_AUTO_TEST_CASE(the_step_time_is_the_median_of_more_steps_than_are_kept) {
 
 BOOST_AUTO_TEST_CASE(the_records_kept_are_those_of_the_last_steps) {
   const Program program = program_of("1f1b", 1);
-  TrainOptions options = small(program, "empty");
+  TrainOptions options = two_steps(program, "empty");
   options.warmup = 307;
   options.measure_passes = true;
   std::vector<Time> begins;
@@ -323,7 +317,7 @@ BOOST_AUTO_TEST_CASE(the_records_kept_are_those_of_the_last_steps) {
 
 BOOST_AUTO_TEST_CASE(stages_tell_what_they_hold) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_steps(program, "mlp");
   options.optimizer = OptimizerKind::adamw;
   options.shape.layers = {2, 1};
   const TrainResult result = train(program, options);
@@ -338,7 +332,7 @@ BOOST_AUTO_TEST_CASE(evaluation_runs_forwards_only) {
     const Program forwards = lower(forwards_of(program.schedule));
     BOOST_TEST(validate(forwards).empty());
     BOOST_TEST(std::ranges::all_of(forwards.schedule.ops, [](Op op) { return op.kind == Kind::forward; }));
-    TrainOptions options = small(program, "gpt");
+    TrainOptions options = two_steps(program, "gpt");
     options.steps = 1;
     const double trained = train(program, options).losses[0];
     options.forward_only = true;
@@ -348,7 +342,7 @@ BOOST_AUTO_TEST_CASE(evaluation_runs_forwards_only) {
 
 BOOST_AUTO_TEST_CASE(a_stage_that_fails_ends_the_run) {
   const Program program = program_of("1f1b", 4);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_steps(program, "mlp");
   options.warmup = 1;
   int step_now = 0;
   options.before_op = [&](int rank, Op op) {
@@ -386,7 +380,7 @@ BOOST_AUTO_TEST_CASE(a_stage_that_fails_ends_the_run) {
 // In a step that runs the passes by themselves; rank 1 does F0 I0 W0 F1 I1 W1 ….
 BOOST_AUTO_TEST_CASE(a_failure_names_the_program_that_ran) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_steps(program, "mlp");
   options.warmup = 3;
   options.measure_passes = true;
   options.before_op = [&](int rank, Op op) {
@@ -408,15 +402,15 @@ BOOST_AUTO_TEST_CASE(what_an_observer_throws_ends_the_run) {
   const Program program = program_of("1f1b", 2);
   TrainObserver observer;
   observer.on_step = [](const StepReport&) { throw std::runtime_error("enough"); };
-  BOOST_TEST(failure_of(program, small(program, "mlp"), observer) == "enough");
+  BOOST_TEST(failure_of(program, two_steps(program, "mlp"), observer) == "enough");
   observer.on_step = [](const StepReport&) { throw 7; };
-  BOOST_CHECK_THROW((void)train(program, small(program, "mlp"), observer), int);
+  BOOST_CHECK_THROW((void)train(program, two_steps(program, "mlp"), observer), int);
 }
 
 // LibTorch's errors bring a stack trace along.
 BOOST_AUTO_TEST_CASE(parameters_that_find_no_memory_end_the_run) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_steps(program, "mlp");
   options.shape.hidden = 1 << 24U;
   BOOST_CHECK_EXCEPTION((void)train(program, options), ReplayError, [](const ReplayError& error) {
     const std::string text = error.what();
@@ -427,7 +421,7 @@ BOOST_AUTO_TEST_CASE(parameters_that_find_no_memory_end_the_run) {
 
 BOOST_AUTO_TEST_CASE(a_loss_that_is_no_number_ends_the_run) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_steps(program, "mlp");
   options.learning_rate = learning_rate_max;
   options.steps = 10;
   const std::string message = failure_of(program, options);
@@ -436,7 +430,7 @@ BOOST_AUTO_TEST_CASE(a_loss_that_is_no_number_ends_the_run) {
 
 BOOST_AUTO_TEST_CASE(a_stop_ends_the_run) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "timed");
+  TrainOptions options = two_steps(program, "timed");
   options.shape.costs = uniform(100 * us, 100 * us, 100 * us);
   options.steps = 1'000'000;
   std::stop_source source;
@@ -454,10 +448,10 @@ BOOST_AUTO_TEST_CASE(a_stop_ends_the_run) {
 
 BOOST_AUTO_TEST_CASE(a_model_that_does_not_fit_is_bad_input) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "gpt");
+  TrainOptions options = two_steps(program, "gpt");
   options.shape.layers = {1, 1, 1};
   BOOST_CHECK_THROW((void)train(program, options), InputError);
-  options = small(program, "gpt");
+  options = two_steps(program, "gpt");
   options.shape.heads = 3;
   BOOST_CHECK_THROW((void)train(program, options), InputError);
 }
@@ -477,7 +471,7 @@ BOOST_AUTO_TEST_CASE(apart_keeps_the_order) {
 // Bit for bit, as I and W together do what B does.
 BOOST_DATA_TEST_CASE(measuring_passes_makes_no_difference, data::make(family_names()), name) {
   const Program program = program_of(name, 2);
-  TrainOptions options = small(program, "gpt");
+  TrainOptions options = two_steps(program, "gpt");
   options.warmup = 5;
   const TrainResult plain = train(program, options);
   options.measure_passes = true;

@@ -47,6 +47,12 @@ TrainOptions tiny(const Program& program, const std::string& model, int layers) 
   return options;
 }
 
+TrainOptions two_steps(const Program& program, const std::string& model) {
+  TrainOptions options = tiny(program, model);
+  options.steps = 2;
+  return options;
+}
+
 CheckReport checked(World& world, const Program& program, const TrainOptions& options,
                     const std::function<void(std::span<Stage* const>)>& spoil) {
   Check check(world, program.schedule, options);

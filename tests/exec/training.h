@@ -28,6 +28,8 @@ namespace dualpipe::test {
 
 // A tiny model in float64: so many layers, 0: one more than there are stages in a chain.
 [[nodiscard]] TrainOptions tiny(const Program& program, const std::string& model, int layers = 0);
+// Two steps of it.
+[[nodiscard]] TrainOptions two_steps(const Program& program, const std::string& model);
 
 // Trains, and compares each step with the same training without a pipeline. `spoil`: what happens to the gradients
 // before they are checked. In this process alone, unless a world is given.
