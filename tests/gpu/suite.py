@@ -172,7 +172,8 @@ class Suite:
     # --- the parts
 
     def part_build(self):
-        configure = ["cmake", "-S", ROOT, "-B", self.build, "-DCMAKE_BUILD_TYPE=Release", "-DDUALPIPE_BUILD_EXEC=ON"]
+        configure = ["cmake", "-S", ROOT, "-B", self.build, "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_UNITY_BUILD=ON"]
+        configure += [f"-DDUALPIPE_BUILD_{part}=ON" for part in ("EXEC", "TESTS", "BENCHMARKS")]
         if not self.is_dry:
             configure += ["-DDUALPIPE_CUDA=ON"]
         if shutil.which("ninja"):
