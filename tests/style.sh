@@ -60,6 +60,16 @@ for file in "${tests[@]}"; do
     violation "$file:1: its first suite is not $suite"
 done
 
+# What only a library's own files include stands in a namespace of its folder (sim/CMakeLists.txt).
+for header in sim/*/*.h exec/*/*.h; do
+  file=${header#*/} namespace=dualpipe
+  if ! sed -n '/^dualpipe_public_headers(/,/)$/p' "${header%%/*}/CMakeLists.txt" | grep -qE "^ +$file\)?\$"; then
+    namespace=dualpipe::detail::${file%/*}
+    forbid "a private header, in the public namespace" '^(inline )?namespace dualpipe\>[^:]' "$header"
+  fi
+  grep -qxF "namespace $namespace {" "$header" || violation "$header:1: has no namespace $namespace"
+done
+
 # The libraries are silent, and leave the process alone.
 mapfile -t library < <(find sim exec -name '*.h' -o -name '*.cpp' | sort)
 forbid "a library does not print or exit" 'std::(cout|cerr|clog|exit|abort|printf|puts)\>|\<(printf|exit)\(|\<abort\(\)' "${library[@]}"
