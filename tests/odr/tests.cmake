@@ -13,6 +13,7 @@ endfunction()
 
 # That it finds one.
 add_library(odr_fault OBJECT odr/one.cpp odr/other.cpp)
+set_target_properties(odr_fault PROPERTIES UNITY_BUILD OFF)  # in one file the compiler would see it
 dualpipe_test_odr(fault odr_fault)
 set_tests_properties(odr_fault PROPERTIES PASS_REGULAR_EXPRESSION "violates the C\\+\\+ One Definition Rule")
 
