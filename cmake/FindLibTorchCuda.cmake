@@ -31,10 +31,16 @@ find_path(LibTorchCuda_NCCL_INCLUDE_DIR nccl.h
   PATHS ${_torch_root}/../nvidia/nccl ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
 find_library(LibTorchCuda_nccl_LIBRARY NAMES libnccl.so.2 nccl
   PATHS ${_torch_root}/../nvidia/nccl ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib)
-mark_as_advanced(LibTorchCuda_INCLUDE_DIR LibTorchCuda_cudart_LIBRARY LibTorchCuda_NCCL_INCLUDE_DIR
+# pip has these in a package of their own.
+find_path(LibTorchCuda_crt_INCLUDE_DIR crt/host_defines.h
+  PATHS ${_torch_pip_roots} ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+mark_as_advanced(LibTorchCuda_INCLUDE_DIR LibTorchCuda_crt_INCLUDE_DIR LibTorchCuda_cudart_LIBRARY LibTorchCuda_NCCL_INCLUDE_DIR
   LibTorchCuda_nccl_LIBRARY)
 if(NOT LibTorchCuda_INCLUDE_DIR OR NOT EXISTS "${LibTorchCuda_INCLUDE_DIR}/cuda.h")
   list(APPEND LibTorchCuda_MISSING "CUDA's headers (cuda.h, cuda_runtime_api.h)")
+endif()
+if(NOT LibTorchCuda_crt_INCLUDE_DIR)
+  list(APPEND LibTorchCuda_MISSING "CUDA's header crt/host_defines.h (pip's nvidia-cuda-crt)")
 endif()
 if(NOT LibTorchCuda_cudart_LIBRARY)
   list(APPEND LibTorchCuda_MISSING "libcudart.so")
@@ -44,12 +50,13 @@ list(JOIN LibTorchCuda_MISSING ", " LibTorchCuda_MISSING)
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(LibTorchCuda
   REQUIRED_VARS LibTorchCuda_torch_cuda_LIBRARY LibTorchCuda_c10_cuda_LIBRARY LibTorchCuda_INCLUDE_DIR
-    LibTorchCuda_cudart_LIBRARY
+    LibTorchCuda_crt_INCLUDE_DIR LibTorchCuda_cudart_LIBRARY
   REASON_FAILURE_MESSAGE "${LibTorchCuda_MISSING}")
 
 if(LibTorchCuda_FOUND AND NOT TARGET LibTorch::Cuda)
   add_library(LibTorch::Cuda INTERFACE IMPORTED)
-  target_include_directories(LibTorch::Cuda SYSTEM INTERFACE ${LibTorchCuda_INCLUDE_DIR})
+  target_include_directories(LibTorch::Cuda SYSTEM INTERFACE
+    ${LibTorchCuda_INCLUDE_DIR} ${LibTorchCuda_crt_INCLUDE_DIR})
   # Kept though nothing refers to it: it registers its kernels when it is loaded. What it needs in turn may be missing
   # where this is built, but not where it runs.
   target_link_libraries(LibTorch::Cuda INTERFACE LibTorch::LibTorch ${LibTorchCuda_c10_cuda_LIBRARY}

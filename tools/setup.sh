@@ -61,9 +61,10 @@ install_packages() {
   apt_get install --yes --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The C++ library out of PyTorch's wheel, and the two of its dependencies that libtorch_cpu.so itself loads. Which
-# Python the wheel is for does not matter. libtorch_cuda.so needs all others, too: CUDA's libraries.
-torch=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+# The C++ library out of PyTorch's wheel, the two of its dependencies that libtorch_cpu.so itself loads, and headers that
+# the CUDA runtime's include. Which Python the wheel is for does not matter. libtorch_cuda.so needs all others, too: CUDA's
+# libraries.
+torch=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 nvidia-cuda-crt==13.0.88)
 torch_for_cpu="${torch[*]}"
 torch_for_gpu="${torch[*]} and all that they depend on"
 

@@ -28,7 +28,7 @@ endif()
 
 foreach(_target IN LISTS _double_libraries)
   target_include_directories(${_target} PRIVATE ${PROJECT_SOURCE_DIR} ${DUALPIPE_INCLUDE_DIR})
-  target_include_directories(${_target} SYSTEM PRIVATE ${LibTorchCuda_INCLUDE_DIR})
+  target_include_directories(${_target} SYSTEM PRIVATE ${LibTorchCuda_INCLUDE_DIR} ${LibTorchCuda_crt_INCLUDE_DIR})
   target_compile_features(${_target} PRIVATE cxx_std_20)
   set_target_properties(${_target} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${_double_folder})
   dualpipe_warnings(${_target})
