@@ -6,6 +6,7 @@
 #include <boost/test/unit_test.hpp>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "dualpipe/exec/stage/model.h"
 #include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::test {
 
@@ -44,6 +46,16 @@ namespace dualpipe::test {
   shape.costs.stages = {costs, costs};
   shape.costs.stages[1].overlapped = 6'000'000;
   return shape;
+}
+
+// What the InputError says that `call` throws.
+[[nodiscard]] inline std::string refusal(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "no refusal";
 }
 
 // Of what is there.

@@ -13,23 +13,14 @@
 #include <vector>
 
 #include "dualpipe/exec/stage/model.h"
-#include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/chain.h"
 
 namespace dualpipe {
 namespace {
 
+using test::refusal;
 using test::same_bits;
 using test::small;
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "no refusal";
-}
 
 const std::vector<std::string> models = {"mlp", "gpt", "moe"};
 

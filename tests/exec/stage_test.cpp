@@ -16,7 +16,6 @@
 
 #include "dualpipe/exec/replay/memory.h"
 #include "dualpipe/exec/stage/model.h"
-#include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/chain.h"
 #include "tests/exec/training.h"
 #include "tests/thinned.h"
@@ -29,19 +28,11 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 using test::Chain;
+using test::refusal;
 using test::same_bits;
 using test::small;
 using test::thinned;
 using test::timed_shape;
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "no refusal";
-}
 
 Tensors gradients(const Tensors& parameters) {
   Tensors result;

@@ -135,9 +135,10 @@ BOOST_AUTO_TEST_CASE(devices_are_written_to) {
 
 BOOST_AUTO_TEST_CASE(what_cannot_be_written_is_known_before) {
   const Scratch scratch;
-  for (const auto& [path, reason] :
+  for (const auto& each :
        {std::pair(scratch.folder(), "is a folder"), std::pair(scratch / "none/a", "No such file or directory")}) {
-    const std::string expected = "cannot write " + path + ": " + reason;
+    const std::string& path = each.first;  // Clang 14 lets no lambda capture a structured binding
+    const std::string expected = "cannot write " + path + ": " + each.second;
     BOOST_TEST(refusal([&] { check_output_file(path); }) == expected);
     BOOST_TEST(refusal([&] { write(path, "text"); }) == expected);
   }
