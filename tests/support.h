@@ -9,9 +9,9 @@
 #include <variant>
 #include <vector>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/costs.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/timeline.h"
 

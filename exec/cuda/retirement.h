@@ -19,7 +19,7 @@
 
 #include "dualpipe/exec/cuda/event.h"
 #include "dualpipe/exec/cuda/lanes.h"
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe::detail::cuda {
 

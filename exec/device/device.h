@@ -15,7 +15,7 @@
 #include <optional>
 #include <string>
 
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe {
 

@@ -14,7 +14,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe::detail::replay {
 

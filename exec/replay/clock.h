@@ -3,7 +3,7 @@
 
 #include <chrono>
 
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe::detail::replay {
 

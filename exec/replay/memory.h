@@ -24,7 +24,7 @@
 #include <memory>
 
 #include "dualpipe/exec/device/device.h"
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe::detail::replay {
 

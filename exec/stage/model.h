@@ -11,7 +11,7 @@
 #include "dualpipe/exec/device/device.h"
 #include "dualpipe/exec/stage/recompute.h"
 #include "dualpipe/exec/stage/stage.h"
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/costs.h"
 
 namespace dualpipe {
 

@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "dualpipe/exec/train/train.h"
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

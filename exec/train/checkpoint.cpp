@@ -11,10 +11,10 @@
 #include <set>
 #include <utility>
 
+#include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/report/output_file.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/quote.h"
-#include "dualpipe/sim/simulate/quantity.h"
 
 namespace dualpipe::detail::train {
 

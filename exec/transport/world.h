@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/sim/costs/units.h"
 #include "dualpipe/sim/schedule/placement.h"
-#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

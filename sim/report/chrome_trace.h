@@ -23,10 +23,10 @@
 #include <string>
 #include <string_view>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/report/difference.h"
 #include "dualpipe/sim/report/trace_writer.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/costs.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {

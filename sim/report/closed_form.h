@@ -17,8 +17,8 @@
 #include <string>
 #include <string_view>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/generate/catalog.h"
-#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/report/closed_form.h"
-#include "dualpipe/sim/simulate/costs.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {

@@ -20,8 +20,8 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/costs.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {

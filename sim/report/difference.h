@@ -26,8 +26,8 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/sim/costs/units.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/costs.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe {

@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe {
 

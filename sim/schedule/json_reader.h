@@ -1,5 +1,5 @@
 // What the readers of our JSON files share: one that does not trust the file, and errors that name the place in it.
-// Private to sim/schedule/json.cpp, sim/simulate/costs.cpp and exec/train/safetensors.cpp.
+// Private to sim/schedule/json.cpp, sim/costs/costs.cpp and exec/train/safetensors.cpp.
 #pragma once
 
 #include <cstddef>

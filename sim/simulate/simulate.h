@@ -5,8 +5,8 @@
 // been sent yet, and goes on with a rank whose message has been.
 #pragma once
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/costs.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/timeline.h"
 

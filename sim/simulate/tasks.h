@@ -7,9 +7,9 @@
 #include <limits>
 #include <vector>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/schedule/window.h"
-#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe::detail::simulate {
 

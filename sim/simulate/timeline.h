@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/sim/costs/units.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

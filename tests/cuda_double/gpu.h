@@ -31,7 +31,7 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe::test {
 

@@ -21,8 +21,8 @@
 
 #include "dualpipe/exec/device/device.h"
 #include "dualpipe/exec/device/lease.h"
+#include "dualpipe/sim/costs/units.h"
 #include "dualpipe/sim/schedule/op.h"
-#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe::test {
 

@@ -6,8 +6,8 @@
 #include <sstream>
 #include <string>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/simulate/costs.h"
 
 namespace {
 

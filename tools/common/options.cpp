@@ -12,12 +12,12 @@
 #include <limits>
 #include <streambuf>
 
+#include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/csv.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/json.h"
 #include "dualpipe/sim/schedule/lower.h"
-#include "dualpipe/sim/simulate/quantity.h"
 
 namespace dualpipe {
 namespace {

@@ -11,11 +11,11 @@
 #include <variant>
 #include <vector>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/schedule/validate.h"
-#include "dualpipe/sim/simulate/costs.h"
 
 namespace dualpipe {
 

@@ -6,8 +6,8 @@
 
 #include <vector>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/costs.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/timeline.h"
 

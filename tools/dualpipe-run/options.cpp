@@ -9,9 +9,9 @@
 #include "dualpipe/exec/transport/launch.h"
 #include "dualpipe/exec/transport/nccl_api.h"
 #include "dualpipe/exec/transport/store_world.h"
+#include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/deadlock.h"
-#include "dualpipe/sim/simulate/quantity.h"
 #include "tools/common/output.h"
 
 namespace dualpipe {

@@ -8,12 +8,12 @@
 #include <vector>
 
 #include "commands.h"
+#include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/report/chrome_trace.h"
 #include "dualpipe/sim/report/details.h"
 #include "dualpipe/sim/report/gantt.h"
 #include "dualpipe/sim/report/gantt_svg.h"
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/simulate/quantity.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 

@@ -1,4 +1,4 @@
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/costs.h"
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -55,7 +55,7 @@ std::string check_after(const std::function<void(Costs&)>& change) {
   return {};
 }
 
-BOOST_AUTO_TEST_SUITE(simulate_costs)
+BOOST_AUTO_TEST_SUITE(costs_costs)
 
 BOOST_AUTO_TEST_CASE(reads_what_the_header_shows) {
   const Costs costs = read(

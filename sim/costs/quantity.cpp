@@ -1,4 +1,4 @@
-#include "dualpipe/sim/simulate/quantity.h"
+#include "dualpipe/sim/costs/quantity.h"
 
 #include <fmt/core.h>
 

@@ -7,16 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/sim/costs/units.h"
 #include "dualpipe/sim/schedule/op.h"
 #include "dualpipe/sim/schedule/placement.h"
 
 namespace dualpipe {
-
-using Time = std::int64_t;  // nanoseconds
-using Bytes = std::int64_t;
-
-inline constexpr Time time_max = Time{1'000'000'000} * 86'400;  // of one op or message: a day
-inline constexpr Bytes bytes_max = Bytes{1} << 60U;
 
 // One op of one stage. With several chunks per rank a rank's work is the sum over its stages.
 struct StageCosts {

@@ -1,4 +1,4 @@
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/costs.h"
 
 #include <fmt/format.h>
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "dualpipe/sim/simulate/costs.h"
+#include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe {
 

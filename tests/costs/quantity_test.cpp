@@ -1,5 +1,5 @@
 // Numbers as people type them: what each text means to the last digit, and which texts mean nothing.
-#include "dualpipe/sim/simulate/quantity.h"
+#include "dualpipe/sim/costs/quantity.h"
 
 #include <boost/test/unit_test.hpp>
 #include <limits>
@@ -27,7 +27,7 @@ const std::string byte_help =
     "; an amount is a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, or a bare number of bytes";
 const std::string bandwidth_help = "; a bandwidth is bytes per second, as 50e9 or 50GB/s; 0 is infinite";
 
-BOOST_AUTO_TEST_SUITE(simulate_quantity)
+BOOST_AUTO_TEST_SUITE(costs_quantity)
 
 BOOST_AUTO_TEST_CASE(durations) {
   const struct {
