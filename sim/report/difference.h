@@ -15,8 +15,7 @@
 //   rank   busy planned   measured  idle planned   measured  peak act.  measured  peak memory   measured
 //      0          12 ms   12.03 ms          6 ms    6.18 ms          3         3    1.221 MiB  1.221 MiB
 //
-// A start is measured from the start of the run's first op. Of the errors of all starts, so sorted, 95% are not above
-// the second figure.
+// Starts count from the start of the run's first op. 95% of the starts are off by no more than the second figure says.
 #pragma once
 
 #include <cstddef>

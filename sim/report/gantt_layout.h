@@ -1,4 +1,4 @@
-// What the text and the SVG Gantt share: how a time axis is cut. Private to sim/report.
+// How the text and the SVG Gantt cut the time axis into columns. Private to sim/report.
 #pragma once
 
 #include <cstddef>
@@ -30,15 +30,15 @@ struct Columns {
 // `part` must not exceed `whole`, which is above 0.
 [[nodiscard]] std::int64_t scaled(Time part, std::int64_t size, Time whole);
 
-// Per column the unit that fills most of it, the earlier one of equals; none where idle time does.
+// For each column the unit that fills most of it, and of equals the earlier one; nothing where idle time fills most.
 [[nodiscard]] std::vector<std::optional<std::size_t>> fill(const Columns& columns, std::span<const Unit> units);
 
 // The smallest of 1, 2, 5, 10, 20, 50, … that is not below `at_least`: the distance of ticks. 5 * 10^18
 // is the largest there is.
 [[nodiscard]] Time round_up_to_tick(Time at_least);
 
-// Per stage: which of its rank's stages it is, counted from 0. In DualPipe that is the chain, in a V the half, else the
-// chunk.
+// For each stage its place among the stages of its rank, counted from 0. In DualPipe this is the chain, in a V the
+// half, and else the chunk.
 [[nodiscard]] std::vector<int> chunk_of_stages(const Placement& placement);
 
 }  // namespace dualpipe::detail::report

@@ -6,7 +6,8 @@
 
 namespace dualpipe::detail::report {
 
-// ASCII alone, as json_string() (printable.h): names in it may be of any bytes, and it may go to a terminal.
+// In ASCII alone, like json_string() (printable.h): the names in a document may consist of any bytes, and the text may
+// be printed on a terminal.
 [[nodiscard]] inline std::string json_text(const nlohmann::ordered_json& document) {
   return document.dump(2, ' ', true, nlohmann::ordered_json::error_handler_t::replace) + '\n';
 }

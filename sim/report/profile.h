@@ -30,8 +30,8 @@ struct RankProfile {
 
 struct Profile {
   std::vector<RankProfile> ranks;
-  // The pairs of stages that also run F and B by themselves: what they take, and what their ops would, one by one, by
-  // the medians of those.
+  // Of the pairs whose stages also run F and B by themselves: how long the pairs took, and how long their ops would
+  // have taken one after the other, by the medians of those F and B.
   Time overlapped = 0;
   Time apart = 0;
 

@@ -45,8 +45,8 @@ class TextTable {
 // How many columns of a terminal it takes: UTF-8 code points. (No cell of ours has wide or combining ones.)
 [[nodiscard]] std::size_t display_width(std::string_view text);
 
-// In the largest of ns, µs, ms, s in which it is at least 1, with at most four digits: "850 µs", "1.25 ms", "12.35 s".
-// Rounded half up where four are not enough; from 10,000 s on in whole seconds.
+// In the largest of ns, µs, ms and s in which it is at least 1, with at most four digits: "850 µs", "1.25 ms", "12.35
+// s". It is rounded half up where four digits are not enough. From 10,000 s on it is in whole seconds.
 [[nodiscard]] std::string format_time(Time time);
 // The same with all digits: "1.234567 ms".
 [[nodiscard]] std::string format_time_exact(Time time);

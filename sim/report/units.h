@@ -1,5 +1,4 @@
-// What reports read of a timeline: the units that a rank runs, of which class each is, and what an op makes for
-// another. Private to sim/report.
+// What the reports share: the units that a rank runs, and the class of each. Private to sim/report.
 #pragma once
 
 #include <array>
@@ -32,13 +31,13 @@ struct Unit {
 // From the first start to the last end over all ranks; {0, 0} where nothing runs.
 [[nodiscard]] Span bounds_of(const Timeline& timeline);
 
-// What figures are told apart by: the pass, or that it is a pair.
+// The classes by which figures are grouped: the pass of an op, or that it is a pair.
 inline constexpr std::array<std::string_view, 5> class_names = {"F", "B", "I", "W", "F&B"};
 // The place in class_names.
 [[nodiscard]] std::size_t class_of(const Unit& unit);
 
-// Of what an F (forward), or a B or I, makes for the next stage; and so of its message. Another for each stage and
-// micro-batch.
+// A number for the result of an F (forward), or of a B or I, that another stage uses; and so for its message. It
+// differs for each stage, micro-batch and direction.
 [[nodiscard]] std::uint64_t key_of(int stage, std::uint32_t micro_batch, bool forward);
 
 }  // namespace dualpipe::detail::report

@@ -4,9 +4,9 @@
 //   compute_only    F I W B and overlapped pairs           -> Schedule
 //   compute_comms   and SEND_F … RESHARD between them       -> Program
 //
-// A CSV carries no placement. Which rank holds a stage is read off its rows; which chain a stage belongs to is not
-// in the file, so the caller says how many equally long chains there are (1, or 2 for DualPipe). With two chains stage
-// s and stage S/2 + s share their weights.
+// A CSV carries no placement. The row in which a stage occurs tells its rank. The file does not tell which chain a
+// stage belongs to, so the caller says how many equally long chains there are (1, or 2 for DualPipe). With two chains,
+// stage s and stage S/2 + s share their weights.
 #pragma once
 
 #include <iosfwd>

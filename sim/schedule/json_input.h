@@ -1,4 +1,4 @@
-// What stands between JSON text that is not trusted and nlohmann's parser. Private to the readers.
+// Parses JSON text that is not trusted, with nlohmann's parser behind a guard. Private to the readers.
 #pragma once
 
 #include <array>
@@ -11,7 +11,8 @@
 
 namespace dualpipe::detail::schedule {
 
-// Hands the input to the parser, and stops it in front of what it would gather in memory, or take for the file's end.
+// The input as the parser reads it. It throws InputError at a token so long that the parser, which keeps a token in
+// memory, would use up the memory, and at a zero byte, which the parser would take for the end of the file.
 class GuardedInput : public std::streambuf {
  public:
   GuardedInput(std::istream& in, const std::string& source) : in_(in), source_(source) {}
@@ -40,12 +41,12 @@ void parse_json(std::istream& in, const std::string& source, Sax& sax) {
   nlohmann::json::sax_parse(guarded, &sax);
 }
 
-// The library's id of the error that a number is out of range, which is one of meaning, not of syntax.
+// The library's id of the error that a number is out of range. Unlike its other errors this is not one of syntax.
 inline constexpr int json_number_overflow = 406;
 
-// The library's "[json.exception.parse_error.101] parse error at line 2, column 7: syntax error while parsing value -
-// invalid literal; last read: '…'; expected …" as "file:2:7: syntax error while parsing value - invalid literal, near
-// '…'", without the raw bytes of the file.
+// The library says "[json.exception.parse_error.101] parse error at line 2, column 7: syntax error while parsing value
+// - invalid literal; last read: '…'; expected …". This makes of it "file:2:7: syntax error while parsing value -
+// invalid literal, near '…'", in which no raw bytes of the file stand.
 [[nodiscard]] std::string json_syntax_error(const std::string& source, std::string_view what,
                                             std::string_view last_token);
 

@@ -1,5 +1,5 @@
-// What the readers of our JSON files share: one that does not trust the file, and errors that name the place in it.
-// Private to sim/schedule/json.cpp, sim/costs/costs.cpp and exec/train/safetensors.cpp.
+// What the readers of our JSON files share: a document that is checked while it is read, and values that know their
+// place in the file, for errors. Private to sim/schedule/json.cpp, sim/costs/costs.cpp and exec/train/safetensors.cpp.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,8 @@ struct JsonFormat {
   std::span<const std::string_view> keys;  // all that the top-level object may have
 };
 
-// A list that is too long to be built in memory: its strings, and its inner lists, one after another.
+// A list that may be too long to be held in memory. Its strings, and the ends of its inner lists, are reported one
+// after another instead.
 struct JsonStream {
   enum class Event : std::uint8_t { open, close, text };
 
@@ -29,7 +30,8 @@ struct JsonStream {
   std::function<void(Event event, std::string_view text)> on_event;  // throws InputError; the place is added to it
 };
 
-// A value, and where it is: file "costs.json", path "stages[3].forward_ns". Document and file name must outlive it.
+// A value and its place: file "costs.json", path "stages[3].forward_ns". The document and the file's name must outlive
+// it.
 class JsonValue {
  public:
   JsonValue(const nlohmann::json& value, std::string_view source, std::string path = {})
@@ -58,8 +60,8 @@ class JsonValue {
 };
 
 // Reads one document up to the end of the input. Nesting, sizes and the number of values have bounds, so that a file
-// made to exhaust us fails early; syntax, encoding, doubled keys, format and version are checked. A list named by
-// `stream` is not part of the result.
+// that was made to exhaust the memory fails early. Syntax, encoding, doubled keys, format and version are checked. The
+// list that `stream` names is reported to it, and is not part of the result.
 [[nodiscard]] nlohmann::json read_json_document(std::istream& in, const std::string& source, const JsonFormat& format,
                                                 const JsonStream& stream = {});
 

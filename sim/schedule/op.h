@@ -38,13 +38,13 @@ struct Op {
   std::uint32_t micro_batch = 0;  // within its chain; 0 for kinds without one
   std::uint16_t stage = 0;        // over the whole placement
   Kind kind = Kind::forward;
-  bool with_next = false;  // one unit with the op after it: an F&B pair, or messages of one batch
+  bool with_next = false;  // it is one unit with the op after it: an F&B pair, or messages of one batch
 
   friend auto operator<=>(const Op&, const Op&) = default;
 };
-static_assert(sizeof(Op) == 8, "a step of 16 million ops has to fit in a laptop");
+static_assert(sizeof(Op) == 8, "a step of 16 million ops has to fit into the memory of a laptop");
 
-inline constexpr std::uint32_t stage_count_max = 65'535;  // so that their number, too, fits into 16 bits
+inline constexpr std::uint32_t stage_count_max = 65'535;  // so that the number of stages fits into 16 bits, too
 inline constexpr std::uint32_t micro_batch_count_max = 1U << 24U;
 inline constexpr std::size_t op_count_max = std::size_t{1} << 28U;  // 2 GiB of ops
 

@@ -20,11 +20,11 @@ struct Placement {
   [[nodiscard]] int stages() const { return static_cast<int>(rank_of.size()); }
   [[nodiscard]] int chains() const { return static_cast<int>(chain_begin.size()) - 1; }
   [[nodiscard]] int chain_of(int stage) const;
-  // The neighbours of a stage in its chain; none at the chain's ends.
+  // The neighbours of a stage in its chain; nothing at the ends of the chain.
   [[nodiscard]] std::optional<int> previous(int stage) const;
   [[nodiscard]] std::optional<int> next(int stage) const;
   [[nodiscard]] std::vector<int> stages_on(int rank) const;
-  // Those with the same weights, itself among them, in order.
+  // All stages with the same weights, itself among them, in ascending order.
   [[nodiscard]] std::vector<int> sharers_of(int stage) const;
 };
 
@@ -41,7 +41,8 @@ struct Placement {
 // Throws InputError where the parts do not fit together (a rank out of range, a chain without stages, …).
 void check(const Placement& placement);
 
-// The stages of each rank, for those who visit all ranks; Placement::stages_on() looks through all stages each time.
+// The stages of each rank, found once, for code that visits all ranks: Placement::stages_on() looks through all stages
+// at each call.
 class StagesByRank {
  public:
   explicit StagesByRank(const Placement& placement);

@@ -1,11 +1,11 @@
 // A Schedule together with its communication: what the simulator times and the executor replays, op for op.
 //
-// Communication sits in slots. A rank with n ops has n + 1 of them, one before each op and one after the last:
+// Communication stands in slots. A rank with n ops has n + 1 slots, one before each op and one after the last:
 //
 //     slot 0   op 0   slot 1   op 1   …   op n-1   slot n
 //
-// What a slot holds is issued, in order, as soon as the op before it has ended; messages joined by `with_next` are one
-// batch (an NCCL group). A slot never holds anything between the two ops of an F&B pair.
+// The communication of a slot is issued, in order, as soon as the op before it has ended. Messages that are joined by
+// `with_next` are one batch (an NCCL group). The slot between the two ops of an F&B pair is always empty.
 #pragma once
 
 #include <cstddef>

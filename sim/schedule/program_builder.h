@@ -1,5 +1,5 @@
-// A Schedule or Program that grows op by op, and the bounds that keep hostile files from growing it without end.
-// Private to the readers.
+// Builds a Schedule or a Program op by op, within bounds: a hostile file cannot make it grow without end. Private to
+// the readers.
 #pragma once
 
 #include <fmt/format.h>
@@ -36,7 +36,7 @@ class ProgramBuilder {
 
   [[nodiscard]] std::size_t ranks() const { return rank_begin_.size() - 1; }
 
-  // A Program if there was any communication. What is left of the builder is of no more use.
+  // A Program if there was any communication. The builder must not be used afterwards.
   [[nodiscard]] std::variant<Schedule, Program> take(std::string name, Placement placement,
                                                      std::uint32_t micro_batches) {
     check_size(placement, micro_batches);
@@ -60,7 +60,7 @@ class ProgramBuilder {
 
   void begin_slot() { slot_begin_.push_back(static_cast<std::uint32_t>(communication_.size())); }
 
-  // One op with a huge micro-batch number must not make everyone after us set up tables for all the smaller ones.
+  // Later code has tables with an entry for each micro-batch. One op with a huge number must not make them huge.
   static void check_size(const Placement& placement, std::uint32_t micro_batches) {
     const auto forwards = std::uint64_t{micro_batches} * placement.rank_of.size();
     if (forwards > op_count_max / 2) {

@@ -1,4 +1,4 @@
-// User text as error messages show it. Private to the readers.
+// How error messages show a user's text. Private to the readers.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,8 @@
 
 namespace dualpipe::detail::schedule {
 
-// In single quotes, cut after 40 characters, all but printable ASCII escaped: a message stays one readable line
-// whatever the file held.
+// The text in single quotes, cut after 40 characters, and with all but printable ASCII escaped: so a message is one
+// readable line, whatever the file held.
 [[nodiscard]] inline std::string quote(std::string_view text) {
   constexpr std::size_t length_max = 40;
   constexpr std::string_view digits = "0123456789abcdef";

@@ -1,4 +1,4 @@
-// Every rule that a schedule, or a program read from a file, can break. All violations at once, none twice.
+// The rules of a schedule, and of a program that was read from a file. All violations are listed at once, none twice.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +28,9 @@ enum class Rule : std::uint8_t {
 struct Violation {
   Rule rule;
   int rank;  // where it was seen; for a missing op, the rank that should run it
-  // In the rank's ops, or of the slot for a message. Where something is missing: the number of ops; for a message the
-  // first slot that a send, the last slot that a receive or a reduction could stand in.
+  // Of the op among the rank's ops, or of the slot that a message stands in. Where an op is missing: the number of ops.
+  // Where a message is missing: the first slot that the send could stand in, or the last one that the receive, or the
+  // reduction, could stand in.
   std::size_t position;
   Op op;
   Op other;  // the op it clashes with (a pair's partner, a neighbour in the chain); else the same as `op`
@@ -40,10 +41,10 @@ struct Violation {
 // "rank 2, op 5, 3B7: runs before 3F7"
 [[nodiscard]] std::string to_text(const Violation& violation, const Placement& placement);
 
-// At most a million are listed. Throws InputError for what no file can hold: a placement that check() refuses, or ops
-// and slots that are not divided among its ranks.
+// At most a million are listed. Throws InputError for what a reader never makes: a placement that check() refuses, or
+// ops and slots that are not divided among the ranks.
 [[nodiscard]] std::vector<Violation> validate(const Schedule& schedule);
-// The schedule's; if it has none, those of the communication.
+// The violations of the schedule; if there are none, those of the communication.
 [[nodiscard]] std::vector<Violation> validate(const Program& program);
 
 }  // namespace dualpipe

@@ -1,4 +1,4 @@
-// Messages of one kind on their way to one stage, by micro-batch. Private to sim.
+// A map from micro-batches to values, for a small range of micro-batches that moves on. Private to sim.
 #pragma once
 
 #include <cstddef>
@@ -8,47 +8,48 @@
 
 namespace dualpipe::detail::schedule {
 
-// A letter has its place at its micro-batch modulo the window's size, which doubles whenever two would share one. So
-// the window is about as small as the number of messages under way at a time, and stays in the cache.
+// Such are the messages on their way to one stage. An entry has its place at its micro-batch modulo the window's size,
+// which is doubled whenever two entries would share a place. So the window is about as small as the number of messages
+// that are under way at a time, and stays in the cache.
 template <typename Value>
 class Window {
  public:
-  // Null while there is no letter of this micro-batch.
+  // Null while there is no entry for this micro-batch.
   [[nodiscard]] const Value* find(std::uint32_t micro_batch) const {
-    const Letter& letter = letters_[micro_batch & mask_];
-    return letter.key == micro_batch + 1 ? &letter.value : nullptr;
+    const Entry& entry = entries_[micro_batch & mask_];
+    return entry.key == micro_batch + 1 ? &entry.value : nullptr;
   }
   void put(std::uint32_t micro_batch, Value value) {
-    Letter* place = &letters_[micro_batch & mask_];
+    Entry* place = &entries_[micro_batch & mask_];
     if (place->key != 0) place = &make_room(micro_batch);
     *place = {value, micro_batch + 1};
   }
-  void erase(std::uint32_t micro_batch) { letters_[micro_batch & mask_].key = 0; }
+  void erase(std::uint32_t micro_batch) { entries_[micro_batch & mask_].key = 0; }
 
  private:
-  struct Letter {
+  struct Entry {
     [[no_unique_address]] Value value{};
-    std::uint32_t key = 0;  // micro-batch + 1; 0: no letter
+    std::uint32_t key = 0;  // micro-batch + 1; 0: no entry
   };
 
-  // Rare, and so out of the way of what is not.
-  [[gnu::noinline]] Letter& make_room(std::uint32_t micro_batch) {
-    while (letters_[micro_batch & mask_].key != 0) grow();
-    return letters_[micro_batch & mask_];
+  // Not inlined, since it is rare.
+  [[gnu::noinline]] Entry& make_room(std::uint32_t micro_batch) {
+    while (entries_[micro_batch & mask_].key != 0) grow();
+    return entries_[micro_batch & mask_];
   }
 
-  // Letters that differ modulo the old size differ modulo its double.
+  // Entries that differ modulo the old size differ modulo its double.
   void grow() {
-    std::vector<Letter> larger(letters_.size() * 2);
+    std::vector<Entry> larger(entries_.size() * 2);
     mask_ = static_cast<std::uint32_t>(larger.size() - 1);
-    for (const Letter& letter : letters_) {
-      if (letter.key != 0) larger[(letter.key - 1) & mask_] = letter;
+    for (const Entry& entry : entries_) {
+      if (entry.key != 0) larger[(entry.key - 1) & mask_] = entry;
     }
-    letters_ = std::move(larger);
+    entries_ = std::move(larger);
   }
 
   static constexpr std::uint32_t size_initial = 8;
-  std::vector<Letter> letters_ = std::vector<Letter>(size_initial);
+  std::vector<Entry> entries_ = std::vector<Entry>(size_initial);
   std::uint32_t mask_ = size_initial - 1;
 };
 

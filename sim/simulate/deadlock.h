@@ -11,14 +11,14 @@
 
 namespace dualpipe {
 
-// One who waits. The next link of the cycle is whom it waits for, the last waits for the first.
+// One wait of a cycle: it waits for the next one in the cycle, and the last one for the first.
 struct Wait {
   enum class Lane : std::uint8_t { compute, communication, reduction };
   Lane lane = Lane::compute;
   int rank = 0;
   std::size_t position = 0;  // of the op in its rank, or of the slot
-  Op op;                     // what cannot start, or for communication end
-  Op awaited;                // what it needs first: an op, a message, or the other end of its own
+  Op op;                     // it cannot start or, if it is communication, cannot end
+  Op awaited;                // what has to come first: an op, a message, or the other end of the same message
 
   friend bool operator==(const Wait&, const Wait&) = default;
 };
@@ -41,8 +41,8 @@ class DeadlockError : public std::runtime_error {
   Deadlock deadlock_;
 };
 
-// The program must be valid (validate.h). What blocks under `latency` blocks under `links`, and what blocks under
-// `links` (where a send may stand behind an op that cannot run) blocks under `stream`.
+// The program must be valid (validate.h). A program that hangs under `latency` hangs under `links`, too. One that hangs
+// under `links`, where a send may stand behind an op that cannot run, hangs under `stream`, too.
 [[nodiscard]] std::optional<Deadlock> find_deadlock(const Program& program, CommunicationModel model);
 
 }  // namespace dualpipe

@@ -1,21 +1,22 @@
 // The event engine. Private to sim/simulate.
 //
-// Every rank runs its ops in order; an op starts when its rank is free and its message has arrived. So all times are
-// maxima of sums, whatever the order they are worked out in, and the engine works them out where it can: it runs a rank
-// until that needs a message not yet sent, then another that can run. A send makes the receiver one of these if it
-// sleeps for just that message. Nobody who can run, and ops left, is a deadlock.
+// Every rank runs its ops in order, and an op starts when its rank is free and its input has arrived. So all times are
+// maxima of sums, and it does not matter in which order they are computed. The engine runs one rank until that needs a
+// message which has not been sent yet; the rank then sleeps, and the engine goes on with another one that can run. A
+// send wakes the receiver if that sleeps for just this message. If no rank can run, and there are ops left, it is a
+// deadlock.
 //
 //     ready ──▶ run the rank ──needs micro-batch m of a mailbox──▶ asleep ──deliver(m)──▶ ready
 //
-// The live state of a thousand ranks is to stay in the cache. So mailboxes hold a window of micro-batches, not all of
-// them; a rank runs only a few ops per turn, and then goes to the end of the line; and the rank that was woken last
-// runs first, as it and its neighbours have just been touched.
+// The state of a thousand ranks should stay in the cache. So a mailbox holds a window of the micro-batches, not all of
+// them. A rank runs only a few ops per turn, and then goes to the end of the queue. The rank that was woken last runs
+// first, since its state and its neighbours' have just been used.
 //
-// How messages travel is the Model's (models.h):
+// How messages travel is decided by the Model (models.h), a class with these functions:
 //
-//     result(engine, task, op, released)    the op's result is out
-//     slot(engine, rank, position, now)     the rank came to a slot; only if `reads_slots`
-//     turn(engine, rank)                    the rank has its turn; only if `reads_slots`
+//     result(engine, task, op, released)    the op's result can be sent from the time `released` on
+//     slot(engine, rank, position, now)     the rank has come to a slot; called only if `reads_slots`
+//     turn(engine, rank)                    the rank has its turn; called only if `reads_slots`
 #pragma once
 
 #include <algorithm>
@@ -32,13 +33,13 @@
 
 namespace dualpipe::detail::simulate {
 
-// Whether gradients have to be reduced between stages: only then do reductions take part in time.
+// Whether gradients have to be reduced between stages. Only then do reductions take time.
 [[nodiscard]] inline bool shares_weights(const Placement& placement) {
   const auto distinct = std::set(placement.weights_of.begin(), placement.weights_of.end()).size();
   return distinct < placement.weights_of.size();
 }
 
-// The ranks that can run, in line, each at most once.
+// The queue of ranks that can run. Each is in it at most once.
 class ReadyRanks {
  public:
   explicit ReadyRanks(std::size_t ranks) : ring_(std::bit_ceil(ranks)), queued_(ranks) {}
@@ -69,7 +70,7 @@ class ReadyRanks {
 
   std::vector<std::uint32_t> ring_;
   std::vector<std::uint8_t> queued_;
-  std::size_t first_ = 0;  // goes round the ring, either way
+  std::size_t first_ = 0;  // modulo the ring's size; moves in both directions
   std::size_t count_ = 0;
 };
 
@@ -97,7 +98,7 @@ class Engine {
     }
   }
 
-  // Runs all that can run. False: a deadlock, and everything is as it stands then.
+  // Runs all that can run. Returns false at a deadlock; the state is then that of the deadlock.
   [[nodiscard]] bool run() {
     for (std::size_t r = 0; r < ranks_.size(); ++r) {
       enter_slot(r);
@@ -124,12 +125,12 @@ class Engine {
     return message_spans_[tasks_.index_of(box) * program_.schedule.micro_batches + micro_batch];
   }
 
-  // How far the rank is, in its ops.
+  // The position of the rank's next op among its ops.
   [[nodiscard]] std::size_t position(std::size_t rank) const {
     return static_cast<std::size_t>(ranks_[rank].next - program_.schedule.ops.data()) -
            program_.schedule.rank_begin[rank];
   }
-  // When the rank came to each of its slots with reductions of shared gradients, in order. For finished runs.
+  // When the rank came to each of its slots that reduce shared gradients, in order. To be called after run().
   [[nodiscard]] std::span<const Time> stop_times(std::size_t rank) const { return ranks_[rank].stop_times; }
   [[nodiscard]] std::span<const std::size_t> stops(std::size_t rank) const { return ranks_[rank].stops; }
 
@@ -175,8 +176,8 @@ class Engine {
     Rank& r = ranks_[rank];
     if constexpr (Model::reads_slots) model_.turn(*this, rank);
     const Op* const stop = r.next + std::min(turn_ops, r.end - r.next);
-    // What it reads in its turns soon to come: among a thousand ranks the processor sees no pattern. (Not in a function
-    // of its own: GCC takes that for one without an effect, and leaves it out.)
+    // Fetches what the rank will read in its next turns. The processor cannot foresee it, as a thousand ranks take
+    // turns. (GCC would drop these calls from a function of their own, as it had no effect.)
     __builtin_prefetch(r.next + line_ops);
     if constexpr (Model::reads_slots) {
       const std::uint32_t* const slot =
@@ -192,7 +193,7 @@ class Engine {
     if (r.next < r.end) ready_.push_back(rank);
   }
 
-  // The arrival of what the op needs; null while that is not known, and then the rank sleeps for it.
+  // When the op's input arrives. Null if that is not known yet: then the rank sleeps until it is.
   [[nodiscard]] static const Time* arrival(const Task& task, Op op) {
     const Time* known = task.in->arrivals.find(op.micro_batch);
     if (known == nullptr) task.in->awaited = op.micro_batch;

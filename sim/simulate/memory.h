@@ -1,10 +1,12 @@
-// What a rank holds while it runs its part of a Program. The order alone decides it, times only say when.
+// What a rank holds while it runs its part of a Program. It depends on the order alone; times only say when.
 //
-// An op's F holds its activation from its start. Its B, or I, releases it at its end; an F&B pair holds its forward
-// before its backward is released. A receive buffer is held from the slot of its RECV: a forward's until the forward
-// starts (the buffer is then part of the activation), a gradient's until the end of the op that reads it. What one
-// stage makes for another of its rank is held likewise, from the end of the op that makes it. While an op runs it holds
-// its workspace besides.
+//   activation       from the start of its F to the end of its B or I; in an F&B pair the forward's is held already
+//                    while the backward's still is
+//   receive buffer   from the slot of its RECV: an activation's until the forward starts (the buffer then becomes a
+//                    part of that activation), a gradient's until the op that reads it ends
+//   local result     what a stage makes for another stage of its rank: from the end of the op that makes it, then
+//                    like a receive buffer
+//   workspace        while an op runs
 #pragma once
 
 #include <cstddef>
@@ -23,7 +25,7 @@ struct RankMemory {
   int peak_activations = 0;                   // forwards whose B or I has not ended, over all stages of the rank
   std::size_t peak_activations_position = 0;  // the op that first reaches it
   Bytes peak = 0;                             // bytes
-  std::size_t peak_position = 0;              // the op during which, or in the slot before which, it is first reached
+  std::size_t peak_position = 0;              // of the op in which, or in the slot before which, it is first reached
 
   friend bool operator==(const RankMemory&, const RankMemory&) = default;
 };
@@ -33,7 +35,7 @@ struct RankMemory {
 // Of every rank; quicker than one by one.
 [[nodiscard]] std::vector<RankMemory> memory_of_ranks(const Program& program, const Costs& costs);
 
-// What is held at a rank's op `position`: one forward F, or I whose W is still to come, per entry, in order.
+// What a rank holds at its op `position`, in order: an F for each activation, an I for each stash whose W is to come.
 [[nodiscard]] std::vector<Op> held_at(const Program& program, int rank, std::size_t position);
 
 // Memory over time, a point wherever it changes.
@@ -43,8 +45,8 @@ struct MemoryPoint {
   int activations;
 };
 
-// For those who ask for rank after rank: what all ranks need to know is made once. The program and the costs must
-// outlive it. Its functions throw nothing.
+// For code that asks for one rank after another: the tables that all ranks share are made once. The program and the
+// costs must outlive it. Its functions throw nothing.
 class RankMemories {
  public:
   // Throws InputError where the costs do not fit the program, or the bytes could overflow.
@@ -60,7 +62,7 @@ class RankMemories {
   std::unique_ptr<const Walk> walk_;
 };
 
-// The same of one rank.
+// The same for one rank.
 [[nodiscard]] std::vector<MemoryPoint> memory_over_time(const Program& program, const Costs& costs,
                                                         const Timeline& timeline, int rank);
 

@@ -14,7 +14,7 @@
 
 namespace dualpipe::detail::simulate {
 
-// A message arrives `latency` after its producer ends, wherever its send and receive stand.
+// A message arrives `latency` after the op that made it has ended, wherever its send and its receive stand.
 class LatencyModel {
  public:
   static constexpr bool reads_slots = false;
@@ -26,7 +26,8 @@ class LatencyModel {
   }
 };
 
-// A send goes out when its slot is reached and the directed link to the other rank has passed on all that came before.
+// A message starts when the slot of its send is reached and the directed link to the other rank is free: the link
+// passes on one message at a time, in the order of the sends.
 class LinksModel {
  public:
   static constexpr bool reads_slots = true;
@@ -46,7 +47,7 @@ class LinksModel {
     link_free_.resize(links.size());
   }
 
-  // Kept until the send, which may be earlier than its slot where results are released early.
+  // Remembered until the send. Where results are released early, that message may start before its slot is reached.
   void result(Engine<LinksModel>&, const Task& task, Op op, Time released) {
     Result& result = results_[op.kind == Kind::forward ? 0 : 1];
     result = {task.out, op.micro_batch, released};
@@ -85,8 +86,8 @@ class LinksModel {
   std::vector<Time> link_free_;         // by directed link, when it has passed on all so far
 };
 
-// A rank's batches run one after the other, a message when both of its ends have started (as NCCL's send and receive
-// kernels, which wait for each other), a batch ends with its last message, and only then are its messages there.
+// A rank's batches run one after the other. A message starts when both of its ends have started, as NCCL's send and
+// receive kernels wait for each other. A batch ends with its last message, and only then have its messages arrived.
 class StreamModel {
  public:
   static constexpr bool reads_slots = true;
@@ -110,7 +111,7 @@ class StreamModel {
 
   void turn(Engine<StreamModel>& engine, std::size_t rank) { advance(engine, rank); }
 
-  // For the verdict on deadlock: the messages of the rank's latest batch are those from batch_begin to next.
+  // For find_deadlock(): the messages of the rank's latest batch are those from batch_begin to next.
   [[nodiscard]] std::uint32_t batch_begin(std::size_t rank) const { return streams_[rank].batch_begin; }
   [[nodiscard]] std::uint32_t next(std::size_t rank) const { return streams_[rank].next; }
   // Whether one end of the message has started and waits for the other.
@@ -119,7 +120,7 @@ class StreamModel {
   }
 
  private:
-  // A slot that computation has come to, and its batches not all have started.
+  // A slot that the rank's computation has come to, and of which some batch has not started yet.
   struct Reached {
     std::uint32_t end;  // of its messages
     Time time;
@@ -131,8 +132,8 @@ class StreamModel {
     std::uint32_t rank;
   };
 
-  // In the order in which they were reached. (A std::deque takes half a kilobyte, in it one slot or none: a thousand of
-  // them push each other out of the cache.)
+  // A queue, in the order in which the slots were reached. It mostly holds one slot or none. (A std::deque takes half a
+  // kilobyte even so, and those of a thousand ranks would push each other out of the cache.)
   class ReachedSlots {
    public:
     [[nodiscard]] bool empty() const { return slots_.empty(); }

@@ -1,7 +1,7 @@
 // When the gradients of shared weights are reduced. Private to sim/simulate.
 //
-// Every rank runs its REDUCE_GRADs in order on a lane of its own; one starts when all ranks that hold the weights have
-// come to theirs. A rank that holds several stages with the same weights takes part once, at its last.
+// Every rank runs its REDUCE_GRADs in order, on a lane beside its ops. A reduction starts when all ranks that hold the
+// weights have come to theirs. A rank that holds several stages with the same weights takes part once, at the last one.
 #pragma once
 
 #include <optional>

@@ -1,4 +1,5 @@
-// A Program and its Costs, worked into one table: what each op takes, reads and makes. Private to sim/simulate.
+// A table made of a Program and its Costs: how long each op takes, and through which mailboxes its input comes and its
+// result goes. Private to sim/simulate.
 #pragma once
 
 #include <array>
@@ -13,7 +14,8 @@
 
 namespace dualpipe::detail::simulate {
 
-// Every stage has two: one for activations (the input of its F), one for gradients (of its B or I).
+// The messages to one stage: every stage has a mailbox for activations (the inputs of its F), and one for gradients
+// (those of its B or I).
 struct Mailbox {
   static constexpr std::uint32_t nothing = std::numeric_limits<std::uint32_t>::max();
 
@@ -74,8 +76,9 @@ class Tasks {
   std::vector<StageTasks> of_stage_;
 };
 
-// Scales durations by a factor drawn from seed, stage, micro-batch and pass; by integers alone, so that it is the same
-// on every machine, and drawn anew for each op, so that it does not matter in which order they are asked for.
+// Scales the duration of an op by a random factor, which depends on the seed and on the op's stage, micro-batch and
+// pass alone: so it does not matter in which order ops are asked for. It computes with integers alone, so that all
+// machines give the same.
 class Jitter {
  public:
   explicit Jitter(const Costs& costs);

@@ -10,9 +10,9 @@
 
 namespace dualpipe {
 
-// The longest run, 73 years. simulate() refuses costs by which a run could take longer, read_chrome_trace() traces that
-// hold later times. So whoever reads a Timeline may add three of its times, or subtract one from another, unchecked:
-// 3 * 2^61 < 2^63. A product of a time needs a look, or 128 bits.
+// The longest run, 73 years. simulate() refuses costs by which a run could take longer, and read_chrome_trace() refuses
+// traces with later times. So code that reads a Timeline may add three of its times, or subtract one from another,
+// without a check: 3 * 2^61 < 2^63. Products of times need a check, or 128 bits.
 inline constexpr Time run_time_max = Time{1} << 61U;
 
 struct Span {
@@ -38,10 +38,10 @@ struct PartSpan {
   enum class Lane : std::uint8_t {
     compute,   // of the op's stage
     exchange,  // of the rank: what the shards of a stage get of each other within an op
-    copy,      // of the rank: what another rank sent goes to memory of this one
+    copy,      // of the rank: a message is copied into memory of this rank
   };
 
-  Op op;                      // that it is a part of; of a copy the receive. `with_next` is off
+  Op op;                      // the op that it is a part of, or the receive that was copied. `with_next` is off
   Lane lane = Lane::compute;  // of the rank that has the op
   std::string name;           // "dispatch"
   Span span;
