@@ -14,10 +14,14 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe {
+
+// What goes from one stage to the next: none, one or several, of any shapes and types.
+using Tensors = std::vector<at::Tensor>;
 
 struct Lane {
   enum class Kind : std::uint8_t {

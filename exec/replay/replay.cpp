@@ -232,7 +232,9 @@ class Replay {
   void send(const Op& message) {
     Made made = take_result(held(message).index, message.kind == Kind::send_forward, message.micro_batch);
     charge_to_nobody(made.tensor);
-    transport_.send(message, std::move(made.tensor), made.ready);
+    Tensors tensors(1);  // not from a list, which would hold the tensor as long as the receiver works on it
+    tensors.front() = std::move(made.tensor);
+    transport_.send(message, std::move(tensors), made.ready);
     const Mark start = std::exchange(last_, device_.mark());
     marks_of(message) = {start, last_};
   }
@@ -349,11 +351,15 @@ class Replay {
     Received received = transport_.wait(*message);
     Mark arrived = received.ready;
     arrived.time = time_of(received.arrived);
-    received.tensor = device_.take(std::move(received.tensor), arrived);
+    if (received.tensors.size() != 1) {
+      throw InputError(
+          fmt::format("{} brings {} tensors, and a stage takes one", to_text(*message), received.tensors.size()));
+    }
+    at::Tensor tensor = device_.take(std::move(received.tensors.front()), arrived);
     marks_of(*message) = {posted, arrived};
     if (part_notes_) note_copy(*message, arrived);
-    charge_to_this_thread(received.tensor);
-    return std::move(received.tensor);
+    charge_to_this_thread(tensor);
+    return tensor;
   }
 
   void note_copy(const Op& message, const Mark& arrived) {

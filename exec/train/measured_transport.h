@@ -21,9 +21,12 @@ class MeasuredTransport : public Transport {
   void begin(const Program& program, Device& device) override { transport_.begin(program, device); }
   void end_batch() override { transport_.end_batch(); }
   void confirm() override { transport_.confirm(); }
-  void send(Op message, at::Tensor tensor, const Mark& ready) override {
-    if (message.kind == Kind::send_forward) stages_[message.stage].message = static_cast<Bytes>(tensor.nbytes());
-    transport_.send(message, std::move(tensor), ready);
+  void send(Op message, Tensors tensors, const Mark& ready) override {
+    if (message.kind == Kind::send_forward) {
+      Bytes& bytes = stages_[message.stage].message = 0;
+      for (const at::Tensor& each : tensors) bytes += static_cast<Bytes>(each.nbytes());
+    }
+    transport_.send(message, std::move(tensors), ready);
   }
   void post_receive(Op message) override { transport_.post_receive(message); }
   [[nodiscard]] Received wait(Op message) override { return transport_.wait(message); }

@@ -22,7 +22,7 @@ class Engine {
     virtual ~Receiver() = default;
     // What the tensors of a parcel look like, of which only the rest is here. Throws std::runtime_error where the rest
     // is not what another process may send.
-    [[nodiscard]] virtual std::vector<Form> forms_of(const Parcel& parcel) = 0;
+    [[nodiscard]] virtual Forms forms_of(const Parcel& parcel) = 0;
     virtual void deliver(int from, Parcel parcel) = 0;
     // What this process sent cannot be taken in: why. Nothing more is, from it.
     virtual void refused(int from, const std::string& reason) = 0;

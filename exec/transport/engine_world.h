@@ -89,7 +89,7 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   void take_in_presence(int from, const Parcel& parcel);
 
   // --- Engine::Receiver
-  [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel) override { return hub_of(parcel)->forms_of(parcel); }
+  [[nodiscard]] Forms forms_of(const Parcel& parcel) override { return hub_of(parcel)->forms_of(parcel); }
   [[nodiscard]] bool is_awaited() const override { return is_watched(); }
   void refused(int from, const std::string& reason) override;
   void broken(const std::string& reason) override;

@@ -33,6 +33,8 @@ void wait_for_stream(at::Device device) {
   guard.synchronizeStream(guard.getStream(device));
 }
 
+std::string text_of(const Tensors& tensors) { return to_text(forms_of(tensors)); }
+
 bool are_alike(const Tensors& some, const Tensors& others) {
   return std::ranges::equal(some, others, [](const at::Tensor& a, const at::Tensor& b) {
     return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type();
@@ -58,7 +60,7 @@ struct Hub::Group {
     return static_cast<std::size_t>(std::ranges::find(stages(), stage) - stages().begin());
   }
   [[nodiscard]] std::string note_of(const Tensors& tensors) const {
-    return pack({key.first, key.second, forms_in(tensors)});
+    return pack({key.first, key.second, dualpipe::detail::transport::forms_of(tensors)});
   }
 
   GroupKey key;
@@ -93,21 +95,18 @@ Waiting Hub::waiting() const {
 
 // --- messages
 
-void Hub::send(Op message, at::Tensor tensor, const Mark& ready) {
+void Hub::send(Op message, Tensors tensors, const Mark& ready) {
   verdict_->throw_if_aborted();
-  const bool is_first = agreement_.check(message, tensor);
+  const bool is_first = agreement_.check(message, tensors);
   const Op receive = peer_of(message, placement_);
   const int to = rank_of(receive.stage);
   const auto now = Clock::now();
-  Tensors
-      content;  // not made from a list, which would hold the tensor, too, until the receiver may long be done with it
-  content.push_back(std::move(tensor));
   if (!apart(rank_of(message.stage), to)) {
     return mailbox_of(to).put(box_of(receive),
-                              {receive.micro_batch, std::move(content), now + options_.link_delay, ready});
+                              {receive.micro_batch, std::move(tensors), now + options_.link_delay, ready});
   }
-  Parcel parcel{.receive = receive, .rank = to, .sent = now, .content = std::move(content)};
-  if (is_first) parcel.note = pack({.forms = forms_in(parcel.content)});
+  Parcel parcel{.receive = receive, .rank = to, .sent = now, .content = std::move(tensors)};
+  if (is_first) parcel.note = pack({.forms = dualpipe::detail::transport::forms_of(parcel.content)});
   (void)wire_->send(to, std::move(parcel));
 }
 
@@ -117,7 +116,7 @@ std::optional<Received> Hub::wait_for(Op message, std::chrono::nanoseconds patie
   waits.deadline = Clock::now() + patience;
   auto letter = mailbox_of(rank_of(message.stage)).take(box_of(message), message.micro_batch, waits);
   if (!letter) return std::nullopt;
-  return Received{std::move(letter->content.front()), letter->arrived, letter->ready};
+  return Received{std::move(letter->content), letter->arrived, letter->ready};
 }
 
 Received Hub::wait(Op message) {
@@ -202,7 +201,7 @@ std::optional<Tensors> Hub::sums_from_afar(Group& group, std::size_t index, cons
                     group.key.first ? "all ranks" : fmt::format("stages {}", fmt::join(group.stages(), ", "))));
   }
   if (!are_alike(letter->content, own)) {
-    throw TransportError(fmt::format("rank {} made {} of {}", home, forms_text(letter->content), forms_text(own)));
+    throw TransportError(fmt::format("rank {} made {} of {}", home, text_of(letter->content), text_of(own)));
   }
   // They have arrived, or there would be no sums; only this end may not have been told.
   for (const auto& departed : std::exchange(member.departures, {})) {
@@ -236,7 +235,7 @@ Tensors Hub::add(const Group& group, const std::vector<std::optional<Tensors>>& 
 void Hub::check_alike(const Group& group, const Tensors& first, std::size_t index, const Tensors& other) const {
   if (are_alike(first, other)) return;
   throw std::runtime_error(fmt::format("gradients to be summed are unlike: {} has {}; {} has {}", side(group, 0),
-                                       forms_text(first), side(group, index), forms_text(other)));
+                                       text_of(first), side(group, index), text_of(other)));
 }
 
 std::string Hub::side(const Group& group, std::size_t index) const {
@@ -297,31 +296,24 @@ Hub::Route Hub::route_of_sum(const Parcel& parcel, const Note& note) const {
                                        fmt::join(stages, ", "), parcel.index, parcel.rank));
 }
 
-std::vector<Form> Hub::forms_of(const Parcel& parcel) {
+Forms Hub::forms_of(const Parcel& parcel) {
   (void)route_of(parcel);
   if (parcel.kind != Parcel::Kind::message) return unpack_note(parcel.note).forms;
   if (!parcel.note.empty()) {
-    const Note note = unpack_note(parcel.note);
-    if (note.forms.size() != 1) {
-      throw std::runtime_error(fmt::format("{} tensors for {}", note.forms.size(), to_text(parcel.receive)));
-    }
-    agreement_.learn(parcel.receive, note.forms[0]);
+    agreement_.learn(parcel.receive, unpack_note(parcel.note).forms);
   }
-  return {agreement_.form(parcel.receive)};
+  return agreement_.forms(parcel.receive);
 }
 
 void Hub::deliver(Parcel parcel) {
   (void)route_of(parcel);
   if (parcel.kind == Parcel::Kind::message) {
-    if (parcel.content.size() != 1) {
-      throw std::runtime_error(fmt::format("{} tensors for {}", parcel.content.size(), to_text(parcel.receive)));
-    }
     const auto arrived = std::max(Clock::now(), parcel.sent + options_.link_delay);
     return mailbox_of(parcel.rank)
         .put(box_of(parcel.receive), {parcel.receive.micro_batch, std::move(parcel.content), arrived});
   }
   const Note note = unpack_note(parcel.note);
-  if (forms_in(parcel.content) != note.forms) {
+  if (dualpipe::detail::transport::forms_of(parcel.content) != note.forms) {
     throw std::runtime_error(
         fmt::format("{} tensors where its note describes {}", parcel.content.size(), note.forms.size()));
   }
@@ -360,9 +352,7 @@ class RankTransport final : public Transport {
   void begin(const Program& /*program*/, Device& /*device*/) override {}  // any order will do
   void end_batch() override {}
   void confirm() override {}
-  void send(Op message, at::Tensor tensor, const Mark& ready) override {
-    hub_->send(message, std::move(tensor), ready);
-  }
+  void send(Op message, Tensors tensors, const Mark& ready) override { hub_->send(message, std::move(tensors), ready); }
   void post_receive(Op) override {}  // what comes is taken in anyway
   [[nodiscard]] Received wait(Op message) override { return hub_->wait(message); }
   void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override {

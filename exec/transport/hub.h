@@ -42,7 +42,7 @@ class Hub {
   Hub(const Hub&) = delete;
   Hub& operator=(const Hub&) = delete;
 
-  void send(Op message, at::Tensor tensor, const Mark& ready);
+  void send(Op message, Tensors tensors, const Mark& ready);
   [[nodiscard]] Received wait(Op message);
   // Nothing if it did not come so soon; the message can be waited for again.
   [[nodiscard]] std::optional<Received> wait_for(Op message, std::chrono::nanoseconds patience);
@@ -57,7 +57,7 @@ class Hub {
     int to = 0;
   };
   [[nodiscard]] Route route_of(const Parcel& parcel) const;
-  [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel);
+  [[nodiscard]] Forms forms_of(const Parcel& parcel);
   void deliver(Parcel parcel);
   [[nodiscard]] int ranks() const { return placement_.ranks; }
   // Another process has aborted the run: the verdict says so. Wakes all who wait.

@@ -172,7 +172,9 @@ Departed MpiEngine::send(int process, Parcel parcel) {
                         .sent = parcel.sent};
   {
     const ChargeToNobody guard;
-    for (at::Tensor& each : parcel.content) each = each.contiguous();
+    for (at::Tensor& each : parcel.content) {
+      if (each.defined()) each = each.contiguous();
+    }
   }
   outgoing->parcel = std::move(parcel);
   Departed departed = outgoing->departed;
@@ -234,7 +236,7 @@ void MpiEngine::start_send(Outgoing& outgoing, const std::shared_ptr<Outgoing>& 
   start(&outgoing.envelope, sizeof(Envelope), envelope_tag);
   in_chunks(outgoing.parcel.note.data(), outgoing.parcel.note.size(), start_bytes);
   for (const at::Tensor& each : outgoing.parcel.content) {
-    in_chunks(each.mutable_data_ptr(), each.nbytes(), start_bytes);
+    if (each.defined()) in_chunks(each.mutable_data_ptr(), each.nbytes(), start_bytes);
   }
 }
 
@@ -279,7 +281,7 @@ void MpiEngine::take_content(int peer, const std::shared_ptr<Incoming>& incoming
   if (incoming->tensors > 0) {
     try {
       const ChargeToNobody guard;
-      for (const Form& form : receiver_.forms_of(parcel)) parcel.content.push_back(at::empty(form.sizes, form.type));
+      for (const Form& form : receiver_.forms_of(parcel)) parcel.content.push_back(empty_of(form));
     } catch (const std::exception& error) {
       return refuse(peer, text_of(error), news);
     }
@@ -288,6 +290,7 @@ void MpiEngine::take_content(int peer, const std::shared_ptr<Incoming>& incoming
     return refuse(peer, fmt::format("{} tensors, where {} belong", incoming->tensors, parcel.content.size()), news);
   }
   for (const at::Tensor& each : parcel.content) {
+    if (!each.defined()) continue;
     in_chunks(each.mutable_data_ptr(), each.nbytes(), [&](void* data, int bytes) {
       receive({.step = Step::content, .peer = peer, .bytes = bytes, .incoming = incoming}, data, bytes_tag);
       ++incoming->pending;

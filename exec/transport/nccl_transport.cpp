@@ -44,12 +44,14 @@ Op boundary_of(Op message) {
 
 // A tensor of no elements tells the form of another.
 at::Tensor herald_of(const at::Tensor& tensor) {
+  if (!tensor.defined()) return {};
   std::vector<std::int64_t> sizes = tensor.sizes().vec();
   sizes.insert(sizes.begin(), 0);
   return at::empty(sizes, tensor.scalar_type());
 }
 Form form_of_herald(const at::Tensor& herald) {
   Form form = form_of(herald);
+  if (!herald.defined()) return form;
   form.sizes.erase(form.sizes.begin());
   return form;
 }
@@ -66,6 +68,12 @@ class LaneGuard {
   Device& device_;
   Lane before_;
 };
+
+Tensors heralds_of(std::span<const at::Tensor> tensors) {
+  Tensors heralds;
+  for (const at::Tensor& each : tensors) heralds.push_back(herald_of(each));
+  return heralds;
+}
 
 Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<std::uint16_t>(direction)}; }
 
@@ -156,13 +164,14 @@ void NcclTransport::meet_neighbours(std::size_t direction) {
 
 // --- messages
 
-void NcclTransport::send(Op message, at::Tensor tensor, const Mark& ready) {
+void NcclTransport::send(Op message, Tensors tensors, const Mark& ready) {
   throw_if_aborted();
-  if (agreement_.check(message, tensor)) hub_->send(message, herald_of(tensor), {});
-  Message sent{plain(message), std::move(tensor), ready};
-  if (!sent.tensor.is_contiguous()) {
+  if (agreement_.check(message, tensors)) hub_->send(message, heralds_of(tensors), {});
+  Message sent{plain(message), std::move(tensors), ready};
+  for (at::Tensor& each : sent.tensors) {
+    if (!each.defined() || each.is_contiguous()) continue;
     const detail::replay::ChargeToNobody guard;
-    sent.tensor = sent.tensor.contiguous();
+    each = each.contiguous();
     sent.ready = device_->mark();
   }
   batch_.push_back(std::move(sent));
@@ -220,7 +229,7 @@ Received NcclTransport::wait(Op message) {
   assert(arrival != arrivals_.end() && "its receive was not posted");
   Arrival found = std::move(arrival->second);
   arrivals_.erase(arrival);
-  return {std::move(found.tensor), Clock::now(), found.ready};
+  return {std::move(found.tensors), Clock::now(), found.ready};
 }
 
 bool NcclTransport::is_known(Op message) const {
@@ -237,7 +246,9 @@ bool NcclTransport::learn(Op receive, std::chrono::nanoseconds patience) {
 }
 
 void NcclTransport::note(Op receive, const Received& herald) {
-  agreement_.learn(receive, form_of_herald(herald.tensor));
+  Forms forms;
+  for (const at::Tensor& each : herald.tensors) forms.push_back(form_of_herald(each));
+  agreement_.learn(receive, forms);
   known_.insert(boundary_of(receive));
 }
 
@@ -246,20 +257,22 @@ void NcclTransport::issue_messages(std::size_t direction, Messages messages, con
   const LaneGuard lane(*device_, lane_of(direction));
   std::vector<Transfer> transfers;
   std::vector<Mark> after{reached};
-  std::vector<std::pair<Op, at::Tensor>> received;
+  std::vector<std::pair<Op, Tensors>> received;
   for (Message& each : messages) {
     if (is_send(each.op.kind)) {
       after.push_back(each.ready);
     } else {
       const detail::replay::ChargeToNobody guard;
-      const Form form = agreement_.form(each.op);
-      each.tensor = at::empty(form.sizes, at::TensorOptions(form.type).device(device_->where()));
-      received.emplace_back(each.op, each.tensor);
+      for (const Form& form : agreement_.forms(each.op)) each.tensors.push_back(empty_of(form, device_->where()));
+      received.emplace_back(each.op, each.tensors);
     }
-    transfers.push_back({std::move(each.tensor), peer_rank(each.op), is_send(each.op.kind), to_text(each.op)});
+    for (at::Tensor& tensor : each.tensors) {
+      if (!tensor.defined()) continue;
+      transfers.push_back({std::move(tensor), peer_rank(each.op), is_send(each.op.kind), to_text(each.op)});
+    }
   }
   const Mark done = issue(direction, std::move(transfers), after);
-  for (auto& [op, tensor] : received) arrivals_[op] = {std::move(tensor), done};
+  for (auto& [op, tensors] : received) arrivals_[op] = {std::move(tensors), done};
 }
 
 // Returns when the group will be done. Its lane need not be in use.
@@ -359,8 +372,7 @@ void NcclTransport::reduce(std::span<const int> stages, int stage, std::span<at:
 // Where they come together the first time it is seen whether all bring the same.
 void NcclTransport::agree(std::span<const int> stages, Sum& sum) {
   for (const auto& [stage, tensors] : sum.brought) {
-    Tensors heralds;
-    for (const at::Tensor& each : tensors) heralds.push_back(herald_of(each));
+    Tensors heralds = heralds_of(tensors);
     hub_->reduce(stages, stage, heralds);
   }
   sum.is_agreed = true;

@@ -56,7 +56,7 @@ class NcclTransport final : public Transport {
   ~NcclTransport() override;
 
   void begin(const Program& program, Device& device) override;
-  void send(Op message, at::Tensor tensor, const Mark& ready) override;
+  void send(Op message, Tensors tensors, const Mark& ready) override;
   void post_receive(Op message) override;
   void end_batch() override;
   [[nodiscard]] Received wait(Op message) override;
@@ -70,9 +70,9 @@ class NcclTransport final : public Transport {
   static constexpr std::size_t gradients = 1;
 
   struct Message {
-    Op op;              // a send or a receive
-    at::Tensor tensor;  // of a receive: once its form is known
-    Mark ready{};       // of a send
+    Op op;            // a send or a receive
+    Tensors tensors;  // of a receive: once their forms are known
+    Mark ready{};     // of a send
   };
   using Messages = std::vector<Message>;
   // What goes to a peer, or comes from it.
@@ -90,7 +90,7 @@ class NcclTransport final : public Transport {
     std::optional<Clock::time_point> seen_started{};
   };
   struct Arrival {
-    at::Tensor tensor;
+    Tensors tensors;
     Mark ready;
   };
   // Stages whose gradients are summed.

@@ -14,6 +14,7 @@ namespace dualpipe::detail::transport {
 namespace {
 
 void check(const Form& form) {
+  if (form == Form{{}, at::ScalarType::Undefined}) return;  // no tensor
   const auto type = static_cast<int>(form.type);
   if (type < 0 || type >= static_cast<int>(at::ScalarType::NumOptions) || form.type == at::ScalarType::Undefined) {
     throw std::runtime_error(fmt::format("a tensor of type {}, which there is not", type));
@@ -27,12 +28,6 @@ void check(const Form& form) {
 }
 
 }  // namespace
-
-std::vector<Form> forms_in(const Tensors& tensors) {
-  std::vector<Form> forms;
-  for (const at::Tensor& each : tensors) forms.push_back(form_of(each));
-  return forms;
-}
 
 std::string pack(const Note& note) {
   Packer packer;

@@ -13,12 +13,10 @@ namespace dualpipe::detail::transport {
 struct Note {
   bool is_sum = false;        // part, sums: of sum(), else of reduce()
   std::vector<int> stages{};  // part, sums: those whose tensors are summed
-  std::vector<Form> forms{};  // of each tensor
+  Forms forms{};              // of each tensor
 
   friend bool operator==(const Note&, const Note&) = default;
 };
-
-[[nodiscard]] std::vector<Form> forms_in(const Tensors& tensors);
 
 [[nodiscard]] std::string pack(const Note& note);
 // Throws std::runtime_error where the bytes are no such note, or a tensor would be larger than any memory.

@@ -252,8 +252,8 @@ void StoreEngine::Work::send(int process, const Parcel& parcel) {
   packer.put(parcel.content.size());
   for (const at::Tensor& each : parcel.content) {
     const detail::replay::ChargeToNobody guard;
-    const at::Tensor plain = each.contiguous();
-    packer.put(std::string(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes()));
+    const at::Tensor plain = each.defined() ? each.contiguous() : each;
+    packer.put(each.defined() ? std::string(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes()) : "");
   }
   note([&] {
     if (is_broken_) return;
@@ -380,8 +380,9 @@ void StoreEngine::Work::take_in(const std::string& bytes, Receiver& receiver) co
       const detail::replay::ChargeToNobody guard;
       for (const Form& form : receiver.forms_of(parcel)) {
         const auto content = unpacker.get<std::string>();
-        parcel.content.push_back(at::empty(form.sizes, form.type));
-        if (content.size() != parcel.content.back().nbytes()) {
+        parcel.content.push_back(empty_of(form));
+        const at::Tensor& made = parcel.content.back();
+        if (content.size() != (made.defined() ? made.nbytes() : 0)) {
           throw std::runtime_error(fmt::format("{} bytes for {}", content.size(), to_text(form)));
         }
         if (content.empty()) continue;  // there is no memory to copy to

@@ -28,7 +28,7 @@ class TimeoutError : public TransportError {
 };
 
 struct Received {
-  at::Tensor tensor;
+  Tensors tensors;
   std::chrono::steady_clock::time_point arrived;
   Mark ready{};  // on a GPU: when its content will be there
 };
@@ -50,12 +50,13 @@ class Transport {
   // meanwhile.
   virtual void confirm() = 0;
 
-  // Hands over what a SEND op of this rank sends, and what is done at `ready`; never waits for the receiver. The tensor
-  // must not be changed afterwards.
-  virtual void send(Op message, at::Tensor tensor, const Mark& ready) = 0;
+  // Hands over what a SEND op of this rank sends, and what is done at `ready`; never waits for the receiver. Any
+  // number of tensors, also none; one that is undefined (the gradient of what needs none) arrives undefined. They must
+  // not be changed afterwards.
+  virtual void send(Op message, Tensors tensors, const Mark& ready) = 0;
   // Announces that a RECV op is reached, so that the message can be taken in while the rank computes.
   virtual void post_receive(Op message) = 0;
-  // Waits for a message that was posted. Its shape and type are what the sender sent.
+  // Waits for a message that was posted. Number, order, shapes and types of its tensors are what the sender sent.
   // Throws TransportError when the run was aborted, TimeoutError when nothing came within the timeout.
   [[nodiscard]] virtual Received wait(Op message) = 0;
 

@@ -26,7 +26,6 @@
 namespace dualpipe::detail::transport {
 
 using Clock = std::chrono::steady_clock;
-using Tensors = std::vector<at::Tensor>;
 
 inline std::string seconds(std::chrono::nanoseconds duration) {
   return fmt::format("{} s", std::chrono::duration<double>(duration).count());

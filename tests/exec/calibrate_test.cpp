@@ -146,14 +146,14 @@ class SlowTransport final : public Transport {
   void begin(const Program& program, Device& device) override { below_.begin(program, device); }
   void end_batch() override { below_.end_batch(); }
   void confirm() override { below_.confirm(); }
-  void send(Op message, at::Tensor tensor, const Mark& ready) override {
-    below_.send(message, std::move(tensor), ready);
+  void send(Op message, Tensors tensors, const Mark& ready) override {
+    below_.send(message, std::move(tensors), ready);
   }
   void post_receive(Op message) override { below_.post_receive(message); }
   [[nodiscard]] Received wait(Op message) override {
     Received received = below_.wait(message);
     std::this_thread::sleep_until(received.arrived +
-                                  std::chrono::nanoseconds(500 * us + 10 * received.tensor.nbytes()));
+                                  std::chrono::nanoseconds(500 * us + 10 * received.tensors.at(0).nbytes()));
     return received;
   }
   void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) override {

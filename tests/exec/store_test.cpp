@@ -220,6 +220,11 @@ BOOST_AUTO_TEST_CASE(what_is_large_comes_whole) {
   BOOST_TEST(errors == std::vector<std::string>(2), boost::test_tools::per_element());
 }
 
+BOOST_AUTO_TEST_CASE(a_message_has_any_number_of_tensors) {
+  const auto errors = in_worlds(2, nullptr, soon(), [](World& world) { exchange_messages(world); });
+  BOOST_TEST(errors == std::vector<std::string>(2), boost::test_tools::per_element());
+}
+
 // Ranks can reach each other through the store itself: the whole replay in several processes.
 BOOST_DATA_TEST_CASE(a_pipeline_over_the_store_trains_like_one_of_threads,
                      boost::unit_test::data::make({"1f1b", "dualpipe", "dualpipev"}), name) {

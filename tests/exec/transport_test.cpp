@@ -20,6 +20,7 @@
 #include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/placement.h"
+#include "tests/exec/worlds.h"
 
 namespace dualpipe::test {
 namespace {
@@ -92,22 +93,23 @@ BOOST_AUTO_TEST_SUITE(exec_transport)
 BOOST_DATA_TEST_CASE(hands_over_the_tensor, all_ways, way) {
   const Ranks ranks = transports(way, straight(2, 1), {});
   const at::Tensor sent = at::arange(12, at::kFloat).view({3, 4});
-  ranks[0]->send(op(Kind::send_forward, 0, 5), sent, {});
+  ranks[0]->send(op(Kind::send_forward, 0, 5), {sent}, {});
   ranks[1]->post_receive(op(Kind::receive_forward, 1, 5));
   const Received received = ranks[1]->wait(op(Kind::receive_forward, 1, 5));
-  BOOST_TEST(at::equal(received.tensor, sent));
-  BOOST_TEST(received.tensor.is_same(sent) == (way != Way::mpi_wire), "within a process it is the tensor itself");
+  BOOST_TEST(at::equal(received.tensors.at(0), sent));
+  BOOST_TEST(received.tensors.at(0).is_same(sent) == (way != Way::mpi_wire),
+             "within a process it is the tensor itself");
   BOOST_TEST((received.arrived <= Clock::now()));
 }
 
 BOOST_DATA_TEST_CASE(messages_are_told_apart_by_stage_kind_and_micro_batch, all_ways, way) {
   // v_shape(2): stages 0 and 3 on rank 0, 1 and 2 on rank 1.
   const Ranks ranks = transports(way, v_shape(2), {});
-  ranks[0]->send(op(Kind::send_forward, 0, 0), number(100), {});
-  ranks[0]->send(op(Kind::send_forward, 0, 1), number(101), {});
-  ranks[0]->send(op(Kind::send_backward, 3, 0), number(300), {});
-  ranks[0]->send(op(Kind::send_forward, 0, 2), number(102), {});
-  const auto got = [&](Op message) { return ranks[1]->wait(message).tensor.item<double>(); };
+  ranks[0]->send(op(Kind::send_forward, 0, 0), {number(100)}, {});
+  ranks[0]->send(op(Kind::send_forward, 0, 1), {number(101)}, {});
+  ranks[0]->send(op(Kind::send_backward, 3, 0), {number(300)}, {});
+  ranks[0]->send(op(Kind::send_forward, 0, 2), {number(102)}, {});
+  const auto got = [&](Op message) { return ranks[1]->wait(message).tensors.at(0).item<double>(); };
   BOOST_TEST(got(op(Kind::receive_forward, 1, 2)) == 102);
   BOOST_TEST(got(op(Kind::receive_backward, 2, 0)) == 300);
   BOOST_TEST(got(op(Kind::receive_forward, 1, 0)) == 100);
@@ -122,12 +124,12 @@ BOOST_DATA_TEST_CASE(a_receiver_that_sleeps_is_woken, all_ways, way) {
       run_ranks({[&] {
                    for (std::uint32_t i = 0; i < count; ++i) {
                      std::this_thread::sleep_for(200us);  // longer than a receiver spins
-                     ranks[0]->send(op(Kind::send_forward, 0, i), number(i), {});
+                     ranks[0]->send(op(Kind::send_forward, 0, i), {number(i)}, {});
                    }
                  },
                  [&] {
                    for (std::uint32_t i = 0; i < count; ++i) {
-                     got.push_back(ranks[1]->wait(op(Kind::receive_forward, 1, i)).tensor.item<double>());
+                     got.push_back(ranks[1]->wait(op(Kind::receive_forward, 1, i)).tensors.at(0).item<double>());
                    }
                  }});
   BOOST_TEST(errors[0] == "");
@@ -139,7 +141,7 @@ BOOST_DATA_TEST_CASE(a_receiver_that_sleeps_is_woken, all_ways, way) {
 BOOST_DATA_TEST_CASE(a_message_is_not_there_before_the_link_delay, all_ways, way) {
   const Ranks ranks = transports(way, straight(2, 1), {10s, 30ms});
   const auto sent = Clock::now();
-  ranks[0]->send(op(Kind::send_forward, 0), number(1), {});
+  ranks[0]->send(op(Kind::send_forward, 0), {number(1)}, {});
   BOOST_TEST((Clock::now() - sent < 20ms), "a send does not wait");
   const Received received = ranks[1]->wait(op(Kind::receive_forward, 1));
   BOOST_TEST((Clock::now() - sent >= 30ms));
@@ -158,7 +160,7 @@ BOOST_DATA_TEST_CASE(a_timeout_says_what_was_awaited_and_from_whom, all_ways, wa
 
 BOOST_DATA_TEST_CASE(a_message_that_is_still_under_way_times_out_too, all_ways, way) {
   const Ranks ranks = transports(way, straight(2, 1), {20ms, 10s});
-  ranks[0]->send(op(Kind::send_forward, 0), number(1), {});
+  ranks[0]->send(op(Kind::send_forward, 0), {number(1)}, {});
   BOOST_CHECK_THROW((void)ranks[1]->wait(op(Kind::receive_forward, 1)), TimeoutError);
 }
 
@@ -333,9 +335,9 @@ BOOST_DATA_TEST_CASE(any_tensor_arrives_as_it_is, all_ways, way) {
                                         at::arange(3'000'000, at::kDouble)};  // not sent before it is awaited
   for (const at::Tensor& tensor : tensors) {
     const Ranks ranks = transports(way, straight(2, 1), {});
-    for (std::uint32_t i = 0; i < 3; ++i) ranks[0]->send(op(Kind::send_forward, 0, i), tensor + i, {});
+    for (std::uint32_t i = 0; i < 3; ++i) ranks[0]->send(op(Kind::send_forward, 0, i), {tensor + i}, {});
     for (std::uint32_t i = 0; i < 3; ++i) {
-      const at::Tensor received = ranks[1]->wait(op(Kind::receive_forward, 1, i)).tensor;
+      const at::Tensor received = ranks[1]->wait(op(Kind::receive_forward, 1, i)).tensors.at(0);
       BOOST_TEST(received.scalar_type() == tensor.scalar_type());
       BOOST_TEST(received.sizes() == tensor.sizes());
       BOOST_TEST(at::equal(received, tensor + i));
@@ -343,9 +345,14 @@ BOOST_DATA_TEST_CASE(any_tensor_arrives_as_it_is, all_ways, way) {
   }
 }
 
+BOOST_DATA_TEST_CASE(a_message_has_any_number_of_tensors, all_ways, way) {
+  const std::unique_ptr<World> world = make_world(way);
+  BOOST_CHECK_NO_THROW(exchange_messages(*world));
+}
+
 std::string send_error(const Ranks& ranks, std::size_t rank, Op send, const at::Tensor& tensor) {
   try {
-    ranks[rank]->send(send, tensor, {});
+    ranks[rank]->send(send, {tensor}, {});
   } catch (const std::exception& error) {
     return error.what();
   }
@@ -366,7 +373,7 @@ BOOST_DATA_TEST_CASE(a_boundary_keeps_the_shape_of_its_first_message, all_ways, 
 
 BOOST_DATA_TEST_CASE(a_gradient_is_like_its_activation, all_ways, way) {
   const Ranks ranks = transports(way, straight(2, 1), {});
-  ranks[0]->send(op(Kind::send_forward, 0, 0), at::zeros({2, 3}), {});
+  ranks[0]->send(op(Kind::send_forward, 0, 0), {at::zeros({2, 3})}, {});
   (void)ranks[1]->wait(op(Kind::receive_forward, 1, 0));
   BOOST_TEST(
       send_error(ranks, 1, op(Kind::send_backward, 1, 0), at::zeros({2, 4})) ==
@@ -382,10 +389,10 @@ BOOST_DATA_TEST_CASE(many_large_messages_cross, all_ways, way) {
   const auto content = [](std::uint32_t i) { return at::full({100'000}, i, at::kFloat); };
   const auto exchange = [&](int rank, Kind send, Kind receive) {
     const auto& transport = ranks[static_cast<std::size_t>(rank)];
-    for (std::uint32_t i = 0; i < count; ++i) transport->send(op(send, rank, i), content(i), {});
+    for (std::uint32_t i = 0; i < count; ++i) transport->send(op(send, rank, i), {content(i)}, {});
     for (std::uint32_t i = count; i-- > 0;) {
       const Received got = transport->wait(op(receive, rank, i));
-      if (!at::equal(got.tensor, content(i))) throw std::runtime_error("not what was sent");
+      if (!at::equal(got.tensors.at(0), content(i))) throw std::runtime_error("not what was sent");
     }
   };
   const auto errors = run_ranks({[&] { exchange(0, Kind::send_forward, Kind::receive_backward); },

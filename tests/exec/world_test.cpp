@@ -190,9 +190,6 @@ BOOST_AUTO_TEST_CASE(a_message_that_no_rank_sends_ends_the_run) {
   check_refused(1, {message(op(Kind::receive_backward, 0), 5)}, "a message for 0RECV_B0 on rank 5; it is on rank 0");
   check_refused(1, {message(op(Kind::receive_forward, 1), 1)}, "what rank 0 sends to rank 1, which are not theirs");
   Parcel parcel = plain;
-  parcel.content.clear();
-  check_refused(1, {parcel}, "0 tensors for 0RECV_B0");
-  parcel = plain;
   parcel.sent = Clock::time_point::max();
   check_refused(1, {parcel}, "a time of 9223372036854775807 ns, which no clock of a running machine shows");
 }
@@ -255,8 +252,6 @@ BOOST_AUTO_TEST_CASE(tensors_that_no_rank_sends_are_not_made) {
     };
     const auto of = [](std::vector<Form> forms) { return pack({.forms = std::move(forms)}); };
     BOOST_TEST(refusal("") == "a message for 0RECV_B0 before the first one, which says what all are like");
-    BOOST_TEST(refusal(of({})) == "0 tensors for 0RECV_B0");
-    BOOST_TEST(refusal(of({{{1}, at::kFloat}, {{1}, at::kFloat}})) == "2 tensors for 0RECV_B0");
     BOOST_TEST(refusal(of({{{1}, static_cast<at::ScalarType>(120)}})) == "a tensor of type 120, which there is not");
     BOOST_TEST(refusal(of({{{1}, at::ScalarType::Undefined}})).find("a tensor of type ") == 0U);
     BOOST_TEST(refusal(of({{{3, -1}, at::kFloat}})) == "a tensor Float[3,-1]");

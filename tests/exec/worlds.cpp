@@ -1,7 +1,9 @@
 #include "tests/exec/worlds.h"
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <arpa/inet.h>
+#include <fmt/format.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -11,8 +13,13 @@
 #include <chrono>
 #include <cstdlib>
 #include <exception>
+#include <future>
 #include <stdexcept>
 #include <thread>
+#include <utility>
+
+#include "dualpipe/sim/schedule/placement.h"
+#include "tests/exec/training.h"
 
 namespace dualpipe::test {
 
@@ -95,6 +102,86 @@ std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& n
     }
   }
   return errors;
+}
+
+namespace {
+
+// What rank 0 sends, and what it gets back for it.
+struct Messages {
+  Tensors there;
+  Tensors back;
+};
+
+void check_is_like(const Tensors& got, const Tensors& sent) {
+  if (got.size() != sent.size()) throw std::runtime_error(fmt::format("{} tensors of {}", got.size(), sent.size()));
+  for (std::size_t k = 0; k < sent.size(); ++k) {
+    const bool is_like =
+        got[k].defined() == sent[k].defined() &&
+        (!sent[k].defined() || (got[k].scalar_type() == sent[k].scalar_type() && at::equal(got[k], sent[k])));
+    if (!is_like) throw std::runtime_error(fmt::format("tensor {} is another", k));
+  }
+}
+
+void exchange(const Messages& messages, int rank, Transport& transport, Device& device) {
+  const Program program = program_of("gpipe", 2, 2);
+  device.begin_step();
+  device.use({});
+  transport.begin(program, device);
+  const auto send = [&](Kind kind, std::uint32_t micro_batch, const Tensors& tensors) {
+    transport.send({micro_batch, static_cast<std::uint16_t>(rank), kind, false}, tensors, device.mark());
+    transport.end_batch();
+  };
+  const auto receive = [&](Kind kind, std::uint32_t micro_batch, const Tensors& sent) {
+    const Op message{micro_batch, static_cast<std::uint16_t>(rank), kind, false};
+    transport.post_receive(message);
+    transport.end_batch();
+    Received received = transport.wait(message);
+    for (at::Tensor& each : received.tensors) {
+      Mark ready = received.ready;
+      if (each.defined()) each = device.take(std::move(each), ready);
+    }
+    check_is_like(received.tensors, sent);
+  };
+  for (std::uint32_t micro_batch = 0; micro_batch < 2; ++micro_batch) {
+    if (rank == 0) {
+      send(Kind::send_forward, micro_batch, messages.there);
+      receive(Kind::receive_backward, micro_batch, messages.back);
+    } else {
+      receive(Kind::receive_forward, micro_batch, messages.there);
+      send(Kind::send_backward, micro_batch, messages.back);
+    }
+  }
+  device.finish();
+  transport.confirm();
+}
+
+}  // namespace
+
+void exchange_messages(World& world, Hardware* hardware) {
+  const at::Tensor hidden = at::arange(24, at::kFloat).view({2, 3, 4});
+  const at::Tensor positions = at::arange(6, at::kLong).view({3, 2}).t();  // not contiguous
+  const at::Tensor mask = at::tensor({true, false, true}, at::kBool);
+  const at::Tensor half = at::arange(5, at::kFloat).to(at::kBFloat16);
+  const at::Tensor nothing = at::empty({0, 3});
+  for (const Messages& each :
+       {Messages{{}, {}}, Messages{{hidden}, {}}, Messages{{}, {half}},
+        Messages{{hidden, positions, mask}, {hidden + 1, {}, {}}}, Messages{{half, nothing, hidden}, {{}, hidden}}}) {
+    const auto transports = world.transports(straight(2, 1), {.timeout = std::chrono::seconds(10)});
+    std::vector<std::future<void>> ranks;
+    for (const int rank : world.ranks_here(2)) {
+      ranks.push_back(std::async(std::launch::async, [&, rank] {
+        Transport& transport = *transports[static_cast<std::size_t>(rank)];
+        try {
+          const auto own = hardware == nullptr ? nullptr : hardware->device(0, 1, 1);
+          exchange(each, rank, transport, own ? *own : host_device());
+        } catch (const std::exception& error) {
+          transport.abort(error.what());
+          throw;
+        }
+      }));
+    }
+    for (auto& rank : ranks) rank.get();
+  }
 }
 
 }  // namespace dualpipe::test

@@ -1,4 +1,4 @@
-// Worlds over a TCP store, the processes of which are threads of this one.
+// Worlds over a TCP store, the processes of which are threads of this one; and what any world can do.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/exec/device/device.h"
 #include "dualpipe/exec/transport/launch.h"
 #include "dualpipe/exec/transport/nccl_api.h"
 #include "dualpipe/exec/transport/store_world.h"
@@ -29,5 +30,10 @@ void await_listener(std::uint16_t port);
 [[nodiscard]] std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& nccl,
                                                  const StoreOptions& options,
                                                  const std::function<void(World& world)>& run);
+
+// In each process of a world: two ranks send each other messages of none, one and several tensors, of several types and
+// shapes, undefined ones among them. Throws what goes wrong, also where something else arrives. `hardware`: null: the
+// host.
+void exchange_messages(World& world, Hardware* hardware = nullptr);
 
 }  // namespace dualpipe::test

@@ -186,10 +186,12 @@ class Pipeline {
       const Op message{micro_batch, stage_number, kind, false};
       transport.post_receive(message);
       Received received = transport.wait(message);
-      return device.take(std::move(received.tensor), received.ready);
+      return device.take(std::move(received.tensors.front()), received.ready);
     };
     const auto send = [&](Kind kind, std::uint32_t micro_batch, at::Tensor tensor) {
-      transport.send({micro_batch, stage_number, kind, false}, std::move(tensor), device.mark());
+      Tensors tensors(1);
+      tensors.front() = std::move(tensor);
+      transport.send({micro_batch, stage_number, kind, false}, std::move(tensors), device.mark());
     };
     std::vector<at::Tensor> losses;
     const auto forward = [&](std::uint32_t micro_batch) {
