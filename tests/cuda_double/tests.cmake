@@ -50,7 +50,7 @@ if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize")
   dualpipe_test_on_double(train gpu_tests --run_test=gpu_train)
 
   if(TARGET cuda_double_nccl)
-    target_sources(gpu_tests PRIVATE cuda_double/ranks.cpp exec/worlds.cpp exec/worlds.h)
+    target_sources(gpu_tests PRIVATE cuda_double/ranks.cpp)
     dualpipe_test_on_double(nccl gpu_tests --run_test=gpu_nccl)
     dualpipe_test_on_double(ranks gpu_tests --run_test=cuda_double_ranks)
   endif()

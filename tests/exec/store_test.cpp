@@ -390,7 +390,7 @@ std::vector<std::string> run_processes(const std::string& mode) {
     if (process == 0) await_listener(port);
   }
   const bool is_one_stuck = mode == "killed" || mode == "stopped";
-  const auto deadline = Clock::now() + 20s;
+  const auto deadline = Clock::now() + 60s;
   std::vector<std::string> texts;
   for (std::size_t i = 0; i < children.size(); ++i) {
     int status = 0;
