@@ -391,7 +391,7 @@ class Places {
 };
 
 // What the op needs from elsewhere, as its receive; none for an op that needs nothing.
-std::optional<Op> receive_for(Op op) {
+std::optional<Op> awaited_receive(Op op) {
   if (op.kind == Kind::forward) return Op{op.micro_batch, op.stage, Kind::receive_forward, false};
   if (is_backward_half(op.kind)) return Op{op.micro_batch, op.stage, Kind::receive_backward, false};
   return std::nullopt;
@@ -407,7 +407,7 @@ bool makes(Op op, Op send) {
 std::string flaw_of_compute(const Wait& wait, const Wait& next, const Program& program) {
   const auto position = Places(program, wait.rank).of_op(wait.op);
   if (position != wait.position) return "is not at its position";
-  const auto receive = receive_for(wait.op);
+  const auto receive = awaited_receive(wait.op);
   if (!receive) return "needs nothing";
   const Places theirs(program, next.rank);
   if (same_op(wait.awaited, *receive)) {

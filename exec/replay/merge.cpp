@@ -8,6 +8,7 @@
 
 #include "dualpipe/exec/replay/replay.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
 
 namespace dualpipe {
 namespace {

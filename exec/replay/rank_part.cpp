@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/validate.h"
 
 namespace dualpipe::detail::replay {
@@ -69,10 +70,8 @@ class OpCheck {
     if (!is_exchanged && message.kind != Kind::reduce_gradients) return;
     check_place(position, message);
     if (!is_exchanged) return;
-    const HeldStage& stage = held_[message.stage];
-    const bool with_next = message.kind == Kind::send_forward || message.kind == Kind::receive_backward;
-    const Neighbour& other = with_next ? stage.next : stage.previous;
-    if (other.where != Neighbour::Where::other_rank) refuse(Rule::message_unneeded, position, message, message);
+    const auto end = other_end_of(message, program_.schedule.placement);
+    if (!end || !end->is_remote) refuse(Rule::message_unneeded, position, message, message);
   }
 
   const Program& program_;
@@ -117,10 +116,10 @@ std::vector<HeldStage> held_stages(const Placement& placement, int rank, std::sp
         placement.rank_of.size(), stages.size()));
   }
   const auto here = placement.stages_on(rank);
-  const auto neighbour = [&](std::optional<int> stage) -> Neighbour {
-    if (!stage) return {};
-    const auto found = std::ranges::lower_bound(here, *stage);
-    if (found == here.end() || *found != *stage) return {Neighbour::Where::other_rank, 0};
+  const auto neighbour = [&](const std::optional<FlowEnd>& end) -> Neighbour {
+    if (!end) return {};
+    if (end->is_remote) return {Neighbour::Where::other_rank, 0};
+    const auto found = std::ranges::lower_bound(here, int{end->stage});
     return {Neighbour::Where::this_rank, static_cast<std::size_t>(found - here.begin())};
   };
   std::vector<HeldStage> held(placement.rank_of.size());
@@ -132,7 +131,9 @@ std::vector<HeldStage> held_stages(const Placement& placement, int rank, std::sp
                       "placement",
                       rank, stage));
     }
-    held[stage] = {stages[stage], i, neighbour(placement.previous(here[i])), neighbour(placement.next(here[i]))};
+    const Op forward{0, static_cast<std::uint16_t>(stage), Kind::forward, false};
+    held[stage] = {stages[stage], i, neighbour(producer_of(forward, placement)),
+                   neighbour(consumer_of(forward, placement))};
   }
   return held;
 }

@@ -18,6 +18,7 @@
 #include "dualpipe/exec/replay/part_notes.h"
 #include "dualpipe/exec/replay/rank_part.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
 
 namespace dualpipe {
 
@@ -194,9 +195,7 @@ class Replay {
     if (!options_.forward_only) return unit;
     return unit.first(unit[0].kind == Kind::forward ? 1 : 0);
   }
-  [[nodiscard]] bool skips_message(Kind kind) const {
-    return options_.forward_only && kind != Kind::send_forward && kind != Kind::receive_forward;
-  }
+  [[nodiscard]] bool skips_message(Kind kind) const { return options_.forward_only && !is_forward(kind); }
 
   [[nodiscard]] const HeldStage& held(Op op) const { return held_[op.stage]; }
   [[nodiscard]] Interval& marks_of(const Op& message) {
@@ -222,7 +221,7 @@ class Replay {
       send(message);
     } else if (is_receive(message.kind)) {
       transport_.post_receive(message);
-      const bool forward = message.kind == Kind::receive_forward;
+      const bool forward = is_forward(message.kind);
       receives_.at(held(message).index, forward, message.micro_batch) = {&message, last_};
     } else if (message.kind == Kind::reduce_gradients) {
       reductions_.push_back(&message);
@@ -230,7 +229,7 @@ class Replay {
   }
 
   void send(const Op& message) {
-    Made made = take_result(held(message).index, message.kind == Kind::send_forward, message.micro_batch);
+    Made made = take_result(held(message).index, is_forward(message.kind), message.micro_batch);
     charge_to_nobody(made.tensor);
     Tensors tensors(1);  // not from a list, which would hold the tensor as long as the receiver works on it
     tensors.front() = std::move(made.tensor);
@@ -343,10 +342,8 @@ class Replay {
   [[nodiscard]] at::Tensor receive(Op op, bool forward) {
     const auto [message, posted] = std::exchange(receives_.at(held(op).index, forward, op.micro_batch), {});
     if (message == nullptr) {
-      throw InputError(fmt::format(
-          "the program has no {} before it, which brings its input; {}",
-          to_text({op.micro_batch, op.stage, forward ? Kind::receive_forward : Kind::receive_backward, false}),
-          see_validate));
+      throw InputError(fmt::format("the program has no {} before it, which brings its input; {}",
+                                   to_text(receive_for(op)), see_validate));
     }
     Received received = transport_.wait(*message);
     Mark arrived = received.ready;

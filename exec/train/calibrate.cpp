@@ -12,6 +12,7 @@
 
 #include "dualpipe/exec/train/probe.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
@@ -224,10 +225,6 @@ class Messages {
  private:
   using TimesMade = std::unordered_map<std::uint64_t, Time>;  // when an op ended that makes a message; never iterated
 
-  static std::uint64_t key_of(std::uint16_t stage, std::uint32_t micro_batch, bool forward) {
-    return (std::uint64_t{stage} << 33U) | (std::uint64_t{micro_batch} << 1U) | (forward ? 1U : 0U);
-  }
-
   [[nodiscard]] TimesMade times_made(const RankRecords& step) const {
     TimesMade made;
     for (int rank = 0; rank < placement_.ranks; ++rank) {
@@ -235,7 +232,7 @@ class Messages {
       for (std::size_t i = 0; i < ops.size(); ++i) {
         if (ops[i].kind == Kind::weight_gradient) continue;
         const Time end = step[static_cast<std::size_t>(rank)].ops[i].end;
-        made[key_of(ops[i].stage, ops[i].micro_batch, ops[i].kind == Kind::forward)] = end;
+        made[key_of(ops[i])] = end;
       }
     }
     return made;
@@ -246,23 +243,13 @@ class Messages {
                                                          std::size_t position, const TimesMade& made) const {
     std::optional<AwaitedMessage> last;
     for (const Op op : unit) {
-      const auto sender = sender_to(op);
-      if (!sender) continue;
-      const bool forward = op.kind == Kind::forward;
-      const Time time = record.ops[position].start - made.at(key_of(*sender, op.micro_batch, forward));
-      if (!last || time < last->time) last = AwaitedMessage{*sender, forward, time};
+      const auto sender = producer_of(op, placement_);
+      if (!sender || !sender->is_remote) continue;
+      const Time made_at = made.at(key_of({op.micro_batch, sender->stage, op.kind, false}));
+      const Time time = record.ops[position].start - made_at;
+      if (!last || time < last->time) last = AwaitedMessage{sender->stage, is_forward(op.kind), time};
     }
     return last;
-  }
-
-  // The stage on another rank whose op makes the input.
-  [[nodiscard]] std::optional<std::uint16_t> sender_to(Op op) const {
-    if (op.kind == Kind::weight_gradient) return std::nullopt;
-    const auto stage = op.kind == Kind::forward ? placement_.previous(op.stage) : placement_.next(op.stage);
-    if (!stage) return std::nullopt;
-    const auto number = static_cast<std::uint16_t>(*stage);
-    if (placement_.rank_of[number] == placement_.rank_of[op.stage]) return std::nullopt;
-    return number;
   }
 
   const MeasuredSteps& run_;
@@ -275,8 +262,9 @@ Time latency_of(std::span<const MeasuredSteps> runs, const Costs& costs) {
   Samples samples;
   for (const MeasuredSteps& run : runs) {
     for (const AwaitedMessage& message : Messages(run).awaited(costs.launch)) {
-      const int stage = message.forward ? message.sender : placement.previous(message.sender).value();
-      const double bytes = static_cast<double>(costs.of(stage).message);
+      const auto sender = static_cast<std::uint16_t>(message.sender);
+      const Op send{0, sender, message.forward ? Kind::send_forward : Kind::send_backward, false};
+      const double bytes = static_cast<double>(costs.of(output_stage_of(send, placement)).message);
       const double transfer = costs.bandwidth == 0 ? 0 : bytes * 1e9 / costs.bandwidth;
       samples.push_back(std::max<Time>(0, message.time - std::llround(transfer)));
     }

@@ -27,7 +27,6 @@
 namespace dualpipe {
 
 using detail::report::bounds_of;
-using detail::report::key_of;
 using detail::report::Unit;
 using detail::report::units_of;
 
@@ -263,7 +262,7 @@ class RunTrace {
         const Span span = timeline_.communication[i];
         if (span.start == span.end || !filter_.has(span)) continue;
         const bool message = is_send(op.kind) || is_receive(op.kind);
-        const int peer = message ? rank_of(peer_of(op, placement()).stage) : rank;
+        const int peer = message ? other_end_of(op, placement()).value().rank : rank;
         transfers.push_back({i, op, rank, peer, issued, span});
       }
     };
@@ -307,12 +306,9 @@ class RunTrace {
     writer_.slice(track, category, fmt::format("{} {}", name(op.kind), number), transfer.span, args);
   }
 
-  // A gradient has the size of the output that it belongs to, that of the stage before.
   [[nodiscard]] Bytes bytes_of(Op op) const {
     if (op.kind == Kind::reduce_gradients) return costs_.of(op.stage).gradients;
-    const bool own_output = op.kind == Kind::send_forward || op.kind == Kind::receive_backward;
-    const auto stage = own_output ? std::optional<int>(op.stage) : placement().previous(op.stage);
-    return stage ? costs_.of(*stage).message : 0;
+    return costs_.of(output_stage_of(op, placement())).message;
   }
 
   // --- counters
@@ -348,14 +344,14 @@ class RunTrace {
     std::unordered_map<std::uint64_t, std::size_t> receives;  // in Program::communication; never iterated
     for (std::size_t i = 0; i < program_.communication.size(); ++i) {
       const Op op = program_.communication[i];
-      if (is_receive(op.kind)) receives[key_of(op.stage, op.micro_batch, op.kind == Kind::receive_forward)] = i;
+      if (is_receive(op.kind)) receives[key_of(op)] = i;
     }
     const auto ops = op_slices();
     for (std::size_t i = 0; i < program_.communication.size(); ++i) {
       const Op send = program_.communication[i];
       if (!is_send(send.kind)) continue;
       const Op receive = peer_of(send, placement());
-      const auto found = receives.find(key_of(receive.stage, receive.micro_batch, send.kind == Kind::send_forward));
+      const auto found = receives.find(key_of(receive));
       if (found == receives.end()) continue;
       if (timeline_.communication[i].start == timeline_.communication[i].end) {
         arrow_between_ops(send, receive, timeline_.communication[i].start, ops);
@@ -373,7 +369,7 @@ class RunTrace {
     for (std::size_t i = 0; i < program_.schedule.ops.size(); ++i) {
       const Op op = program_.schedule.ops[i];
       if (op.kind == Kind::weight_gradient) continue;
-      slices[key_of(op.stage, op.micro_batch, op.kind == Kind::forward)] = {rank_of(op.stage), timeline_.ops[i]};
+      slices[key_of(op)] = {rank_of(op.stage), timeline_.ops[i]};
     }
     return slices;
   }
@@ -396,9 +392,8 @@ class RunTrace {
 
   // From the last nanosecond of the op that made the message to the start of the one that needs it.
   void arrow_between_ops(Op send, Op receive, Time sent, const OpSlices& ops) {
-    const bool forward = send.kind == Kind::send_forward;
-    const auto from = ops.find(key_of(send.stage, send.micro_batch, forward));
-    const auto to = ops.find(key_of(receive.stage, receive.micro_batch, forward));
+    const auto from = ops.find(key_of(send));
+    const auto to = ops.find(key_of(receive));
     if (from == ops.end() || to == ops.end() || !written(from->second) || !written(to->second)) return;
     const Span made = from->second.span;
     const Time start = std::clamp(sent - 1, made.start, made.end - 1);

@@ -16,7 +16,6 @@ namespace dualpipe {
 using detail::report::bounds_of;
 using detail::report::class_names;
 using detail::report::class_of;
-using detail::report::key_of;
 using detail::report::Unit;
 using detail::report::units_of;
 
@@ -36,12 +35,12 @@ class Profiler {
     for (std::size_t i = 0; i < program.schedule.ops.size(); ++i) {
       const Op op = program.schedule.ops[i];
       if (op.kind == Kind::weight_gradient) continue;
-      made_[key_of(op.stage, op.micro_batch, op.kind == Kind::forward)] = timeline.ops[i].end;
+      made_[key_of(op)] = timeline.ops[i].end;
     }
     for (std::size_t i = 0; i < program.communication.size(); ++i) {
       const Op op = program.communication[i];
       if (!is_receive(op.kind)) continue;
-      arrived_[key_of(op.stage, op.micro_batch, op.kind == Kind::receive_forward)] = timeline.communication[i].end;
+      arrived_[key_of(op)] = timeline.communication[i].end;
     }
   }
 
@@ -94,16 +93,12 @@ class Profiler {
   }
 
   [[nodiscard]] std::optional<Input> input_of(Op op) const {
-    if (op.kind == Kind::weight_gradient) return std::nullopt;
-    const bool forward = op.kind == Kind::forward;
-    const auto producer = forward ? placement_.previous(op.stage) : placement_.next(op.stage);
-    if (!producer) return std::nullopt;
-    const int rank = placement_.rank_of[static_cast<std::size_t>(*producer)];
-    if (rank == placement_.rank_of[op.stage]) return std::nullopt;
-    const auto made = made_.find(key_of(*producer, op.micro_batch, forward));
-    const auto arrived = arrived_.find(key_of(op.stage, op.micro_batch, forward));
+    const auto producer = producer_of(op, placement_);
+    if (!producer || !producer->is_remote) return std::nullopt;
+    const auto made = made_.find(key_of({op.micro_batch, producer->stage, op.kind, false}));
+    const auto arrived = arrived_.find(key_of(op));
     if (made == made_.end() || arrived == arrived_.end()) return std::nullopt;
-    return Input{rank, made->second, arrived->second};
+    return Input{producer->rank, made->second, arrived->second};
   }
 
   void add_overlap(Profile& profile) const {

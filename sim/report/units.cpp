@@ -36,8 +36,4 @@ Span bounds_of(const Timeline& timeline) {
 
 std::size_t class_of(const Unit& unit) { return unit.is_pair() ? 4 : static_cast<std::size_t>(unit.ops[0].kind); }
 
-std::uint64_t key_of(int stage, std::uint32_t micro_batch, bool forward) {
-  return (static_cast<std::uint64_t>(stage) << 33U) | (std::uint64_t{micro_batch} << 1U) | (forward ? 1U : 0U);
-}
-
 }  // namespace dualpipe::detail::report

@@ -36,8 +36,4 @@ inline constexpr std::array<std::string_view, 5> class_names = {"F", "B", "I", "
 // The place in class_names.
 [[nodiscard]] std::size_t class_of(const Unit& unit);
 
-// A number for the result of an F (forward), or of a B or I, that another stage uses; and so for its message. It
-// differs for each stage, micro-batch and direction.
-[[nodiscard]] std::uint64_t key_of(int stage, std::uint32_t micro_batch, bool forward);
-
 }  // namespace dualpipe::detail::report

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <utility>
 
+#include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/large_vector.h"
 
 namespace dualpipe {
@@ -24,38 +25,37 @@ struct Route {
   std::uint32_t out = nothing;           // that its result goes to
   std::uint16_t to = 0;                  // the stage, and
   std::uint16_t receiver = 0;            // the rank that gets the result
-  Kind receive = Kind::receive_forward;  // as its own messages are called
+  Kind receive = Kind::receive_forward;  // as what it gets, and what it sends, is received
   Kind send = Kind::send_forward;
-  Kind peer_receive = Kind::receive_forward;
   std::uint8_t duration = 1;
 };
 
 // Every stage has two boxes: for its input, and for the gradient of its output.
 std::uint32_t box_of(int stage, bool gradient) { return 2 * static_cast<std::uint32_t>(stage) + (gradient ? 1 : 0); }
 
+Route route_of(Op op, const Placement& placement) {
+  Route route;
+  route.receive = receive_for(op).kind;
+  route.send = send_of(op).kind;
+  if (op.kind == Kind::backward) route.duration = 2;
+  const bool gradient = !is_forward(op.kind);
+  if (const auto from = producer_of(op, placement); from && from->is_remote) route.in = box_of(op.stage, gradient);
+  if (const auto to = consumer_of(op, placement); to && to->is_remote) {
+    route.out = box_of(to->stage, gradient);
+    route.to = to->stage;
+    route.receiver = to->rank;
+  }
+  return route;
+}
+
 // By stage, F B I W.
 std::vector<std::array<Route, 4>> routes_of(const Placement& placement) {
   std::vector<std::array<Route, 4>> routes(placement.rank_of.size());
-  const auto rank_of = [&](int stage) { return placement.rank_of[static_cast<std::size_t>(stage)]; };
-  for (int stage = 0; stage < placement.stages(); ++stage) {
-    auto& [forward, backward, input_gradient, weight_gradient] = routes[static_cast<std::size_t>(stage)];
-    backward.receive = Kind::receive_backward;
-    backward.send = Kind::send_backward;
-    backward.peer_receive = Kind::receive_backward;
-    if (const auto previous = placement.previous(stage); previous && rank_of(*previous) != rank_of(stage)) {
-      forward.in = box_of(stage, false);
-      backward.out = box_of(*previous, true);
-      backward.to = static_cast<std::uint16_t>(*previous);
-      backward.receiver = rank_of(*previous);
+  for (std::size_t stage = 0; stage < routes.size(); ++stage) {
+    for (const Kind pass : {Kind::forward, Kind::backward, Kind::input_gradient, Kind::weight_gradient}) {
+      const Op op{0, static_cast<std::uint16_t>(stage), pass, false};
+      routes[stage][static_cast<std::size_t>(pass)] = route_of(op, placement);
     }
-    if (const auto next = placement.next(stage); next && rank_of(*next) != rank_of(stage)) {
-      backward.in = box_of(stage, true);
-      forward.out = box_of(*next, false);
-      forward.to = static_cast<std::uint16_t>(*next);
-      forward.receiver = rank_of(*next);
-    }
-    input_gradient = backward;
-    backward.duration = 2;
   }
   return routes;
 }
@@ -262,7 +262,7 @@ class Lowering {
       if (route.out == nothing) continue;
       post(rank, route.send, op.stage, op.micro_batch);
       Rank& receiver = ranks_[route.receiver];
-      post(receiver, route.peer_receive, route.to, op.micro_batch);
+      post(receiver, route.receive, route.to, op.micro_batch);
       mark_sent(route.out, op.micro_batch);
       if (receiver.awaited_box != route.out || receiver.awaited_micro_batch != op.micro_batch) continue;
       receiver.awaited_box = nothing;

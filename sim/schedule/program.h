@@ -13,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/schedule.h"
 
 namespace dualpipe {
@@ -33,8 +34,5 @@ struct Program {
     return std::span(communication).subspan(slot_begin[index], slot_begin[index + 1] - slot_begin[index]);
   }
 };
-
-// The op at the other end of a message: the receive of a send, the send of a receive.
-[[nodiscard]] Op peer_of(Op message, const Placement& placement);
 
 }  // namespace dualpipe

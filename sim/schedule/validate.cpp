@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
 
 namespace dualpipe {
 namespace {
@@ -36,13 +37,12 @@ class ScheduleCheck {
         local_(schedule.placement.rank_of.size()) {
     trains_ = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind != Kind::forward; });
     stages_.resize(schedule.placement.rank_of.size());
-    for (int stage = 0; stage < schedule.placement.stages(); ++stage) {
-      const auto on_rank = [&](std::optional<int> other) {
-        const auto rank_of = [&](int s) { return schedule.placement.rank_of[static_cast<std::size_t>(s)]; };
-        return other && rank_of(*other) == rank_of(stage) ? other : std::nullopt;
+    for (std::size_t stage = 0; stage < stages_.size(); ++stage) {
+      const auto local_producer = [&](Kind pass) -> std::optional<std::uint16_t> {
+        const auto from = producer_of({0, static_cast<std::uint16_t>(stage), pass, false}, schedule.placement);
+        return from && !from->is_remote ? std::optional(from->stage) : std::nullopt;
       };
-      stages_[static_cast<std::size_t>(stage)] = {on_rank(schedule.placement.previous(stage)),
-                                                  on_rank(schedule.placement.next(stage))};
+      stages_[stage] = {local_producer(Kind::forward), local_producer(Kind::backward)};
     }
   }
 
@@ -51,9 +51,9 @@ class ScheduleCheck {
   }
 
  private:
-  // The neighbours of a stage that its own rank holds: nothing but the rank's order makes it wait for them.
-  struct LocalNeighbours {
-    std::optional<int> previous, next;
+  // The stages of its own rank that make the inputs of a stage: nothing but the rank's order makes it wait for them.
+  struct LocalProducers {
+    std::optional<std::uint16_t> of_forward, of_backward;
   };
 
   void report(Rule rule, std::size_t position, Op op, Op other) {
@@ -89,7 +89,7 @@ class ScheduleCheck {
     Done& so_far = done(op.stage, op.micro_batch);
     if (so_far != before[static_cast<std::size_t>(op.kind)]) check_passes(position, op, so_far);
     so_far |= bit(op.kind);
-    check_neighbours(position, op);
+    check_producer(position, op);
   }
 
   // Something is wrong with the passes of this stage and micro-batch: says what.
@@ -111,19 +111,13 @@ class ScheduleCheck {
     }
   }
 
-  void check_neighbours(std::size_t position, Op op) {
-    const LocalNeighbours& neighbours = stages_[op.stage];
-    if (op.kind == Kind::forward && neighbours.previous) {
-      const auto needed = static_cast<std::uint16_t>(*neighbours.previous);
-      if ((done(needed, op.micro_batch) & did_forward) == 0) {
-        report(Rule::chain_order, position, op, {op.micro_batch, needed, Kind::forward, false});
-      }
-    }
-    if (is_backward_half(op.kind) && neighbours.next) {
-      const auto needed = static_cast<std::uint16_t>(*neighbours.next);
-      if ((done(needed, op.micro_batch) & (did_backward | did_input)) == 0) {
-        report(Rule::chain_order, position, op, {op.micro_batch, needed, op.kind, false});
-      }
+  void check_producer(std::size_t position, Op op) {
+    if (op.kind == Kind::weight_gradient) return;
+    const bool forward = op.kind == Kind::forward;
+    const auto needed = forward ? stages_[op.stage].of_forward : stages_[op.stage].of_backward;
+    const Done made = forward ? did_forward : did_backward | did_input;
+    if (needed && (done(*needed, op.micro_batch) & made) == 0) {
+      report(Rule::chain_order, position, op, {op.micro_batch, *needed, op.kind, false});
     }
   }
 
@@ -159,7 +153,7 @@ class ScheduleCheck {
   const Schedule& schedule_;
   std::vector<Violation>& violations_;
   StagesByRank by_rank_;
-  std::vector<LocalNeighbours> stages_;
+  std::vector<LocalProducers> stages_;
   std::vector<std::size_t> local_;  // the number of a stage among those of its rank
   bool trains_ = false;             // else forward only
 
@@ -196,12 +190,6 @@ class MessageCheck {
 
   [[nodiscard]] Seen& seen(Op op) { return seen_[local_[op.stage] * program_.schedule.micro_batches + op.micro_batch]; }
 
-  [[nodiscard]] bool elsewhere(std::optional<int> stage) const {
-    return stage && placement_.rank_of[static_cast<std::size_t>(*stage)] != rank_;
-  }
-  [[nodiscard]] bool has_input_link(Op op) const { return elsewhere(placement_.previous(op.stage)); }
-  [[nodiscard]] bool has_output_link(Op op) const { return elsewhere(placement_.next(op.stage)); }
-
   void check_rank(int rank) {
     rank_ = rank;
     const auto stages = by_rank_.on(rank);
@@ -233,17 +221,15 @@ class MessageCheck {
     if (!has_micro_batch(message.kind)) return;
     if (message.micro_batch >= program_.schedule.micro_batches) return report(Rule::no_such_stage, slot, message);
 
-    const bool input_side = message.kind == Kind::receive_forward || message.kind == Kind::send_backward;
-    if (!(input_side ? has_input_link(message) : has_output_link(message))) {
-      return report(Rule::message_unneeded, slot, message);
-    }
+    const auto end = other_end_of(message, placement_);
+    if (!end || !end->is_remote) return report(Rule::message_unneeded, slot, message);
     Seen& so_far = seen(message);
     if ((so_far & seen_bit(message.kind)) != 0) return report(Rule::message_doubled, slot, message);
     so_far |= seen_bit(message.kind);
 
-    const bool of_forward = message.kind == Kind::send_forward || message.kind == Kind::receive_forward;
-    const Seen its_op = of_forward ? seen_bit(Kind::forward)
-                                   : static_cast<Seen>(seen_bit(Kind::backward) | seen_bit(Kind::input_gradient));
+    const Seen its_op = is_forward(message.kind)
+                            ? seen_bit(Kind::forward)
+                            : static_cast<Seen>(seen_bit(Kind::backward) | seen_bit(Kind::input_gradient));
     const bool op_ran = (so_far & its_op) != 0;
     if (op_ran == is_receive(message.kind)) report(Rule::message_misplaced, slot, message);
   }
@@ -256,17 +242,15 @@ class MessageCheck {
 
   // All that the ops need was received, all that they make is sent.
   void check_exchanged(std::span<const Op> ops) {
-    const auto expect = [&](Kind kind, Op op, std::size_t slot) {
-      const Op message{op.micro_batch, op.stage, kind, false};
-      if ((seen(op) & seen_bit(kind)) == 0) report(Rule::message_missing, slot, message);
+    const auto expect = [&](Op message, const std::optional<FlowEnd>& end, std::size_t slot) {
+      if (!end || !end->is_remote || (seen(message) & seen_bit(message.kind)) != 0) return;
+      report(Rule::message_missing, slot, message);
     };
     for (std::size_t begin = 0, end = 0; begin < ops.size(); begin = end) {
       end = begin + unit_size(ops.subspan(begin));
       for (const Op op : ops.subspan(begin, end - begin)) {
-        if (op.kind == Kind::forward && has_input_link(op)) expect(Kind::receive_forward, op, begin);
-        if (op.kind == Kind::forward && has_output_link(op)) expect(Kind::send_forward, op, end);
-        if (is_backward_half(op.kind) && has_output_link(op)) expect(Kind::receive_backward, op, begin);
-        if (is_backward_half(op.kind) && has_input_link(op)) expect(Kind::send_backward, op, end);
+        expect(receive_for(op), producer_of(op, placement_), begin);
+        expect(send_of(op), consumer_of(op, placement_), end);
       }
     }
   }

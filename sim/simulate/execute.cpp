@@ -64,9 +64,7 @@ class BlockingCycle {
     std::size_t at = position(rank);
     if (ops[at].with_next && has_input(ops[at])) ++at;  // the pair's other half
     const Op starved{ops[at].micro_batch, ops[at].stage, ops[at].kind, false};
-    const bool forward = starved.kind == Kind::forward;
-    const Op receive{starved.micro_batch, starved.stage, forward ? Kind::receive_forward : Kind::receive_backward,
-                     false};
+    const Op receive = receive_for(starved);
     if constexpr (std::is_same_v<Model, StreamModel>) {
       return {{Wait::Lane::compute, rank, at, starved, receive}, {Wait::Lane::communication, rank}};
     } else {
@@ -79,10 +77,7 @@ class BlockingCycle {
   [[nodiscard]] Op missing_for(Op receive) const {
     const Op send = peer_of(receive, schedule_.placement);
     const auto ops = schedule_.rank(rank_of(send));
-    const auto makes = [&](Op op) {
-      return op.stage == send.stage && op.micro_batch == send.micro_batch &&
-             (send.kind == Kind::send_forward ? op.kind == Kind::forward : is_backward_half(op.kind));
-    };
+    const auto makes = [&](Op op) { return op.kind != Kind::weight_gradient && key_of(op) == key_of(send); };
     const auto producer = std::ranges::find_if(ops, makes);
     if (static_cast<std::size_t>(producer - ops.begin()) < position(rank_of(send))) return send;
     return {producer->micro_batch, producer->stage, producer->kind, false};

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
 
 namespace dualpipe {
 namespace {
@@ -42,16 +43,15 @@ struct StageEffects {
 
 StageEffects effects_of(const Placement& placement, const Costs& costs, int stage) {
   const StageCosts& cost = costs.of(stage);
-  const auto previous = placement.previous(stage);
-  const auto next = placement.next(stage);
-  const auto rank_of = [&](int s) { return placement.rank_of[static_cast<std::size_t>(s)]; };
-  const auto is_here = [&](std::optional<int> neighbour) { return neighbour && rank_of(*neighbour) == rank_of(stage); };
+  const Op forward_op{0, static_cast<std::uint16_t>(stage), Kind::forward, false};
+  const auto previous = producer_of(forward_op, placement);
+  const auto next = consumer_of(forward_op, placement);
 
   StageEffects effects;
-  effects.input = previous ? costs.of(*previous).message : 0;
+  effects.input = previous ? costs.of(previous->stage).message : 0;
   effects.gradient = next ? cost.message : 0;
-  const Bytes output_waits = is_here(next) ? effects.gradient : 0;
-  const Bytes input_gradient_waits = is_here(previous) ? effects.input : 0;
+  const Bytes output_waits = next && !next->is_remote ? effects.gradient : 0;
+  const Bytes input_gradient_waits = previous && !previous->is_remote ? effects.input : 0;
   const Bytes forward = cost.activation - effects.input;
   const Bytes backward = input_gradient_waits - cost.activation - effects.gradient;
   effects.of(Kind::forward) = {{forward, 1}, {forward + output_waits, 1}};

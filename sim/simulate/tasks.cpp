@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe::detail::simulate {
@@ -70,32 +71,22 @@ Tasks::Tasks(const Program& program, const Costs& costs) {
   for (int stage = 0; stage < placement.stages(); ++stage) {
     for (const bool gradients : {false, true}) boxes_[box_index(stage, gradients)].rank = rank_of(stage);
 
-    // A forward goes to the next stage's mailbox, and the gradient for it comes back into this one's.
-    Mailbox* input = nullptr;
-    Mailbox* input_gradient = nullptr;
-    Mailbox* output = nullptr;
-    Mailbox* output_gradient = nullptr;
-    if (const auto previous = placement.previous(stage); previous && rank_of(*previous) != rank_of(stage)) {
-      input = &boxes_[box_index(stage, false)];
-      input_gradient = &boxes_[box_index(*previous, true)];
-      input->transfer = input_gradient->transfer = transfer_time(costs, costs.of(*previous).message);
-    }
-    if (const auto next = placement.next(stage); next && rank_of(*next) != rank_of(stage)) {
-      output = &boxes_[box_index(*next, false)];
-      output_gradient = &boxes_[box_index(stage, true)];
-    }
-
     const StageCosts& cost = costs.of(stage);
     const double speed = costs.speed.empty() ? 1.0 : costs.speed[rank_of(stage)];
     StageTasks& tasks = of_stage_[static_cast<std::size_t>(stage)];
-    const auto set = [&](Kind pass, Mailbox* in, Mailbox* out) {
-      tasks.of_kind[static_cast<std::size_t>(pass)] = {slowed(cost.duration(pass), speed, stage, rank_of(stage)), in,
-                                                       out};
-    };
-    set(Kind::forward, input, output);
-    set(Kind::backward, output_gradient, input_gradient);
-    set(Kind::input_gradient, output_gradient, input_gradient);
-    set(Kind::weight_gradient, nullptr, nullptr);
+    for (const Kind pass : {Kind::forward, Kind::backward, Kind::input_gradient, Kind::weight_gradient}) {
+      const Op op{0, static_cast<std::uint16_t>(stage), pass, false};
+      Task& task = tasks.of_kind[static_cast<std::size_t>(pass)];
+      task.duration = slowed(cost.duration(pass), speed, stage, rank_of(stage));
+      const bool gradients = !is_forward(pass);
+      if (const auto from = producer_of(op, placement); from && from->is_remote) {
+        task.in = &boxes_[box_index(stage, gradients)];
+        task.in->transfer = transfer_time(costs, costs.of(output_stage_of(receive_for(op), placement)).message);
+      }
+      if (const auto to = consumer_of(op, placement); to && to->is_remote) {
+        task.out = &boxes_[box_index(to->stage, gradients)];
+      }
+    }
     tasks.overlaps = cost.overlapped.has_value();
     tasks.overlapped = slowed(cost.overlapped.value_or(0), speed, stage, rank_of(stage));
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/schedule/window.h"
 
@@ -46,7 +47,7 @@ class Tasks {
   }
   // The mailbox that a send or a receive goes through: the receiving stage's.
   [[nodiscard]] Mailbox& box_of(Op message) {
-    return is_send(message.kind) ? *of(compute_op(message)).out : *of(compute_op(message)).in;
+    return is_send(message.kind) ? *of(op_of(message)).out : *of(op_of(message)).in;
   }
   [[nodiscard]] std::size_t index_of(const Mailbox& box) const {
     return static_cast<std::size_t>(&box - boxes_.data());
@@ -62,12 +63,6 @@ class Tasks {
     Time overlapped = 0;
     bool overlaps = false;
   };
-
-  // The op that makes what a message sends, or needs what it receives.
-  [[nodiscard]] static Op compute_op(Op message) {
-    const bool forward = message.kind == Kind::send_forward || message.kind == Kind::receive_forward;
-    return {message.micro_batch, message.stage, forward ? Kind::forward : Kind::backward, false};
-  }
 
   void check_total_time(const Program& program, const Costs& costs) const;
   [[nodiscard]] double longest_time(const Program& program, const Costs& costs) const;

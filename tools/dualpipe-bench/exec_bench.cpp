@@ -41,6 +41,7 @@
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/simulate.h"
 
@@ -227,8 +228,7 @@ class Pipeline {
       const std::size_t pass = 2 * static_cast<std::size_t>(stage) + (forward ? 0 : 1);
       return done[pass * program_.schedule.micro_batches + op.micro_batch];
     };
-    const auto from = forward ? placement.previous(op.stage) : placement.next(op.stage);
-    if (from) done_of(*from).wait(false);
+    if (const auto from = producer_of(op, placement)) done_of(from->stage).wait(false);
     Stage& stage = *part_of(rank).stages->by_number()[op.stage];
     benchmark::DoNotOptimize(forward ? stage.forward(op.micro_batch, {}) : stage.backward(op.micro_batch, {}));
     done_of(op.stage) = true;
