@@ -3,11 +3,9 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <span>
 
 #include "dualpipe/sim/schedule/error.h"
@@ -16,85 +14,59 @@
 namespace dualpipe {
 namespace {
 
-__extension__ using Int128 = __int128;
-
 struct Unit {
   std::string_view name;
   std::int64_t size;
 };
-
-constexpr std::array duration_units{Unit{"", 1'000'000},     Unit{"ns", 1},          Unit{"us", 1'000},
-                                    Unit{"\u00b5s", 1'000},  Unit{"\u03bcs", 1'000}, Unit{"ms", 1'000'000},
-                                    Unit{"s", 1'000'000'000}};
-constexpr std::string_view duration_help =
-    "a duration is a number and ns, us, ms or s, or a bare number of milliseconds";
-
-constexpr std::int64_t kibi = 1024;
-constexpr std::array byte_units{Unit{"", 1},
-                                Unit{"B", 1},
-                                Unit{"KB", 1'000},
-                                Unit{"MB", 1'000'000},
-                                Unit{"GB", 1'000'000'000},
-                                Unit{"TB", 1'000'000'000'000},
-                                Unit{"KiB", kibi},
-                                Unit{"MiB", kibi* kibi},
-                                Unit{"GiB", kibi* kibi* kibi},
-                                Unit{"TiB", kibi* kibi* kibi* kibi}};
-constexpr std::string_view byte_help =
-    "an amount is a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, or a bare "
-    "number of bytes";
+constexpr Unit duration_units[] = {{"", 1'000'000},    {"ns", 1},         {"us", 1'000},       {"\u00b5s", 1'000},
+                                   {"\u03bcs", 1'000}, {"ms", 1'000'000}, {"s", 1'000'000'000}};
+constexpr Unit byte_units[] = {{"", 1},
+                               {"B", 1},
+                               {"KB", 1'000},
+                               {"MB", 1'000'000},
+                               {"GB", 1'000'000'000},
+                               {"TB", 1'000'000'000'000},
+                               {"KiB", 1LL << 10U},
+                               {"MiB", 1LL << 20U},
+                               {"GiB", 1LL << 30U},
+                               {"TiB", 1LL << 40U}};
+constexpr auto duration_help = "a duration is a number and ns, us, ms or s, or a bare number of milliseconds";
+constexpr auto byte_help =
+    "an amount is a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, or a bare number of bytes";
 
 [[noreturn]] void refuse(std::string_view text, std::string_view why, std::string_view help) {
   throw InputError(fmt::format("{} {}; {}", detail::schedule::quote(text), why, help));
 }
 
 std::string_view trimmed(std::string_view text) {
-  while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
-  while (!text.empty() && text.back() == ' ') text.remove_suffix(1);
-  return text;
+  text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
+  return text.substr(0, text.find_last_not_of(' ') + 1);
 }
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
-constexpr std::ptrdiff_t digits_max = 24;  // times the largest unit they fit into 128 bits
-
-// A decimal number without sign or exponent, of at most digits_max digits, times `size`, rounded half up. Nothing if it
-// is not one.
-std::optional<Int128> scaled(std::string_view number, std::int64_t size) {
-  Int128 numerator = 0;
-  Int128 denominator = 1;
-  bool digits = false;
-  bool fraction = false;
-  for (const char c : number) {
-    if (c == '.' && !fraction) {
-      fraction = true;
-      continue;
-    }
-    if (!is_digit(c)) return std::nullopt;
-    digits = true;
-    numerator = numerator * 10 + (c - '0');
-    if (fraction) denominator *= 10;
-  }
-  if (!digits) return std::nullopt;
-  return (numerator * size + denominator / 2) / denominator;
-}
-
-// `amount` is what counts of `text`, which is quoted where it cannot be read.
+// `amount` is what counts of `text`, which is quoted where it cannot be read: a decimal number without exponent, and a
+// unit. Rounded half up.
 std::int64_t parse_quantity(std::string_view amount, std::span<const Unit> units, std::int64_t most,
                             std::string_view text, std::string_view help) {
+  constexpr int digits_max = 24;  // times the largest unit they fit into 128 bits
   const std::string_view all = trimmed(amount);
-  if (!all.empty() && all.front() == '-') refuse(text, "is negative", help);
-  const auto end = std::ranges::find_if(all, [](char c) { return !is_digit(c) && c != '.'; }) - all.begin();
-  const std::string_view number = all.substr(0, static_cast<std::size_t>(end));
-  const std::string_view unit_name = trimmed(all.substr(static_cast<std::size_t>(end)));
-  if (std::ranges::count_if(number, is_digit) > digits_max) {
-    refuse(text, fmt::format("has more than {} digits", digits_max), help);
+  if (all.starts_with('-')) refuse(text, "is negative", help);
+  const std::string_view number = all.substr(0, all.find_first_not_of("0123456789."));
+  const auto unit = std::ranges::find(units, trimmed(all.substr(number.size())), &Unit::name);
+  __extension__ __int128 numerator = 0, denominator = 1;
+  int digits = 0, points = 0;
+  for (const char c : number) {
+    if (c == '.') {
+      ++points;
+      continue;
+    }
+    if (++digits > digits_max) refuse(text, fmt::format("has more than {} digits", digits_max), help);
+    numerator = numerator * 10 + (c - '0');
+    if (points > 0) denominator *= 10;
   }
-  const auto unit = std::ranges::find(units, unit_name, &Unit::name);
-  const auto value = unit == units.end() ? std::nullopt : scaled(number, unit->size);
-  if (!value) refuse(text, "cannot be read", help);
-  if (*value > most) refuse(text, "is too large", help);
-  return static_cast<std::int64_t>(*value);
+  if (digits == 0 || points > 1 || unit == units.end()) refuse(text, "cannot be read", help);
+  const auto value = (numerator * unit->size + denominator / 2) / denominator;
+  if (value > most) refuse(text, "is too large", help);
+  return static_cast<std::int64_t>(value);
 }
 
 // The whole text as a number from `least` to `most`.
@@ -117,7 +89,7 @@ Time parse_duration(std::string_view text) {
 Bytes parse_bytes(std::string_view text) { return parse_quantity(text, byte_units, bytes_max, text, byte_help); }
 
 double parse_bandwidth(std::string_view text) {
-  constexpr std::string_view help = "a bandwidth is bytes per second, as 50e9 or 50GB/s; 0 is infinite";
+  constexpr auto help = "a bandwidth is bytes per second, as 50e9 or 50GB/s; 0 is infinite";
   std::string_view amount = trimmed(text);
   double plain = 0;
   const auto [end, error] = std::from_chars(amount.data(), amount.data() + amount.size(), plain);
