@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/input_file.h"
 #include "dualpipe/sim/schedule/json_reader.h"
 #include "dualpipe/sim/schedule/quote.h"
 
@@ -218,6 +219,11 @@ Costs read_costs(std::istream& in, const std::string& source) {
   if (const auto value = document.find("seed")) costs.seed = value->unsigned_integer();
   if (const auto value = document.find("release_early")) costs.release_early = value->boolean();
   return costs;
+}
+
+Costs load_costs(const std::string& path) {
+  auto in = open_input_file(path);
+  return read_costs(in, path);
 }
 
 void write_costs(std::ostream& out, const Costs& costs) {

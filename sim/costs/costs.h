@@ -99,6 +99,8 @@ void check(const Costs& costs, const Placement& placement);
 // All but format, version and stages may be left out; of a stage all but F, B, I and W.
 // Throws InputError with the place in the file.
 [[nodiscard]] Costs read_costs(std::istream& in, const std::string& source);
+// The same of a file; throws InputError, too, where it cannot be opened.
+[[nodiscard]] Costs load_costs(const std::string& path);
 void write_costs(std::ostream& out, const Costs& costs);
 
 }  // namespace dualpipe

@@ -3,70 +3,18 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
-#include <istream>
 #include <limits>
-#include <streambuf>
 
 #include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/report/printable.h"
-#include "dualpipe/sim/schedule/csv.h"
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/schedule/json.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/schedule_file.h"
 
 namespace dualpipe {
 namespace {
-
-// What was already taken from a stream, and then the rest of it.
-class ReadAhead : public std::streambuf {
- public:
-  ReadAhead(std::string taken, std::streambuf& rest) : block_(std::move(taken)), rest_(rest) { show_block(); }
-
- protected:
-  int_type underflow() override {
-    constexpr std::size_t block_size = std::size_t{1} << 16U;
-    block_.resize(block_size);
-    block_.resize(static_cast<std::size_t>(rest_.sgetn(block_.data(), block_size)));
-    show_block();
-    return block_.empty() ? traits_type::eof() : traits_type::to_int_type(block_[0]);
-  }
-
- private:
-  void show_block() { setg(block_.data(), block_.data(), block_.data() + block_.size()); }
-
-  std::string block_;
-  std::streambuf& rest_;
-};
-
-// A file of ours begins with a brace, PyTorch's with an op; blanks may come first, and count in the places that errors
-// name.
-std::variant<Schedule, Program> read_schedule(std::istream& in, const std::string& source, int chains,
-                                              bool chains_given) {
-  constexpr std::size_t blanks_max = 4096;
-  constexpr std::string_view blanks = " \t\r\n\xef\xbb\xbf";  // and a byte order mark
-  std::string taken;
-  while (taken.size() < blanks_max && in.peek() != std::char_traits<char>::eof() &&
-         blanks.find(static_cast<char>(in.peek())) != std::string_view::npos) {
-    taken += static_cast<char>(in.get());
-  }
-  const bool is_json = in.peek() == '{';
-  if (is_json && chains_given) {
-    throw InputError("--chains is for CSV files; a JSON file says itself which chains it has");
-  }
-  const auto read = [&](std::istream& from) -> std::variant<Schedule, Program> {
-    if (is_json) return read_json(from, source);
-    return read_csv(from, source, chains);
-  };
-  if (taken.empty()) return read(in);
-  ReadAhead buffer(std::move(taken), *in.rdbuf());
-  std::istream whole(&buffer);
-  return read(whole);
-}
 
 // Per-stage lists of one field: their common length, 1 where nothing was given.
 class StageLists {
@@ -101,15 +49,6 @@ CommunicationModel parse_model(std::string_view text) {
 }
 
 }  // namespace
-
-std::ifstream open_file(const std::string& path) {
-  errno = 0;
-  std::ifstream in(path, std::ios::binary);
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error)) throw InputError(fmt::format("{}: is a folder, not a file", path));
-  if (!in) throw InputError(fmt::format("{}: cannot be opened: {}", path, std::strerror(errno)));
-  return in;
-}
 
 CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                       const std::string& help) {
@@ -233,8 +172,7 @@ Costs CostOptions::costs() const {
   check_usage();
   Costs costs;
   if (!file.empty()) {
-    auto in = open_file(file);
-    costs = read_costs(in, file);
+    costs = load_costs(file);
   } else {
     StageLists lists(costs);
     constexpr Time default_ms = 1'000'000;
@@ -310,10 +248,10 @@ std::variant<Schedule, Program> ScheduleOptions::load() const {
     throw InputError(
         fmt::format("{}: a file has its own shape; leave out --ranks, --microbatches and --chunks", source));
   const auto number = [](std::string_view text) { return parse_integer(text, 1, stage_count_max); };
-  const int chain_count = chains.empty() ? 1 : static_cast<int>(value_of("--chains", chains, number));
-  if (source == "-") return read_schedule(std::cin, "standard input", chain_count, !chains.empty());
-  auto in = open_file(source);
-  return read_schedule(in, source, chain_count, !chains.empty());
+  std::optional<int> chain_count;
+  if (!chains.empty()) chain_count = static_cast<int>(value_of("--chains", chains, number));
+  if (source == "-") return read_schedule(std::cin, "standard input", chain_count);
+  return load_schedule(source, chain_count);
 }
 
 const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded) {

@@ -4,7 +4,6 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
-#include <fstream>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -28,9 +27,6 @@ auto value_of(std::string_view option, const std::string& text, Parse parse) {
     throw InputError(fmt::format("{}: {}", option, error.what()));
   }
 }
-
-// A file to be read. Throws InputError that names the path and the system's reason.
-[[nodiscard]] std::ifstream open_file(const std::string& path);
 
 // An option whose value is a list with commas. An empty item is wrong usage.
 CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,

@@ -11,6 +11,7 @@
 #include "dualpipe/sim/report/trace_comparison.h"
 #include "dualpipe/sim/report/trace_reader.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/input_file.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 
@@ -30,7 +31,7 @@ struct Trace {
 
 Trace read(const std::string& path) {
   if (path == "-") return {"standard input", read_chrome_trace(std::cin, "standard input")};
-  auto in = open_file(path);
+  auto in = open_input_file(path);
   return {path, read_chrome_trace(in, path)};
 }
 
