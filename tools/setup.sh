@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-tool=(g++ cmake ninja-build libcli11-dev libfmt-dev nlohmann-json3-dev)
+tool=(g++ cmake ninja-build libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev)
 run=(python3-pip libopenmpi-dev openmpi-bin)
 test=(libboost-test-dev libbenchmark-dev clang-format-14)
 all=(clang libclang-rt-14-dev)

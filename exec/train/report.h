@@ -25,8 +25,8 @@
 #include "dualpipe/exec/stage/model.h"
 #include "dualpipe/exec/train/reference.h"
 #include "dualpipe/exec/train/train.h"
-#include "dualpipe/sim/report/chrome_trace.h"
 #include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/trace/chrome_trace.h"
 
 namespace dualpipe {
 

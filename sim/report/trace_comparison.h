@@ -11,7 +11,7 @@
 #include <string>
 
 #include "dualpipe/sim/report/difference.h"
-#include "dualpipe/sim/report/trace_reader.h"
+#include "dualpipe/sim/trace/run_reader.h"
 
 namespace dualpipe {
 

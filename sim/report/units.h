@@ -1,4 +1,4 @@
-// What the reports share: the units that a rank runs, and the class of each. Private to sim/report.
+// What the reports share: the units that a rank runs, and the class of each. Private to sim/report and sim/trace.
 #pragma once
 
 #include <array>

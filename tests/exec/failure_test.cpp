@@ -24,10 +24,10 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/sim/generate/catalog.h"
-#include "dualpipe/sim/report/chrome_trace.h"
 #include "dualpipe/sim/report/trace_comparison.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/simulate.h"
+#include "dualpipe/sim/trace/chrome_trace.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "dualpipe/sim/report/trace_comparison.h"
-#include "dualpipe/sim/report/trace_reader.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/trace/run_reader.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   std::istringstream in(std::string(data, data + size));

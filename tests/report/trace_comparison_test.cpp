@@ -4,11 +4,11 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "dualpipe/sim/report/chrome_trace.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/simulate.h"
+#include "dualpipe/sim/trace/chrome_trace.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {

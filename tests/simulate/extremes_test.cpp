@@ -10,14 +10,14 @@
 #include <tuple>
 #include <vector>
 
-#include "dualpipe/sim/report/chrome_trace.h"
 #include "dualpipe/sim/report/closed_form.h"
 #include "dualpipe/sim/report/gantt.h"
 #include "dualpipe/sim/report/gantt_svg.h"
-#include "dualpipe/sim/report/trace_reader.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/simulate.h"
+#include "dualpipe/sim/trace/chrome_trace.h"
+#include "dualpipe/sim/trace/run_reader.h"
 #include "tests/scratch.h"
 #include "tests/support.h"
 

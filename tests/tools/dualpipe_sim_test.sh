@@ -475,6 +475,9 @@ test_compare() {
   succeeds '^makespan' compare planned measured --json difference
   grep -q '"planned_makespan_ns": 33000000,' difference || fail "difference lacks the makespan"
   succeeds '^all +0 ns +0 ns +0 ns  0F0 of rank 0$' compare planned planned
+  gzip <planned >compressed
+  succeeds '^all +0 ns +0 ns +0 ns  0F0 of rank 0$' compare planned compressed
+  succeeds '^all +0 ns +0 ns +0 ns  0F0 of rank 0$' compare planned - <compressed
 }
 
 test_compare_errors() {
@@ -496,11 +499,13 @@ test_compare_errors() {
   fails 1 '^error: cut:[0-9]+:[0-9]+: syntax error' compare one cut
   fails 1 '^error: cut:[0-9]+:[0-9]+: syntax error' compare cut one
   fails 1 '^error: standard input:1:1: syntax error' compare one - </dev/null
+  gzip <one | head -c 500 >cut
+  fails 1 '^error: cut: the compressed file ends in the middle' compare one cut
   echo '{"schemaVersion": 1, "traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "aten::add", "pid": 7, "tid": 7}]}' >pytorch
   fails 1 '^error: pytorch: not a trace of dualpipe-sim or dualpipe-run' compare pytorch one
   "$dualpipe_sim" convert 1f1b --ranks 2 --microbatches 4 --to json >schedule
   fails 1 '^error: schedule: "traceEvents" is missing' compare schedule one
-  fails 1 'standard input.*65536 characters' compare one - < <(printf '{"traceEvents":[{"ph":"' && endless a)
+  fails 1 'standard input.*an event of more than 64 MiB' compare one - < <(printf '{"traceEvents":[{"ph":"' && endless a)
   fails 1 '/dev/full: No space' compare one one --json /dev/full
   fails 1 'no/such/folder' compare one one --json no/such/folder/file
   output=/dev/full fails 1 'standard output: No space' compare one one

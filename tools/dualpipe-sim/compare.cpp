@@ -9,9 +9,8 @@
 
 #include "commands.h"
 #include "dualpipe/sim/report/trace_comparison.h"
-#include "dualpipe/sim/report/trace_reader.h"
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/schedule/input_file.h"
+#include "dualpipe/sim/trace/run_reader.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 
@@ -31,8 +30,7 @@ struct Trace {
 
 Trace read(const std::string& path) {
   if (path == "-") return {"standard input", read_chrome_trace(std::cin, "standard input")};
-  auto in = open_input_file(path);
-  return {path, read_chrome_trace(in, path)};
+  return {path, load_chrome_trace(path)};
 }
 
 // The run that a trace has, or of several the one with this label.

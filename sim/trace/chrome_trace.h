@@ -25,9 +25,9 @@
 
 #include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/report/difference.h"
-#include "dualpipe/sim/report/trace_writer.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
+#include "dualpipe/sim/trace/trace_writer.h"
 
 namespace dualpipe {
 

@@ -5,7 +5,7 @@
 //   - Threads sort by tid (TraceWriter::thread).
 //   - An arrow's ends come after the slices in the file, start before finish, an id used once, "bp":"e"
 //   (TraceWriter::arrow).
-#include "dualpipe/sim/report/trace_writer.h"
+#include "dualpipe/sim/trace/trace_writer.h"
 
 #include <fmt/format.h>
 

@@ -1,5 +1,6 @@
 // Reads our Chrome traces back: what ran on each rank, in which order, when, and what it needed. Messages, counters and
-// arrows, and what other tools may have added, are passed over.
+// arrows, and the processes and events that other tools may have added, are stepped over; what event_reader.h says of
+// the format holds.
 #pragma once
 
 #include <iosfwd>
@@ -30,5 +31,7 @@ struct TraceRun {
 // The runs of a trace, in its order; at least one. Throws InputError, naming file and place, for what is not JSON, for
 // a trace of another tool, and for one without all ranks (written with a TraceFilter).
 [[nodiscard]] std::vector<TraceRun> read_chrome_trace(std::istream& in, const std::string& source);
+// The same of a file; throws InputError, too, where it cannot be opened.
+[[nodiscard]] std::vector<TraceRun> load_chrome_trace(const std::string& path);
 
 }  // namespace dualpipe

@@ -1,4 +1,4 @@
-#include "dualpipe/sim/report/trace_writer.h"
+#include "dualpipe/sim/trace/trace_writer.h"
 
 #include <boost/test/unit_test.hpp>
 #include <nlohmann/json.hpp>
@@ -9,7 +9,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-BOOST_AUTO_TEST_SUITE(report_trace_writer)
+BOOST_AUTO_TEST_SUITE(trace_trace_writer)
 
 BOOST_AUTO_TEST_CASE(text_is_escaped) {
   std::ostringstream out;

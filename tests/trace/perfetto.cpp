@@ -1,4 +1,4 @@
-#include "tests/report/perfetto.h"
+#include "tests/trace/perfetto.h"
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>

@@ -1,4 +1,4 @@
-#include "dualpipe/sim/report/chrome_trace.h"
+#include "dualpipe/sim/trace/chrome_trace.h"
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -14,8 +14,9 @@
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/simulate.h"
-#include "tests/report/perfetto.h"
+#include "tests/scratch.h"
 #include "tests/support.h"
+#include "tests/trace/perfetto.h"
 
 namespace dualpipe::test {
 namespace {
@@ -76,7 +77,7 @@ void check_counters(const Trace& trace, const Program& program, const Costs& cos
 
 }  // namespace
 
-BOOST_AUTO_TEST_SUITE(report_chrome_trace)
+BOOST_AUTO_TEST_SUITE(trace_chrome_trace)
 
 // Every family, under every model of communication, with random durations, some of them 0.
 BOOST_AUTO_TEST_CASE(keeps_perfettos_rules) {
@@ -346,6 +347,22 @@ BOOST_AUTO_TEST_CASE(measured_out_of_order) {
   }
   const Trace trace(trace_of(program, costs, timeline));
   BOOST_TEST(trace.arrows.size() == 2U);
+}
+
+BOOST_AUTO_TEST_CASE(what_does_not_fit_the_program_is_refused) {
+  const Program program = lower(generate("1f1b", {2, 2}));
+  const Costs costs = uniform(ms, ms, ms);
+  for (const Record record : {Record::ranks, Record::ops}) {
+    BOOST_TEST(refusal([&] { static_cast<void>(trace_of(program, costs, simulate(program, costs, record))); }) ==
+               "a trace needs the spans of all ops and messages; simulate with Record::spans");
+  }
+  const std::vector<RankPeak> peaks(1);
+  std::ostringstream out;
+  TraceWriter writer(out);
+  TraceGroup group;
+  group.peaks = peaks;
+  BOOST_TEST(refusal([&] { write_run(writer, program, costs, simulate(program, costs), {}, group); }) ==
+             "peaks or devices are given for 1 ranks, but the program has 2; give one for each");
 }
 
 BOOST_AUTO_TEST_SUITE_END()
