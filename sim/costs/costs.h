@@ -2,9 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <iosfwd>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "dualpipe/sim/costs/units.h"
@@ -57,8 +55,8 @@ enum class CommunicationModel : std::uint8_t {
             // its slot is reached, a message when both ends have started, a batch ends with its last message (NCCL)
 };
 
-struct Costs {
-  std::vector<StageCosts> stages;  // one for all stages, or one per stage
+// What costs have besides those of the ops: communication, and what makes ranks unequal.
+struct MachineCosts {
   CommunicationModel model = CommunicationModel::latency;
   Time latency = 0;           // of one message, α
   double bandwidth = 0;       // bytes per second, β; 0: infinite. Not used by `latency`
@@ -70,6 +68,12 @@ struct Costs {
   // waits for the end: a batch goes as a whole.)
   bool release_early = false;
 
+  friend bool operator==(const MachineCosts&, const MachineCosts&) = default;
+};
+
+struct Costs : MachineCosts {
+  std::vector<StageCosts> stages;  // one for all stages, or one per stage
+
   friend bool operator==(const Costs&, const Costs&) = default;
 
   [[nodiscard]] const StageCosts& of(int stage) const {
@@ -77,30 +81,12 @@ struct Costs {
   }
 };
 
+// Whether F&B is known of every stage. Where it is not, simulate() takes a pair for F and then B.
+[[nodiscard]] bool has_overlapped(const Costs& costs);
+
 // Throws InputError: a negative duration, a speed of 0, no stages, …
 void check(const Costs& costs);
 // And where a list does not fit: its length is neither 1 nor the number of stages, or not that of ranks.
 void check(const Costs& costs, const Placement& placement);
-
-// The file of `dualpipe-sim --costs` and `dualpipe-run --calibrate`:
-//
-//   {
-//     "format": "dualpipe-costs", "version": 1,
-//     "stages": [{"forward_ns": 1000, "backward_ns": 2000, "input_gradient_ns": 1000, "weight_gradient_ns": 1000,
-//                 "recompute_ns": 0, "overlapped_ns": 2500,
-//                 "activation_bytes": 0, "weight_stash_bytes": 0, "message_bytes": 0,
-//                 "forward_workspace_bytes": 0, "backward_workspace_bytes": 0, "input_gradient_workspace_bytes": 0,
-//                 "weight_gradient_workspace_bytes": 0, "overlapped_workspace_bytes": 0,
-//                 "parameter_bytes": 0, "gradient_bytes": 0, "optimizer_bytes": 0}],
-//     "communication": "links", "latency_ns": 500, "bandwidth_bytes_per_s": 5e10, "launch_ns": 0,
-//     "speed": [1, 1, 0.5, 1], "jitter": 0.05, "seed": 7, "release_early": false
-//   }
-//
-// All but format, version and stages may be left out; of a stage all but F, B, I and W.
-// Throws InputError with the place in the file.
-[[nodiscard]] Costs read_costs(std::istream& in, const std::string& source);
-// The same of a file; throws InputError, too, where it cannot be opened.
-[[nodiscard]] Costs load_costs(const std::string& path);
-void write_costs(std::ostream& out, const Costs& costs);
 
 }  // namespace dualpipe

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "dualpipe/sim/generate/builder.h"
 #include "dualpipe/sim/report/json_text.h"
@@ -42,12 +43,15 @@ Time largest_bubble(const Timeline& timeline, Time cost) {
   return cost - least_busy->busy;
 }
 
-void simulate_row(ComparisonRow& row, const Schedule& schedule, const Costs& costs) {
+void simulate_row(ComparisonRow& row, const Schedule& schedule, const GivenCosts& given) {
+  const Costs costs = stage_costs(given, schedule.placement);
   const Program program = lower(schedule);
   const Timeline timeline = simulate(program, costs, Record::ranks);
   const auto memory = memory_of_ranks(program, costs);
 
   row.stages = schedule.placement.stages();
+  row.overlapped_is_assumed = std::holds_alternative<ModelCosts>(given) && !has_overlapped(costs) &&
+                              std::ranges::any_of(schedule.ops, [](Op op) { return op.with_next; });
   row.form = closed_form(row.schedule, row.shape, costs);
   row.makespan = timeline.makespan();
   row.span = timeline.span();
@@ -61,7 +65,7 @@ void simulate_row(ComparisonRow& row, const Schedule& schedule, const Costs& cos
   row.parameters = std::ranges::max_element(memory, {}, &RankMemory::parameters)->parameters;
 }
 
-ComparisonRow compare_one(const std::string& name, const Shape& shape, EqualTerms terms, const Costs& costs) {
+ComparisonRow compare_one(const std::string& name, const Shape& shape, EqualTerms terms, const GivenCosts& costs) {
   ComparisonRow row;
   row.schedule = name;
   row.shape = shape;
@@ -120,6 +124,9 @@ TextTable table_for_people(const Comparison& comparison) {
   return table;
 }
 
+// Of a row whose F&B is assumed.
+constexpr std::string_view overlapped_note = "F&B was not measured, and is taken for F + B";
+
 // What stands under the table: which conditions are broken, and which rows are not there.
 std::vector<std::string> notes_of(const Comparison& comparison) {
   std::vector<std::string> notes;
@@ -131,8 +138,13 @@ std::vector<std::string> notes_of(const Comparison& comparison) {
     } else if (!row.form->holds()) {
       notes.push_back(fmt::format("{}: the closed form {}", row.schedule, row.form->broken));
     }
+    if (row.overlapped_is_assumed) notes.push_back(fmt::format("{}: {}", row.schedule, overlapped_note));
   }
   return notes;
+}
+
+std::string note_with_overlapped(const ClosedForm& form) {
+  return form.holds() ? std::string(overlapped_note) : fmt::format("{}; {}", form.broken, overlapped_note);
 }
 
 std::string heading(const Comparison& comparison) {
@@ -145,7 +157,7 @@ std::string heading(const Comparison& comparison) {
 }  // namespace
 
 Comparison compare(const std::vector<std::string>& schedules, const Shape& shape, EqualTerms terms,
-                   const Costs& costs) {
+                   const GivenCosts& costs) {
   Comparison comparison{terms, shape, {}};
   for (const std::string& name : schedules) comparison.rows.push_back(compare_one(name, shape, terms, costs));
   return comparison;
@@ -201,7 +213,9 @@ std::string to_csv(const Comparison& comparison) {
                    of_form(form.holds() ? "yes" : "no"), number(row.bubble_rate_makespan), number(row.bubble_rate_span),
                    number(row.makespan), number(row.span), number(row.peak_activations_least),
                    number(row.peak_activations_most), number(row.peak_memory), number(row.parameters),
-                   fits ? form.broken : row.unfit});
+                   !fits                       ? row.unfit
+                   : row.overlapped_is_assumed ? note_with_overlapped(form)
+                                               : form.broken});
   }
   return table.to_csv();
 }
@@ -235,6 +249,7 @@ std::string to_json(const Comparison& comparison) {
                     {"peak_activations_most", row.peak_activations_most},
                     {"peak_memory_bytes", row.peak_memory},
                     {"parameters", row.parameters}});
+    if (row.overlapped_is_assumed) rows.back()["overlapped_is_assumed"] = true;
   }
   const char* equal = comparison.terms == EqualTerms::stages ? "stages" : "ranks";
   const nlohmann::ordered_json document{{"equal", equal},

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/costs/model_costs.h"
 #include "dualpipe/sim/report/closed_form.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -40,8 +40,9 @@ struct ComparisonRow {
   double bubble_rate_span = 0;
   int peak_activations_least = 0;  // over the ranks
   int peak_activations_most = 0;
-  Bytes peak_memory = 0;  // of the rank that needs most
-  int parameters = 0;     // stages whose parameters a rank holds
+  Bytes peak_memory = 0;               // of the rank that needs most
+  int parameters = 0;                  // stages whose parameters a rank holds
+  bool overlapped_is_assumed = false;  // it has pairs, and the costs of the model no F&B: F + B instead
 };
 
 struct Comparison {
@@ -53,7 +54,7 @@ struct Comparison {
 // `shape` is that of a schedule with one stage per rank; its chunks are used by the families that take them.
 // Throws InputError for an unknown name, DeadlockError if a schedule hangs.
 [[nodiscard]] Comparison compare(const std::vector<std::string>& schedules, const Shape& shape, EqualTerms terms,
-                                 const Costs& costs);
+                                 const GivenCosts& costs);
 
 [[nodiscard]] std::string to_text(const Comparison& comparison);
 [[nodiscard]] std::string to_markdown(const Comparison& comparison);

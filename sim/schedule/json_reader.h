@@ -1,5 +1,6 @@
 // What the readers of our JSON files share: a document that is checked while it is read, and values that know their
-// place in the file, for errors. Private to sim/schedule/json.cpp, sim/costs/costs.cpp and exec/train/safetensors.cpp.
+// place in the file, for errors. Private to sim/schedule/json.cpp, sim/costs/costs_file.cpp and
+// exec/train/safetensors.cpp.
 #pragma once
 
 #include <cstddef>

@@ -6,12 +6,12 @@
 #include <sstream>
 #include <string>
 
-#include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/costs/costs_file.h"
 #include "dualpipe/sim/schedule/error.h"
 
 namespace {
 
-std::optional<dualpipe::Costs> read(const std::string& text) {
+std::optional<dualpipe::GivenCosts> read(const std::string& text) {
   try {
     std::istringstream in(text);
     return dualpipe::read_costs(in, "fuzz.json");
@@ -20,7 +20,7 @@ std::optional<dualpipe::Costs> read(const std::string& text) {
   }
 }
 
-std::string write(const dualpipe::Costs& costs) {
+std::string write(const dualpipe::GivenCosts& costs) {
   std::ostringstream out;
   dualpipe::write_costs(out, costs);
   return out.str();

@@ -149,6 +149,38 @@ JSON
   fails 1 '--weight' simulate "${shape[@]}" --weight 3
 }
 
+# A model of four parts with F of 1, 1, 2 and 4 ms, and B of twice as much. On 2 ranks it is cut before the last part,
+# and M micro-batches take (M + 1)(F + B).
+test_parts() {
+  local parts=()
+  for ms in 1 1 2 4; do
+    parts+=('{"forward_ns": '${ms}e6', "backward_ns": '$((2 * ms))e6', "input_gradient_ns": '${ms}e6', "weight_gradient_ns": '${ms}e6'}')
+  done
+  (
+    IFS=,
+    echo '{"format": "dualpipe-costs", "version": 1, "parts": ['"${parts[*]}"']}'
+  ) >parts.json
+  succeeds '"makespan_ns": 108000000\b' simulate 1f1b --ranks 2 --microbatches 8 --costs parts.json --json -
+  succeeds . simulate zb1p --ranks 4 --microbatches 8 --costs parts.json
+  succeeds . simulate interleaved --ranks 4 --microbatches 8 --chunks 2 --costs parts.json
+  succeeds . table --costs parts.json --ranks 4 --microbatches 8 --schedules dualpipe,1f1b
+  holds 'dualpipe:F&Bwasnotmeasured,andistakenforF+B'
+  succeeds . table --costs parts.json --ranks 4 --microbatches 8 --schedules dualpipe,1f1b --format json
+  [[ $(grep -c '"overlapped_is_assumed": true' stdout) == 1 ]] || fail "not dualpipe's F&B alone is assumed"
+  succeeds 'F&B was not measured' table --costs parts.json --ranks 4 --microbatches 8 --schedules dualpipe --format csv
+  succeeds . table --ranks 4 --microbatches 8 --schedules dualpipe
+  ! grep 'not measured' stdout || fail "costs that are no model's are what the user says they are"
+
+  sed 's/"parts"/"cut": [1, 3], "parts"/' parts.json >cut.json
+  # The first rank waits for the second, which works all the time but for the first F and the last B.
+  succeeds '"makespan_ns": 171000000\b' simulate 1f1b --ranks 2 --microbatches 8 --costs cut.json --json -
+  fails 1 '^error: the model is cut for 2 stages, but a chain of the schedule has 4' simulate 1f1b --ranks 4 \
+    --microbatches 8 --costs cut.json
+  sed 's/"parts"/"cut": [1, 2], "parts"/' parts.json >cut.json
+  fails 1 '^error: cut.json: cut: it has 3 parts, but the model has 4' simulate 1f1b --ranks 2 --microbatches 8 \
+    --costs cut.json
+}
+
 test_files() {
   succeeds . simulate dualpipe --ranks 4 --microbatches 8 --trace trace.json --svg gantt.svg --json result.json --csv ops.csv
   for file in trace.json gantt.svg result.json ops.csv; do
@@ -518,6 +550,7 @@ test_table_formats
 test_schedules
 test_simulate
 test_costs
+test_parts
 test_files
 test_results_apart
 test_results_over_input

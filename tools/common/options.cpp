@@ -7,6 +7,7 @@
 #include <iostream>
 #include <limits>
 
+#include "dualpipe/sim/costs/costs_file.h"
 #include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -168,40 +169,51 @@ void CostOptions::check_usage() const {
   }
 }
 
-Costs CostOptions::costs() const {
+GivenCosts CostOptions::costs() const {
   check_usage();
-  Costs costs;
-  if (!file.empty()) {
-    costs = load_costs(file);
+  GivenCosts costs;
+  if (file.empty()) {
+    costs = of_stages();
   } else {
-    StageLists lists(costs);
-    constexpr Time default_ms = 1'000'000;
-    costs.stages[0].forward = costs.stages[0].weight_gradient = default_ms;
-    costs.stages[0].backward = 2 * default_ms;
-    lists.apply("--forward", forward, parse_duration, [](StageCosts& s, Time t) { s.forward = t; });
-    lists.apply("--backward", backward, parse_duration, [](StageCosts& s, Time t) { s.backward = t; });
-    lists.apply("--weight", weight, parse_duration, [](StageCosts& s, Time t) { s.weight_gradient = t; });
-    lists.apply("--recompute-time", recompute, parse_duration, [](StageCosts& s, Time t) { s.recompute = t; });
-    lists.apply("--overlapped", overlapped, parse_duration, [](StageCosts& s, Time t) { s.overlapped = t; });
-    lists.apply("--activation-bytes", activation, parse_bytes, [](StageCosts& s, Bytes b) { s.activation = b; });
-    lists.apply("--weight-stash-bytes", weight_stash, parse_bytes, [](StageCosts& s, Bytes b) { s.weight_stash = b; });
-    lists.apply("--workspace-bytes", workspace, parse_bytes, [](StageCosts& s, Bytes b) {
-      s.forward_workspace = s.backward_workspace = s.input_gradient_workspace = s.weight_gradient_workspace = b;
-    });
-    lists.apply("--parameter-bytes", parameters, parse_bytes, [](StageCosts& s, Bytes b) { s.parameters = b; });
-    lists.apply("--gradient-bytes", gradients, parse_bytes, [](StageCosts& s, Bytes b) { s.gradients = b; });
-    lists.apply("--optimizer-bytes", optimizer, parse_bytes, [](StageCosts& s, Bytes b) { s.optimizer = b; });
-    lists.apply("--bytes", message, parse_bytes, [](StageCosts& s, Bytes b) { s.message = b; });
-    for (StageCosts& stage : costs.stages) {
-      if (stage.weight_gradient > stage.backward) {
-        throw InputError(
-            fmt::format("--weight: W is {} ns and part of the full backward B, which is only {} ns; give a "
-                        "longer --backward (I = B - W)",
-                        stage.weight_gradient, stage.backward));
-      }
-      stage.input_gradient = stage.backward - stage.weight_gradient;
-    }
+    costs = load_costs(file);
   }
+  std::visit([&](MachineCosts& machine) { apply_to(machine); }, costs);
+  return costs;
+}
+
+Costs CostOptions::of_stages() const {
+  Costs costs;
+  StageLists lists(costs);
+  constexpr Time default_ms = 1'000'000;
+  costs.stages[0].forward = costs.stages[0].weight_gradient = default_ms;
+  costs.stages[0].backward = 2 * default_ms;
+  lists.apply("--forward", forward, parse_duration, [](StageCosts& s, Time t) { s.forward = t; });
+  lists.apply("--backward", backward, parse_duration, [](StageCosts& s, Time t) { s.backward = t; });
+  lists.apply("--weight", weight, parse_duration, [](StageCosts& s, Time t) { s.weight_gradient = t; });
+  lists.apply("--recompute-time", recompute, parse_duration, [](StageCosts& s, Time t) { s.recompute = t; });
+  lists.apply("--overlapped", overlapped, parse_duration, [](StageCosts& s, Time t) { s.overlapped = t; });
+  lists.apply("--activation-bytes", activation, parse_bytes, [](StageCosts& s, Bytes b) { s.activation = b; });
+  lists.apply("--weight-stash-bytes", weight_stash, parse_bytes, [](StageCosts& s, Bytes b) { s.weight_stash = b; });
+  lists.apply("--workspace-bytes", workspace, parse_bytes, [](StageCosts& s, Bytes b) {
+    s.forward_workspace = s.backward_workspace = s.input_gradient_workspace = s.weight_gradient_workspace = b;
+  });
+  lists.apply("--parameter-bytes", parameters, parse_bytes, [](StageCosts& s, Bytes b) { s.parameters = b; });
+  lists.apply("--gradient-bytes", gradients, parse_bytes, [](StageCosts& s, Bytes b) { s.gradients = b; });
+  lists.apply("--optimizer-bytes", optimizer, parse_bytes, [](StageCosts& s, Bytes b) { s.optimizer = b; });
+  lists.apply("--bytes", message, parse_bytes, [](StageCosts& s, Bytes b) { s.message = b; });
+  for (StageCosts& stage : costs.stages) {
+    if (stage.weight_gradient > stage.backward) {
+      throw InputError(
+          fmt::format("--weight: W is {} ns and part of the full backward B, which is only {} ns; give a "
+                      "longer --backward (I = B - W)",
+                      stage.weight_gradient, stage.backward));
+    }
+    stage.input_gradient = stage.backward - stage.weight_gradient;
+  }
+  return costs;
+}
+
+void CostOptions::apply_to(MachineCosts& costs) const {
   if (!communication.empty()) costs.model = value_of("--comm", communication, parse_model);
   if (!latency.empty()) costs.latency = value_of("--latency", latency, parse_duration);
   if (!bandwidth.empty()) costs.bandwidth = value_of("--bandwidth", bandwidth, parse_bandwidth);
@@ -216,7 +228,6 @@ Costs CostOptions::costs() const {
   if (!speed.empty()) costs.speed.clear();
   for (const std::string& each : speed) costs.speed.push_back(value_of("--speed", each, parse_real));
   costs.release_early = costs.release_early || release_early;
-  return costs;
 }
 
 void ScheduleOptions::add_to(CLI::App& app, const std::string& name) {

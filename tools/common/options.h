@@ -10,7 +10,7 @@
 #include <variant>
 #include <vector>
 
-#include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/costs/model_costs.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/program.h"
@@ -58,7 +58,11 @@ struct CostOptions {
   // Throws CLI::ExcludesError, wrong usage, where both a file is given and a value that the file has.
   void check_usage() const;
   // Throws InputError, and what check_usage() throws.
-  [[nodiscard]] Costs costs() const;
+  [[nodiscard]] GivenCosts costs() const;
+
+ private:
+  [[nodiscard]] Costs of_stages() const;
+  void apply_to(MachineCosts& costs) const;
 };
 
 // A name of the catalog with a shape, or a file that has its own.

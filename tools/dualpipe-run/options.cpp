@@ -346,9 +346,8 @@ ModelShape RunOptions::shape(const Placement& placement) const {
                                           : Precision::float32;
   shape.seed = static_cast<std::uint64_t>(whole_number("--seed", seed, 0, std::numeric_limits<std::int64_t>::max(), 0));
   if (model == "timed") {
-    shape.costs = costs.costs();
+    shape.costs = stage_costs(costs.costs(), placement);
     if (shape.recompute == Recompute::full) add_recomputation(shape.costs);
-    dualpipe::check(shape.costs, placement);
   }
   return shape;
 }

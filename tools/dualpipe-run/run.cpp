@@ -13,6 +13,7 @@
 #include "dualpipe/exec/train/calibrate.h"
 #include "dualpipe/exec/train/reference.h"
 #include "dualpipe/exec/train/report.h"
+#include "dualpipe/sim/costs/costs_file.h"
 #include "dualpipe/sim/report/difference.h"
 #include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/profile.h"
@@ -140,9 +141,7 @@ std::optional<Costs> given_costs(const RunOptions& options, const TrainOptions& 
     return costs;
   }
   if (options.costs.file.empty()) return std::nullopt;
-  Costs costs = options.costs.costs();
-  dualpipe::check(costs, placement);
-  return costs;
+  return stage_costs(options.costs.costs(), placement);
 }
 
 // Tells `machine` of the devices.
@@ -187,7 +186,7 @@ void write_results(const RunOptions& options, Hardware* hardware, bool prints_te
                    const Machine& machine, const std::optional<Costs>& given, const TrainResult& result,
                    const Check* check) {
   const Timeline measured = merge(program, result.records);
-  const Costs costs = given ? *given : calibrate(program, result);
+  const Costs costs = given ? *given : stage_costs(calibrate(program, result), program.schedule.placement);
   const Timeline planned = simulate(program, costs);
   TrainReport report = train_report(program, options.model, machine, result, costs, planned, measured);
   if (check != nullptr) report.check = check->report();

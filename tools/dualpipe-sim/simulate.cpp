@@ -78,7 +78,7 @@ void run(const SimulateOptions& options) {
   const GanttOptions chart = gantt_options(options);
   const Program program = lower_valid(options.schedule.load());
   const TraceFilter filter = trace_filter(options, program.schedule.ranks());
-  const Costs costs = options.costs.costs();
+  const Costs costs = stage_costs(options.costs.costs(), program.schedule.placement);
   const Timeline timeline = simulate(program, costs, options.trace.empty() ? Record::ops : Record::spans);
   const RunReport report = run_report(program, costs, timeline);
 
