@@ -59,20 +59,12 @@ trap 'rm -rf "$work"' EXIT
 numbers() { sed -nE "s/^ *\"$1\": ([0-9]+),?\$/\1/p" "$2"; }
 figure() { numbers "$@" | sed -n 1p; }
 
-# DualPipe's stages P to 2P - 1 hold the layers of 0 to P - 1.
-for_two_chains() {
-  awk '
-    /^    \{/ { sub(/,$/, ""); stages = stages (stages == "" ? "" : ",\n") $0; next }
-    /^  \],/ { print stages ",\n" stages }
-    { print }' "$1"
-}
-
-# with_pairs COSTS PAIRS: the costs, each stage with the F&B that it has in PAIRS.
+# with_pairs COSTS PAIRS: the costs, each part with the F&B that it has in PAIRS.
 with_pairs() {
   awk '
     match($0, /"overlapped_ns": [0-9]+/) && NR == FNR { pair[++pairs] = substr($0, RSTART, RLENGTH) }
     NR == FNR { next }
-    /^    \{/ && ++stage <= pairs { sub(/"activation_bytes"/, pair[stage] ", &") }
+    /^    \{/ && ++part <= pairs { sub(/"activation_bytes"/, pair[part] ", &") }
     { print }' "$2" "$1"
 }
 
@@ -81,7 +73,7 @@ for ((round = 1; round <= rounds; ++round)); do
   "$run" --schedule 1f1b --microbatches 8 "${options[@]}" --warmup 9 --steps 5 --calibrate "$work/costs" \
     --json "$work/calibration" >/dev/null
   "$run" --schedule dualpipe --microbatches 8 "${options[@]}" --warmup 3 --steps 5 --calibrate "$work/pairs" >/dev/null
-  for_two_chains "$work/costs" | with_pairs - "$work/pairs" >"$work/costs_of_two_chains"
+  with_pairs "$work/costs" "$work/pairs" >"$work/costs_with_pairs"
   outside=0
   measured=measured_makespan_ns
   if [[ $of == step ]]; then
@@ -90,10 +82,8 @@ for ((round = 1; round <= rounds; ++round)); do
   fi
   for each in "${cases[@]}"; do
     schedule=${each%:*}
-    costs=$work/costs
-    if [[ $schedule == dualpipe ]]; then costs=$work/costs_of_two_chains; fi
-    "$run" --schedule "$schedule" --microbatches "${each#*:}" "${options[@]}" --warmup 3 --steps 5 --costs "$costs" \
-      --json "$work/result" >/dev/null
+    "$run" --schedule "$schedule" --microbatches "${each#*:}" "${options[@]}" --warmup 3 --steps 5 \
+      --costs "$work/costs_with_pairs" --json "$work/result" >/dev/null
     memory=$(paste <(numbers predicted_peak_memory_bytes "$work/result") <(numbers peak_memory_bytes "$work/result") |
       awk '{ error = 100 * ($1 / $2 - 1); if (error^2 >= worst^2) worst = error } END { print worst }')
     echo "$each $(($(figure predicted_makespan_ns "$work/result") + outside)) $(figure $measured "$work/result") $memory"

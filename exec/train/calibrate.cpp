@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <functional>
 #include <optional>
 #include <unordered_map>
 #include <utility>
@@ -36,20 +35,30 @@ Figure quantile(Samples samples, double share) {
 
 Figure median(Samples samples) { return quantile(std::move(samples), 0.5); }
 
-Time duration(const Span& span) { return span.end - span.start; }
+// What was measured of the ops of one part: of F, B, I and W that ran by themselves, and of pairs with its forward.
+struct OpSamples {
+  std::array<Samples, passes.size()> alone;
+  Samples pairs;
 
-// A figure for each pass: F, B, I, W; nothing where a stage never ran it by itself.
-template <typename Value>
-class ByPass {
- public:
-  [[nodiscard]] Value& of(Kind pass) { return values_[static_cast<std::size_t>(pass)]; }
-  [[nodiscard]] const Value& of(Kind pass) const { return values_[static_cast<std::size_t>(pass)]; }
-
- private:
-  std::array<Value, passes.size()> values_;
+  void add(std::span<const Op> unit, std::int64_t sample) {
+    (unit.size() == 2 ? pairs : alone[static_cast<std::size_t>(unit[0].kind)]).push_back(sample);
+  }
 };
 
-// Calls `visit(rank, record, unit, position)` with each op or pair of a rank, and its position in the rank.
+// Their medians; nothing where none ran.
+struct OpFigures {
+  std::array<Figure, passes.size()> alone;
+  Figure pair;
+
+  OpFigures() = default;
+  explicit OpFigures(const OpSamples& samples) : pair(median(samples.pairs)) {
+    std::ranges::transform(samples.alone, alone.begin(), median);
+  }
+  [[nodiscard]] Figure& of(Kind pass) { return alone[static_cast<std::size_t>(pass)]; }
+  [[nodiscard]] const Figure& of(Kind pass) const { return alone[static_cast<std::size_t>(pass)]; }
+};
+
+// Calls `visit(record, unit, position)` with each op or pair of a rank, and its position in the rank.
 template <typename Visit>
 void visit_rank(const Program& program, int rank, const RankRecord& record, Visit visit) {
   const auto ops = program.schedule.rank(rank);
@@ -68,6 +77,27 @@ void visit_run(const MeasuredSteps& run, Visit visit) {
     }
   }
 }
+
+// The parts of the model are the stages of a chain; those at the same place of all chains are the same part.
+class Parts {
+ public:
+  explicit Parts(const Placement& placement) {
+    for (int chain = 0; chain < placement.chains(); ++chain) {
+      const int begin = placement.chain_begin[static_cast<std::size_t>(chain)];
+      const int end = placement.chain_begin[static_cast<std::size_t>(chain) + 1];
+      for (int stage = begin; stage < end; ++stage) part_of_.push_back(static_cast<std::size_t>(stage - begin));
+    }
+    count_ = *std::ranges::max_element(part_of_) + 1;
+  }
+
+  [[nodiscard]] std::size_t count() const { return count_; }
+  [[nodiscard]] std::size_t of(int stage) const { return part_of_[static_cast<std::size_t>(stage)]; }
+  [[nodiscard]] std::size_t of(Op op) const { return of(int{op.stage}); }
+
+ private:
+  std::vector<std::size_t> part_of_;  // by stage
+  std::size_t count_;
+};
 
 // Whole steps of this program; not of another one, or of a run that failed.
 void check_recorded(const MeasuredSteps& run) {
@@ -91,84 +121,67 @@ void check_recorded(const MeasuredSteps& run) {
 
 // --- durations
 
-// What one stage's ops took.
-struct StageTimes {
-  ByPass<Figure> pass;
-  Figure overlapped;        // pairs with its forward
+// What the ops of one part took.
+struct PartTimes : OpFigures {
   Figure pair_of_backward;  // pairs with its backward
 };
 
-std::vector<StageTimes> times_of(std::span<const MeasuredSteps> runs, std::size_t stages) {
-  std::vector<ByPass<Samples>> alone(stages);
-  std::vector<Samples> ahead(stages);
-  std::vector<Samples> back(stages);
+std::vector<PartTimes> times_of(std::span<const MeasuredSteps> runs, const Parts& parts) {
+  std::vector<OpSamples> samples(parts.count());
+  std::vector<Samples> back(parts.count());
   for (const MeasuredSteps& run : runs) {
     visit_run(run, [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
-      const Time time = duration(record.ops[position]);
-      if (unit.size() == 2) {
-        ahead[unit[0].stage].push_back(time);
-        back[unit[1].stage].push_back(time);
-      } else {
-        alone[unit[0].stage].of(unit[0].kind).push_back(time);
-      }
+      const Time time = record.ops[position].end - record.ops[position].start;
+      samples[parts.of(unit[0])].add(unit, time);
+      if (unit.size() == 2) back[parts.of(unit[1])].push_back(time);
     });
   }
-  std::vector<StageTimes> times(stages);
-  for (std::size_t stage = 0; stage < stages; ++stage) {
-    for (const Kind pass : passes) times[stage].pass.of(pass) = median(std::move(alone[stage].of(pass)));
-    times[stage].overlapped = median(std::move(ahead[stage]));
-    times[stage].pair_of_backward = median(std::move(back[stage]));
+  std::vector<PartTimes> times;
+  for (std::size_t part = 0; part < parts.count(); ++part) {
+    times.push_back({OpFigures(samples[part]), median(std::move(back[part]))});
   }
   return times;
 }
 
-void add_halves(StageTimes& stage) {
-  auto& full = stage.pass.of(Kind::backward);
-  const auto& input = stage.pass.of(Kind::input_gradient);
-  const auto& weight = stage.pass.of(Kind::weight_gradient);
+void add_halves(PartTimes& part) {
+  auto& full = part.of(Kind::backward);
+  const auto& input = part.of(Kind::input_gradient);
+  const auto& weight = part.of(Kind::weight_gradient);
   if (!full && input && weight) full = *input + *weight;
 }
 
-// Fills in a figure of a stage, `get(stage)`, where it is missing, from the stages that `stands_in` allows.
-template <typename Stage, typename Get, typename StandsIn>
-void fill_in(std::vector<Stage>& stages, Get get, StandsIn stands_in) {
-  std::vector<Figure> measured;
-  for (Stage& stage : stages) measured.push_back(get(stage));
-  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-    if (measured[stage]) continue;
-    Samples others;
-    for (std::size_t other = 0; other < stages.size(); ++other) {
-      if (stands_in(stage, other) && measured[other]) others.push_back(*measured[other]);
-    }
-    get(stages[stage]) = median(std::move(others));
+// What a part never ran by itself is the median of the other parts'.
+void fill_in(std::vector<PartTimes>& parts, Kind pass) {
+  Samples measured;
+  for (const PartTimes& part : parts) {
+    if (part.of(pass)) measured.push_back(*part.of(pass));
+  }
+  const Figure other = median(std::move(measured));
+  for (PartTimes& part : parts) {
+    if (!part.of(pass)) part.of(pass) = other;
   }
 }
 
-auto with_same_weights(const Placement& placement) {
-  return [&](std::size_t a, std::size_t b) { return placement.weights_of[a] == placement.weights_of[b]; };
-}
-constexpr auto any_stage = [](std::size_t, std::size_t) { return true; };
-
-// What no stage runs by itself: a pair is a third F and two thirds B.
-void split_pair(StageTimes& stage) {
-  auto& forward = stage.pass.of(Kind::forward);
-  auto& backward = stage.pass.of(Kind::backward);
-  if (!forward && stage.overlapped) forward = *stage.overlapped / 3;
-  if (!backward && stage.pair_of_backward) backward = *stage.pair_of_backward - *stage.pair_of_backward / 3;
+// What no part runs by itself: a pair is a third F and two thirds B.
+void split_pair(PartTimes& part) {
+  auto& forward = part.of(Kind::forward);
+  auto& backward = part.of(Kind::backward);
+  if (!forward && part.pair) forward = *part.pair / 3;
+  if (!backward && part.pair_of_backward) backward = *part.pair_of_backward - *part.pair_of_backward / 3;
 }
 
-// Where I and W are missing B is split, in the proportion of the stages that have them, or in two.
-void split_backwards(std::vector<StageTimes>& stages) {
-  const std::vector<StageTimes> measured = stages;
-  for (StageTimes& stage : stages) {
-    auto& input = stage.pass.of(Kind::input_gradient);
-    auto& weight = stage.pass.of(Kind::weight_gradient);
-    if ((input && weight) || !stage.pass.of(Kind::backward)) continue;
-    const Time full = *stage.pass.of(Kind::backward);
+// Where I and W are missing B is split, in the proportion of the parts that have them, or in two.
+void split_backwards(std::vector<PartTimes>& parts) {
+  const std::vector<PartTimes> measured = parts;
+  for (PartTimes& part : parts) {
+    auto& input = part.of(Kind::input_gradient);
+    auto& weight = part.of(Kind::weight_gradient);
+    if ((input && weight) || !part.of(Kind::backward)) continue;
+    const Time full = *part.of(Kind::backward);
     Samples splits;
-    for (const StageTimes& other : measured) {
-      const Time i = other.pass.of(Kind::input_gradient).value_or(0);
-      const Time w = other.pass.of(Kind::weight_gradient).value_or(0);
+    for (const PartTimes& other : measured) {
+      const Time i = other.of(Kind::input_gradient).value_or(0);
+      const Time w = other.of(Kind::weight_gradient).value_or(0);
       if (i + w == 0) continue;
       splits.push_back(
           static_cast<Time>(static_cast<double>(full) * static_cast<double>(i) / static_cast<double>(i + w)));
@@ -178,15 +191,12 @@ void split_backwards(std::vector<StageTimes>& stages) {
   }
 }
 
-// All passes of all stages, as far as anything is known of them.
-void complete(std::vector<StageTimes>& stages, const Placement& placement) {
-  for (StageTimes& stage : stages) add_halves(stage);
-  const auto of = [](Kind pass) { return [pass](StageTimes& stage) -> Figure& { return stage.pass.of(pass); }; };
-  for (const Kind pass : passes) fill_in(stages, of(pass), with_same_weights(placement));
-  fill_in(stages, std::mem_fn(&StageTimes::overlapped), with_same_weights(placement));
-  for (const Kind pass : {Kind::forward, Kind::backward}) fill_in(stages, of(pass), any_stage);
-  for (StageTimes& stage : stages) split_pair(stage);
-  split_backwards(stages);
+// All passes of all parts, as far as anything is known of them.
+void complete(std::vector<PartTimes>& parts) {
+  for (PartTimes& part : parts) add_halves(part);
+  for (const Kind pass : {Kind::forward, Kind::backward}) fill_in(parts, pass);
+  for (PartTimes& part : parts) split_pair(part);
+  split_backwards(parts);
 }
 
 // --- communication, and what lies between ops
@@ -257,14 +267,15 @@ class Messages {
 };
 
 // What is left of the times of messages when the bytes have gone.
-Time latency_of(std::span<const MeasuredSteps> runs, const Costs& costs) {
+Time latency_of(std::span<const MeasuredSteps> runs, const ModelCosts& costs) {
   const Placement& placement = runs[0].program.schedule.placement;
+  const Parts parts(placement);
   Samples samples;
   for (const MeasuredSteps& run : runs) {
     for (const AwaitedMessage& message : Messages(run).awaited(costs.launch)) {
       const auto sender = static_cast<std::uint16_t>(message.sender);
       const Op send{0, sender, message.forward ? Kind::send_forward : Kind::send_backward, false};
-      const double bytes = static_cast<double>(costs.of(output_stage_of(send, placement)).message);
+      const double bytes = static_cast<double>(costs.parts[parts.of(output_stage_of(send, placement))].message);
       const double transfer = costs.bandwidth == 0 ? 0 : bytes * 1e9 / costs.bandwidth;
       samples.push_back(std::max<Time>(0, message.time - std::llround(transfer)));
     }
@@ -274,140 +285,117 @@ Time latency_of(std::span<const MeasuredSteps> runs, const Costs& costs) {
 
 // --- memory
 
-// How memory.h in sim/simulate sees a stage.
-struct StageMemory {
+// How memory.h in sim/simulate sees a stage that is this part.
+struct PartMemory {
+  Bytes message = 0;    // its output
   Figure activation;    // M_B
   Figure weight_stash;  // M_W
-  ByPass<Figure> workspace;
-  Figure overlapped_workspace;  // pairs with its forward
+  OpFigures workspace;
 };
 
 class MemoryCalibration {
  public:
-  MemoryCalibration(std::span<const MeasuredSteps> runs, const Placement& placement)
-      : runs_(runs), placement_(placement), messages_(placement.rank_of.size()), stages_(messages_.size()) {
+  MemoryCalibration(std::span<const MeasuredSteps> runs, const Parts& parts)
+      : runs_(runs), parts_(parts), memory_(parts.count()) {
     measure_messages();
     measure_what_ops_leave();
-    fill_in(stages_, std::mem_fn(&StageMemory::activation), with_same_weights(placement));
-    fill_in(stages_, std::mem_fn(&StageMemory::weight_stash), with_same_weights(placement));
-    for (StageMemory& stage : stages_) {
-      if (!stage.weight_stash) stage.weight_stash = stage.activation;
-    }
     measure_workspaces();
-    for (const Kind pass : passes) {
-      const auto of_pass = [pass](StageMemory& stage) -> Figure& { return stage.workspace.of(pass); };
-      fill_in(stages_, of_pass, with_same_weights(placement));
-    }
-    fill_in(stages_, std::mem_fn(&StageMemory::overlapped_workspace), with_same_weights(placement));
-    for (StageMemory& stage : stages_) estimate_backward(stage);
+    for (PartMemory& part : memory_) estimate_backward(part);
   }
 
-  [[nodiscard]] Bytes message(std::size_t stage) const { return messages_[stage]; }
-  [[nodiscard]] const StageMemory& of(std::size_t stage) const { return stages_[stage]; }
+  [[nodiscard]] const PartMemory& of(std::size_t part) const { return memory_[part]; }
 
  private:
+  // Calls `visit(unit, part, memory)`, of a pair with the part of its forward.
   template <typename Visit>
   void visit_memory(Visit visit) const {
     for (const MeasuredSteps& run : runs_) {
       visit_run(run, [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
-        if (!record.memory.empty()) visit(unit, record.memory[position]);
+        if (!record.memory.empty()) visit(unit, parts_.of(unit[0]), record.memory[position]);
       });
     }
   }
 
-  // What goes into a stage from the one before it, and so the gradient that goes back; 0 in a first stage.
-  [[nodiscard]] Bytes input(std::uint16_t stage) const {
-    const auto previous = placement_.previous(stage);
-    return previous ? messages_[static_cast<std::size_t>(*previous)] : 0;
-  }
+  // What goes into a part from the one before it, and so the gradient that goes back; 0 in the first.
+  [[nodiscard]] Bytes input(std::size_t part) const { return part == 0 ? 0 : memory_[part - 1].message; }
 
   void measure_messages() {
-    std::vector<Samples> outputs(stages_.size());
-    visit_memory([&](std::span<const Op> unit, const OpMemory& memory) {
-      const Op op = unit[0];  // of a pair the F
-      if (op.kind == Kind::forward && placement_.next(op.stage)) outputs[op.stage].push_back(memory.output);
+    std::vector<Samples> outputs(memory_.size());
+    visit_memory([&](std::span<const Op> unit, std::size_t part, const OpMemory& memory) {
+      if (unit[0].kind == Kind::forward && part + 1 < memory_.size()) outputs[part].push_back(memory.output);
     });
-    for (std::size_t i = 0; i < outputs.size(); ++i) messages_[i] = median(std::move(outputs[i])).value_or(0);
+    for (std::size_t i = 0; i < outputs.size(); ++i) memory_[i].message = median(std::move(outputs[i])).value_or(0);
   }
 
   // Of ops by themselves: what came in and what goes out is the neighbours'.
   void measure_what_ops_leave() {
-    std::vector<Samples> activations(stages_.size());
-    std::vector<Samples> stashes(stages_.size());
-    visit_memory([&](std::span<const Op> unit, const OpMemory& memory) {
+    std::vector<Samples> activations(memory_.size());
+    std::vector<Samples> stashes(memory_.size());
+    visit_memory([&](std::span<const Op> unit, std::size_t part, const OpMemory& memory) {
       if (unit.size() == 2) return;
-      const std::uint16_t stage = unit[0].stage;
       if (unit[0].kind == Kind::forward) {
-        activations[stage].push_back((memory.after - memory.output) - (memory.before - input(stage)));
+        activations[part].push_back((memory.after - memory.output) - (memory.before - input(part)));
       } else if (unit[0].kind == Kind::backward) {
-        activations[stage].push_back((memory.before - messages_[stage]) - (memory.after - input(stage)));
+        activations[part].push_back((memory.before - memory_[part].message) - (memory.after - input(part)));
       } else if (unit[0].kind == Kind::weight_gradient) {
-        stashes[stage].push_back(memory.before - memory.after);
+        stashes[part].push_back(memory.before - memory.after);
       }
     });
-    for (std::size_t i = 0; i < stages_.size(); ++i) {
-      stages_[i].activation = median(std::move(activations[i]));
-      stages_[i].weight_stash = median(std::move(stashes[i]));
+    for (std::size_t i = 0; i < memory_.size(); ++i) {
+      memory_[i].activation = median(std::move(activations[i]));
+      memory_[i].weight_stash = median(std::move(stashes[i]));
+      if (!memory_[i].weight_stash) memory_[i].weight_stash = memory_[i].activation;
     }
   }
 
   void measure_workspaces() {
-    std::vector<ByPass<Samples>> alone(stages_.size());
-    std::vector<Samples> pairs(stages_.size());
-    visit_memory([&](std::span<const Op> unit, const OpMemory& memory) {
-      const auto [op, stage] = std::pair(unit[0], unit[0].stage);
+    std::vector<OpSamples> samples(memory_.size());
+    visit_memory([&](std::span<const Op> unit, std::size_t part, const OpMemory& memory) {
       Bytes held = memory.before;
-      if (op.kind == Kind::forward) held += stages_[stage].activation.value_or(0) - input(stage);
+      if (unit[0].kind == Kind::forward) held += memory_[part].activation.value_or(0) - input(part);
       const Bytes workspace = memory.peak - held;
-      if (unit.size() == 2) {
-        pairs[stage].push_back(workspace);
-      } else {
-        alone[stage].of(op.kind).push_back(std::max<Bytes>(0, workspace));
-      }
+      samples[part].add(unit, unit.size() == 2 ? workspace : std::max<Bytes>(0, workspace));
     });
-    for (std::size_t i = 0; i < stages_.size(); ++i) {
-      for (const Kind pass : passes) stages_[i].workspace.of(pass) = median(std::move(alone[i].of(pass)));
-      stages_[i].overlapped_workspace = median(std::move(pairs[i]));
-    }
+    for (std::size_t i = 0; i < memory_.size(); ++i) memory_[i].workspace = OpFigures(samples[i]);
   }
 
   // B is not more than I and then W.
-  static void estimate_backward(StageMemory& stage) {
-    Figure& backward = stage.workspace.of(Kind::backward);
+  static void estimate_backward(PartMemory& part) {
+    Figure& backward = part.workspace.of(Kind::backward);
     if (backward) return;
-    const Bytes input = stage.workspace.of(Kind::input_gradient).value_or(0);
-    const Bytes weight = stage.workspace.of(Kind::weight_gradient).value_or(0);
-    const Bytes left = stage.weight_stash.value_or(0) - stage.activation.value_or(0);
+    const Bytes input = part.workspace.of(Kind::input_gradient).value_or(0);
+    const Bytes weight = part.workspace.of(Kind::weight_gradient).value_or(0);
+    const Bytes left = part.weight_stash.value_or(0) - part.activation.value_or(0);
     backward = std::max<Bytes>({0, input, left + weight});
   }
 
   std::span<const MeasuredSteps> runs_;
-  const Placement& placement_;
-  std::vector<Bytes> messages_;      // by stage: its output
-  std::vector<StageMemory> stages_;  // by stage
+  const Parts& parts_;
+  std::vector<PartMemory> memory_;  // by part
 };
 
-void set_times(StageCosts& costs, const StageTimes& times) {
-  costs.forward = times.pass.of(Kind::forward).value_or(0);
-  costs.backward = times.pass.of(Kind::backward).value_or(0);
-  costs.input_gradient = times.pass.of(Kind::input_gradient).value_or(0);
-  costs.weight_gradient = times.pass.of(Kind::weight_gradient).value_or(0);
-  costs.overlapped = times.overlapped;
+void set_times(StageCosts& costs, const PartTimes& times) {
+  costs.forward = times.of(Kind::forward).value_or(0);
+  costs.backward = times.of(Kind::backward).value_or(0);
+  costs.input_gradient = times.of(Kind::input_gradient).value_or(0);
+  costs.weight_gradient = times.of(Kind::weight_gradient).value_or(0);
+  costs.overlapped = times.pair;
 }
 
-void set_memory(StageCosts& costs, const StageMemory& memory) {
+void set_memory(StageCosts& costs, const PartMemory& memory) {
+  costs.message = memory.message;
   costs.activation = std::max<Bytes>(0, memory.activation.value_or(0));
   costs.weight_stash = std::max<Bytes>(0, memory.weight_stash.value_or(0));
   costs.forward_workspace = memory.workspace.of(Kind::forward).value_or(0);
   costs.backward_workspace = memory.workspace.of(Kind::backward).value_or(0);
   costs.input_gradient_workspace = memory.workspace.of(Kind::input_gradient).value_or(0);
   costs.weight_gradient_workspace = memory.workspace.of(Kind::weight_gradient).value_or(0);
-  costs.overlapped_workspace = memory.overlapped_workspace;
+  costs.overlapped_workspace = memory.workspace.pair;
 }
 
 }  // namespace
 
-Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages, double bandwidth) {
+ModelCosts calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages, double bandwidth) {
   if (std::ranges::all_of(runs, [](const MeasuredSteps& run) { return run.steps.empty(); })) {
     throw InputError("there is no step to calibrate costs from; train at least one");
   }
@@ -417,19 +405,22 @@ Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes>
     throw InputError(fmt::format("the bytes of {} stages are given, but the program has {}", stages.size(),
                                  placement.rank_of.size()));
   }
-  std::vector<StageTimes> times = times_of(runs, placement.rank_of.size());
-  complete(times, placement);
-  const MemoryCalibration memory(runs, placement);
+  const Parts parts(placement);
+  std::vector<PartTimes> times = times_of(runs, parts);
+  complete(times);
+  const MemoryCalibration memory(runs, parts);
 
-  Costs costs;
-  for (std::size_t i = 0; i < times.size(); ++i) {
-    StageCosts& stage = costs.stages.emplace_back();
-    set_times(stage, times[i]);
-    set_memory(stage, memory.of(i));
-    stage.message = memory.message(i);
-    stage.parameters = stages[i].parameters;
-    stage.gradients = stages[i].gradients;
-    stage.optimizer = stages[i].optimizer;
+  ModelCosts costs;
+  costs.parts.resize(parts.count());
+  for (std::size_t i = 0; i < parts.count(); ++i) {
+    set_times(costs.parts[i], times[i]);
+    set_memory(costs.parts[i], memory.of(i));
+  }
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    StageCosts& part = costs.parts[parts.of(static_cast<int>(stage))];
+    part.parameters = stages[stage].parameters;
+    part.gradients = stages[stage].gradients;
+    part.optimizer = stages[stage].optimizer;
   }
   costs.model = bandwidth == 0 ? CommunicationModel::latency : CommunicationModel::links;
   costs.bandwidth = bandwidth;
@@ -438,7 +429,7 @@ Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes>
   return costs;
 }
 
-Costs calibrate(const Program& program, const TrainResult& result) {
+ModelCosts calibrate(const Program& program, const TrainResult& result) {
   std::vector<MeasuredSteps> runs{{program, result.warm_up.empty() ? result.measured : result.warm_up}};
   if (!result.warm_up_apart.empty()) runs.push_back({result.apart, result.warm_up_apart});
   double bandwidth = 0;

@@ -1,11 +1,12 @@
 // Costs from a measured run: what `dualpipe-sim --costs` reads, and what predictions of other schedules are made from.
 //
-// All figures of stages are medians over all steps. A pass that a stage never ran by itself, or a pair that it never
-// ran, has those of stages with the same weights, else
+// The parts of the model are the stages of a chain. All figures of a part are medians over all steps, and over the
+// stages at its place in all chains, which hold the same layers. Of a pass that it never ran by itself, or a pair that
+// it never ran,
 //   B        is I + W
-//   F, B     are the median of the other stages'; where no stage has them, a third and two thirds of an F&B pair
-//   I, W     are B, split as in the stages that have them, or in two
-//   F&B      stays unset: no gain
+//   F, B     are the median of the other parts'; where no part has them, a third and two thirds of an F&B pair
+//   I, W     are B, split as in the parts that have them, or in two
+//   F&B      stays unset: it was not measured
 // With TrainOptions::measure_passes every stage has run F, I and W.
 //
 // Where stages recompute, `recompute` stays 0: it is part of the B and I that were measured.
@@ -15,7 +16,7 @@
 #include <vector>
 
 #include "dualpipe/exec/train/train.h"
-#include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/costs/model_costs.h"
 #include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
@@ -35,11 +36,11 @@ struct MeasuredSteps {
 // launch is the median time between two ops of a rank that is not spent waiting for an input. latency is the median
 // time of the awaited messages; `bandwidth`, bytes per second (0: infinite), is the share of it that depends on bytes.
 // The model is `links`, or without a bandwidth `latency`.
-[[nodiscard]] Costs calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages,
-                              double bandwidth = 0);
+[[nodiscard]] ModelCosts calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages,
+                                   double bandwidth = 0);
 
 // From the warm-up of a training, or without one from the measured steps.
-[[nodiscard]] Costs calibrate(const Program& program, const TrainResult& result);
+[[nodiscard]] ModelCosts calibrate(const Program& program, const TrainResult& result);
 
 // A message that was made when its receiver's rank had nothing left to do before the op that needs it; a pair waits for
 // the later one of two. (One that was made before tells when the op came to want it, not how long the way is.)

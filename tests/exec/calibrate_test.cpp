@@ -74,7 +74,9 @@ BOOST_DATA_TEST_CASE(calibration_finds_the_costs,
   const std::vector<RankRecords> steps_by_passes{records_of(by_passes, simulate(by_passes, costs), costs.launch)};
   std::vector<MeasuredSteps> runs{{program, steps}};
   if (passes_measured) runs.push_back({by_passes, steps_by_passes});
-  const Costs found = calibrate(runs, std::vector<StageBytes>(costs.stages.size()));
+  const ModelCosts model = calibrate(runs, std::vector<StageBytes>(costs.stages.size()));
+  BOOST_TEST(model.parts.size() * static_cast<std::size_t>(placement.chains()) == placement.rank_of.size());
+  const Costs found = stage_costs(model, placement);
 
   BOOST_TEST(found.launch == costs.launch);
   BOOST_TEST(found.latency == costs.latency);
@@ -114,7 +116,7 @@ BOOST_AUTO_TEST_CASE(calibration_takes_bytes_from_the_latency) {
   std::vector<RankRecords> steps{records_of(program, simulate(program, costs), 0)};
   for (RankRecord& record : steps[0]) record.memory.assign(record.ops.size(), {0, 0, 0, 200'000});
   const MeasuredSteps run{program, steps};
-  const Costs found = calibrate({&run, 1}, std::vector<StageBytes>(2), 1e9);
+  const ModelCosts found = calibrate({&run, 1}, std::vector<StageBytes>(2), 1e9);
   BOOST_TEST(found.latency == 70 * us);
   BOOST_TEST(found.bandwidth == 1e9);
   BOOST_TEST((found.model == CommunicationModel::links));
@@ -220,8 +222,8 @@ BOOST_DATA_TEST_CASE(a_timed_run_is_calibrated_to_its_costs, data::make({"zb1p",
   options.measure_links = true;
   options.transport.link_delay = std::chrono::microseconds(500);
   const TrainResult result = train(program, options);
-  const Costs found = calibrate(program, result);
-  for (const StageCosts& stage : found.stages) {
+  const ModelCosts found = calibrate(program, result);
+  for (const StageCosts& stage : found.parts) {
     BOOST_TEST(stage.forward >= 1000 * us);
     BOOST_TEST(stage.backward >= 2500 * us);
     BOOST_TEST(stage.input_gradient >= 1500 * us);

@@ -76,7 +76,8 @@ CheckReport checked(const Program& program, const TrainOptions& options,
 namespace {
 
 // The costs tell the peak of each rank.
-void check_memory(const TrainResult& result, const Program& program, const Costs& costs) {
+void check_memory(const TrainResult& result, const Program& program, const ModelCosts& model) {
+  const Costs costs = stage_costs(model, program.schedule.placement);
   for (std::size_t rank = 0; rank < result.peaks.size(); ++rank) {
     const RankMemory predicted = rank_memory(program, costs, static_cast<int>(rank));
     BOOST_TEST(result.peaks[rank].activations == predicted.peak_activations);
@@ -92,7 +93,7 @@ void check_memory_is_predicted(const Program& program, TrainOptions options, std
   options.warmup = 3;
   options.measure_passes = true;
   const TrainResult result = train(program, options);
-  const Costs costs = calibrate(program, result);
+  const ModelCosts costs = calibrate(program, result);
   check_memory(result, program, costs);
   options.warmup = 0;
   for (const Program& other : others) {

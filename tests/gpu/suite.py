@@ -400,10 +400,10 @@ def packages_in(folder):
 
 
 def overlap_figures(costs):
-    """Means over the stages, in milliseconds."""
-    stages = costs["stages"]
-    mean = {key: sum(stage[f"{key}_ns"] for stage in stages) / len(stages) / 1e6 for key in ("forward", "backward")}
-    pairs = [stage["overlapped_ns"] / 1e6 for stage in stages if stage.get("overlapped_ns")]
+    """Means over the parts of the model, in milliseconds."""
+    parts = costs["parts"]
+    mean = {key: sum(part[f"{key}_ns"] for part in parts) / len(parts) / 1e6 for key in ("forward", "backward")}
+    pairs = [part["overlapped_ns"] / 1e6 for part in parts if part.get("overlapped_ns")]
     overlapped = sum(pairs) / len(pairs)
     return {**{f"{key}_ms": value for key, value in mean.items()}, "overlapped_ms": overlapped,
             "overlapped_of_sum": overlapped / (mean["forward"] + mean["backward"])}

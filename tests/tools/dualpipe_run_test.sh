@@ -344,8 +344,45 @@ test_failures() {
 test_wrong_costs() {
   local endless=("${tiny_mlp[@]}" --steps 1000000)
   fails 1 'no-such-file.*No such' "${endless[@]}" --compare --costs no-such-file
-  "$dualpipe_run" --schedule 1f1b "${small[@]}" --calibrate costs >stdout 2>stderr
+  local stage='{"forward_ns": 1, "backward_ns": 2, "input_gradient_ns": 1, "weight_gradient_ns": 1}'
+  echo '{"format": "dualpipe-costs", "version": 1, "stages": ['"$stage, $stage]}" >costs
   fails 1 '2 stages.*has 4' --schedule interleaved --chunks 2 "${tiny[@]}" --steps 1000000 --costs costs
+  echo '{"format": "dualpipe-costs", "version": 1, "cut": [1, 1], "parts": ['"$stage, $stage]}" >costs
+  fails 1 'cut for 2 stages.*has 4' --schedule interleaved --chunks 2 "${tiny[@]}" --steps 1000000 --costs costs
+}
+
+# What was measured on one schedule are the costs of the model, and serve all others.
+test_costs_of_the_model() {
+  local names
+  names=$("$dualpipe_sim" schedules | sed -nE 's/^([a-z0-9-]+) .*/\1/p' | grep -vx name | paste -sd, -)
+  [[ $names == *1f1b*,*dualpipev* ]] || fail "the catalog is not read: $names"
+  succeeds . "${shape[@]}" --calibrate costs
+  [[ $(grep -c '"forward_ns"' costs) == 2 ]] || fail "not a part for each of 2 ranks"
+  for terms in stages ranks; do
+    "$dualpipe_sim" table --costs costs --schedules "$names" --ranks 2 --microbatches 8 --chunks 2 --equal $terms \
+      >stdout 2>stderr || fail "no table: $(<stderr)"
+    ! grep 'no row for' stdout >left || fail "$(<left)"
+    for name in ${names//,/ }; do holds "^$name +[12] .*[1-9][0-9.]* [mµ]?s .* [12]x +[0-9.]+ [KMG]iB"; done
+    holds '^dualpipe: F&B was not measured, and is taken for F \+ B$'
+    holds '^dualpipev: F&B was not measured'
+    ! grep -E '^(1f1b|zb1p): F&B' stdout || fail "a schedule without pairs has no F&B to be measured"
+  done
+  for name in ${names//,/ }; do
+    "$dualpipe_sim" simulate "$name" --ranks 2 --microbatches 8 --costs costs >stdout 2>stderr ||
+      "$dualpipe_sim" simulate "$name" --ranks 2 --microbatches 8 --chunks 2 --costs costs >stdout 2>stderr ||
+      fail "$name is not simulated: $(<stderr)"
+    succeeds predicted --schedule "$name" "${small[@]}" --compare --costs costs
+  done
+  succeeds predicted --schedule interleaved --chunks 2 "${small[@]}" --compare --costs costs
+
+  # From two chains, one part for each place in them; from two chunks, one for each.
+  succeeds . --schedule dualpipe --ranks 2 --microbatches 8 "${small[@]:4}" --calibrate costs
+  [[ $(grep -c '"forward_ns"' costs) == 2 ]] || fail "not a part for each of the 2 stages of a chain"
+  [[ $(grep -c '"overlapped_ns"' costs) == 2 ]] || fail "not an F&B for each part"
+  "$dualpipe_sim" table --costs costs --schedules dualpipe --ranks 2 --microbatches 8 >stdout 2>stderr
+  ! grep 'F&B was not' stdout || fail "F&B was measured"
+  succeeds . --schedule interleaved --chunks 2 "${small[@]}" --calibrate costs
+  [[ $(grep -c '"forward_ns"' costs) == 4 ]] || fail "not a part for each of the 4 stages"
 }
 
 # An error before the run, and one after it, when it turns out that the result cannot be written.
@@ -483,6 +520,7 @@ test_timed_recomputation
 test_timed_latency
 test_failures
 test_wrong_costs
+test_costs_of_the_model
 test_output_errors
 test_out_of_memory
 test_interrupt
