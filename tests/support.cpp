@@ -217,7 +217,7 @@ std::vector<Case> small_cases(int ranks_max, std::int64_t micro_batches_max) {
         for (int chunks = 1; chunks <= (family.takes_chunks ? 3 : 1); ++chunks) {
           const Shape shape{ranks, micro_batches, chunks};
           try {
-            (void)family.generate(shape);
+            (void)generate(family.name, shape);
           } catch (const ShapeError&) {
             continue;
           }

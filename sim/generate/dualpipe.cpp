@@ -1,24 +1,40 @@
-#include "dualpipe/sim/generate/dualpipe.h"
-
+// DualPipe (DeepSeek-V3, arXiv:2412.19437, section 3.2.1) and DualPipeV, the "cut in half" schedule that halves its
+// ranks (https://github.com/deepseek-ai/DualPipe). One order over two placements:
+//
+//   DualPipe   two chains over the same layers, entering at rank 0 and at rank P-1; every rank holds a stage of each.
+//   DualPipeV  one chain that turns round at the last rank: rank r holds stages r and 2P-1-r. It is the first P ranks
+//              of DualPipe(2P, 2M), with "the far chain" read as "the second half of the chain".
+//
+// Drawing: dualpipe, 4 ranks, 8 micro-batches; F = 1, B = 2, W = 1, F&B = 2
+//
+//   rank 0: 0F0 0F1 0F2 7F0 7I0 7W0 7F1 0F3&7B1 .   7F2&0B0 7B2 --  7F3&0B1 7B3 --  0I2 0W2 0I3 0W3
+//   rank 1: .   1F0 6F0 1F1 6F1 1F2 6B0 --  6F2&1B0 1F3&6B1 6F3&1B1 6B2 --  1B2 --  6I3 1I3 6W3 1W3
+//   rank 2: .   5F0 2F0 5F1 2F1 5F2 2B0 --  2F2&5B0 5F3&2B1 2F3&5B1 2B2 --  5B2 --  2I3 5I3 2W3 5W3
+//   rank 3: 4F0 4F1 4F2 3F0 3I0 3W0 3F1 4F3&3B1 .   3F2&4B0 3B2 --  3F3&4B1 3B3 --  4I2 4W2 4I3 4W3
+//
+// Drawing: dualpipev, 2 ranks, 4 micro-batches; F = 1, B = 2, W = 1, F&B = 2
+//
+//   rank 0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3&3B1 .   3F2&0B0 3B2 --  3F3&0B1 3B3 --  0I2 0W2 0I3 0W3
+//   rank 1: .   1F0 2F0 1F1 2F1 1F2 2B0 --  2F2&1B0 1F3&2B1 2F3&1B1 2B2 --  1B2 --  2I3 1I3 2W3 1W3
+//
+// Shapes: DualPipe: P even, M even (it counts both directions), M >= 2P. DualPipeV: M >= 2P.
+// Bubble of the rank that idles most (PP/2-1)(F&B+B-3W), PP stages of a chain, when F = I, W <= F and
+// max(F, B) <= F&B <= F+B. Peak activations PP+1 on every rank. Parameters 2x.
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <utility>
 
-#include "dualpipe/sim/generate/builder.h"
-#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/generate/shared.h"
 
-namespace dualpipe {
-
-using detail::generate::Builder;
-using detail::generate::check_shape;
-
+namespace dualpipe::detail::generate {
 namespace {
 
 // One rank's part. `near` is its stage of the chain (or half) that enters on its own side, `far` the other; passes of a
 // stage take its micro-batches in order, and weight gradients are run first in, first out.
 class DualRank {
  public:
-  DualRank(Builder& builder, int near, int far) : builder_(builder), near_{near}, far_{far} {}
+  DualRank(ScheduleBuilder& builder, int near, int far) : builder_(builder), near_{near}, far_{far} {}
 
   struct Stage {
     int stage;
@@ -41,7 +57,7 @@ class DualRank {
   }
 
  private:
-  Builder& builder_;
+  ScheduleBuilder& builder_;
   Stage near_, far_;
   std::vector<std::pair<int, std::int64_t>> pending_;  // I done, W to come from `done_` on
   std::size_t done_ = 0;
@@ -101,66 +117,93 @@ void dual_order(DualRank ops, std::int64_t half, std::int64_t depth, std::int64_
   for (std::int64_t i = 0; i < depth + 1; ++i) ops.weight_gradient();
 }
 
-void check_dualpipe(const Shape& shape) {
+std::string dualpipe_misfit(const Shape& shape) {
   if (shape.ranks % 2 != 0) {
-    throw ShapeError(
-        fmt::format("dualpipe: the number of ranks must be even, and {} is not; nearest that work: {}{} ranks",
-                    shape.ranks, shape.ranks > 1 ? fmt::format("{} or ", shape.ranks - 1) : "", shape.ranks + 1));
+    return fmt::format("the number of ranks must be even, and {} is not; nearest that work: {}{} ranks", shape.ranks,
+                       shape.ranks > 1 ? fmt::format("{} or ", shape.ranks - 1) : "", shape.ranks + 1);
   }
   const std::int64_t least = 2 * std::int64_t{shape.ranks};
   if (shape.micro_batches < least) {
-    throw ShapeError(fmt::format(
-        "dualpipe: {} ranks need at least twice as many micro-batches, counted over both directions, and {} are fewer; "
-        "nearest that works: {} micro-batches",
-        shape.ranks, shape.micro_batches, least));
+    return fmt::format(
+        "{} ranks need at least twice as many micro-batches, counted over both directions, and {} are fewer; nearest "
+        "that works: {} micro-batches",
+        shape.ranks, shape.micro_batches, least);
   }
   if (shape.micro_batches % 2 != 0) {
-    throw ShapeError(
-        fmt::format("dualpipe: the number of micro-batches must be even, half for each direction, and {} is not; "
-                    "nearest that work: "
-                    "{} or {} micro-batches",
-                    shape.micro_batches, shape.micro_batches - 1, shape.micro_batches + 1));
+    return fmt::format(
+        "the number of micro-batches must be even, half for each direction, and {} is not; nearest that work: {} or "
+        "{} micro-batches",
+        shape.micro_batches, shape.micro_batches - 1, shape.micro_batches + 1);
   }
+  return {};
 }
 
-void check_dualpipev(const Shape& shape) {
+std::string dualpipev_misfit(const Shape& shape) {
   const std::int64_t least = 2 * std::int64_t{shape.ranks};
-  if (shape.micro_batches < least) {
-    throw ShapeError(fmt::format(
-        "dualpipev: {} ranks need at least twice as many micro-batches, and {} are fewer; nearest that works: {} "
-        "micro-batches",
-        shape.ranks, shape.micro_batches, least));
-  }
+  if (shape.micro_batches >= least) return {};
+  return fmt::format(
+      "{} ranks need at least twice as many micro-batches, and {} are fewer; nearest that works: {} micro-batches",
+      shape.ranks, shape.micro_batches, least);
 }
 
-}  // namespace
-
-Schedule dualpipe(const Shape& shape) {
-  check_shape("dualpipe", shape);
-  check_dualpipe(shape);
-  const int ranks = shape.ranks;
-  const std::int64_t per_chain = shape.micro_batches / 2;
-  Builder builder("dualpipe", two_way(ranks), per_chain, 3);
+void dualpipe_order(const Request& request, ScheduleBuilder& builder) {
+  const int ranks = request.shape.ranks;
   for (int rank = 0; rank < ranks; ++rank) {
+    builder.go_to(rank);
     const int down = rank;                // its stage of the chain that enters at rank 0
     const int up = 2 * ranks - 1 - rank;  // and of the one that enters at rank P-1
     const bool first_half = rank < ranks / 2;
     dual_order(DualRank(builder, first_half ? down : up, first_half ? up : down), ranks / 2,
-               std::min(rank, ranks - 1 - rank), per_chain);
-    builder.end_rank();
+               std::min(rank, ranks - 1 - rank), request.shape.micro_batches / 2);
   }
-  return builder.take();
 }
 
-Schedule dualpipev(const Shape& shape) {
-  check_shape("dualpipev", shape);
-  check_dualpipev(shape);
-  Builder builder("dualpipev", v_shape(shape.ranks), shape.micro_batches, 3);
-  for (int rank = 0; rank < shape.ranks; ++rank) {
-    dual_order(DualRank(builder, rank, 2 * shape.ranks - 1 - rank), shape.ranks, rank, shape.micro_batches);
-    builder.end_rank();
+void dualpipev_order(const Request& request, ScheduleBuilder& builder) {
+  const int ranks = request.shape.ranks;
+  for (int rank = 0; rank < ranks; ++rank) {
+    builder.go_to(rank);
+    dual_order(DualRank(builder, rank, 2 * ranks - 1 - rank), ranks, rank, request.shape.micro_batches);
   }
-  return builder.take();
 }
 
-}  // namespace dualpipe
+BubbleFormula dual_bubble(const SymbolValues& s) {
+  using enum Symbol;
+  return {"(PP/2-1)(F&B+B-3W)",
+          s.pp / 2 - 1,
+          s.overlapped + s.b - 3 * s.w,
+          {splits_evenly(s),
+           {s.f == s.i, "F = I", {forward, input_gradient}},
+           weight_gradient_at_most_forward(s),
+           {s.overlapped <= s.f + s.b, "F&B <= F+B", {overlapped, forward, backward}},
+           {s.overlapped >= std::max(s.f, s.b), "F&B >= max(F, B)", {overlapped, forward, backward}}}};
+}
+
+}  // namespace
+
+Family dualpipe() {
+  return {.name = "dualpipe",
+          .title = "DualPipe: two directions, F and B overlapped",
+          .paper = "arXiv:2412.19437",
+          .rule = "P even, M even, M >= 2P",
+          .splits_backward = true,
+          .is_in_first_table = true,
+          .placement = [](const Shape& shape) { return two_way(shape.ranks); },
+          .misfit = dualpipe_misfit,
+          .order = dualpipe_order,
+          .bubble = dual_bubble};
+}
+
+Family dualpipev() {
+  return {.name = "dualpipev",
+          .title = "DualPipeV: DualPipe folded onto half the ranks",
+          .paper = "github.com/deepseek-ai/DualPipe",
+          .rule = "M >= 2P",
+          .splits_backward = true,
+          .is_in_first_table = true,
+          .placement = [](const Shape& shape) { return v_shape(shape.ranks); },
+          .misfit = dualpipev_misfit,
+          .order = dualpipev_order,
+          .bubble = dual_bubble};
+}
+
+}  // namespace dualpipe::detail::generate

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <array>
-#include <functional>
 #include <limits>
+#include <span>
+#include <tuple>
+#include <utility>
 
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -15,30 +17,41 @@ namespace {
 
 __extension__ using Int128 = __int128;
 
-// What the formulas are written in.
-struct Symbols {
-  std::int64_t p, m, half;  // ranks, micro-batches, half the stages of a DualPipe chain
-  Time f, b, i, w, overlapped;
-};
-
-struct Condition {
-  bool holds;
-  std::string_view text;  // "W <= F"
-  std::string numbers;    // "W = 3 ms, F = 1 ms"
-};
-
-std::string first_broken(std::span<const Condition> conditions) {
-  const auto broken = std::ranges::find(conditions, false, &Condition::holds);
-  if (broken == conditions.end()) return {};
-  return fmt::format("needs {}{}{}", broken->text, broken->numbers.empty() ? "" : ": ", broken->numbers);
+// "W = 3 ms"
+std::string text_of(Symbol symbol, const SymbolValues& s) {
+  const auto is = [](std::string_view name, Time value) {
+    return fmt::format("{} = {}", name, format_time_exact(value));
+  };
+  switch (symbol) {
+    case Symbol::ranks:
+      return fmt::format("P = {}", s.p);
+    case Symbol::micro_batches:
+      return fmt::format("M = {}", s.m);
+    case Symbol::forward:
+      return is("F", s.f);
+    case Symbol::backward:
+      return is("B", s.b);
+    case Symbol::input_gradient:
+      return is("I", s.i);
+    case Symbol::weight_gradient:
+      return is("W", s.w);
+    case Symbol::overlapped:
+      return is("F&B", s.overlapped);
+  }
+  return {};
 }
 
-std::string times(std::initializer_list<std::pair<std::string_view, Time>> values) {
-  std::string text;
-  for (const auto& [name, value] : values) {
-    text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", name, format_time_exact(value));
-  }
-  return text;
+std::string broken_text(std::string_view condition, std::string_view numbers) {
+  return fmt::format("needs {}{}{}", condition, numbers.empty() ? "" : ": ", numbers);
+}
+
+// The first of the formula's own conditions that does not hold.
+std::string first_broken(const BubbleFormula& formula, const SymbolValues& values) {
+  const auto broken = std::ranges::find(formula.conditions, false, &BubbleCondition::holds);
+  if (broken == formula.conditions.end()) return {};
+  std::string numbers;
+  for (const Symbol symbol : broken->symbols) numbers += (numbers.empty() ? "" : ", ") + text_of(symbol, values);
+  return broken_text(broken->text, numbers);
 }
 
 // What every form supposes.
@@ -52,25 +65,24 @@ std::string broken_premise(const Costs& costs) {
   const bool sends_bytes = std::ranges::any_of(costs.stages, [](const StageCosts& each) { return each.message > 0; });
   const bool free =
       costs.latency == 0 && (costs.model == CommunicationModel::latency || costs.bandwidth == 0 || !sends_bytes);
-  const std::array conditions{
-      Condition{std::ranges::all_of(costs.stages, same_durations), "equal stages", ""},
-      Condition{std::ranges::all_of(costs.speed, [](double speed) { return speed == 1; }), "equal ranks", ""},
-      Condition{costs.jitter == 0, "no jitter", ""},
-      Condition{costs.launch == 0, "no launch overhead", ""},
-      Condition{costs.model != CommunicationModel::stream,
-                "messages that do not wait for each other (--comm latency or links)", ""},
-      Condition{free, "free communication", costs.latency > 0 ? times({{"latency", costs.latency}}) : ""},
-      Condition{!costs.release_early, "pairs that release at their end", ""},
+  struct Premise {
+    bool holds;
+    std::string_view text;
+    std::string numbers = {};
   };
-  return first_broken(conditions);
-}
-
-Condition at_least(const Symbols& s, std::string_view text, std::int64_t least) {
-  return {s.m >= least, text, fmt::format("M = {}, P = {}", s.m, s.p)};
-}
-
-Condition splits(const Symbols& s) {
-  return {s.b == s.i + s.w, "B = I + W", times({{"B", s.b}, {"I", s.i}, {"W", s.w}})};
+  const std::array premises{
+      Premise{std::ranges::all_of(costs.stages, same_durations), "equal stages"},
+      Premise{std::ranges::all_of(costs.speed, [](double speed) { return speed == 1; }), "equal ranks"},
+      Premise{costs.jitter == 0, "no jitter"},
+      Premise{costs.launch == 0, "no launch overhead"},
+      Premise{costs.model != CommunicationModel::stream,
+              "messages that do not wait for each other (--comm latency or links)"},
+      Premise{free, "free communication",
+              costs.latency > 0 ? fmt::format("latency = {}", format_time_exact(costs.latency)) : ""},
+      Premise{!costs.release_early, "pairs that release at their end"},
+  };
+  const auto broken = std::ranges::find(premises, false, &Premise::holds);
+  return broken == premises.end() ? std::string() : broken_text(broken->text, broken->numbers);
 }
 
 // So many times a duration. The simulated run may be short enough where this is not: ranks can be a million times as
@@ -85,68 +97,31 @@ Time repeated(std::int64_t count, Time duration) {
                   count, format_time(duration)));
 }
 
-ClosedForm plain(const Symbols& s, std::int64_t micro_batches_least) {
-  const std::array conditions{at_least(s, "M >= P", micro_batches_least)};
-  return {"(P-1)(F+B)", repeated(s.p - 1, s.f + s.b), false, first_broken(conditions)};
-}
-
-ClosedForm zb_h1(const Symbols& s) {
-  const std::array conditions{
-      splits(s), at_least(s, "M >= P", s.p),
-      Condition{s.w <= std::min(s.f, s.i), "W <= min(F, I)", times({{"F", s.f}, {"I", s.i}, {"W", s.w}})}};
-  return {"(P-1)(F+B-2W)", repeated(s.p - 1, s.f + s.b - 2 * s.w), false, first_broken(conditions)};
-}
-
-ClosedForm zb_h2(const Symbols& s) {
-  const std::array conditions{
-      splits(s), at_least(s, "M >= 2P-1", 2 * s.p - 1),
-      Condition{s.w <= s.f, "W <= F", times({{"F", s.f}, {"W", s.w}})},
-      Condition{2 * s.w <= s.f + s.i, "2W <= F+I", times({{"F", s.f}, {"I", s.i}, {"W", s.w}})}};
-  return {"(P-1)(F+B-3W)", repeated(s.p - 1, s.f + s.b - 3 * s.w), true, first_broken(conditions)};
-}
-
-ClosedForm dual(const Symbols& s) {
-  const std::array conditions{
-      splits(s), Condition{s.f == s.i, "F = I", times({{"F", s.f}, {"I", s.i}})},
-      Condition{s.w <= s.f, "W <= F", times({{"F", s.f}, {"W", s.w}})},
-      Condition{s.overlapped <= s.f + s.b, "F&B <= F+B", times({{"F&B", s.overlapped}, {"F", s.f}, {"B", s.b}})},
-      Condition{s.overlapped >= std::max(s.f, s.b), "F&B >= max(F, B)",
-                times({{"F&B", s.overlapped}, {"F", s.f}, {"B", s.b}})}};
-  return {"(PP/2-1)(F&B+B-3W)", repeated(s.half - 1, s.overlapped + s.b - 3 * s.w), false, first_broken(conditions)};
+SymbolValues values_of(const Family& family, const Shape& shape, const StageCosts& stage) {
+  SymbolValues values;
+  values.p = shape.ranks;
+  values.m = shape.micro_batches;
+  values.pp = values.p * family.stages_per_rank(shape.chunks) / family.chains();
+  values.f = stage.forward;
+  values.b = stage.duration(Kind::backward);
+  values.i = stage.duration(Kind::input_gradient);
+  values.w = stage.weight_gradient;
+  values.overlapped = stage.overlapped.value_or(values.f + values.b);
+  return values;
 }
 
 }  // namespace
 
 std::optional<ClosedForm> closed_form(std::string_view name, const Shape& shape, const Costs& costs) {
   check(costs);
-  const StageCosts& stage = costs.stages[0];
   const Family& of = family(name);
-  const std::int64_t half = std::int64_t{shape.ranks} * of.stages_per_rank / of.chains / 2;
-  const Time backward = stage.duration(Kind::backward);
-  const Symbols symbols{shape.ranks,
-                        shape.micro_batches,
-                        half,
-                        stage.forward,
-                        backward,
-                        stage.duration(Kind::input_gradient),
-                        stage.weight_gradient,
-                        stage.overlapped.value_or(stage.forward + backward)};
-  ClosedForm form;
-  if (name == "gpipe" || name == "1f1b") {
-    form = plain(symbols, 0);
-  } else if (name == "interleaved" || name == "looped-bfs") {
-    form = plain(symbols, shape.ranks);
-  } else if (name == "zb1p") {
-    form = zb_h1(symbols);
-  } else if (name == "zb-h2") {
-    form = zb_h2(symbols);
-  } else if (name == "dualpipe" || name == "dualpipev") {
-    form = dual(symbols);
-  } else {
-    return std::nullopt;
-  }
-  if (const std::string premise = broken_premise(costs); !premise.empty()) form.broken = premise;
-  return form;
+  if (of.bubble == nullptr) return std::nullopt;
+  const SymbolValues values = values_of(of, shape, costs.stages[0]);
+  const BubbleFormula formula = of.bubble(values);
+  std::string broken = broken_premise(costs);
+  if (broken.empty()) broken = first_broken(formula, values);
+  return ClosedForm{std::string(formula.text), repeated(formula.count, formula.duration), formula.by_span,
+                    std::move(broken)};
 }
 
 }  // namespace dualpipe

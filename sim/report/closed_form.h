@@ -1,16 +1,10 @@
-// The published formulas for the bubble, and when they hold.
+// The published formulas for the bubble, and when they hold. Each stands with its family (generate/family.h):
 //
-//   family            bubble                   holds for
-//   gpipe, 1f1b       (P-1)(F+B)               any durations
-//   interleaved       (P-1)(F+B)               M >= P
-//   looped-bfs        (P-1)(F+B)               M >= P
-//   zb1p              (P-1)(F+B-2W)            M >= P, W <= min(F, I)                    DeepSeek's README
-//   zb-h2, by span    (P-1)(F+B-3W)            M >= 2P-1, W <= F, 2W <= F+I              arXiv:2401.10241
-//   dualpipe(v)       (PP/2-1)(F&B+B-3W)       F = I, W <= F, max(F,B) <= F&B <= F+B     DeepSeek's README
+//   (P-1)(F+B-2W)   M >= P, W <= min(F, I)
 //
-// and all of them only for B = I + W, equal stages and ranks, and free communication that does not queue (`latency`,
+// Besides, all of them hold only for equal stages and ranks, and free communication that does not queue (`latency`,
 // `links`). P ranks, M micro-batches, PP stages of a chain; durations of one stage, B and I with what they recompute.
-// The formula gives the idle time of the rank that idles most: makespan - busy, or for zb-h2 span - busy.
+// The formula gives the idle time of the rank that idles most: makespan - busy, or for some span - busy.
 #pragma once
 
 #include <optional>

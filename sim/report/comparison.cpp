@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
-#include "dualpipe/sim/generate/builder.h"
+#include "dualpipe/sim/generate/check_shape.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -19,11 +19,11 @@ namespace {
 
 // How many stages of one chain a rank holds: what divides the ranks when the number of stages is to be equal.
 int stages_of_chain_per_rank(const Family& family, const Shape& shape) {
-  return family.takes_chunks ? shape.chunks : family.stages_per_rank / family.chains;
+  return family.stages_per_rank(family.takes_chunks ? shape.chunks : 1) / family.chains();
 }
 
 Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
-  detail::generate::check_counts(family.name, shape);
+  detail::generate::check_counts(family, shape);
   const int per_rank = stages_of_chain_per_rank(family, shape);
   if (terms == EqualTerms::stages) {
     if (shape.ranks % per_rank != 0) {

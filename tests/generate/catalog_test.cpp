@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/sim/generate/dualpipe.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/validate.h"
 
@@ -87,8 +86,8 @@ BOOST_AUTO_TEST_CASE(nearest_shapes_work) {
 BOOST_AUTO_TEST_CASE(dualpipev_is_half_of_dualpipe) {
   for (int ranks = 1; ranks <= 6; ++ranks) {
     for (std::int64_t micro_batches = 2 * ranks; micro_batches <= 2 * ranks + 5; ++micro_batches) {
-      const Schedule whole = dualpipe({2 * ranks, 2 * micro_batches});
-      const Schedule half = dualpipev({ranks, micro_batches});
+      const Schedule whole = generate("dualpipe", {2 * ranks, 2 * micro_batches});
+      const Schedule half = generate("dualpipev", {ranks, micro_batches});
       for (int rank = 0; rank < ranks; ++rank) {
         std::vector<Op> expected;
         for (Op op : whole.rank(rank)) {

@@ -1,4 +1,4 @@
-// Every generator has its drawing in its header, and the drawing is what the generator makes:
+// Every family has its drawing in its file, and the drawing is what the generator makes:
 //
 //   // Drawing: 1f1b, 2 ranks, 2 micro-batches; F = 1, B = 2
 //   //
@@ -6,7 +6,7 @@
 //   //   rank 1: .  F0 B0 -- F1 B1 --
 //
 // A column is one unit of time; -- goes on, . idles. Ops of ranks with several stages have the stage in front. An F&B
-// pair is 0F3&3B1. With DUALPIPE_UPDATE_DRAWINGS set, this test rewrites the headers instead.
+// pair is 0F3&3B1. With DUALPIPE_UPDATE_DRAWINGS set, this test rewrites the files instead.
 #include <fmt/format.h>
 
 #include <boost/test/unit_test.hpp>
@@ -85,10 +85,10 @@ std::vector<std::string> drawn(const Drawing& drawing) {
 constexpr std::string_view title_mark = "// Drawing: ";
 constexpr std::string_view line_mark = "//   rank ";
 
-// Copies a header and gives each of its drawings to `visit`, which may change its lines.
+// Copies a file and gives each of its drawings to `visit`, which may change its lines.
 template <typename Visit>
-std::string visit_drawings(const std::filesystem::path& header, Visit visit) {
-  std::ifstream in(header);
+std::string visit_drawings(const std::filesystem::path& file, Visit visit) {
+  std::ifstream in(file);
   std::string copy;
   std::string line;
   while (std::getline(in, line)) {
@@ -111,7 +111,7 @@ BOOST_AUTO_TEST_CASE(every_family_has_a_true_drawing) {
   const bool update = std::getenv("DUALPIPE_UPDATE_DRAWINGS") != nullptr;
   std::set<std::string, std::less<>> seen;
   for (const auto& entry : std::filesystem::directory_iterator(DUALPIPE_TESTS_DIR "/../sim/generate")) {
-    if (entry.path().extension() != ".h") continue;
+    if (entry.path().extension() != ".cpp") continue;
     const std::string copy = visit_drawings(entry.path(), [&](Drawing& drawing) {
       seen.insert(drawing.family);
       const auto lines = drawn(drawing);

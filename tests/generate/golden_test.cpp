@@ -51,7 +51,7 @@ BOOST_AUTO_TEST_CASE(all_files_are_there) {
 BOOST_DATA_TEST_CASE(cell_for_cell, boost::unit_test::data::make(of_catalog()), golden) {
   const Family& its_family = family(*catalog_name(golden));
   const int chunks = its_family.takes_chunks ? golden.chunks : 1;
-  const Schedule schedule = its_family.generate({golden.ranks, golden.micro_batches, chunks});
+  const Schedule schedule = generate(its_family.name, {golden.ranks, golden.micro_batches, chunks});
   const auto rows = rows_of(text_of(golden.path));
   BOOST_TEST_REQUIRE(static_cast<std::size_t>(schedule.ranks()) == rows.size());
   for (int rank = 0; rank < schedule.ranks(); ++rank) {

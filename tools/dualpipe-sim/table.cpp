@@ -1,7 +1,11 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <iostream>
 #include <memory>
 
 #include "commands.h"
+#include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/report/comparison.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
@@ -9,10 +13,18 @@
 namespace dualpipe {
 namespace {
 
+std::vector<std::string> first_table() {
+  std::vector<std::string> names;
+  for (const Family& family : catalog()) {
+    if (family.is_in_first_table) names.emplace_back(family.name);
+  }
+  return names;
+}
+
 struct TableOptions {
   ShapeOptions shape;
   CostOptions costs;
-  std::vector<std::string> schedules{"1f1b", "zb1p", "dualpipe", "dualpipev"};
+  std::vector<std::string> schedules = first_table();
   std::string equal = "stages";
   std::string format = "text";
 };
@@ -36,7 +48,8 @@ void add_table(CLI::App& app) {
   CLI::App& table = *app.add_subcommand("table", "Compares schedules: bubble by formula and by simulation, memory");
   options->shape.add_to(table, "Stages of the model, on as many ranks for one stage per rank (8)");
   options->costs.add_to(table);
-  add_list(table, "--schedules", options->schedules, "Which ones, and in which order (1f1b,zb1p,dualpipe,dualpipev)")
+  add_list(table, "--schedules", options->schedules,
+           fmt::format("Which ones, and in which order ({})", fmt::join(options->schedules, ",")))
       ->type_name("NAMES")
       ->group("Table");
   table

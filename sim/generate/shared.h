@@ -1,0 +1,34 @@
+// What several families share of their placements and formulas. Private to sim.
+#pragma once
+
+#include "dualpipe/sim/generate/family.h"
+
+namespace dualpipe::detail::generate {
+
+// One chain that passes all ranks, once for every chunk.
+[[nodiscard]] inline Placement straight_placement(const Shape& shape) { return straight(shape.ranks, shape.chunks); }
+
+[[nodiscard]] inline BubbleCondition splits_evenly(const SymbolValues& s) {
+  return {s.b == s.i + s.w, "B = I + W", {Symbol::backward, Symbol::input_gradient, Symbol::weight_gradient}};
+}
+
+[[nodiscard]] inline BubbleCondition micro_batches_at_least(const SymbolValues& s, std::string_view text,
+                                                            std::int64_t least) {
+  return {s.m >= least, text, {Symbol::micro_batches, Symbol::ranks}};
+}
+
+[[nodiscard]] inline BubbleCondition weight_gradient_at_most_forward(const SymbolValues& s) {
+  return {s.w <= s.f, "W <= F", {Symbol::forward, Symbol::weight_gradient}};
+}
+
+// The pipeline fills and drains once.
+[[nodiscard]] inline BubbleFormula flush_bubble(const SymbolValues& s) { return {"(P-1)(F+B)", s.p - 1, s.f + s.b}; }
+
+// The same with several stages on a rank, of one of which F and B are: only then has a rank enough to do meanwhile.
+[[nodiscard]] inline BubbleFormula looped_bubble(const SymbolValues& s) {
+  BubbleFormula formula = flush_bubble(s);
+  formula.conditions = {micro_batches_at_least(s, "M >= P", s.p)};
+  return formula;
+}
+
+}  // namespace dualpipe::detail::generate
