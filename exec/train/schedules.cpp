@@ -1,4 +1,4 @@
-// Programs and schedules made from the one that is trained by.
+// The part of a program that was done.
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -35,40 +35,6 @@ PartialRun reached(const Program& program, std::span<const RankRecord> records) 
   }
   partial.program.slot_begin.push_back(static_cast<std::uint32_t>(partial.program.communication.size()));
   return partial;
-}
-
-Schedule apart(const Schedule& schedule) {
-  Schedule result = schedule;
-  result.ops.clear();
-  result.rank_begin = {0};
-  for (int rank = 0; rank < schedule.ranks(); ++rank) {
-    for (Op op : schedule.rank(rank)) {
-      op.with_next = false;
-      const bool is_full = op.kind == Kind::backward;
-      if (is_full) op.kind = Kind::input_gradient;
-      result.ops.push_back(op);
-      if (!is_full) continue;
-      op.kind = Kind::weight_gradient;
-      result.ops.push_back(op);
-    }
-    result.rank_begin.push_back(result.ops.size());
-  }
-  return result;
-}
-
-Schedule forwards_of(const Schedule& schedule) {
-  Schedule forwards = schedule;
-  forwards.ops.clear();
-  forwards.rank_begin = {0};
-  for (int rank = 0; rank < schedule.ranks(); ++rank) {
-    for (Op op : schedule.rank(rank)) {
-      if (op.kind != Kind::forward) continue;
-      op.with_next = false;
-      forwards.ops.push_back(op);
-    }
-    forwards.rank_begin.push_back(forwards.ops.size());
-  }
-  return forwards;
 }
 
 }  // namespace dualpipe

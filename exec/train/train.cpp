@@ -35,6 +35,7 @@
 #include "dualpipe/exec/train/stage_set.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/rewrite.h"
 
 namespace dualpipe {
 
@@ -86,7 +87,7 @@ class Training {
     detail::train::set_up_arithmetic();
     check_same_run(world, program, options);
     open_files();
-    if (options.measure_passes && !options.forward_only) result_.apart = lower(apart(program.schedule));
+    if (options.measure_passes && !options.forward_only) result_.apart = lower(split_passes(program.schedule));
     if (options.measure_links) {
       result_.probe.push_back(detail::train::probe_links(world, program.schedule.ranks(), options));
       transports_ = world.transports(program.schedule.placement, options.transport);  // those before are gone

@@ -41,7 +41,7 @@ struct TrainOptions {
   double clip = 0;              // of the global norm of the gradients; 0: they are left as they are
   int steps = 1;                // that are measured
   int warmup = 0;               // before them
-  // Every other step of the warm-up runs apart(program), so that calibrate() knows passes that the program never runs
+  // Every other step of the warm-up runs split_passes(), so that calibrate() knows passes that the program never runs
   // by themselves. Makes no difference to the training.
   bool measure_passes = false;
   // Before the first step: how long messages of several sizes take. Between threads, size makes no difference.
@@ -133,11 +133,5 @@ struct PartialRun {
   RankRecords records;
 };
 [[nodiscard]] PartialRun reached(const Program& program, std::span<const RankRecord> records);
-
-// Every pass by itself, in the schedule's order: a pair as F and then B, a B as I and then W.
-[[nodiscard]] Schedule apart(const Schedule& schedule);
-
-// The schedule's forwards alone, in its order: evaluation.
-[[nodiscard]] Schedule forwards_of(const Schedule& schedule);
 
 }  // namespace dualpipe

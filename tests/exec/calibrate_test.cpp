@@ -18,6 +18,7 @@
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/rewrite.h"
 #include "dualpipe/sim/schedule/validate.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tests/exec/training.h"
@@ -61,7 +62,7 @@ BOOST_DATA_TEST_CASE(calibration_finds_the_costs,
                      data::make(family_names()) * data::make({2, 4}) * data::make({false, true}), name, ranks,
                      passes_measured) {
   const Program program = program_of(name, ranks);
-  const Program by_passes = lower(apart(program.schedule));
+  const Program by_passes = lower(split_passes(program.schedule));
   const Placement& placement = program.schedule.placement;
   Costs costs = uniform(5000 * us, 6000 * us, 4000 * us, 70 * us, 13'000 * us);
   costs.launch = 20 * us;

@@ -20,6 +20,7 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/rewrite.h"
 #include "tests/exec/legs.h"
 #include "tests/exec/training.h"
 #include "tests/scratch.h"

@@ -28,6 +28,7 @@
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/rewrite.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "tests/exec/nccl_double.h"
 #include "tests/exec/training.h"

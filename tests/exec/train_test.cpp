@@ -18,8 +18,8 @@
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/rewrite.h"
 #include "dualpipe/sim/schedule/validate.h"
-#include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/trace/chrome_trace.h"
 #include "tests/exec/training.h"
@@ -454,18 +454,6 @@ BOOST_AUTO_TEST_CASE(a_model_that_does_not_fit_is_bad_input) {
   options = two_steps(program, "gpt");
   options.shape.heads = 3;
   BOOST_CHECK_THROW((void)train(program, options), InputError);
-}
-
-BOOST_AUTO_TEST_CASE(apart_keeps_the_order) {
-  const Schedule schedule = apart(generate("dualpipev", {2, 4}));
-  BOOST_TEST(validate(schedule).empty());
-  BOOST_TEST(text_of_rank(schedule, 1) ==
-             "1F0 2F0 1F1 2F1 1F2 2I0 2W0 2F2 1I0 1W0 1F3 2I1 2W1 2F3 1I1 1W1 2I2 2W2 1I2 1W2 2I3 1I3 2W3 1W3");
-  for (const std::string& name : family_names()) {
-    const Program program = lower(apart(program_of(name, 4).schedule));
-    BOOST_TEST(validate(program).empty());
-    BOOST_TEST(!find_deadlock(program, CommunicationModel::latency).has_value());
-  }
 }
 
 // Bit for bit, as I and W together do what B does.

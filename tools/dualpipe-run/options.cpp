@@ -11,6 +11,7 @@
 #include "dualpipe/exec/transport/store_world.h"
 #include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/rewrite.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "tools/common/output.h"
 
