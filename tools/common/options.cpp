@@ -49,6 +49,15 @@ CommunicationModel parse_model(std::string_view text) {
   throw InputError(fmt::format("there is no communication model '{}'; use latency, links or stream", text));
 }
 
+// "interleaved and looped-bfs"
+std::string families_with_chunks() {
+  std::string names;
+  for (const Family& family : catalog()) {
+    if (family.takes_chunks) names += fmt::format("{}{}", names.empty() ? "" : " and ", family.name);
+  }
+  return names;
+}
+
 }  // namespace
 
 CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
@@ -74,7 +83,7 @@ void ShapeOptions::add_to(CLI::App& app, const std::string& ranks_help) {
   };
   add("--ranks,-p", ranks, ranks_help);
   add("--microbatches,-m", micro_batches, "Micro-batches, the total over both directions");
-  add("--chunks,-v", chunks, "Stages per rank, of interleaved and looped-bfs");
+  add("--chunks,-v", chunks, "Stages per rank, of " + families_with_chunks());
 }
 
 Shape ShapeOptions::shape(const std::optional<Shape>& defaults) const {
