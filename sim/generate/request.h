@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/costs/model_costs.h"
 
 namespace dualpipe {
 
@@ -21,7 +21,7 @@ struct Shape {
 struct Request {
   std::string family = {};  // its name in the catalog
   Shape shape = {};
-  Costs costs = {};                        // what the schedule is to be good for; no stages: not known
+  GivenCosts costs = {};                   // what the schedule is to be good for; no stages: not known
   std::optional<Bytes> memory_limit = {};  // of the peak of every rank; none: there is enough
 
   friend bool operator==(const Request&, const Request&) = default;

@@ -5,14 +5,14 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <utility>
+#include <variant>
 
+#include "dualpipe/sim/evaluate/evaluate.h"
 #include "dualpipe/sim/generate/check_shape.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/schedule/lower.h"
-#include "dualpipe/sim/simulate/memory.h"
-#include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe {
 namespace {
@@ -38,48 +38,26 @@ Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
   return shape;
 }
 
-Time largest_bubble(const Timeline& timeline, Time cost) {
-  const auto least_busy = std::ranges::min_element(timeline.ranks, {}, &RankTimes::busy);
-  return cost - least_busy->busy;
-}
-
-void simulate_row(ComparisonRow& row, const Schedule& schedule, const GivenCosts& given) {
+// All that a row says, unless its schedule has no such shape, or cannot run: that is thrown.
+Evaluation evaluate_row(ComparisonRow& row, const Shape& shape, EqualTerms terms, const GivenCosts& given) {
+  row.shape = shape_of_row(family(row.schedule), shape, terms);
+  Schedule schedule = generate({.family = row.schedule, .shape = row.shape, .costs = given});
   const Costs costs = stage_costs(given, schedule.placement);
-  const Program program = lower(schedule);
-  const Timeline timeline = simulate(program, costs, Record::ranks);
-  const auto memory = memory_of_ranks(program, costs);
-
-  row.stages = schedule.placement.stages();
   row.overlapped_is_assumed = std::holds_alternative<ModelCosts>(given) && !has_overlapped(costs) &&
                               std::ranges::any_of(schedule.ops, [](Op op) { return op.with_next; });
+  Evaluation evaluation = evaluate(std::move(schedule), costs);
+  row.stages = evaluation.stages;
   row.form = closed_form(row.schedule, row.shape, costs);
-  row.makespan = timeline.makespan();
-  row.span = timeline.span();
-  row.bubble = largest_bubble(timeline, row.form && row.form->by_span ? row.span : row.makespan);
-  row.bubble_rate_makespan = timeline.bubble_rate_makespan();
-  row.bubble_rate_span = timeline.bubble_rate_span();
-  const auto [least, most] = std::ranges::minmax_element(memory, {}, &RankMemory::peak_activations);
-  row.peak_activations_least = least->peak_activations;
-  row.peak_activations_most = most->peak_activations;
-  row.peak_memory = std::ranges::max_element(memory, {}, &RankMemory::peak)->peak;
-  row.parameters = std::ranges::max_element(memory, {}, &RankMemory::parameters)->parameters;
-}
-
-ComparisonRow compare_one(const std::string& name, const Shape& shape, EqualTerms terms, const GivenCosts& costs) {
-  ComparisonRow row;
-  row.schedule = name;
-  row.shape = shape;
-  const Family& chosen = family(name);
-  Schedule schedule;
-  try {
-    row.shape = shape_of_row(chosen, shape, terms);
-    schedule = generate(name, row.shape);
-  } catch (const ShapeError& error) {
-    row.unfit = error.what();
-    return row;
-  }
-  simulate_row(row, schedule, costs);
-  return row;
+  row.makespan = evaluation.timeline.makespan();
+  row.span = evaluation.timeline.span();
+  row.bubble = row.form && row.form->by_span ? evaluation.bubble_by_span() : evaluation.bubble_by_makespan();
+  row.bubble_rate_makespan = evaluation.timeline.bubble_rate_makespan();
+  row.bubble_rate_span = evaluation.timeline.bubble_rate_span();
+  row.peak_activations_least = evaluation.peak_activations_least();
+  row.peak_activations_most = evaluation.peak_activations_most();
+  row.peak_memory = evaluation.peak_memory();
+  row.parameters = evaluation.parameters();
+  return evaluation;
 }
 
 std::string activations_text(const ComparisonRow& row) {
@@ -158,8 +136,20 @@ std::string heading(const Comparison& comparison) {
 
 Comparison compare(const std::vector<std::string>& schedules, const Shape& shape, EqualTerms terms,
                    const GivenCosts& costs) {
-  Comparison comparison{terms, shape, {}};
-  for (const std::string& name : schedules) comparison.rows.push_back(compare_one(name, shape, terms, costs));
+  Comparison comparison{terms, shape, std::vector<ComparisonRow>(schedules.size())};
+  const auto evaluate_one = [&](std::size_t i) {
+    ComparisonRow& row = comparison.rows[i];
+    row.schedule = schedules[i];
+    row.shape = shape;
+    return evaluate_row(row, shape, terms, costs);
+  };
+  evaluate_each(schedules.size(), evaluate_one, [&](std::size_t i, const Outcome& outcome) {
+    try {
+      (void)outcome.evaluation();
+    } catch (const ShapeError& error) {
+      comparison.rows[i].unfit = error.what();
+    }
+  });
   return comparison;
 }
 

@@ -1,12 +1,13 @@
 // Names, shape rules, and what each family promises about its shape.
 #include "dualpipe/sim/generate/catalog.h"
 
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <string>
 #include <vector>
 
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/schedule/validate.h"
+#include "tests/support.h"
 
 namespace dualpipe::test {
 namespace {
@@ -65,6 +66,37 @@ BOOST_AUTO_TEST_CASE(refusals) {
              "gpipe: 1024 ranks and 1000000 micro-batches make up to 2048000000 ops; there can be at most 268435456");
   BOOST_TEST(refusal("dualpipev", {40'000, 80'000}).find("80000 stages; there can be at most 65535") !=
              std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(what_a_family_says_of_its_placement) {
+  for (const Case& each : small_cases(4, 8)) {
+    BOOST_TEST_CONTEXT(each) {
+      const Family& its_family = family(each.family);
+      const Schedule schedule = generate(each.family, each.shape);
+      BOOST_TEST(schedule.name == each.family);
+      BOOST_TEST(schedule.ranks() == each.shape.ranks);
+      BOOST_TEST(schedule.total_micro_batches() == static_cast<std::uint64_t>(each.shape.micro_batches));
+      BOOST_TEST(schedule.placement.chains() == its_family.chains());
+      BOOST_TEST(schedule.placement.stages() == each.shape.ranks * its_family.stages_per_rank(each.shape.chunks));
+      const bool splits = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind == Kind::weight_gradient; });
+      BOOST_TEST(splits == its_family.splits_backward);
+    }
+  }
+}
+
+// The handcrafted families look at nothing of a request but its shape.
+BOOST_AUTO_TEST_CASE(requests) {
+  Random random(1);
+  for (const Case& each : small_cases(4, 8)) {
+    const Schedule schedule = generate(each.family, each.shape);
+    Request request{.family = std::string(each.family), .shape = each.shape};
+    BOOST_TEST((generate(request) == schedule), each);
+    request.costs = random_costs(random, schedule.placement, CommunicationModel::links);
+    request.memory_limit = 1;
+    BOOST_TEST((generate(request) == schedule), each);
+  }
+  BOOST_CHECK_THROW((void)generate(Request{.family = "2f2b", .shape = {4, 8}}), InputError);
+  BOOST_CHECK_THROW((void)generate(Request{.family = "dualpipe", .shape = {5, 20}}), ShapeError);
 }
 
 // The nearest shapes that a refusal names do work.
