@@ -24,7 +24,7 @@ enum class Symbol : std::uint8_t {
   overlapped
 };
 
-// And what it stands for. Durations are those of one stage, B and I with what they recompute.
+// And what these stand for. Durations are those of one stage, B and I with what they recompute.
 struct SymbolValues {
   std::int64_t p = 1;   // ranks
   std::int64_t m = 1;   // micro-batches, over all chains
@@ -58,13 +58,12 @@ struct Family {
   bool splits_backward = false;    // has I and W ops
   bool is_in_first_table = false;  // is among those that are compared where nobody says which: DeepSeek's table
 
-  // All of these are called with shapes that have counts and chunks as they must be; the last two with one that fits.
-  //
-  // Of any number of ranks, whether or not the rule has it.
+  // Where the stages are. Called with any number of ranks, also one that the rule has not.
   Placement (*placement)(const Shape& shape) = nullptr;
-  // The broken rule, and the nearest shapes that work; empty where the shape fits. Unset: all shapes do.
+  // The broken rule, and the nearest shapes that work; empty where the shape fits. Called once counts and chunks are as
+  // every family needs them. Unset: all such shapes fit.
   std::string (*misfit)(const Shape& shape) = nullptr;
-  // Adds all ops.
+  // Adds all ops, for a shape that fits, to a builder that has the placement.
   void (*order)(const Request& request, ScheduleBuilder& builder) = nullptr;
   // Unset: none is published.
   BubbleFormula (*bubble)(const SymbolValues& values) = nullptr;

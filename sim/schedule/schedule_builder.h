@@ -24,6 +24,8 @@ class ScheduleBuilder {
   // `micro_batches` of each chain. Room for `ops_expected` is made at once; there may be more, or fewer.
   ScheduleBuilder(Placement placement, std::uint32_t micro_batches, std::size_t ops_expected);
 
+  [[nodiscard]] const Placement& placement() const { return schedule_.placement; }
+
   // The ops that follow go behind those that the rank has: one of the placement's ranks, and rank 0 at first.
   void go_to(int rank) {
     if (rank != runs_.back().rank) begin_run(rank);

@@ -81,6 +81,7 @@ BOOST_AUTO_TEST_CASE(ranks_without_ops) {
 // A pair is one unit wherever it lands.
 BOOST_AUTO_TEST_CASE(pairs_stay_together) {
   ScheduleBuilder builder(v_shape(2), 2, 0);
+  BOOST_TEST((builder.placement() == v_shape(2)));
   builder.go_to(1);
   builder.forward(1, 0);
   builder.go_to(0);
