@@ -106,12 +106,6 @@ std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& n
 
 namespace {
 
-// What rank 0 sends, and what it gets back for it.
-struct Messages {
-  Tensors there;
-  Tensors back;
-};
-
 void check_is_like(const Tensors& got, const Tensors& sent) {
   if (got.size() != sent.size()) throw std::runtime_error(fmt::format("{} tensors of {}", got.size(), sent.size()));
   for (std::size_t k = 0; k < sent.size(); ++k) {
@@ -157,31 +151,35 @@ void exchange(const Messages& messages, int rank, Transport& transport, Device& 
 
 }  // namespace
 
-void exchange_messages(World& world, Hardware* hardware) {
+std::vector<Messages> many_messages() {
   const at::Tensor hidden = at::arange(24, at::kFloat).view({2, 3, 4});
   const at::Tensor positions = at::arange(6, at::kLong).view({3, 2}).t();  // not contiguous
-  const at::Tensor mask = at::tensor({true, false, true}, at::kBool);
+  const at::Tensor mask = at::arange(3, at::kLong).to(at::kBool);
   const at::Tensor half = at::arange(5, at::kFloat).to(at::kBFloat16);
   const at::Tensor nothing = at::empty({0, 3});
-  for (const Messages& each :
-       {Messages{{}, {}}, Messages{{hidden}, {}}, Messages{{}, {half}},
-        Messages{{hidden, positions, mask}, {hidden + 1, {}, {}}}, Messages{{half, nothing, hidden}, {{}, hidden}}}) {
-    const auto transports = world.transports(straight(2, 1), {.timeout = std::chrono::seconds(10)});
-    std::vector<std::future<void>> ranks;
-    for (const int rank : world.ranks_here(2)) {
-      ranks.push_back(std::async(std::launch::async, [&, rank] {
-        Transport& transport = *transports[static_cast<std::size_t>(rank)];
-        try {
-          const auto own = hardware == nullptr ? nullptr : hardware->device(0, 1, 1);
-          exchange(each, rank, transport, own ? *own : host_device());
-        } catch (const std::exception& error) {
-          transport.abort(error.what());
-          throw;
-        }
-      }));
-    }
-    for (auto& rank : ranks) rank.get();
+  return {{{}, {}},
+          {{hidden}, {}},
+          {{}, {half}},
+          {{hidden, positions, mask}, {hidden + 1, {}, {}}},
+          {{half, nothing, hidden}, {{}, hidden}}};
+}
+
+void exchange_messages(World& world, const Messages& messages, Hardware* hardware) {
+  const auto transports = world.transports(straight(2, 1), {.timeout = std::chrono::seconds(10)});
+  std::vector<std::future<void>> ranks;
+  for (const int rank : world.ranks_here(2)) {
+    ranks.push_back(std::async(std::launch::async, [&, rank] {
+      Transport& transport = *transports[static_cast<std::size_t>(rank)];
+      try {
+        const auto own = hardware == nullptr ? nullptr : hardware->device(0, 1, 1);
+        exchange(messages, rank, transport, own ? *own : host_device());
+      } catch (const std::exception& error) {
+        transport.abort(error.what());
+        throw;
+      }
+    }));
   }
+  for (auto& rank : ranks) rank.get();
 }
 
 }  // namespace dualpipe::test

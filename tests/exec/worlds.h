@@ -31,9 +31,16 @@ void await_listener(std::uint16_t port);
                                                  const StoreOptions& options,
                                                  const std::function<void(World& world)>& run);
 
-// In each process of a world: two ranks send each other messages of none, one and several tensors, of several types and
-// shapes, undefined ones among them. Throws what goes wrong, also where something else arrives. `hardware`: null: the
-// host.
-void exchange_messages(World& world, Hardware* hardware = nullptr);
+// What rank 0 sends, and what it gets back for it.
+struct Messages {
+  Tensors there;
+  Tensors back;
+};
+// Of none, one and several tensors, of several types and shapes, undefined ones among them.
+[[nodiscard]] std::vector<Messages> many_messages();
+
+// In each process of a world: two ranks send each other these, twice. Throws what goes wrong, also where something else
+// arrives. `hardware`: null: the host.
+void exchange_messages(World& world, const Messages& messages, Hardware* hardware = nullptr);
 
 }  // namespace dualpipe::test
