@@ -12,7 +12,7 @@ namespace dualpipe::detail::transport {
 namespace {
 
 // To be counted up whenever a build reads what an older one sends as something else.
-constexpr int wire_format = 1;
+constexpr int wire_format = 2;
 
 }  // namespace
 

@@ -7,7 +7,7 @@
 
 namespace dualpipe::detail::transport {
 
-// All that the bytes depend on: "DualPipe 0.1.0 (wire format 1, little-endian, 64 bits, LibTorch 2.9.0, compiler …)".
+// All that the bytes depend on: "DualPipe 0.1.0 (wire format 2, little-endian, 64 bits, LibTorch 2.9.0, compiler …)".
 [[nodiscard]] std::string this_build();
 
 // `builds`: by process. Throws InputError that names both where one is not that of process 0.

@@ -89,7 +89,7 @@ void EngineWorld::disconnect() {
 std::vector<std::optional<std::string>> EngineWorld::hand_over(std::string part) {
   begin_grace();
   if (process() != 0) {
-    (void)engine_->send(0, {.kind = Parcel::Kind::records, .run = run_, .note = std::move(part)});
+    (void)engine_->send(0, {.kind = WireMessage::Kind::records, .run = run_, .note = std::move(part)});
     return {};
   }
   (void)wait(*grace_end_, [&] { return std::ranges::count_if(records_, &Part::has_value) + 1 == processes(); });
@@ -99,19 +99,19 @@ std::vector<std::optional<std::string>> EngineWorld::hand_over(std::string part)
 }
 
 std::vector<std::string> EngineWorld::end(const Ending& ending) {
-  const Parcel parcel{.kind = Parcel::Kind::ending, .run = run_, .note = pack(ending)};
+  const WireMessage message{.kind = WireMessage::Kind::ending, .run = run_, .note = pack(ending)};
   if (ending.failed) {
     begin_grace();
-    send_to_others(parcel);
+    send_to_others(message);
   } else if (process() != 0) {
-    (void)engine_->send(0, parcel);
+    (void)engine_->send(0, message);
   }
   return process() == 0 ? end_all(ending) : end_with_first(ending);
 }
 
 bool EngineWorld::close() {
   if (process() == 0) {
-    send_to_others({.kind = Parcel::Kind::farewell, .note = all_ended_ ? "all" : ""});
+    send_to_others({.kind = WireMessage::Kind::farewell, .note = all_ended_ ? "all" : ""});
     const auto deadline = Clock::now() + grace;
     while (!engine_->all_sent() && Clock::now() < deadline) {
       engine_->progress();
@@ -123,30 +123,30 @@ bool EngineWorld::close() {
   return true;
 }
 
-// --- Wire
+// --- RemoteLink
 
-bool EngineWorld::apart(int rank, int other) const {
+bool EngineWorld::are_apart(int rank, int other) const {
   if (options_.through_engine) return rank != other;
   return process_of(rank, ranks_) != process_of(other, ranks_);
 }
 
-Departed EngineWorld::send(int to_rank, Parcel parcel) {
-  parcel.run = run_;
-  return engine_->send(process_of(to_rank, ranks_), std::move(parcel));
+SendCompletion EngineWorld::send(int to_rank, WireMessage message) {
+  message.run = run_;
+  return engine_->send(process_of(to_rank, ranks_), std::move(message));
 }
 
 void EngineWorld::abort(const std::string& reason) {
-  Parcel parcel{.kind = Parcel::Kind::abort, .note = reason};
-  note([&] { parcel.run = run_; });  // may be called by the engine's thread, while a run begins
-  send_to_others(parcel);
+  WireMessage message{.kind = WireMessage::Kind::abort, .note = reason};
+  note([&] { message.run = run_; });  // may be called by the engine's thread, while a run begins
+  send_to_others(message);
 }
 
 // --- Engine::Receiver
 
 // On the engine's thread, or on one that waits for something else: neither has anything to do with what is wrong here.
-void EngineWorld::deliver(int from, Parcel parcel) {
+void EngineWorld::deliver(int from, WireMessage message) {
   try {
-    take_in(from, std::move(parcel));
+    take_in(from, std::move(message));
   } catch (const std::exception& error) {
     refused(from, text_of(error));
   }
@@ -159,55 +159,55 @@ void EngineWorld::refused(int from, const std::string& reason) {
 }
 
 // Whatever it is that another process sends, it does no harm here: what none would have sent is an error.
-void EngineWorld::take_in(int from, Parcel parcel) {
+void EngineWorld::take_in(int from, WireMessage message) {
   if (from < 0 || from >= processes()) throw std::runtime_error(fmt::format("there are {} processes", processes()));
   const auto source = static_cast<std::size_t>(from);
-  switch (parcel.kind) {
-    case Parcel::Kind::message:
-    case Parcel::Kind::part:
-    case Parcel::Kind::sums:
-      return take_in_message(from, std::move(parcel));
-    case Parcel::Kind::gather:
-      return take_in_gather(from, parcel);
-    case Parcel::Kind::roll_call:
-      return answer_roll_call(from, parcel);
-    case Parcel::Kind::presence:
-      return take_in_presence(from, parcel);
-    case Parcel::Kind::records:
+  switch (message.kind) {
+    case WireMessage::Kind::message:
+    case WireMessage::Kind::part:
+    case WireMessage::Kind::sums:
+      return take_in_message(from, std::move(message));
+    case WireMessage::Kind::gather:
+      return take_in_gather(from, message);
+    case WireMessage::Kind::roll_call:
+      return answer_roll_call(from, message);
+    case WireMessage::Kind::presence:
+      return take_in_presence(from, message);
+    case WireMessage::Kind::records:
       return note([&] {
-        if (parcel.run == run_) records_[source] = std::move(parcel.note);
+        if (message.run == run_) records_[source] = std::move(message.note);
       });
-    case Parcel::Kind::ending: {
-      const Ending ending = unpack_ending(parcel.note);
-      note([&] { endings_[source] = std::move(parcel.note); });
+    case WireMessage::Kind::ending: {
+      const Ending ending = unpack_ending(message.note);
+      note([&] { endings_[source] = std::move(message.note); });
       if (ending.failed) hear_abort({}, ending.text);  // it takes part in no run any more
       return;
     }
-    case Parcel::Kind::farewell:
+    case WireMessage::Kind::farewell:
       check_is_of_first(from, "a farewell");
-      return note([&] { farewell_ = std::move(parcel.note); });
-    case Parcel::Kind::abort:
-      return hear_abort(parcel.run, parcel.note);
-    case Parcel::Kind::ping:
-      (void)engine_->send(from, {.kind = Parcel::Kind::pong, .sent = Clock::now()});
+      return note([&] { farewell_ = std::move(message.note); });
+    case WireMessage::Kind::abort:
+      return hear_abort(message.run, message.note);
+    case WireMessage::Kind::ping:
+      (void)engine_->send(from, {.kind = WireMessage::Kind::pong, .sent = Clock::now()});
       return;
-    case Parcel::Kind::pong:
+    case WireMessage::Kind::pong:
       check_is_of_first(from, "the time");
-      check_time(parcel.sent.time_since_epoch().count());
-      return note([&] { first_clock_ = parcel.sent; });
+      check_time(message.sent.time_since_epoch().count());
+      return note([&] { first_clock_ = message.sent; });
   }
-  throw std::runtime_error(fmt::format("a parcel of kind {}, which there is not", static_cast<int>(parcel.kind)));
+  throw std::runtime_error(fmt::format("a message of kind {}, which there is not", static_cast<int>(message.kind)));
 }
 
-void EngineWorld::take_in_message(int from, Parcel parcel) {
-  const std::shared_ptr<Hub> hub = hub_of(parcel);
-  const Hub::Route route = hub->route_of(parcel);
-  if (process_of(route.from, hub->ranks()) != from || process_of(route.to, hub->ranks()) != process()) {
+void EngineWorld::take_in_message(int from, WireMessage message) {
+  const std::shared_ptr<MessageRouter> router = router_of(message);
+  const MessageRouter::Route route = router->route_of(message);
+  if (process_of(route.from, router->ranks()) != from || process_of(route.to, router->ranks()) != process()) {
     throw std::runtime_error(fmt::format("what rank {} sends to rank {}, which are not theirs", route.from, route.to));
   }
-  check_time(parcel.sent.time_since_epoch().count());
-  parcel.sent = std::min(parcel.sent + std::chrono::nanoseconds(clock_behind(from)), Clock::now());
-  hub->deliver(std::move(parcel));
+  check_time(message.sent.time_since_epoch().count());
+  message.sent = std::min(message.sent + std::chrono::nanoseconds(clock_behind(from)), Clock::now());
+  router->deliver(std::move(message));
 }
 
 void EngineWorld::broken(const std::string& reason) {
@@ -224,14 +224,14 @@ void EngineWorld::lost(int process, std::chrono::nanoseconds silence) {
 }
 
 void EngineWorld::hear_abort(std::optional<int> run, const std::string& reason) {
-  std::shared_ptr<Hub> hub;
+  std::shared_ptr<MessageRouter> router;
   {
     const std::lock_guard lock(mutex_);
     if (run && *run < run_) return;
-    verdict_->abort(reason);
-    if (!hubs_.empty()) hub = hubs_.back();
+    abort_flag_->abort(reason);
+    if (!routers_.empty()) router = routers_.back();
   }
-  if (hub) hub->wake();
+  if (router) router->wake();
   note([] {});
 }
 
@@ -239,13 +239,13 @@ void EngineWorld::hear_abort(std::optional<int> run, const std::string& reason) 
 
 std::vector<std::unique_ptr<Transport>> EngineWorld::make_transports(const Placement& placement,
                                                                      const TransportOptions& options) {
-  std::shared_ptr<Hub> made;
+  std::shared_ptr<MessageRouter> made;
   {
     const std::lock_guard lock(mutex_);
-    if (!hubs_.empty()) verdict_ = std::make_shared<Verdict>();
+    if (!routers_.empty()) abort_flag_ = std::make_shared<AbortFlag>();
     for (const Part& part : endings_) {
       if (!part) continue;
-      if (const Ending ending = unpack_ending(*part); ending.failed) verdict_->abort(ending.text);
+      if (const Ending ending = unpack_ending(*part); ending.failed) abort_flag_->abort(ending.text);
     }
     ++run_;
     gathers_begun_ = 0;
@@ -253,21 +253,21 @@ std::vector<std::unique_ptr<Transport>> EngineWorld::make_transports(const Place
     grace_end_.reset();
     ranks_ = placement.ranks;
     timeout_ = options.timeout;
-    made = std::make_shared<Hub>(placement, options, verdict_, spins(), static_cast<Wire*>(this));
-    hubs_.push_back(made);
+    made = std::make_shared<MessageRouter>(placement, options, abort_flag_, spins(), static_cast<RemoteLink*>(this));
+    routers_.push_back(made);
   }
   (void)all_gather("the start", {});  // before the first message all must be able to take it
   return transports_of(made, placement.ranks, ranks_here(placement.ranks));
 }
 
-std::shared_ptr<Hub> EngineWorld::hub() const {
+std::shared_ptr<MessageRouter> EngineWorld::router() const {
   const std::lock_guard lock(mutex_);
-  return hubs_.back();
+  return routers_.back();
 }
 
-std::shared_ptr<Verdict> EngineWorld::verdict() const {
+std::shared_ptr<AbortFlag> EngineWorld::abort_flag() const {
   const std::lock_guard lock(mutex_);
-  return verdict_;
+  return abort_flag_;
 }
 
 // A launcher may have bound this process to some of the cores; and all processes share those of the host.
@@ -319,9 +319,9 @@ void EngineWorld::begin_grace() {
 
 // --- to and from the others
 
-void EngineWorld::send_to_others(const Parcel& parcel) {
+void EngineWorld::send_to_others(const WireMessage& message) {
   for (int other = 0; other < processes(); ++other) {
-    if (other != process()) (void)engine_->send(other, parcel);
+    if (other != process()) (void)engine_->send(other, message);
   }
 }
 
@@ -334,12 +334,12 @@ std::string EngineWorld::name_of(int process) const {
 }
 
 // Of a run that has begun here: ranks send when all have begun.
-std::shared_ptr<Hub> EngineWorld::hub_of(const Parcel& parcel) const {
+std::shared_ptr<MessageRouter> EngineWorld::router_of(const WireMessage& message) const {
   const std::lock_guard lock(mutex_);
-  if (parcel.run < 1 || parcel.run > run_) {
-    throw std::runtime_error(fmt::format("a message of run {}; this is run {}", parcel.run, run_));
+  if (message.run < 1 || message.run > run_) {
+    throw std::runtime_error(fmt::format("a message of run {}; this is run {}", message.run, run_));
   }
-  return hubs_[static_cast<std::size_t>(parcel.run) - 1];
+  return routers_[static_cast<std::size_t>(message.run) - 1];
 }
 
 // --- clocks
@@ -351,7 +351,7 @@ void EngineWorld::measure_clocks() {
   Time shortest = std::numeric_limits<Time>::max();
   for (int round = 0; process() != 0 && round < clock_rounds; ++round) {
     const Time asked = now();
-    (void)engine_->send(0, {.kind = Parcel::Kind::ping});
+    (void)engine_->send(0, {.kind = WireMessage::Kind::ping});
     if (!wait(Clock::now() + timeout_, [&] { return first_clock_.has_value(); })) break;
     const Time answered = now();
     const std::lock_guard lock(mutex_);

@@ -1,4 +1,4 @@
-// A World whose processes send each other parcels, whatever carries these. Private to exec/transport.
+// A World whose processes send each other messages, over an engine that carries these. Private to exec/transport.
 #pragma once
 
 #include <fmt/format.h>
@@ -20,21 +20,21 @@
 #include <vector>
 
 #include "dualpipe/exec/transport/engine.h"
-#include "dualpipe/exec/transport/hub.h"
-#include "dualpipe/exec/transport/parcel.h"
+#include "dualpipe/exec/transport/message_router.h"
 #include "dualpipe/exec/transport/wait.h"
+#include "dualpipe/exec/transport/wire_message.h"
 #include "dualpipe/exec/transport/world.h"
 
 namespace dualpipe::detail::transport {
 
 struct EngineWorldOptions {
-  std::string_view transport;                                     // its name
-  bool through_engine = false;                                    // what goes between ranks of one process does so, too
-  int on_this_host = 1;                                           // how many of the processes are
-  std::chrono::nanoseconds timeout = TransportOptions{}.timeout;  // until the first run
+  std::string_view transport;                                     // World::transport()
+  bool through_engine = false;                                    // between ranks of one process, too
+  int on_this_host = 1;                                           // how many of the processes share it
+  std::chrono::nanoseconds timeout = TransportOptions{}.timeout;  // before the first run, which brings its own
 };
 
-class EngineWorld : public World, protected Wire, protected Engine::Receiver {
+class EngineWorld : public World, protected RemoteLink, protected Engine::Receiver {
  public:
   EngineWorld(int process, int processes, const EngineWorldOptions& options);
   ~EngineWorld() override;
@@ -47,24 +47,25 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   [[nodiscard]] bool close() override;
 
  protected:
-  // First of all, by the constructor of what is derived; the engine calls back from now on.
+  // To be called first of all, by the constructor of the derived class; the engine calls back from now on.
   void connect(std::unique_ptr<Engine> engine);
-  // Nothing comes or goes any more. By the destructor of what is derived, and after close().
+  // Ends the engine, so that nothing comes or goes any more. To be called by the destructor of the derived class, which
+  // close() may have preceded.
   virtual void disconnect();
   void set_on_this_host(int processes) { options_.on_this_host = processes; }
-  // Collective. Processes on several hosts have several clocks.
+  // Collective: compares the clocks of the processes, where these are on several hosts.
   void measure_clocks();
 
   [[nodiscard]] std::vector<std::unique_ptr<Transport>> make_transports(const Placement& placement,
                                                                         const TransportOptions& options) override;
   // Of the run that has begun.
-  [[nodiscard]] std::shared_ptr<Hub> hub() const;
-  [[nodiscard]] std::shared_ptr<Verdict> verdict() const;
+  [[nodiscard]] std::shared_ptr<MessageRouter> router() const;
+  [[nodiscard]] std::shared_ptr<AbortFlag> abort_flag() const;
 
-  void deliver(int from, Parcel parcel) override;
+  void deliver(int from, WireMessage message) override;
 
  private:
-  // After a failure, process 0 waits so long for the others, and they for it.
+  // After a failure process 0 waits so long for the others, and they for it.
   static constexpr std::chrono::nanoseconds grace = std::chrono::milliseconds(400);
   static constexpr std::chrono::nanoseconds spin_time = std::chrono::microseconds(100);
 
@@ -76,20 +77,19 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   };
   using GatherKey = std::tuple<int, int, int>;  // run, number in it, and the process that it comes from
 
-  // --- Wire
-  [[nodiscard]] bool apart(int rank, int other) const override;
-  Departed send(int to_rank, Parcel parcel) override;
+  // --- RemoteLink
+  [[nodiscard]] bool are_apart(int rank, int other) const override;
+  SendCompletion send(int to_rank, WireMessage message) override;
   void progress() override { engine_->progress(); }
   void abort(const std::string& reason) override;
 
-  void take_in(int from, Parcel parcel);
-  void take_in_message(int from, Parcel parcel);
-  void take_in_gather(int from, const Parcel& parcel);
-  void answer_roll_call(int from, const Parcel& parcel);
-  void take_in_presence(int from, const Parcel& parcel);
+  void take_in(int from, WireMessage message);
+  void take_in_message(int from, WireMessage message);
+  void take_in_gather(int from, const WireMessage& message);
+  void answer_roll_call(int from, const WireMessage& message);
+  void take_in_presence(int from, const WireMessage& message);
 
   // --- Engine::Receiver
-  [[nodiscard]] Forms forms_of(const Parcel& parcel) override { return hub_of(parcel)->forms_of(parcel); }
   [[nodiscard]] bool is_awaited() const override { return is_watched(); }
   void refused(int from, const std::string& reason) override;
   void broken(const std::string& reason) override;
@@ -102,7 +102,7 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   [[nodiscard]] std::vector<std::string> end_with_first(const Ending& own);
   void begin_grace();
 
-  void send_to_others(const Parcel& parcel);
+  void send_to_others(const WireMessage& message);
 
   // What has come, and who waits for it.
   template <typename Action>
@@ -132,7 +132,7 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
     }
     return fmt::format("{}", fmt::join(names, ", "));
   }
-  [[nodiscard]] std::shared_ptr<Hub> hub_of(const Parcel& parcel) const;
+  [[nodiscard]] std::shared_ptr<MessageRouter> router_of(const WireMessage& message) const;
   [[nodiscard]] Time clock_behind(int other) const;
 
   EngineWorldOptions options_;
@@ -145,8 +145,8 @@ class EngineWorld : public World, protected Wire, protected Engine::Receiver {
   std::condition_variable changed_;
   int run_ = 0;            // number of this run, from 1; 0 before the first
   int gathers_begun_ = 0;  // in it
-  std::shared_ptr<Verdict> verdict_ = std::make_shared<Verdict>();
-  std::vector<std::shared_ptr<Hub>> hubs_;                   // of each run: what a failed one has sent may still come
+  std::shared_ptr<AbortFlag> abort_flag_ = std::make_shared<AbortFlag>();
+  std::vector<std::shared_ptr<MessageRouter>> routers_;      // of each run: what a failed one has sent may still come
   std::map<GatherKey, std::vector<Contribution>> gathered_;  // has come, but this process has not come to it yet
   std::vector<std::optional<bool>> presence_;                // by process: what it has answered to the last roll call
   std::vector<Part> records_;                                // by process

@@ -1,24 +1,21 @@
 #include "dualpipe/exec/transport/mpi_engine.h"
 
-#include <ATen/ops/empty.h>
 #include <fmt/format.h>
 #include <pthread.h>
 #include <sys/prctl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <stdexcept>
 
 #include "dualpipe/exec/replay/error_text.h"
-#include "dualpipe/exec/replay/memory.h"
 #include "dualpipe/exec/transport/build.h"
 
 namespace dualpipe::detail::transport {
 
-using detail::replay::ChargeToNobody;
 using detail::replay::text_of;
 
 namespace {
@@ -40,34 +37,35 @@ void in_chunks(void* data, std::size_t bytes, const Use& use) {
   }
 }
 
+std::string with_length(const std::string& header) {
+  const std::uint64_t length = header.size();
+  return std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + header;
+}
+
 int class_of(int error) {
   int error_class = MPI_SUCCESS;
   MPI_Error_class(error, &error_class);
   return error_class;
 }
 
-std::uint64_t memory_of_this_host() {
-  return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-}
-
 }  // namespace
 
 struct MpiEngine::Outgoing {
   int process = 0;
-  Envelope envelope;
-  Parcel parcel;
+  WireMessage message;
+  std::string header;  // with the number of its bytes before it
   std::size_t pending = 0;
-  std::shared_ptr<std::atomic<bool>> departed = std::make_shared<std::atomic<bool>>(false);
+  std::shared_ptr<std::atomic<bool>> completion = std::make_shared<std::atomic<bool>>(false);
 };
 
 struct MpiEngine::Incoming {
-  Parcel parcel;
-  std::size_t tensors = 0;
+  std::string header;
+  WireMessage message;
   std::size_t pending = 0;
 };
 
 struct MpiEngine::Peer {
-  Envelope envelope;
+  std::array<char, first_bytes> first_piece;
   bool is_refused = false;
 };
 
@@ -117,7 +115,7 @@ void MpiEngine::check_builds(int processes) {
 
 void MpiEngine::start() {
   for (int peer = 0; peer < static_cast<int>(peers_.size()); ++peer) {
-    if (peer != process_ || from_itself_) await_envelope(peer);
+    if (peer != process_ || from_itself_) await_message(peer);
   }
   thread_ = std::jthread([this](const std::stop_token& ended) { run(ended); });
   pthread_setname_np(thread_.native_handle(), "mpi");
@@ -159,25 +157,13 @@ void MpiEngine::run(const std::stop_token& ended) {
   }
 }
 
-Departed MpiEngine::send(int process, Parcel parcel) {
+SendCompletion MpiEngine::send(int process, WireMessage message) {
+  make_contiguous(message);
   auto outgoing = std::make_shared<Outgoing>();
   outgoing->process = process;
-  outgoing->envelope = {.kind = parcel.kind,
-                        .rank = parcel.rank,
-                        .index = parcel.index,
-                        .run = parcel.run,
-                        .tensors = static_cast<std::uint32_t>(parcel.content.size()),
-                        .note_bytes = parcel.note.size(),
-                        .receive = parcel.receive,
-                        .sent = parcel.sent};
-  {
-    const ChargeToNobody guard;
-    for (at::Tensor& each : parcel.content) {
-      if (each.defined()) each = each.contiguous();
-    }
-  }
-  outgoing->parcel = std::move(parcel);
-  Departed departed = outgoing->departed;
+  outgoing->header = with_length(header_of(message));
+  outgoing->message = std::move(message);
+  SendCompletion completion = outgoing->completion;
   ++unsent_;
   {
     const std::lock_guard lock(outgoing_mutex_);
@@ -185,7 +171,7 @@ Departed MpiEngine::send(int process, Parcel parcel) {
     ++queued_;
   }
   progress();
-  return departed;
+  return completion;
 }
 
 // Whoever has the lock does it for all, also what was queued meanwhile.
@@ -204,7 +190,7 @@ void MpiEngine::progress() {
       return;
     }
     lock.unlock();
-    for (auto& [from, parcel] : news.complete) receiver_.deliver(from, std::move(parcel));
+    for (auto& [from, message] : news.complete) receiver_.deliver(from, std::move(message));
     for (const auto& [from, reason] : news.refused) receiver_.refused(from, reason);
   } while (queued_.load() > 0);
 }
@@ -220,24 +206,26 @@ void MpiEngine::start_sends() {
       outgoing_.pop_front();
       --queued_;
     }
-    start_send(*next, next);
+    start_send(next);
   }
 }
 
-void MpiEngine::start_send(Outgoing& outgoing, const std::shared_ptr<Outgoing>& shared) {
+void MpiEngine::start_send(const std::shared_ptr<Outgoing>& outgoing) {
   const auto start = [&](void* data, int bytes, int tag) {
     MPI_Request request = MPI_REQUEST_NULL;
-    check(MPI_Isend(data, bytes, MPI_BYTE, outgoing.process, tag, communicator_, &request), "MPI_Isend");
+    check(MPI_Isend(data, bytes, MPI_BYTE, outgoing->process, tag, communicator_, &request), "MPI_Isend");
     requests_.push_back(request);
-    jobs_.push_back({.step = Step::send, .peer = outgoing.process, .outgoing = shared});
-    ++outgoing.pending;
+    jobs_.push_back({.step = Step::send, .peer = outgoing->process, .outgoing = outgoing});
+    ++outgoing->pending;
   };
-  const auto start_bytes = [&](void* data, int bytes) { start(data, bytes, bytes_tag); };
-  start(&outgoing.envelope, sizeof(Envelope), envelope_tag);
-  in_chunks(outgoing.parcel.note.data(), outgoing.parcel.note.size(), start_bytes);
-  for (const at::Tensor& each : outgoing.parcel.content) {
-    if (each.defined()) in_chunks(each.mutable_data_ptr(), each.nbytes(), start_bytes);
-  }
+  const auto start_all = [&](char* data, std::size_t bytes) {
+    in_chunks(data, bytes, [&](void* chunk, int size) { start(chunk, size, content_tag); });
+  };
+  std::string& header = outgoing->header;
+  const std::size_t first = std::min(header.size(), first_bytes);
+  start(header.data(), static_cast<int>(first), header_tag);
+  start_all(header.data() + first, header.size() - first);
+  for_each_content(outgoing->message, start_all);
 }
 
 // --- receives
@@ -249,55 +237,51 @@ void MpiEngine::receive(const Job& job, void* data, int tag) {
   jobs_.push_back(job);
 }
 
-void MpiEngine::await_envelope(int peer) {
-  receive({.step = Step::envelope, .peer = peer, .bytes = sizeof(Envelope)},
-          &peers_[static_cast<std::size_t>(peer)]->envelope, envelope_tag);
-}
-
-// The next envelope of this peer is awaited only when all of this parcel's bytes are: they come first.
-void MpiEngine::take_envelope(int peer, News& news) {
-  const Envelope& envelope = peers_[static_cast<std::size_t>(peer)]->envelope;
-  if (envelope.note_bytes > memory_of_this_host()) {
-    return refuse(peer, fmt::format("a note of {} bytes, more than this host has memory", envelope.note_bytes), news);
-  }
-  auto incoming = std::make_shared<Incoming>();
-  incoming->parcel = {.kind = envelope.kind,
-                      .receive = envelope.receive,
-                      .rank = envelope.rank,
-                      .index = envelope.index,
-                      .run = envelope.run,
-                      .sent = envelope.sent,
-                      .note = std::string(envelope.note_bytes, '\0')};
-  incoming->tensors = envelope.tensors;
-  in_chunks(incoming->parcel.note.data(), incoming->parcel.note.size(), [&](void* data, int bytes) {
-    receive({.step = Step::note, .peer = peer, .bytes = bytes, .incoming = incoming}, data, bytes_tag);
-    ++incoming->pending;
+// Each piece is one more that the message waits for.
+void MpiEngine::receive_all(const Job& job, char* data, std::size_t bytes) {
+  in_chunks(data, bytes, [&](void* chunk, int size) {
+    Job piece = job;
+    piece.bytes = size;
+    receive(piece, chunk, content_tag);
+    ++job.incoming->pending;
   });
-  if (incoming->pending == 0) take_content(peer, incoming, news);
 }
 
-void MpiEngine::take_content(int peer, const std::shared_ptr<Incoming>& incoming, News& news) {
-  Parcel& parcel = incoming->parcel;
-  if (incoming->tensors > 0) {
-    try {
-      const ChargeToNobody guard;
-      for (const Form& form : receiver_.forms_of(parcel)) parcel.content.push_back(empty_of(form));
-    } catch (const std::exception& error) {
-      return refuse(peer, text_of(error), news);
-    }
+void MpiEngine::await_message(int peer) {
+  receive({.step = Step::first_piece, .peer = peer, .bytes = static_cast<int>(first_bytes)},
+          peers_[static_cast<std::size_t>(peer)]->first_piece.data(), header_tag);
+}
+
+// The next message of this peer is awaited only when all receives of this one are posted: they come first.
+void MpiEngine::take_first_piece(int peer, std::size_t bytes, News& news) {
+  const std::string_view piece(peers_[static_cast<std::size_t>(peer)]->first_piece.data(), bytes);
+  std::uint64_t length = 0;
+  if (bytes < sizeof(length)) return refuse(peer, fmt::format("{} bytes where a header belongs", bytes), news);
+  std::memcpy(&length, piece.data(), sizeof(length));
+  if (length > memory_of_this_host()) {
+    return refuse(peer, fmt::format("a header of {} bytes, more than this host has memory", length), news);
   }
-  if (parcel.content.size() != incoming->tensors) {
-    return refuse(peer, fmt::format("{} tensors, where {} belong", incoming->tensors, parcel.content.size()), news);
+  const std::size_t expected = std::min(first_bytes, sizeof(length) + length);
+  if (bytes != expected) return refuse(peer, fmt::format("{} bytes where {} belong", bytes, expected), news);
+  const auto incoming = std::make_shared<Incoming>();
+  incoming->header = piece.substr(sizeof(length));
+  const std::size_t known = incoming->header.size();
+  incoming->header.resize(length);
+  receive_all({.step = Step::header, .peer = peer, .incoming = incoming}, incoming->header.data() + known,
+              length - known);
+  if (incoming->pending == 0) take_header(peer, incoming, news);
+}
+
+void MpiEngine::take_header(int peer, const std::shared_ptr<Incoming>& incoming, News& news) {
+  try {
+    incoming->message = message_of(incoming->header);
+  } catch (const std::exception& error) {
+    return refuse(peer, text_of(error), news);
   }
-  for (const at::Tensor& each : parcel.content) {
-    if (!each.defined()) continue;
-    in_chunks(each.mutable_data_ptr(), each.nbytes(), [&](void* data, int bytes) {
-      receive({.step = Step::content, .peer = peer, .bytes = bytes, .incoming = incoming}, data, bytes_tag);
-      ++incoming->pending;
-    });
-  }
-  await_envelope(peer);
-  if (incoming->pending == 0) news.complete.emplace_back(peer, std::move(parcel));
+  const Job job{.step = Step::content, .peer = peer, .incoming = incoming};
+  for_each_content(incoming->message, [&](char* data, std::size_t bytes) { receive_all(job, data, bytes); });
+  await_message(peer);
+  if (incoming->pending == 0) news.complete.emplace_back(peer, std::move(incoming->message));
 }
 
 // What comes after it belongs to nothing that is known.
@@ -352,7 +336,7 @@ void MpiEngine::finish(const Job& job, const MPI_Status& status, News& news) {
   if (job.step == Step::send) {
     check(status.MPI_ERROR, "MPI_Isend");
     if (--job.outgoing->pending > 0) return;
-    job.outgoing->departed->store(true, std::memory_order_release);
+    job.outgoing->completion->store(true, std::memory_order_release);
     --unsent_;
     return;
   }
@@ -360,24 +344,16 @@ void MpiEngine::finish(const Job& job, const MPI_Status& status, News& news) {
   if (!is_too_long) check(status.MPI_ERROR, "MPI_Irecv");
   int bytes = 0;
   MPI_Get_count(&status, MPI_BYTE, &bytes);
-  if (is_too_long || bytes != job.bytes) {
+  if (is_too_long || (bytes != job.bytes && job.step != Step::first_piece)) {
     return refuse(job.peer,
                   fmt::format("{} bytes where {} belong", is_too_long ? "more" : std::to_string(bytes), job.bytes),
                   news);
   }
   if (peers_[static_cast<std::size_t>(job.peer)]->is_refused) return;
-  switch (job.step) {
-    case Step::send:
-      return;
-    case Step::envelope:
-      return take_envelope(job.peer, news);
-    case Step::note:
-      if (--job.incoming->pending == 0) take_content(job.peer, job.incoming, news);
-      return;
-    case Step::content:
-      if (--job.incoming->pending == 0) news.complete.emplace_back(job.peer, std::move(job.incoming->parcel));
-      return;
-  }
+  if (job.step == Step::first_piece) return take_first_piece(job.peer, static_cast<std::size_t>(bytes), news);
+  if (--job.incoming->pending > 0) return;
+  if (job.step == Step::header) return take_header(job.peer, job.incoming, news);
+  news.complete.emplace_back(job.peer, std::move(job.incoming->message));
 }
 
 void MpiEngine::check(int result, const char* call) {

@@ -1,11 +1,12 @@
-// Moves parcels between the processes of an MPI communicator. Private to exec/transport.
+// Moves messages between the processes of an MPI communicator. Private to exec/transport.
 //
-// A parcel is an envelope of fixed size, then the note, then the bytes of each tensor. Envelopes and bytes have a tag
-// each, and MPI keeps the order of what one process sends to another under one tag; so whoever has an envelope knows
-// which bytes come next, and no tag has to say which message it is of:
+// A message is its header, with the number of its bytes before it, and the bytes of each tensor. As much of the header
+// as fits into a first piece goes by a tag of its own, all the rest by another. MPI keeps the order of what one process
+// sends to another under one tag; so whoever has a first piece knows which bytes come next, and no tag has to say which
+// message it is of:
 //
-//     tag 1:  envelope A            envelope B      envelope C
-//     tag 2:             A's bytes          B's bytes      …
+//     tag 1:  header A              header B       header C
+//     tag 2:           A's content          B's content   …
 //
 // What a process sends that is not of this form is refused; no more is received from it then.
 //
@@ -15,6 +16,7 @@
 
 #include <mpi.h>
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -28,25 +30,15 @@
 #include <vector>
 
 #include "dualpipe/exec/transport/engine.h"
-#include "dualpipe/exec/transport/parcel.h"
+#include "dualpipe/exec/transport/wire_message.h"
 
 namespace dualpipe::detail::transport {
 
 class MpiEngine final : public Engine {
  public:
-  // How the parcel begins on its way.
-  struct Envelope {
-    Parcel::Kind kind = Parcel::Kind::message;
-    std::int32_t rank = 0;
-    std::int32_t index = 0;
-    std::int32_t run = 0;
-    std::uint32_t tensors = 0;
-    std::uint64_t note_bytes = 0;
-    Op receive{};
-    Clock::time_point sent{};
-  };
-  static constexpr int envelope_tag = 1;
-  static constexpr int bytes_tag = 2;
+  static constexpr int header_tag = 1;
+  static constexpr int content_tag = 2;
+  static constexpr std::size_t first_bytes = 512;  // of a first piece, at most
 
   // Collective. `communicator`: of this engine alone, with errors returned. Receives from all other processes; from
   // this one too if `from_itself`. Throws InputError where another process runs another build.
@@ -59,7 +51,7 @@ class MpiEngine final : public Engine {
 
   void start() override;
   void end() override;
-  Departed send(int process, Parcel parcel) override;
+  SendCompletion send(int process, WireMessage message) override;
   void progress() override;
   [[nodiscard]] bool all_sent() override { return unsent_.load() == 0; }
 
@@ -68,7 +60,7 @@ class MpiEngine final : public Engine {
   struct Incoming;
   struct Peer;
   struct Remains;
-  enum class Step : std::uint8_t { send, envelope, note, content };
+  enum class Step : std::uint8_t { send, first_piece, header, content };
   // What a request of MPI is for.
   struct Job {
     Step step;
@@ -79,7 +71,7 @@ class MpiEngine final : public Engine {
   };
   // What is to be told once the lock is free.
   struct News {
-    std::vector<std::pair<int, Parcel>> complete;
+    std::vector<std::pair<int, WireMessage>> complete;
     std::vector<std::pair<int, std::string>> refused;
   };
 
@@ -87,14 +79,15 @@ class MpiEngine final : public Engine {
   void check_builds(int processes);
   void run(const std::stop_token& ended);
   void start_sends();
-  void start_send(Outgoing& outgoing, const std::shared_ptr<Outgoing>& shared);
+  void start_send(const std::shared_ptr<Outgoing>& outgoing);
   [[nodiscard]] int test(std::vector<int>& ready);
   void test_all(News& news);
   void finish(const Job& job, const MPI_Status& status, News& news);
   void receive(const Job& job, void* data, int tag);
-  void await_envelope(int peer);
-  void take_envelope(int peer, News& news);
-  void take_content(int peer, const std::shared_ptr<Incoming>& incoming, News& news);
+  void receive_all(const Job& job, char* data, std::size_t bytes);
+  void await_message(int peer);
+  void take_first_piece(int peer, std::size_t bytes, News& news);
+  void take_header(int peer, const std::shared_ptr<Incoming>& incoming, News& news);
   void refuse(int peer, std::string reason, News& news);
   void drop_complete();
   void check(int result, const char* call);

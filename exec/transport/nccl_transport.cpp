@@ -35,25 +35,17 @@ constexpr auto nap_after_yields = 50us;
 constexpr auto patience_with_first_receive = std::chrono::nanoseconds(500ms);
 constexpr auto close_wait = std::chrono::nanoseconds(5s);
 
-// Stands for all of its boundary and direction.
-Op boundary_of(Op message) {
-  message = plain(message);
-  message.micro_batch = 0;
-  return message;
-}
-
-// A tensor of no elements tells the form of another.
+// A tensor of no elements tells what another is like.
 at::Tensor herald_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return {};
   std::vector<std::int64_t> sizes = tensor.sizes().vec();
   sizes.insert(sizes.begin(), 0);
   return at::empty(sizes, tensor.scalar_type());
 }
-Form form_of_herald(const at::Tensor& herald) {
-  Form form = form_of(herald);
-  if (!herald.defined()) return form;
-  form.sizes.erase(form.sizes.begin());
-  return form;
+TensorSpec spec_of_herald(const at::Tensor& herald) {
+  TensorSpec spec = spec_of(herald);
+  if (herald.defined()) spec.sizes.erase(spec.sizes.begin());
+  return spec;
 }
 
 // The lane that the thread used before, again.
@@ -80,16 +72,16 @@ Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<s
 }  // namespace
 
 NcclTransport::NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, const Placement& placement, int rank,
-                             const TransportOptions& options, std::shared_ptr<Hub> hub,
-                             std::shared_ptr<Verdict> verdict)
+                             const TransportOptions& options, std::shared_ptr<MessageRouter> router,
+                             std::shared_ptr<AbortFlag> abort_flag)
     : nccl_(std::move(nccl)),
       ids_(ids),
       placement_(placement),
       rank_(rank),
       options_(options),
-      hub_(std::move(hub)),
-      verdict_(std::move(verdict)),
-      agreement_(placement_) {
+      router_(std::move(router)),
+      abort_flag_(std::move(abort_flag)),
+      specs_(placement_) {
   watchdog_ = std::jthread([this](const std::stop_token& ended) { watch(ended); });
   pthread_setname_np(watchdog_.native_handle(), "nccl watchdog");
 }
@@ -97,7 +89,7 @@ NcclTransport::NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, c
 NcclTransport::~NcclTransport() {
   watchdog_.request_stop();
   watchdog_.join();
-  if (verdict_->aborted()) abort_communicators();
+  if (abort_flag_->aborted()) abort_communicators();
   close_communicators();
 }
 
@@ -166,7 +158,7 @@ void NcclTransport::meet_neighbours(std::size_t direction) {
 
 void NcclTransport::send(Op message, Tensors tensors, const Mark& ready) {
   throw_if_aborted();
-  if (agreement_.check(message, tensors)) hub_->send(message, heralds_of(tensors), {});
+  if (specs_.check(message, tensors)) router_->send(message, heralds_of(tensors), {});
   Message sent{plain(message), std::move(tensors), ready};
   for (at::Tensor& each : sent.tensors) {
     if (!each.defined() || each.is_contiguous()) continue;
@@ -232,24 +224,21 @@ Received NcclTransport::wait(Op message) {
   return {std::move(found.tensors), Clock::now(), found.ready};
 }
 
-bool NcclTransport::is_known(Op message) const {
-  return is_send(message.kind) || known_.contains(boundary_of(message));
-}
+bool NcclTransport::is_known(Op message) const { return is_send(message.kind) || specs_.knows(message); }
 
 // Its sender says what it looks like as soon as it sends it.
-void NcclTransport::learn(Op receive) { note(receive, hub_->wait(receive)); }
+void NcclTransport::learn(Op receive) { note(receive, router_->wait(receive)); }
 
 bool NcclTransport::learn(Op receive, std::chrono::nanoseconds patience) {
-  const auto herald = hub_->wait_for(receive, patience);
+  const auto herald = router_->wait_for(receive, patience);
   if (herald) note(receive, *herald);
   return herald.has_value();
 }
 
 void NcclTransport::note(Op receive, const Received& herald) {
-  Forms forms;
-  for (const at::Tensor& each : herald.tensors) forms.push_back(form_of_herald(each));
-  agreement_.learn(receive, forms);
-  known_.insert(boundary_of(receive));
+  TensorSpecs specs;
+  for (const at::Tensor& each : herald.tensors) specs.push_back(spec_of_herald(each));
+  specs_.learn(receive, std::move(specs));
 }
 
 void NcclTransport::issue_messages(std::size_t direction, Messages messages, const Mark& reached) {
@@ -263,7 +252,7 @@ void NcclTransport::issue_messages(std::size_t direction, Messages messages, con
       after.push_back(each.ready);
     } else {
       const detail::replay::ChargeToNobody guard;
-      for (const Form& form : agreement_.forms(each.op)) each.tensors.push_back(empty_of(form, device_->where()));
+      for (const TensorSpec& spec : specs_.of(each.op)) each.tensors.push_back(empty_of(spec, device_->where()));
       received.emplace_back(each.op, each.tensors);
     }
     for (at::Tensor& tensor : each.tensors) {
@@ -349,7 +338,7 @@ void NcclTransport::confirm() {
 
 double NcclTransport::sum(double value) {
   throw_if_aborted();
-  return hub_->sum(rank_, value);
+  return router_->sum(rank_, value);
 }
 
 void NcclTransport::reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) {
@@ -373,7 +362,7 @@ void NcclTransport::reduce(std::span<const int> stages, int stage, std::span<at:
 void NcclTransport::agree(std::span<const int> stages, Sum& sum) {
   for (const auto& [stage, tensors] : sum.brought) {
     Tensors heralds = heralds_of(tensors);
-    hub_->reduce(stages, stage, heralds);
+    router_->reduce(stages, stage, heralds);
   }
   sum.is_agreed = true;
 }
@@ -420,15 +409,15 @@ std::map<int, Tensors> NcclTransport::exchange(std::span<const int> stages, cons
 // --- the end
 
 void NcclTransport::abort(const std::string& reason) {
-  hub_->abort(reason);
+  router_->abort(reason);
   abort_communicators();
 }
 
 // Nobody may look at a device any more when the rank has ended.
 void NcclTransport::throw_if_aborted() {
-  if (!verdict_->aborted()) return;
+  if (!abort_flag_->aborted()) return;
   abort_communicators();
-  verdict_->throw_if_aborted();
+  abort_flag_->throw_if_aborted();
 }
 
 void NcclTransport::abort_communicators() {
@@ -474,7 +463,7 @@ void NcclTransport::release_done() {
 void NcclTransport::watch(const std::stop_token& ended) {
   const auto pause = std::clamp(options_.timeout / looks_per_timeout, look_shortest, look_longest);
   while (!ended.stop_requested()) {
-    if (verdict_->aborted()) return abort_communicators();
+    if (abort_flag_->aborted()) return abort_communicators();
     if (const std::string reason = trouble(); !reason.empty()) return abort(reason);
     std::unique_lock lock(mutex_);
     (void)nothing_.wait_for(lock, ended, pause, [] { return false; });

@@ -10,7 +10,8 @@
 //    activation that is late holds up no gradient.
 // 2. NCCL matches messages by their order. So both ends have to issue them in the same one, and no batch may wait for
 //    another in a circle: that is checked before a program first runs.
-// 3. What messages look like is told beforehand, through the Hub, by the first of each boundary and direction. For it
+// 3. What messages look like is told beforehand, through the MessageRouter, by the first of each boundary and
+// direction. For it
 //    the receiver's thread waits, in its slot, until the sender's has come to its send. In a lowered program that does
 //    not depend on anything later of the receiver (sim/schedule/lower.h), only perhaps on what it sends in that slot.
 // 4. A thread watches: NCCL's errors, a group that has started and does not end within the timeout, a run that another
@@ -36,8 +37,8 @@
 #include <utility>
 #include <vector>
 
-#include "dualpipe/exec/transport/agreement.h"
-#include "dualpipe/exec/transport/hub.h"
+#include "dualpipe/exec/transport/boundary_specs.h"
+#include "dualpipe/exec/transport/message_router.h"
 #include "dualpipe/exec/transport/nccl_api.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/exec/transport/wait.h"
@@ -50,9 +51,10 @@ class NcclTransport final : public Transport {
  public:
   using UniqueIds = std::array<std::string, 2>;  // of activations, and of gradients
 
-  // `hub`: of this run, for what is not a message; `verdict`: the hub's.
+  // `router`: of this run, for what is not a message; `abort_flag`: the router's.
   NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, const Placement& placement, int rank,
-                const TransportOptions& options, std::shared_ptr<Hub> hub, std::shared_ptr<Verdict> verdict);
+                const TransportOptions& options, std::shared_ptr<MessageRouter> router,
+                std::shared_ptr<AbortFlag> abort_flag);
   ~NcclTransport() override;
 
   void begin(const Program& program, Device& device) override;
@@ -71,7 +73,7 @@ class NcclTransport final : public Transport {
 
   struct Message {
     Op op;            // a send or a receive
-    Tensors tensors;  // of a receive: once their forms are known
+    Tensors tensors;  // of a receive: once their specs are known
     Mark ready{};     // of a send
   };
   using Messages = std::vector<Message>;
@@ -133,13 +135,12 @@ class NcclTransport final : public Transport {
   Placement placement_;
   int rank_;
   TransportOptions options_;
-  std::shared_ptr<Hub> hub_;
-  std::shared_ptr<Verdict> verdict_;
+  std::shared_ptr<MessageRouter> router_;
+  std::shared_ptr<AbortFlag> abort_flag_;
 
   // --- of the rank's thread
   bool is_connected_ = false;  // or was, before an abort
-  Agreement agreement_;
-  std::set<Op> known_;  // first receives of a boundary and direction: micro-batch 0 stands for all
+  BoundarySpecs specs_;
   std::vector<Program> checked_;
   Messages batch_;  // that is being put together
   std::map<Op, Arrival> arrivals_;

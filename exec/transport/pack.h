@@ -18,6 +18,8 @@ concept Plain = std::is_trivially_copyable_v<T>;
 
 class Packer {
  public:
+  Packer() { bytes_.reserve(256); }  // as many as most messages have
+
   template <Plain T>
   void put(const T& value) {
     bytes_.append(reinterpret_cast<const char*>(&value), sizeof(T));
@@ -65,6 +67,7 @@ class Unpacker {
     get(count);
     text = next(count, 1);
   }
+  [[nodiscard]] std::string_view get_bytes(std::size_t count) { return next(count, 1); }  // as they are
   template <typename T>
   [[nodiscard]] T get() {
     T value{};

@@ -1,6 +1,5 @@
 #include "dualpipe/exec/transport/store_engine.h"
 
-#include <ATen/ops/empty.h>
 #include <fmt/format.h>
 #include <pthread.h>
 
@@ -10,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <future>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
@@ -18,7 +18,6 @@
 #include <vector>
 
 #include "dualpipe/exec/replay/error_text.h"
-#include "dualpipe/exec/replay/memory.h"
 #include "dualpipe/exec/transport/pack.h"
 #include "dualpipe/exec/transport/store_client.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -39,27 +38,17 @@ constexpr auto leave_wait = 400ms;
 constexpr auto store_wait = 1s;
 // LibTorch tells more of why it does not reach the store, when its own timeout is over.
 constexpr auto reason_wait = 1s;
-// To the store: one sends, while the other waits for what comes.
-constexpr int connections = 2;
 
 std::string inbox_key(int process, std::int64_t number) { return fmt::format("inbox/{}/{}", process, number); }
 std::string beat_key(int process) { return fmt::format("beat/{}", process); }
 
+std::chrono::nanoseconds beat_pause(std::chrono::nanoseconds timeout) {
+  return std::max<std::chrono::nanoseconds>(timeout / beats_per_timeout, beat_shortest);
+}
+
 std::string first_line_of(const std::exception& error) {
   const std::string text = detail::replay::text_of(error);
   return text.substr(0, text.find('\n'));
-}
-
-// All but the tensors, in one order for both ends.
-template <typename AnyParcel, typename Visit>
-void for_each_field(AnyParcel& parcel, const Visit& visit) {
-  visit(parcel.kind);
-  visit(parcel.receive);
-  visit(parcel.rank);
-  visit(parcel.index);
-  visit(parcel.run);
-  visit(parcel.sent);
-  visit(parcel.note);
 }
 
 }  // namespace
@@ -70,21 +59,21 @@ class StoreEngine::Work {
   Work(const Launch& launch, Receiver& receiver, std::chrono::nanoseconds timeout);
 
   // --- of the engine's owner: nothing here waits for the store
-  // Returns when this process has joined the store; throws InputError where it cannot.
-  void await_store();
-  void start();
-  void send(int process, const Parcel& parcel);
+  void send(int process, const WireMessage& message);
   [[nodiscard]] bool all_sent();
   void set_timeout(std::chrono::nanoseconds timeout);
   // The threads are to end, and call the receiver no more.
   void end();
 
   // --- of the threads
+  [[nodiscard]] std::string cannot_reach(const std::string& reason) const;
+  // Joins the store; throws InputError where this process cannot.
+  void connect();
   void run_sender();
   void run_inbox();
 
  private:
-  struct Letter {
+  struct Outgoing {
     int process = 0;
     std::string bytes;
   };
@@ -95,16 +84,11 @@ class StoreEngine::Work {
   };
 
   [[nodiscard]] bool has_store() const { return launch_.process == 0 && !launch_.is_served; }
-  template <typename Connect>
-  [[nodiscard]] bool join(const Connect& connect);
-  void connect_sender();
-  void connect_inbox();
-  [[nodiscard]] std::string cannot_reach(const std::string& reason) const;
 
   void send_all();
-  [[nodiscard]] std::int64_t post(const Letter& letter);
-  void look_whether_taken();
-  void beat();
+  void post(const Outgoing& message);
+  [[nodiscard]] bool are_all_taken() const;
+  void beat(std::chrono::nanoseconds timeout, Clock::time_point since);
   void take_in(const std::string& bytes, Receiver& receiver) const;
 
   void leave();
@@ -128,90 +112,54 @@ class StoreEngine::Work {
     changed_.notify_all();
   }
 
-  Launch launch_;
+  const Launch launch_;
   std::mutex receiver_mutex_;
   Receiver* receiver_;
-  std::unique_ptr<StoreClient> sender_;  // of one thread, and the store itself, where this process has it
-  std::unique_ptr<StoreClient> inbox_;   // of the other
+
+  // --- of the sender's thread, or the one that joins the store
+  std::unique_ptr<StoreClient> sender_;  // and the store itself, where this process has it
+  std::vector<std::int64_t> last_sent_;  // by process: the number of the last message, 0: none
+  std::vector<Heart> hearts_;            // by process
+  Clock::time_point last_beat_{};
+
+  std::unique_ptr<StoreClient> inbox_;  // of the other thread
 
   std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
-  int joined_ = 0;           // of the connections
-  std::string cannot_join_;  // why
-  bool is_started_ = false;
-  std::deque<Letter> letters_;
-  std::vector<std::int64_t> last_sent_;  // by process: the number of the last parcel, 0: none
-  std::size_t unsent_ = 0;
+  std::deque<Outgoing> outgoing_;
   bool is_asked_ = false;  // whether what was sent has been taken,
   bool is_taken_ = false;  // and the answer
   std::chrono::nanoseconds timeout_;
+  Clock::time_point timeout_since_{};
   bool is_broken_ = false;
   bool is_ending_ = false;
-  std::vector<Heart> hearts_;  // by process
 };
 
 StoreEngine::Work::Work(const Launch& launch, Receiver& receiver, std::chrono::nanoseconds timeout)
     : launch_(launch),
       receiver_(&receiver),
       last_sent_(static_cast<std::size_t>(launch.processes)),
-      timeout_(timeout),
-      hearts_(static_cast<std::size_t>(launch.processes)) {}
+      hearts_(static_cast<std::size_t>(launch.processes)),
+      timeout_(timeout) {}
 
 // --- the beginning
 
-void StoreEngine::Work::await_store() {
-  std::unique_lock lock(mutex_);
-  const auto is_decided = [&] { return joined_ == connections || !cannot_join_.empty(); };
-  if (!changed_.wait_for(lock, timeout_ + reason_wait, is_decided)) {
-    cannot_join_ = cannot_reach(fmt::format("no answer within {}", seconds(timeout_)));
-  }
-  if (!cannot_join_.empty()) throw InputError(cannot_join_);
-}
-
-void StoreEngine::Work::start() {
-  note([&] {
-    is_started_ = true;
-    for (Heart& each : hearts_) each.heard = Clock::now();
-  });
-}
-
-// Returns whether the engine has then been started, too.
-template <typename Connect>
-bool StoreEngine::Work::join(const Connect& connect) {
+void StoreEngine::Work::connect() {
   try {
-    connect();
-  } catch (const InputError& error) {
-    note([&] { cannot_join_ = error.what(); });
+    sender_ = std::make_unique<StoreClient>(launch_, has_store(), timeout_);
+    if (sender_->add(fmt::format("here/{}", launch_.process), 1) != 1) {
+      throw InputError(
+          fmt::format("two processes say that they are process {} of {}; the launcher must give each another number",
+                      launch_.process, launch_.processes));
+    }
+    Launch joined = launch_;
+    joined.port = sender_->port();
+    inbox_ = std::make_unique<StoreClient>(joined, false, timeout_);
+  } catch (const InputError&) {
+    throw;
   } catch (const std::exception& error) {
-    const std::string reason = first_line_of(error);
-    note([&] { cannot_join_ = cannot_reach(reason); });
+    throw InputError(cannot_reach(first_line_of(error)));
   }
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return is_started_ || is_ending_; });
-  return is_started_;
-}
-
-void StoreEngine::Work::connect_sender() {
-  sender_ = std::make_unique<StoreClient>(launch_, has_store(), timeout_);
-  if (sender_->add(fmt::format("here/{}", launch_.process), 1) != 1) {
-    throw InputError(
-        fmt::format("two processes say that they are process {} of {}; the launcher must give each another number",
-                    launch_.process, launch_.processes));
-  }
-  note([&] {
-    launch_.port = sender_->port();
-    ++joined_;
-  });
-}
-
-void StoreEngine::Work::connect_inbox() {
-  {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return joined_ > 0 || is_ending_; });
-    if (is_ending_) return;
-  }
-  inbox_ = std::make_unique<StoreClient>(launch_, false, timeout_);
-  note([&] { ++joined_; });
 }
 
 std::string StoreEngine::Work::cannot_reach(const std::string& reason) const {
@@ -223,13 +171,12 @@ std::string StoreEngine::Work::cannot_reach(const std::string& reason) const {
 void StoreEngine::Work::set_timeout(std::chrono::nanoseconds timeout) {
   const std::lock_guard lock(mutex_);
   timeout_ = timeout;
-  for (Heart& each : hearts_) each.heard = Clock::now();
+  timeout_since_ = Clock::now();
 }
 
 // --- out
 
 void StoreEngine::Work::run_sender() {
-  if (!join([&] { connect_sender(); })) return;
   try {
     send_all();
   } catch (const std::exception& error) {
@@ -245,20 +192,15 @@ void StoreEngine::Work::run_sender() {
   }
 }
 
-void StoreEngine::Work::send(int process, const Parcel& parcel) {
+void StoreEngine::Work::send(int process, const WireMessage& message) {
   Packer packer;
   packer.put(launch_.process);
-  for_each_field(parcel, [&](const auto& field) { packer.put(field); });
-  packer.put(parcel.content.size());
-  for (const at::Tensor& each : parcel.content) {
-    const detail::replay::ChargeToNobody guard;
-    const at::Tensor plain = each.defined() ? each.contiguous() : each;
-    packer.put(each.defined() ? std::string(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes()) : "");
-  }
+  packer.put(header_of(message));
+  std::string bytes = packer.take();
+  for_each_content(message, [&](const char* data, std::size_t size) { bytes.append(data, size); });
   note([&] {
     if (is_broken_) return;
-    letters_.push_back({process, packer.take()});
-    ++unsent_;
+    outgoing_.push_back({process, std::move(bytes)});
     is_taken_ = false;
   });
 }
@@ -266,7 +208,7 @@ void StoreEngine::Work::send(int process, const Parcel& parcel) {
 bool StoreEngine::Work::all_sent() {
   bool answer = false;
   note([&] {
-    answer = is_broken_ || (unsent_ == 0 && is_taken_);  // if broken, nothing will go any more
+    answer = is_broken_ || is_taken_;  // if broken, nothing will go any more
     is_asked_ = !answer;
   });
   return answer;
@@ -275,82 +217,58 @@ bool StoreEngine::Work::all_sent() {
 void StoreEngine::Work::send_all() {
   std::unique_lock lock(mutex_);
   while (true) {
-    const auto pause = std::max<std::chrono::nanoseconds>(timeout_ / beats_per_timeout, beat_shortest);
-    changed_.wait_for(lock, pause, [&] { return !letters_.empty() || is_asked_ || is_ending_ || is_broken_; });
+    changed_.wait_for(lock, beat_pause(timeout_),
+                      [&] { return !outgoing_.empty() || is_asked_ || is_ending_ || is_broken_; });
     if (is_broken_) return;
     const bool ends = is_ending_;
     const bool is_asked = std::exchange(is_asked_, false);
-    const auto letters = std::exchange(letters_, {});
+    const auto outgoing = std::exchange(outgoing_, {});
+    const auto timeout = timeout_;
+    const auto timeout_since = timeout_since_;
     lock.unlock();
-    for (const Letter& each : letters) {
-      const std::int64_t number = post(each);
-      const std::lock_guard noting(mutex_);
-      last_sent_[static_cast<std::size_t>(each.process)] = number;
-      --unsent_;
-    }
-    if (ends) return;
-    if (is_asked) look_whether_taken();
-    beat();
+    for (const Outgoing& each : outgoing) post(each);
+    const bool are_taken = is_asked && are_all_taken();
+    if (!ends) beat(timeout, timeout_since);
     lock.lock();
+    if (ends) return;
+    if (is_asked) is_taken_ = are_taken && outgoing_.empty();
   }
 }
 
-// Returns its number.
-std::int64_t StoreEngine::Work::post(const Letter& letter) {
-  const std::int64_t number = sender_->add(fmt::format("inbox/{}/count", letter.process), 1);
-  sender_->set(inbox_key(letter.process, number), letter.bytes);
-  return number;
+void StoreEngine::Work::post(const Outgoing& message) {
+  const std::int64_t number = sender_->add(fmt::format("inbox/{}/count", message.process), 1);
+  sender_->set(inbox_key(message.process, number), message.bytes);
+  last_sent_[static_cast<std::size_t>(message.process)] = number;
 }
 
-void StoreEngine::Work::look_whether_taken() {
-  std::vector<std::int64_t> last;
-  {
-    const std::lock_guard lock(mutex_);
-    last = last_sent_;
-  }
+// Who takes a message removes it, and takes them in their order.
+bool StoreEngine::Work::are_all_taken() const {
   for (int process = 0; process < launch_.processes; ++process) {
-    const std::int64_t number = last[static_cast<std::size_t>(process)];
-    if (number > 0 && sender_->has(inbox_key(process, number))) return;
+    const std::int64_t number = last_sent_[static_cast<std::size_t>(process)];
+    if (number > 0 && sender_->has(inbox_key(process, number))) return false;
   }
-  const std::lock_guard lock(mutex_);
-  is_taken_ = last == last_sent_ && letters_.empty();
+  return true;
 }
 
-// One after another: a beat of each is a counter, and reading it adds nothing.
-void StoreEngine::Work::beat() {
-  std::chrono::nanoseconds timeout{};
-  Clock::time_point last{};
-  {
-    const std::lock_guard lock(mutex_);
-    timeout = timeout_;
-    last = hearts_[static_cast<std::size_t>(launch_.process)].heard;
-  }
-  const auto pause = std::max<std::chrono::nanoseconds>(timeout / beats_per_timeout, beat_shortest);
-  if (Clock::now() - last < pause) return;
+// A beat of each process is a counter, and reading it adds nothing. `since`: when the timeout began to count.
+void StoreEngine::Work::beat(std::chrono::nanoseconds timeout, Clock::time_point since) {
+  if (Clock::now() - last_beat_ < beat_pause(timeout)) return;
+  last_beat_ = Clock::now();
   for (int process = 0; process < launch_.processes; ++process) {
     const std::int64_t beats = sender_->add(beat_key(process), process == launch_.process ? 1 : 0);
-    const std::lock_guard lock(mutex_);
     Heart& heart = hearts_[static_cast<std::size_t>(process)];
     if (beats != heart.beats) heart = {beats, Clock::now(), heart.is_lost};
-  }
-  for (int process = 0; process < launch_.processes; ++process) {
-    {
-      const std::lock_guard lock(mutex_);
-      Heart& heart = hearts_[static_cast<std::size_t>(process)];
-      // One that was never heard has not begun: who waits for it says what it did not come to.
-      const bool has_begun = heart.beats > 0;
-      if (!has_begun || heart.is_lost || Clock::now() - heart.heard < timeout_) continue;
-      heart.is_lost = true;
-    }
+    // One that was never heard has not begun: who waits for it says what it did not come to.
+    if (beats == 0 || heart.is_lost || Clock::now() - std::max(heart.heard, since) < timeout) continue;
+    heart.is_lost = true;
     tell([&](Receiver& receiver) { receiver.lost(process, timeout); });
   }
 }
 
 // --- in
 
-// Ends at the letter without a content that this process sends to itself.
+// Ends at the message without content that this process sends to itself.
 void StoreEngine::Work::run_inbox() {
-  if (!join([&] { connect_inbox(); })) return;
   for (std::int64_t number = 1;;) {
     std::optional<std::string> bytes;
     try {
@@ -373,27 +291,16 @@ void StoreEngine::Work::take_in(const std::string& bytes, Receiver& receiver) co
   Unpacker unpacker(bytes);
   const int from = unpacker.get<int>();
   if (from < 0 || from >= launch_.processes) throw std::runtime_error(fmt::format("there is no process {}", from));
-  Parcel parcel;
+  WireMessage message;
   try {
-    for_each_field(parcel, [&](auto& field) { unpacker.get(field); });
-    if (unpacker.get<std::size_t>() > 0) {
-      const detail::replay::ChargeToNobody guard;
-      for (const Form& form : receiver.forms_of(parcel)) {
-        const auto content = unpacker.get<std::string>();
-        parcel.content.push_back(empty_of(form));
-        const at::Tensor& made = parcel.content.back();
-        if (content.size() != (made.defined() ? made.nbytes() : 0)) {
-          throw std::runtime_error(fmt::format("{} bytes for {}", content.size(), to_text(form)));
-        }
-        if (content.empty()) continue;  // there is no memory to copy to
-        std::memcpy(parcel.content.back().mutable_data_ptr(), content.data(), content.size());
-      }
-    }
+    message = message_of(unpacker.get<std::string>());
+    for_each_content(message,
+                     [&](char* data, std::size_t size) { std::memcpy(data, unpacker.get_bytes(size).data(), size); });
     unpacker.expect_end();
   } catch (const std::exception& error) {
     return receiver.refused(from, detail::replay::text_of(error));
   }
-  receiver.deliver(from, std::move(parcel));
+  receiver.deliver(from, std::move(message));
 }
 
 // --- the end
@@ -441,12 +348,9 @@ void StoreEngine::Work::fail(const std::string& reason) {
 // --- the engine
 
 void StoreEngine::Worker::start(const std::shared_ptr<Work>& work, void (Work::*run)(), const char* name) {
-  std::promise<void> promise;
-  end_ = promise.get_future();
-  thread_ = std::thread([work, run, ended = std::move(promise)]() mutable {
-    (work.get()->*run)();
-    ended.set_value();
-  });
+  std::packaged_task<void()> task([work, run] { (work.get()->*run)(); });
+  end_ = task.get_future();
+  thread_ = std::thread(std::move(task));
   pthread_setname_np(thread_.native_handle(), name);
 }
 
@@ -459,20 +363,23 @@ void StoreEngine::Worker::end_by(Clock::time_point deadline) {
   }
 }
 
+bool StoreEngine::Worker::await_end(Clock::time_point deadline) {
+  if (end_.wait_until(deadline) != std::future_status::ready) return false;
+  thread_.join();
+  end_.get();
+  return true;
+}
+
 StoreEngine::Worker::~Worker() {
   if (thread_.joinable()) thread_.detach();
 }
 
 StoreEngine::StoreEngine(const Launch& launch, Receiver& receiver, std::chrono::nanoseconds timeout)
     : work_(std::make_shared<Work>(launch, receiver, timeout)) {
-  try {
-    sender_.start(work_, &Work::run_sender, "store send");
-    inbox_.start(work_, &Work::run_inbox, "store receive");
-    work_->await_store();
-  } catch (const std::exception&) {
-    end();
-    throw;
-  }
+  Worker connector;
+  connector.start(work_, &Work::connect, "store connect");
+  if (connector.await_end(Clock::now() + timeout + reason_wait)) return;
+  throw InputError(work_->cannot_reach(fmt::format("no answer within {}", seconds(timeout))));
 }
 
 StoreEngine::~StoreEngine() { StoreEngine::end(); }
@@ -484,10 +391,14 @@ void StoreEngine::end() {
   inbox_.end_by(deadline);
 }
 
-void StoreEngine::start() { work_->start(); }
+void StoreEngine::start() {
+  sender_.start(work_, &Work::run_sender, "store send");
+  inbox_.start(work_, &Work::run_inbox, "store receive");
+}
 
-Departed StoreEngine::send(int process, Parcel parcel) {
-  work_->send(process, parcel);
+SendCompletion StoreEngine::send(int process, WireMessage message) {
+  make_contiguous(message);
+  work_->send(process, message);
   return std::make_shared<std::atomic<bool>>(true);  // it is a copy
 }
 

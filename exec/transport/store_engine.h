@@ -1,8 +1,8 @@
-// Moves parcels between processes through a TCP store of LibTorch's (c10d::TCPStore). Private to exec/transport.
+// Moves messages between processes through a TCP store of LibTorch's (c10d::TCPStore). Private to exec/transport.
 //
-// The store has an inbox for each process, of numbered parcels; a sender draws the next number:
+// The store has an inbox for each process, of numbered messages; a sender draws the next number:
 //
-//     sender    n = add("inbox/2/count", 1)   set("inbox/2/<n>", parcel)
+//     sender    n = add("inbox/2/count", 1)   set("inbox/2/<n>", message)
 //     process 2                                                            wait("inbox/2/<n>") → get → delete
 //
 // It is for what is small: the beginning and the end of a run, sums between steps, what messages look like.
@@ -31,7 +31,7 @@ class StoreEngine final : public Engine {
 
   void start() override;
   void end() override;
-  Departed send(int process, Parcel parcel) override;
+  SendCompletion send(int process, WireMessage message) override;
   void progress() override;
   // Whether all was taken by those whom it was sent to, as far as the store has said.
   [[nodiscard]] bool all_sent() override;
@@ -45,10 +45,12 @@ class StoreEngine final : public Engine {
   class Worker {
    public:
     Worker() = default;
-    ~Worker();
+    ~Worker();  // leaves it behind
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
     void start(const std::shared_ptr<Work>& work, void (Work::*run)(), const char* name);
+    // Waits so long for its end, and throws what it ended with. Returns false if that is still to come.
+    [[nodiscard]] bool await_end(Clock::time_point deadline);
     // Waits so long for its end, then leaves it behind.
     void end_by(Clock::time_point deadline);
 

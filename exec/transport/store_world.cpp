@@ -75,7 +75,7 @@ class StoreWorld final : public EngineWorld {
     if (nccl_) {
       const int rank = process();
       transports[static_cast<std::size_t>(rank)] =
-          std::make_unique<NcclTransport>(nccl_, unique_ids(), placement, rank, options, hub(), verdict());
+          std::make_unique<NcclTransport>(nccl_, unique_ids(), placement, rank, options, router(), abort_flag());
     }
     return transports;
   }

@@ -8,14 +8,14 @@
 #include <utility>
 #include <vector>
 
-#include "dualpipe/exec/transport/hub.h"
+#include "dualpipe/exec/transport/message_router.h"
 #include "dualpipe/exec/transport/world.h"
 
 namespace dualpipe {
 
-using detail::transport::Hub;
+using detail::transport::AbortFlag;
+using detail::transport::MessageRouter;
 using detail::transport::transports_of;
-using detail::transport::Verdict;
 
 namespace {
 
@@ -49,8 +49,9 @@ std::vector<std::unique_ptr<Transport>> thread_transports(const Placement& place
   std::vector<int> here(static_cast<std::size_t>(placement.ranks));
   std::iota(here.begin(), here.end(), 0);
   const bool spins = std::thread::hardware_concurrency() >= static_cast<unsigned>(placement.ranks);
-  return transports_of(std::make_shared<Hub>(placement, options, std::make_shared<Verdict>(), spins, nullptr),
-                       placement.ranks, here);
+  return transports_of(
+      std::make_shared<MessageRouter>(placement, options, std::make_shared<AbortFlag>(), spins, nullptr),
+      placement.ranks, here);
 }
 
 std::unique_ptr<World> one_process() { return std::make_unique<OneProcess>(); }

@@ -1,8 +1,7 @@
-// How ranks wait: for a message, for each other, and for the end of a run that another of them has aborted. Private to
+// How ranks wait for what comes to them, and for the end of a run that another of them has aborted. Private to
 // exec/transport.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -13,9 +12,9 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -32,7 +31,7 @@ inline std::string seconds(std::chrono::nanoseconds duration) {
 }
 
 // Whether the run was aborted, and why.
-class Verdict {
+class AbortFlag {
  public:
   // The first reason counts. Returns whether this is the first.
   bool abort(const std::string& reason) {
@@ -55,45 +54,106 @@ class Verdict {
 
 struct Waiting {
   Clock::time_point deadline;
-  const Verdict& verdict;
+  const AbortFlag& abort_flag;
   std::chrono::nanoseconds spin;          // looks out for so long before it sleeps
   const std::function<void()>& progress;  // meanwhile moves what is under way from other processes; empty: nothing is
 };
 
-// The messages on their way to one stage, of one kind. They are mostly taken in the order in which they come.
-struct Letter {
-  std::uint32_t number;
-  Tensors content;
+// What was delivered to a rank, and waits to be taken.
+struct QueuedMessage {
+  std::uint32_t micro_batch;
+  Tensors tensors;
   Clock::time_point arrived;  // may lie ahead
   Mark ready{};
 };
-using Box = std::deque<Letter>;
+// The messages to one stage, of one kind; or what a stage brings to a sum, or a rank gets from it. They are mostly
+// taken in the order in which they come.
+using MessageQueue = std::deque<QueuedMessage>;
 
-// What one rank receives.
+// Guards the queues of one rank, which waits here for what comes into them.
 class Mailbox {
  public:
-  void put(Box& box, Letter letter) {
+  void put(MessageQueue& queue, QueuedMessage message) {
     {
       const std::lock_guard lock(mutex_);
-      box.push_back(std::move(letter));
-      count_.fetch_add(1, std::memory_order_release);
+      push(queue, std::move(message));
     }
     changed_.notify_one();
   }
+  // Returns false, and does nothing, where one is there already.
+  [[nodiscard]] bool put_only(MessageQueue& queue, QueuedMessage message) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!queue.empty()) return false;
+      push(queue, std::move(message));
+    }
+    changed_.notify_one();
+    return true;
+  }
 
   // Nothing if it did not arrive in time.
-  [[nodiscard]] std::optional<Letter> take(Box& box, std::uint32_t number, const Waiting& waiting) {
+  [[nodiscard]] std::optional<QueuedMessage> take(MessageQueue& queue, std::uint32_t micro_batch,
+                                                  const Waiting& waiting) {
+    return wait(waiting, [&](Clock::time_point now, Clock::time_point& next_look) {
+      std::optional<QueuedMessage> taken;
+      const auto found = std::ranges::find(queue, micro_batch, &QueuedMessage::micro_batch);
+      if (found != queue.end() && found->arrived <= now) {
+        taken = std::move(*found);
+        queue.erase(found);
+      } else if (found != queue.end()) {
+        next_look = std::min(next_look, found->arrived);
+      }
+      return taken;
+    });
+  }
+
+  // The first one of each queue, in their order; nothing, and nothing taken, if they did not all come in time.
+  [[nodiscard]] std::optional<std::vector<Tensors>> take_all(std::span<MessageQueue> queues, const Waiting& waiting) {
+    return wait(waiting, [&](Clock::time_point, Clock::time_point&) {
+      std::optional<std::vector<Tensors>> all;
+      if (std::ranges::any_of(queues, &MessageQueue::empty)) return all;
+      all.emplace();
+      for (MessageQueue& each : queues) {
+        all->push_back(std::move(each.front().tensors));
+        each.pop_front();
+      }
+      return all;
+    });
+  }
+
+  // Which of them nothing has come for.
+  [[nodiscard]] std::vector<std::size_t> empty_ones(std::span<const MessageQueue> queues) const {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::size_t> indices;
+    for (std::size_t i = 0; i < queues.size(); ++i) {
+      if (queues[i].empty()) indices.push_back(i);
+    }
+    return indices;
+  }
+
+  void wake() {
+    { const std::lock_guard lock(mutex_); }  // who has looked at the flag already sleeps by now
+    changed_.notify_all();
+  }
+
+ private:
+  void push(MessageQueue& queue, QueuedMessage message) {
+    queue.push_back(std::move(message));
+    count_.fetch_add(1, std::memory_order_release);
+  }
+
+  // Calls `look(now, next_look)` under the lock whenever something was put, until it returns something, or nothing at
+  // the deadline. It may move `next_look` forward, when it wants to be called again at the latest.
+  template <typename Look>
+  [[nodiscard]] auto wait(const Waiting& waiting, const Look& look)
+      -> decltype(look(Clock::now(), std::declval<Clock::time_point&>())) {
     std::unique_lock lock(mutex_);
     bool may_spin = waiting.spin.count() > 0;
     while (true) {
-      waiting.verdict.throw_if_aborted();
-      const auto letter = std::ranges::find(box, number, &Letter::number);
+      waiting.abort_flag.throw_if_aborted();
       const auto now = Clock::now();
-      if (letter != box.end() && letter->arrived <= now) {
-        Letter taken = std::move(*letter);
-        box.erase(letter);
-        return taken;
-      }
+      auto next_look = waiting.deadline;
+      if (auto found = look(now, next_look)) return found;
       if (now >= waiting.deadline) return std::nullopt;
       if (std::exchange(may_spin, false)) {
         const auto seen = count_.load(std::memory_order_relaxed);
@@ -102,16 +162,10 @@ class Mailbox {
         lock.lock();
         continue;
       }
-      changed_.wait_until(lock, letter == box.end() ? waiting.deadline : std::min(waiting.deadline, letter->arrived));
+      changed_.wait_until(lock, next_look);
     }
   }
 
-  void wake() {
-    { const std::lock_guard lock(mutex_); }  // who has looked at the verdict already sleeps by now
-    changed_.notify_all();
-  }
-
- private:
   // Who is on the same core, perhaps the sender, goes first.
   void spin(std::uint64_t seen, Clock::time_point end, const std::function<void()>& progress) const {
     while (count_.load(std::memory_order_acquire) == seen && Clock::now() < end) {
@@ -120,73 +174,9 @@ class Mailbox {
     }
   }
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::atomic<std::uint64_t> count_{0};  // of the letters put so far
-};
-
-// Where some come together, each with its part, until all are there. Then one of those who wait makes the result of
-// all.
-template <typename Part, typename Result>
-class Meeting {
- public:
-  explicit Meeting(std::size_t parts) : parts_(parts) {}
-
-  // Returns false if this part is there already.
-  bool leave(std::size_t index, Part part) {
-    const std::lock_guard lock(mutex_);
-    if (next_->parts[index]) return false;
-    next_->parts[index] = std::move(part);
-    if (next_->is_complete()) changed_.notify_all();
-    return true;
-  }
-
-  // Nothing if the others did not come in time; `combine` makes the result of the parts.
-  template <typename Combine>
-  [[nodiscard]] std::optional<Result> meet(std::size_t index, Part part, const Waiting& waiting, Combine combine) {
-    std::unique_lock lock(mutex_);
-    waiting.verdict.throw_if_aborted();
-    const std::shared_ptr<Round> round = next_;
-    round->parts[index] = std::move(part);
-    changed_.wait_until(lock, waiting.deadline,
-                        [&] { return round->result || round->is_complete() || waiting.verdict.aborted(); });
-    if (!round->result && round->is_complete()) {
-      round->result = combine(std::as_const(round->parts));
-      next_ = std::make_shared<Round>(parts_);
-      changed_.notify_all();
-    }
-    if (!round->result) waiting.verdict.throw_if_aborted();
-    return round->result;
-  }
-
-  // Whose part is not there.
-  [[nodiscard]] std::vector<std::size_t> missing() const {
-    const std::lock_guard lock(mutex_);
-    std::vector<std::size_t> indices;
-    for (std::size_t i = 0; i < parts_; ++i) {
-      if (!next_->parts[i]) indices.push_back(i);
-    }
-    return indices;
-  }
-
-  void wake() {
-    { const std::lock_guard lock(mutex_); }
-    changed_.notify_all();
-  }
-
- private:
-  struct Round {
-    explicit Round(std::size_t count) : parts(count) {}
-    [[nodiscard]] bool is_complete() const { return std::ranges::all_of(parts, &std::optional<Part>::has_value); }
-
-    std::vector<std::optional<Part>> parts;
-    std::optional<Result> result;
-  };
-
-  std::size_t parts_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::shared_ptr<Round> next_ = std::make_shared<Round>(parts_);
+  std::atomic<std::uint64_t> count_{0};  // of what was put so far
 };
 
 }  // namespace dualpipe::detail::transport

@@ -22,8 +22,8 @@ struct Ending {
   std::string text;        // of the error
 };
 
-// What is called collective has to be called by all processes, in the same order, by one thread of each. Ranks of a
-// process are contiguous, and their numbers as even as can be: 4 ranks in 3 processes are 0 | 1 | 2 3.
+// A function that is called collective here has to be called by all processes, in the same order, by one thread of
+// each. The ranks of a process are contiguous, and as many in each as can be: 4 ranks in 3 processes are 0 | 1 | 2 3.
 class World {
  public:
   World(int process, int processes) : process_(process), processes_(processes) {}
@@ -31,7 +31,7 @@ class World {
   World& operator=(const World&) = delete;
   virtual ~World() = default;
 
-  // How ranks reach each other: "threads", "mpi".
+  // How ranks reach each other: "threads", "mpi", "nccl", "store".
   [[nodiscard]] virtual std::string_view transport() const = 0;
   [[nodiscard]] int process() const { return process_; }
   [[nodiscard]] int processes() const { return processes_; }
@@ -39,27 +39,29 @@ class World {
   [[nodiscard]] int process_of(int rank, int ranks) const;
   [[nodiscard]] std::vector<int> ranks_here(int ranks) const;
 
-  // By rank; null for ranks of other processes. Collective: it begins a run, and ends the one before. Throws InputError
-  // if there are more processes than ranks.
+  // The transports by rank; null for ranks of other processes. Collective: it begins a run, and ends the one before.
+  // Throws InputError if there are more processes than ranks.
   [[nodiscard]] std::vector<std::unique_ptr<Transport>> transports(const Placement& placement,
                                                                    const TransportOptions& options);
 
-  // Collective: waits for all processes, and returns what each brings, by process. `what`: where in the run this is,
-  // the same everywhere; else std::runtime_error. Throws like Transport::wait.
+  // Collective: waits for all processes, and returns what each of them brings, by process. `what` says where in the run
+  // this is ("the start"). Throws std::runtime_error where another process is at another place, and what
+  // Transport::wait() throws.
   [[nodiscard]] virtual std::vector<std::string> all_gather(const std::string& what, std::string part) = 0;
 
-  // To be added to a time of this process, it gives that of process 0: hosts have clocks of their own.
+  // Nanoseconds which, added to a time of this process, give that of process 0: hosts have clocks of their own.
   [[nodiscard]] virtual Time clock_offset() const { return 0; }
 
-  // After a failure: what each process can still tell process 0. There the result is by process, nothing for those that
-  // do not answer within 0.4 s (or the timeout, where that is shorter); elsewhere it is empty.
+  // After a failure each process calls this with what it can still tell process 0. There the result is what each has
+  // told, by process; nothing for those that do not within 0.4 s, or the timeout where that is shorter. In the other
+  // processes the result is empty.
   [[nodiscard]] virtual std::vector<std::optional<std::string>> hand_over(std::string part) = 0;
 
-  // The end of the run in this process. Returns what it has to tell the user, if it failed: process 0 waits a while for
-  // the others and tells all causes, each once; another one tells its own only if process 0 does not.
+  // The end of the run in this process. Returns what this process has to tell the user, where the run failed: process 0
+  // waits a while for the others and tells all causes, each once; another one tells its own only if process 0 does not.
   [[nodiscard]] virtual std::vector<std::string> end(const Ending& ending) = 0;
-  // After end(), when all is printed and written. Returns false if a process is missing: then this one must end without
-  // further ado (_exit), as what it has left open would wait for the missing one.
+  // To be called after end(), when all is printed and written. Returns false if a process is missing: then this one
+  // must end at once (_exit), as the destructors of what it has left open would wait for the missing one.
   [[nodiscard]] virtual bool close() = 0;
 
  protected:
@@ -75,9 +77,9 @@ class World {
 [[nodiscard]] std::unique_ptr<World> one_process();
 
 struct MpiOptions {
-  // For tests: what goes between ranks of one process does so, too; and as if the processes were on several hosts.
-  bool through_mpi = false;
-  bool measure_clock = false;
+  // For tests:
+  bool through_mpi = false;    // messages between ranks of one process go over MPI, too
+  bool measure_clock = false;  // as if the processes were on several hosts
 };
 // The processes that mpirun or srun has started; without these, this one alone. Throws InputError where this was built
 // without MPI, or MPI does not see what the launcher has started.

@@ -1,4 +1,4 @@
-// Worlds of an engine without a network: the processes are threads of this one, and a parcel is there at once, on the
+// Worlds of an engine without a network: the processes are threads of this one, and a message is there at once, on the
 // thread of the one who sends.
 #pragma once
 
@@ -15,16 +15,16 @@
 
 namespace dualpipe::test {
 
-using detail::transport::Departed;
 using detail::transport::Engine;
 using detail::transport::EngineWorld;
-using detail::transport::Parcel;
+using detail::transport::SendCompletion;
+using detail::transport::WireMessage;
 
-// Where the processes find each other, and how many parcels of each kind they have sent.
+// Where the processes find each other, and how many messages of each kind they have sent.
 struct DirectNetwork {
   explicit DirectNetwork(int processes) : receivers(static_cast<std::size_t>(processes)) {}
 
-  [[nodiscard]] std::atomic<int>& sent(Parcel::Kind kind) { return counts.at(static_cast<std::size_t>(kind)); }
+  [[nodiscard]] std::atomic<int>& sent(WireMessage::Kind kind) { return counts.at(static_cast<std::size_t>(kind)); }
 
   std::vector<Engine::Receiver*> receivers;
   std::array<std::atomic<int>, 16> counts{};
@@ -35,9 +35,9 @@ class DirectEngine final : public Engine {
   DirectEngine(int process, DirectNetwork& network) : process_(process), network_(network) {}
 
   void start() override {}
-  Departed send(int process, Parcel parcel) override {
-    ++network_.sent(parcel.kind);
-    network_.receivers.at(static_cast<std::size_t>(process))->deliver(process_, std::move(parcel));
+  SendCompletion send(int process, WireMessage message) override {
+    ++network_.sent(message.kind);
+    network_.receivers.at(static_cast<std::size_t>(process))->deliver(process_, std::move(message));
     return std::make_shared<const std::atomic<bool>>(true);
   }
   void progress() override {}

@@ -1,4 +1,5 @@
-// The engine that moves parcels over MPI, on a communicator of this process alone.
+// The engine that moves messages over MPI, on a communicator of this process alone.
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <mpi.h>
 
@@ -16,6 +17,7 @@
 
 #include "dualpipe/exec/transport/build.h"
 #include "dualpipe/exec/transport/mpi_engine.h"
+#include "dualpipe/exec/transport/wire_message.h"
 #include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/schedule/error.h"
 
@@ -23,16 +25,16 @@ namespace dualpipe::test {
 
 using detail::transport::check_same_build;
 using detail::transport::Engine;
-using detail::transport::Form;
+using detail::transport::header_of;
+using detail::transport::message_of;
 using detail::transport::MpiEngine;
-using detail::transport::Parcel;
 using detail::transport::this_build;
+using detail::transport::WireMessage;
 
 namespace {
 
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
-using Envelope = MpiEngine::Envelope;
 
 // Of this process alone, and with errors returned, as an engine wants it.
 class Communicator {
@@ -75,14 +77,9 @@ class Communicator {
   std::vector<MPI_Request> sends_;
 };
 
-// Whose parcels bring one tensor each, of two floats; but in run 7 none can.
 class Recorder final : public Engine::Receiver {
  public:
-  [[nodiscard]] std::vector<Form> forms_of(const Parcel& parcel) override {
-    if (parcel.run == 7) throw std::runtime_error("there is no run 7");
-    return {{{2}, at::kFloat}};
-  }
-  void deliver(int, Parcel) override { record("delivered"); }
+  void deliver(int, WireMessage) override { record("delivered"); }
   void refused(int from, const std::string& reason) override { record(std::to_string(from) + ": " + reason); }
   void broken(const std::string& reason) override { record("broken: " + reason); }
   void lost(int, std::chrono::nanoseconds) override {}
@@ -107,7 +104,15 @@ class Recorder final : public Engine::Receiver {
   std::vector<std::string> heard_;
 };
 
-std::string bytes_of(const Envelope& envelope) { return {reinterpret_cast<const char*>(&envelope), sizeof(Envelope)}; }
+// As a header goes on its way; `length`: the number of its bytes that it says.
+std::string with_length(const std::string& header, std::uint64_t length) {
+  return std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + header;
+}
+std::string with_length(const std::string& header) { return with_length(header, header.size()); }
+
+WireMessage part_of(const std::vector<std::int64_t>& sizes) {
+  return {.kind = WireMessage::Kind::part, .tensors = {at::empty(sizes)}};
+}
 
 }  // namespace
 
@@ -129,14 +134,16 @@ BOOST_AUTO_TEST_CASE(what_mpi_still_sends_stays) {
       is_given_back = true;
       std::ranges::fill(memory, 0.0F);  // somebody else's now
     };
-    Parcel parcel{.kind = Parcel::Kind::part};
-    parcel.content.push_back(at::from_blob(memory.data(), {static_cast<std::int64_t>(count)}, give_back, at::kFloat));
-    (void)engine.send(0, std::move(parcel));
+    WireMessage message{.kind = WireMessage::Kind::part};
+    message.tensors.push_back(at::from_blob(memory.data(), {static_cast<std::int64_t>(count)}, give_back, at::kFloat));
+    (void)engine.send(0, std::move(message));
   }
   BOOST_TEST(!is_given_back);
   BOOST_TEST(MpiEngine::has_left_requests());
-  BOOST_TEST(communicator.receive<Envelope>(1, MpiEngine::envelope_tag)[0].tensors == 1U);
-  const auto received = communicator.receive<float>(count, MpiEngine::bytes_tag);
+  const std::string expected = with_length(header_of(part_of({static_cast<std::int64_t>(count)})));
+  const auto header = communicator.receive<char>(expected.size(), MpiEngine::header_tag);
+  BOOST_TEST(std::string(header.begin(), header.end()) == expected);
+  const auto received = communicator.receive<float>(count, MpiEngine::content_tag);
   BOOST_TEST(std::ranges::count(received, 5.0F) == std::ssize(received));
   const auto deadline = Clock::now() + 10s;
   while (MpiEngine::has_left_requests() && Clock::now() < deadline) std::this_thread::sleep_for(1ms);
@@ -145,62 +152,65 @@ BOOST_AUTO_TEST_CASE(what_mpi_still_sends_stays) {
 
 BOOST_AUTO_TEST_CASE(an_engine_that_has_ended_takes_nothing_in) {
   Communicator communicator;
-  Envelope envelope;
-  envelope.note_bytes = 100;
-  communicator.send(bytes_of(envelope), MpiEngine::envelope_tag);
+  const WireMessage message{.kind = WireMessage::Kind::abort, .note = std::string(2 * MpiEngine::first_bytes, 'x')};
+  communicator.send(with_length(header_of(message)).substr(0, MpiEngine::first_bytes), MpiEngine::header_tag);
   {
     Recorder recorder;
     MpiEngine engine(communicator.get(), true, recorder);
     engine.start();
-    for (int i = 0; i < 50; ++i) {  // until it waits for the note, and for what comes after it
+    for (int i = 0; i < 50; ++i) {  // until it waits for the rest of the header
       engine.progress();
       std::this_thread::sleep_for(1ms);
     }
   }
   BOOST_TEST(!MpiEngine::has_left_requests());
-  BOOST_TEST(!communicator.holds(MpiEngine::envelope_tag));
-  communicator.send(std::string(100, 'x'), MpiEngine::bytes_tag);
-  communicator.send("for somebody else", MpiEngine::envelope_tag);
-  BOOST_TEST(communicator.receive<char>(100, MpiEngine::bytes_tag)[99] == 'x');
-  BOOST_TEST(communicator.receive<char>(17, MpiEngine::envelope_tag)[0] == 'f');
+  BOOST_TEST(!communicator.holds(MpiEngine::header_tag));
+  communicator.send(std::string(100, 'x'), MpiEngine::content_tag);
+  communicator.send("for somebody else", MpiEngine::header_tag);
+  BOOST_TEST(communicator.receive<char>(100, MpiEngine::content_tag)[99] == 'x');
+  BOOST_TEST(communicator.receive<char>(17, MpiEngine::header_tag)[0] == 'f');
 }
 
 // --- what another process may send
 
-BOOST_AUTO_TEST_CASE(what_is_no_parcel_is_refused) {
-  Envelope plain;
-  plain.kind = Parcel::Kind::part;
-  const auto with = [&](auto member, auto value) {
-    Envelope changed = plain;
-    changed.*member = value;
-    return bytes_of(changed);
-  };
-  const std::string full = std::to_string(sizeof(Envelope));
+BOOST_AUTO_TEST_CASE(what_is_no_message_is_refused) {
   struct Case {
-    std::string envelope;
-    std::string bytes;
+    std::string header;
+    std::string content;
     std::string heard;
   };
-  Envelope of_run_7 = plain;
-  of_run_7.tensors = 1;
-  of_run_7.run = 7;
+  const std::string plain = with_length(header_of({.kind = WireMessage::Kind::part}));
+  const std::string own = header_of({.kind = WireMessage::Kind::part});
+  const std::string two_floats = with_length(header_of(part_of({2})));
+  // So long that all but its last 10 bytes fit into the first piece.
+  WireMessage long_one{.kind = WireMessage::Kind::abort};
+  long_one.note = std::string(MpiEngine::first_bytes + 10 - plain.size(), 'x');
+  const std::string whole = with_length(header_of(long_one));
+  const std::string first = whole.substr(0, MpiEngine::first_bytes);
+  const std::string rest = whole.substr(MpiEngine::first_bytes);
+  BOOST_REQUIRE(rest.size() == 10U);
+  const std::string no_header = with_length(std::string(5, 'x'));
   const std::vector<Case> cases{
-      {bytes_of(plain), "", "delivered"},
-      {"abc", "", "0: 3 bytes where " + full + " belong"},
-      {bytes_of(plain) + "abc", "", "0: more bytes where " + full + " belong"},
-      {with(&Envelope::note_bytes, std::uint64_t{1} << 60U), "",
-       "0: a note of 1152921504606846976 bytes, more than this host has memory"},
-      {with(&Envelope::note_bytes, 10U), "abc", "0: 3 bytes where 10 belong"},
-      {with(&Envelope::note_bytes, 2U), "abc", "0: more bytes where 2 belong"},
-      {with(&Envelope::tensors, 1U), "12345678", "delivered"},
-      {with(&Envelope::tensors, 1U), "1234567", "0: 7 bytes where 8 belong"},
-      {with(&Envelope::tensors, 3U), "", "0: 3 tensors, where 1 belong"},
-      {bytes_of(of_run_7), "", "0: there is no run 7"},
+      {plain, "", "delivered"},
+      {"abc", "", "0: 3 bytes where a header belongs"},
+      {plain + "abc", "",
+       "0: " + std::to_string(plain.size() + 3) + " bytes where " + std::to_string(plain.size()) + " belong"},
+      {std::string(MpiEngine::first_bytes + 1, 'x'), "", "0: more bytes where 512 belong"},
+      {with_length(own, std::uint64_t{1} << 60U), "",
+       "0: a header of 1152921504606846976 bytes, more than this host has memory"},
+      {no_header, "", "0: another process sent less than was expected"},
+      {with_length(own + "x"), "", "0: another process sent more than was expected"},
+      {first, rest, "delivered"},
+      {first, "abc", "0: 3 bytes where 10 belong"},
+      {first, rest + "x", "0: more bytes where 10 belong"},
+      {two_floats, "12345678", "delivered"},
+      {two_floats, "1234567", "0: 7 bytes where 8 belong"},
+      {two_floats, "123456789", "0: more bytes where 8 belong"},
   };
   for (const Case& each : cases) {
     Communicator communicator;
-    communicator.send(each.envelope, MpiEngine::envelope_tag);
-    if (!each.bytes.empty()) communicator.send(each.bytes, MpiEngine::bytes_tag);
+    communicator.send(each.header, MpiEngine::header_tag);
+    if (!each.content.empty()) communicator.send(each.content, MpiEngine::content_tag);
     Recorder recorder;
     MpiEngine engine(communicator.get(), true, recorder);
     engine.start();

@@ -22,7 +22,7 @@
 #include <vector>
 
 #include "dualpipe/exec/train/train.h"
-#include "dualpipe/exec/transport/hub.h"
+#include "dualpipe/exec/transport/message_router.h"
 #include "dualpipe/exec/transport/nccl_order.h"
 #include "dualpipe/exec/transport/nccl_transport.h"
 #include "dualpipe/sim/generate/catalog.h"
@@ -37,10 +37,10 @@
 
 namespace dualpipe::test {
 
+using detail::transport::AbortFlag;
 using detail::transport::check_for_nccl;
-using detail::transport::Hub;
+using detail::transport::MessageRouter;
 using detail::transport::NcclTransport;
-using detail::transport::Verdict;
 
 namespace {
 
@@ -206,6 +206,36 @@ BOOST_AUTO_TEST_CASE(a_message_has_any_number_of_tensors) {
     // All of a message are one group.
     BOOST_TEST(beginning_with(nccl->calls(0), "0: send 96 to 1, send 48 to 1, send 3 to 1").size() == 2U);
   }
+}
+
+// Its receiver makes room for a message before it comes.
+BOOST_AUTO_TEST_CASE(a_boundary_keeps_the_shape_of_its_first_message) {
+  const auto nccl = std::make_shared<NcclDouble>();
+  const Program program = program_of("gpipe", 2, 4);
+  const auto send_error = [](Transport& transport, std::uint32_t micro_batch, const at::Tensor& tensor) -> std::string {
+    try {
+      transport.send({micro_batch, 0, Kind::send_forward, false}, {tensor}, {});
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const auto errors = in_worlds(2, nccl, {.timeout = 10s}, [&](World& world) {
+    LaneDevice device;
+    device.use({});
+    const auto transports = world.transports(straight(2, 1), {.timeout = 10s});
+    Transport& transport = *transports[static_cast<std::size_t>(world.process())];
+    transport.begin(program, device);
+    if (world.process() != 0) return;
+    const at::Tensor first = at::zeros({2, 3});
+    BOOST_TEST(send_error(transport, 0, first) == "");
+    BOOST_TEST(send_error(transport, 1, first) == "");
+    BOOST_TEST(send_error(transport, 2, at::zeros({3, 2})) ==
+               "stage 0 (rank 0) sends Float[3,2] in 0SEND_F2 to stage 1 (rank 1), but sent Float[2,3] in 0SEND_F0");
+    BOOST_TEST(send_error(transport, 3, first.to(at::kDouble)) ==
+               "stage 0 (rank 0) sends Double[2,3] in 0SEND_F3 to stage 1 (rank 1), but sent Float[2,3] in 0SEND_F0");
+  });
+  BOOST_TEST(errors == Lines(2), boost::test_tools::per_element());
 }
 
 // --- the same bits as over threads
@@ -419,10 +449,10 @@ BOOST_DATA_TEST_CASE(a_rank_that_stops_ends_all_within_the_timeout, data::make({
 BOOST_AUTO_TEST_CASE(a_rank_that_does_not_connect_is_waited_for_no_longer_than_the_timeout) {
   const Placement placement = straight(2, 1);
   const TransportOptions options{.timeout = 300ms};
-  const auto verdict = std::make_shared<Verdict>();
-  const auto hub = std::make_shared<Hub>(placement, options, verdict, false, nullptr);
+  const auto abort_flag = std::make_shared<AbortFlag>();
+  const auto router = std::make_shared<MessageRouter>(placement, options, abort_flag, false, nullptr);
   const auto nccl = std::make_shared<NcclDouble>();
-  NcclTransport transport(nccl, {nccl->unique_id(), nccl->unique_id()}, placement, 0, options, hub, verdict);
+  NcclTransport transport(nccl, {nccl->unique_id(), nccl->unique_id()}, placement, 0, options, router, abort_flag);
   LaneDevice device;
   device.use({});
   BOOST_CHECK_EXCEPTION(transport.begin(program_of("1f1b", 2), device), TimeoutError, [](const auto& error) {
@@ -446,16 +476,16 @@ BOOST_AUTO_TEST_CASE(an_abort_while_a_step_begins_ends_it) {
   const Program program = program_of("1f1b", 2);
   const Placement& placement = program.schedule.placement;
   const TransportOptions options{.timeout = 10s};
-  const auto verdict = std::make_shared<Verdict>();
-  const auto hub = std::make_shared<Hub>(placement, options, verdict, false, nullptr);
+  const auto abort_flag = std::make_shared<AbortFlag>();
+  const auto router = std::make_shared<MessageRouter>(placement, options, abort_flag, false, nullptr);
   const auto nccl = std::make_shared<NcclDouble>();
   const NcclTransport::UniqueIds ids{nccl->unique_id(), nccl->unique_id()};
-  NcclTransport transport(nccl, ids, placement, 0, options, hub, verdict);
+  NcclTransport transport(nccl, ids, placement, 0, options, router, abort_flag);
   SlowDevice device;
   device.use({});
   {
     const std::jthread other([&] {
-      NcclTransport of_other(nccl, ids, placement, 1, options, hub, verdict);
+      NcclTransport of_other(nccl, ids, placement, 1, options, router, abort_flag);
       LaneDevice others_device;
       others_device.use({});
       of_other.begin(program, others_device);

@@ -22,18 +22,20 @@
 #include <utility>
 #include <vector>
 
-#include "dualpipe/exec/transport/note.h"
 #include "dualpipe/exec/transport/pack.h"
+#include "dualpipe/exec/transport/tensor_spec.h"
 #include "dualpipe/exec/transport/transport.h"
+#include "dualpipe/exec/transport/wire_message.h"
 #include "dualpipe/sim/schedule/placement.h"
 #include "tests/exec/direct_world.h"
 
 namespace dualpipe::test {
 
-using detail::transport::Form;
-using detail::transport::pack;
+using detail::transport::header_of;
+using detail::transport::message_of;
 using detail::transport::Packer;
-using detail::transport::Parcel;
+using detail::transport::TensorSpec;
+using detail::transport::WireMessage;
 
 namespace {
 
@@ -99,7 +101,7 @@ BOOST_DATA_TEST_CASE(an_all_gather_brings_all_parts_in_p_log_p_messages, data::m
   });
   BOOST_TEST(errors == nothing_from(count), boost::test_tools::per_element());
   const auto log = static_cast<int>(std::bit_width(static_cast<unsigned>(count - 1)));
-  BOOST_TEST(processes.network.sent(Parcel::Kind::gather) == rounds * count * log);
+  BOOST_TEST(processes.network.sent(WireMessage::Kind::gather) == rounds * count * log);
 }
 
 // Whichever it is, all others name it, and no other.
@@ -149,13 +151,13 @@ BOOST_AUTO_TEST_CASE(who_waits_in_an_all_gather_hears_an_abort) {
 // --- what another process may send
 
 // Two processes are in their first run, of straight(2, 1), and what process 1 sends cannot be taken in: both hear it.
-void check_refused(int from, const std::vector<Parcel>& parcels, const std::string& reason) {
+void check_refused(int from, const std::vector<WireMessage>& messages, const std::string& reason) {
   Processes processes(2);
   const auto begin = Clock::now();
   const auto errors = processes.run([&](World& world) {
     const auto transports = world.transports(straight(2, 1), {20s, 0ns});
     if (world.process() == 0) return (void)transports[0]->wait(op(Kind::receive_backward, 0));
-    for (const Parcel& each : parcels) processes.network.receivers[0]->deliver(from, each);
+    for (const WireMessage& each : messages) processes.network.receivers[0]->deliver(from, each);
     (void)transports[1]->wait(op(Kind::receive_forward, 1));
   });
   const std::string expected = fmt::format("process 0 cannot take in what process {} sent: {}", from, reason);
@@ -163,16 +165,16 @@ void check_refused(int from, const std::vector<Parcel>& parcels, const std::stri
   BOOST_TEST((Clock::now() - begin < 10s));
 }
 
-Parcel message(Op receive, int rank) {
-  return {.kind = Parcel::Kind::message, .receive = receive, .rank = rank, .run = 1, .content = {at::empty({1})}};
+WireMessage message(Op receive, int rank) {
+  return {.kind = WireMessage::Kind::message, .receive = receive, .rank = rank, .run = 1, .tensors = {at::empty({1})}};
 }
 
 BOOST_AUTO_TEST_CASE(a_message_that_no_rank_sends_ends_the_run) {
-  const Parcel plain = message(op(Kind::receive_backward, 0), 0);
+  const WireMessage plain = message(op(Kind::receive_backward, 0), 0);
   const auto of_run = [&](int run) {
-    Parcel parcel = plain;
-    parcel.run = run;
-    return parcel;
+    WireMessage changed = plain;
+    changed.run = run;
+    return changed;
   };
   check_refused(1, {of_run(0)}, "a message of run 0; this is run 1");
   check_refused(1, {of_run(2)}, "a message of run 2; this is run 1");
@@ -189,35 +191,31 @@ BOOST_AUTO_TEST_CASE(a_message_that_no_rank_sends_ends_the_run) {
                 "a message for micro-batch 16777216 of stage 0 and op kind 7, which no rank runs");
   check_refused(1, {message(op(Kind::receive_backward, 0), 5)}, "a message for 0RECV_B0 on rank 5; it is on rank 0");
   check_refused(1, {message(op(Kind::receive_forward, 1), 1)}, "what rank 0 sends to rank 1, which are not theirs");
-  Parcel parcel = plain;
-  parcel.sent = Clock::time_point::max();
-  check_refused(1, {parcel}, "a time of 9223372036854775807 ns, which no clock of a running machine shows");
+  WireMessage changed = plain;
+  changed.sent = Clock::time_point::max();
+  check_refused(1, {changed}, "a time of 9223372036854775807 ns, which no clock of a running machine shows");
 }
 
 // What rank 1 brings to the sum over all ranks, unless it says something else.
-Parcel part(const std::string& note, int index = 1, int rank = 1) {
-  return {.kind = Parcel::Kind::part, .rank = rank, .index = index, .run = 1, .note = note};
+WireMessage part(const std::vector<int>& stages = {0, 1}, bool is_sum = true, int index = 1, int rank = 1) {
+  return {.kind = WireMessage::Kind::part, .rank = rank, .index = index, .run = 1, .group = {is_sum, stages}};
 }
-std::string note_over(const std::vector<int>& stages, bool is_sum = false) { return pack({is_sum, stages, {}}); }
 
 BOOST_AUTO_TEST_CASE(a_part_of_a_sum_that_no_rank_sends_ends_the_run) {
-  const std::string plain = note_over({0, 1}, true);
-  check_refused(1, {part("")}, "another process sent less than was expected");
-  check_refused(1, {part(plain + "x")}, "another process sent more than was expected");
-  check_refused(1, {part("\x02" + plain.substr(1))}, "another process sent something else than was expected");
-  check_refused(1, {part(note_over({0, 9}))}, "sums over stages 0, 9, which are no group");
-  check_refused(1, {part(note_over({-1, 1}))}, "sums over stages -1, 1, which are no group");
-  check_refused(1, {part(note_over({1, 0}))}, "sums over stages 1, 0, which are no group");
-  check_refused(1, {part(note_over({0}))}, "sums over stages 0, which are no group");
-  check_refused(1, {part(note_over({0, 0, 1}, true))}, "sums over stages 0, 0, 1, which are no group");
-  check_refused(1, {part(plain, 7)}, "sums over stages 0, 1, and among these number 7 of rank 1, which it is not");
-  check_refused(1, {part(plain, -1)}, "sums over stages 0, 1, and among these number -1 of rank 1, which it is not");
-  check_refused(1, {part(plain, 0)}, "sums over stages 0, 1, and among these number 0 of rank 1, which it is not");
-  check_refused(1, {part(plain, 0, 0)}, "what rank 0 sends to rank 0, which are not theirs");
-  check_refused(1, {part(plain), part(plain)}, "what stage 1 (rank 1) brings to the sum over stages 0, 1, twice");
-  check_refused(1, {part(pack({true, {0, 1}, {{{1}, at::kDouble}}}))}, "0 tensors where its note describes 1");
-  Parcel sums = part(plain);
-  sums.kind = Parcel::Kind::sums;
+  check_refused(1, {part({0, 9}, false)}, "sums over stages 0, 9, which are no group");
+  check_refused(1, {part({-1, 1}, false)}, "sums over stages -1, 1, which are no group");
+  check_refused(1, {part({1, 0}, false)}, "sums over stages 1, 0, which are no group");
+  check_refused(1, {part({0}, false)}, "sums over stages 0, which are no group");
+  check_refused(1, {part({}, false)}, "sums over stages , which are no group");
+  check_refused(1, {part({0, 0, 1})}, "sums over stages 0, 0, 1, which are no group");
+  const auto among = [](int index, int rank) { return part({0, 1}, true, index, rank); };
+  check_refused(1, {among(7, 1)}, "sums over stages 0, 1, and among these number 7 of rank 1, which it is not");
+  check_refused(1, {among(-1, 1)}, "sums over stages 0, 1, and among these number -1 of rank 1, which it is not");
+  check_refused(1, {among(0, 1)}, "sums over stages 0, 1, and among these number 0 of rank 1, which it is not");
+  check_refused(1, {among(0, 0)}, "what rank 0 sends to rank 0, which are not theirs");
+  check_refused(1, {part(), part()}, "what stage 1 (rank 1) brings to the sum over stages 0, 1, twice");
+  WireMessage sums = part();
+  sums.kind = WireMessage::Kind::sums;
   check_refused(1, {sums}, "what rank 0 sends to rank 1, which are not theirs");
 }
 
@@ -226,62 +224,77 @@ BOOST_AUTO_TEST_CASE(a_sum_of_something_else_is_noticed) {
   const auto errors = processes.run([&](World& world) {
     const auto transports = world.transports(straight(2, 1), {20s, 0ns});
     if (world.process() == 0) return;
-    Parcel sums{.kind = Parcel::Kind::sums, .rank = 1, .run = 1, .content = {at::zeros({2})}};
-    sums.note = pack({true, {0, 1}, {{{2}, at::kFloat}}});
+    const WireMessage sums{
+        .kind = WireMessage::Kind::sums, .rank = 1, .run = 1, .group = {true, {0, 1}}, .tensors = {at::zeros({2})}};
     processes.network.receivers[1]->deliver(0, sums);
     (void)transports[1]->sum(1);
   });
   BOOST_TEST(errors[1] == "rank 0 made Float[2] of Double[1]");
 }
 
-// Before there are tensors, an engine has to know what they look like.
-BOOST_AUTO_TEST_CASE(tensors_that_no_rank_sends_are_not_made) {
-  Processes processes(2);
-  const auto errors = processes.run([&](World& world) {
-    (void)world.transports(straight(2, 1), {20s, 0ns});
-    if (world.process() != 0) return;
-    const auto refusal = [&](const std::string& note) -> std::string {
-      Parcel parcel = message(op(Kind::receive_backward, 0), 0);
-      parcel.note = note;
-      try {
-        (void)processes.network.receivers[0]->forms_of(parcel);
-      } catch (const std::runtime_error& error) {
-        return error.what();
-      }
-      return "";
-    };
-    const auto of = [](std::vector<Form> forms) { return pack({.forms = std::move(forms)}); };
-    BOOST_TEST(refusal("") == "a message for 0RECV_B0 before the first one, which says what all are like");
-    BOOST_TEST(refusal(of({{{1}, static_cast<at::ScalarType>(120)}})) == "a tensor of type 120, which there is not");
-    BOOST_TEST(refusal(of({{{1}, at::ScalarType::Undefined}})).find("a tensor of type ") == 0U);
-    BOOST_TEST(refusal(of({{{3, -1}, at::kFloat}})) == "a tensor Float[3,-1]");
-    BOOST_TEST(refusal(of({{{1LL << 40U, 1LL << 40U}, at::kFloat}})) == "a tensor Float[1099511627776,1099511627776]");
-    Packer endless;
-    endless.put(false);
-    endless.put(std::vector<int>{});
-    endless.put(std::size_t{1} << 60U);  // tensors
-    BOOST_TEST(refusal(endless.take()) == "another process sent less than was expected");
-    BOOST_TEST(refusal(of({{{2, 3}, at::kFloat}})) == "");
-    BOOST_TEST(refusal("") == "");
-    BOOST_TEST(refusal(of({{{3}, at::kFloat}})) == "Float[3] for 0RECV_B0, and Float[2,3] before");
-  });
-  BOOST_TEST(errors == nothing_from(2), boost::test_tools::per_element());
+// Before there are tensors, their receiver has to know that there can be.
+BOOST_AUTO_TEST_CASE(a_header_that_no_process_sends_makes_no_tensors) {
+  const auto refusal = [](const std::string& header) -> std::string {
+    try {
+      (void)message_of(header);
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  WireMessage plain = part();
+  plain.note = "a note";
+  const std::string without = header_of(plain);
+  const std::string up_to_count = without.substr(0, without.size() - sizeof(std::size_t));
+  const auto of = [&](const std::vector<TensorSpec>& specs, std::size_t count) {
+    Packer packer;
+    packer.put(count);
+    for (const TensorSpec& each : specs) {
+      packer.put(each.type);
+      packer.put(each.sizes);
+    }
+    return up_to_count + packer.take();
+  };
+  const auto of_all = [&](const std::vector<TensorSpec>& specs) { return of(specs, specs.size()); };
+  BOOST_TEST(refusal("") == "another process sent less than was expected");
+  for (std::size_t bytes = 0; bytes < without.size(); ++bytes) BOOST_TEST(refusal(without.substr(0, bytes)) != "");
+  BOOST_TEST(refusal(without + "x") == "another process sent more than was expected");
+  std::string no_bool = without;  // whether it is of a sum
+  no_bool[header_of({}).size() - sizeof(bool) - 3 * sizeof(std::size_t)] = '\x02';
+  BOOST_TEST(refusal(no_bool) == "another process sent something else than was expected");
+  BOOST_TEST(refusal(of_all({{{1}, static_cast<at::ScalarType>(120)}})) == "a tensor of type 120, which there is not");
+  BOOST_TEST(refusal(of_all({{{1}, static_cast<at::ScalarType>(-1)}})) == "a tensor of type -1, which there is not");
+  BOOST_TEST(refusal(of_all({{{1}, at::ScalarType::Undefined}})).find("a tensor of type ") == 0U);
+  BOOST_TEST(refusal(of_all({{{3, -1}, at::kFloat}})) == "a tensor Float[3,-1]");
+  BOOST_TEST(refusal(of_all({{{0, -1}, at::kFloat}})) == "a tensor Float[0,-1]");
+  BOOST_TEST(refusal(of_all({{{1LL << 40U, 1LL << 40U}, at::kFloat}})) ==
+             "a tensor Float[1099511627776,1099511627776]");
+  BOOST_TEST(refusal(of_all({{{2}, at::kFloat}, {{1LL << 50U}, at::kByte}})) ==
+             "tensors Float[2] Byte[1125899906842624], more than this host has memory");
+  BOOST_TEST(refusal(of({}, std::size_t{1} << 60U)) == "another process sent less than was expected");
+  BOOST_TEST(refusal(of({{{2}, at::kFloat}}, 2)) == "another process sent less than was expected");
+  BOOST_TEST(refusal(of({{{2}, at::kFloat}}, 0)) == "another process sent more than was expected");
+  BOOST_TEST(refusal(of_all({{{2, 3}, at::kFloat}, {}, {{0, 1LL << 40U}, at::kLong}})) == "");
+  const WireMessage made = message_of(of_all({{{2, 3}, at::kDouble}, {}}));
+  BOOST_TEST((made.kind == plain.kind && made.group == plain.group && made.note == plain.note));
+  BOOST_TEST((made.tensors.size() == 2U && made.tensors[0].sizes() == at::IntArrayRef({2, 3})));
+  BOOST_TEST((made.tensors[0].scalar_type() == at::kDouble && !made.tensors[1].defined()));
 }
 
 BOOST_AUTO_TEST_CASE(what_processes_do_not_send_each_other_ends_the_run) {
-  check_refused(1, {{.kind = static_cast<Parcel::Kind>(15)}}, "a parcel of kind 15, which there is not");
-  check_refused(1, {{.kind = Parcel::Kind::farewell}}, "a farewell, which process 0 alone sends");
-  check_refused(1, {{.kind = Parcel::Kind::pong}}, "the time, which process 0 alone sends");
-  check_refused(1, {{.kind = Parcel::Kind::ending, .note = "x"}},
+  check_refused(1, {{.kind = static_cast<WireMessage::Kind>(15)}}, "a message of kind 15, which there is not");
+  check_refused(1, {{.kind = WireMessage::Kind::farewell}}, "a farewell, which process 0 alone sends");
+  check_refused(1, {{.kind = WireMessage::Kind::pong}}, "the time, which process 0 alone sends");
+  check_refused(1, {{.kind = WireMessage::Kind::ending, .note = "x"}},
                 "another process sent something else than was expected");
-  check_refused(1, {{.kind = Parcel::Kind::ending, .note = std::string(100, '\1')}},
+  check_refused(1, {{.kind = WireMessage::Kind::ending, .note = std::string(100, '\1')}},
                 "another process sent less than was expected");
   Packer packer;
   packer.put(std::string("the feast"));
   packer.put(std::string("bread"));
   const std::string note = packer.take();
   const auto parts = [](const std::string& bytes, int run, int index) {
-    return Parcel{.kind = Parcel::Kind::gather, .index = index, .run = run, .note = bytes};
+    return WireMessage{.kind = WireMessage::Kind::gather, .index = index, .run = run, .note = bytes};
   };
   check_refused(0, {parts(note, 1, 1)}, "parts of an all_gather, which it passes on to others");
   check_refused(1, {parts("", 1, 1)}, "another process sent less than was expected");
