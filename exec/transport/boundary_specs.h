@@ -6,6 +6,7 @@
 
 #include <map>
 #include <span>
+#include <utility>
 
 #include "dualpipe/exec/transport/tensor_spec.h"
 #include "dualpipe/sim/schedule/op.h"

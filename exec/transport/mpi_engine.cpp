@@ -10,6 +10,7 @@
 #include <cstring>
 #include <exception>
 #include <stdexcept>
+#include <string_view>
 
 #include "dualpipe/exec/replay/error_text.h"
 #include "dualpipe/exec/transport/build.h"
