@@ -3,6 +3,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
+#include <c10/util/StringUtil.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
@@ -11,6 +12,8 @@
 #include <cstddef>
 #include <optional>
 #include <utility>
+
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::detail::stage {
 
@@ -49,12 +52,26 @@ Tensors Segment::forward(const Tensors& inputs, const Function& function) {
   return outputs;
 }
 
+namespace {
+
+// LibTorch itself would broadcast one that is not, or convert it.
+void check_is_like_output(const at::Tensor& gradient, const torch::autograd::Edge& root) {
+  const torch::autograd::InputMetadata& output = root.function->input_metadata(root.input_nr);
+  if (output.is_same_shape(gradient) && gradient.dtype() == output.dtype()) return;
+  throw InputError(c10::str("a gradient is ", gradient.dtype().name(), gradient.sizes(), ", and its activation ",
+                            output.dtype().name(), output.shape_as_dim_vector(),
+                            "; a gradient has the shape and type of its activation"));
+}
+
+}  // namespace
+
 Tensors Segment::backward(const Tensors& gradients) {
   assert(gradients.size() == roots_.size());
   torch::autograd::edge_list roots;
   Tensors given;
   for (std::size_t i = 0; i < roots_.size(); ++i) {
     if (!roots_[i].is_valid() || !gradients[i].defined()) continue;
+    check_is_like_output(gradients[i], roots_[i]);
     roots.push_back(std::move(roots_[i]));
     given.push_back(gradients[i]);
   }

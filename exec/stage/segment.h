@@ -22,7 +22,8 @@ class Segment {
   [[nodiscard]] Tensors forward(const Tensors& inputs, const Function& function);
 
   // Frees the graph. `gradients`: one for each output; where undefined, nothing depends on the output. Returns one for
-  // each input that can have one (zeros, if no output depends on it), else undefined.
+  // each input that can have one (zeros, if no output depends on it), else undefined. Throws InputError where a
+  // gradient has another shape or type than its output.
   [[nodiscard]] Tensors backward(const Tensors& gradients);
 
   // A gradient of the first output with this value everywhere; undefined if that depends on nothing.

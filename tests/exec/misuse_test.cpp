@@ -18,6 +18,7 @@
 #include "dualpipe/exec/replay/replay.h"
 #include "dualpipe/exec/stage/device_data.h"
 #include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/stage/segment.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/sim/generate/catalog.h"
@@ -29,6 +30,7 @@
 namespace dualpipe::test {
 
 using detail::stage::DeviceData;
+using detail::stage::Segment;
 
 namespace {
 
@@ -285,6 +287,28 @@ BOOST_DATA_TEST_CASE(a_stage_says_which_pass_is_missing, data::make({"mlp", "moe
   static_cast<void>(stage->forward(0, {}));
   b(0)();
   BOOST_TEST(refuses(b(0), no_forward));
+}
+
+// What another rank sends, or a stage of the same rank returns. Some of it LibTorch would broadcast, or convert.
+BOOST_AUTO_TEST_CASE(a_gradient_has_the_shape_and_type_of_its_activation) {
+  const auto error_of = [](const at::Tensor& gradient) -> std::string {
+    Segment segment;
+    (void)segment.forward({at::ones({2, 3})}, [](const Tensors& inputs) { return Tensors{inputs[0] * 2}; });
+    try {
+      const Tensors gradients = segment.backward({gradient});
+      BOOST_TEST(at::equal(gradients.at(0), at::full({2, 3}, 2.0)));
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const std::string rest = ", and its activation float[2, 3]; a gradient has the shape and type of its activation";
+  BOOST_TEST(error_of(at::ones({2, 3})) == "");
+  BOOST_TEST(error_of(at::ones({2, 4})) == "a gradient is float[2, 4]" + rest);
+  BOOST_TEST(error_of(at::ones({3})) == "a gradient is float[3]" + rest);
+  BOOST_TEST(error_of(at::ones({1, 3})) == "a gradient is float[1, 3]" + rest);
+  BOOST_TEST(error_of(at::ones({5, 2, 3})) == "a gradient is float[5, 2, 3]" + rest);
+  BOOST_TEST(error_of(at::ones({2, 3}, at::kDouble)) == "a gradient is double[2, 3]" + rest);
 }
 
 BOOST_AUTO_TEST_CASE(shapes_and_samples_are_looked_at) {
