@@ -8,6 +8,7 @@
 #include <string_view>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <utility>
 #include <vector>
 
 #include "dualpipe/exec/transport/pack.h"
@@ -22,6 +23,10 @@ std::string piece_key(const std::string& key, std::size_t number) { return fmt::
 
 std::vector<std::uint8_t> bytes_of(std::string_view text) { return {text.begin(), text.end()}; }
 
+c10::intrusive_ptr<c10d::Store> keys_of(const std::string& run, c10::intrusive_ptr<c10d::Store> store) {
+  return c10::make_intrusive<c10d::PrefixStore>("dualpipe/" + run, std::move(store));
+}
+
 }  // namespace
 
 StoreClient::StoreClient(const Launch& launch, bool makes_store, std::chrono::nanoseconds timeout) {
@@ -30,13 +35,14 @@ StoreClient::StoreClient(const Launch& launch, bool makes_store, std::chrono::na
   options.isServer = makes_store;
   options.waitWorkers = false;
   options.timeout = std::chrono::ceil<std::chrono::milliseconds>(timeout);
-  store_ = c10::make_intrusive<c10d::TCPStore>(launch.address, options);
-  keys_ = c10::make_intrusive<c10d::PrefixStore>("dualpipe/" + launch.run, store_);
+  const auto store = c10::make_intrusive<c10d::TCPStore>(launch.address, options);
+  port_ = store->getPort();
+  keys_ = keys_of(launch.run, store);
 }
 
-StoreClient::~StoreClient() = default;
+StoreClient::StoreClient(c10d::Store& store, const std::string& run) : keys_(keys_of(run, store.clone())) {}
 
-std::uint16_t StoreClient::port() const { return store_->getPort(); }
+StoreClient::~StoreClient() = default;
 
 std::int64_t StoreClient::add(const std::string& key, std::int64_t value) { return keys_->add(key, value); }
 

@@ -1,4 +1,4 @@
-// A connection to a TCP store of LibTorch's (c10d::TCPStore), as store_engine uses it. Private to exec/transport.
+// A connection to a store of LibTorch's (c10d::Store), as store_engine uses it. Private to exec/transport.
 //
 // Its calls throw what LibTorch throws. Nothing ends one that the store does not answer: where the store's process is
 // stopped, or its host is gone without a word, a call waits for good.
@@ -14,8 +14,7 @@
 #include "dualpipe/exec/transport/launch.h"
 
 namespace c10d {
-class TCPStore;
-class PrefixStore;
+class Store;
 }  // namespace c10d
 
 namespace dualpipe::detail::transport {
@@ -23,13 +22,15 @@ namespace dualpipe::detail::transport {
 // For one thread at a time: a wait keeps it busy.
 class StoreClient {
  public:
-  // Makes the store as well, where it `makes_store`; it is there as long as this lives.
+  // Of a TCP store. Makes the store as well, where it `makes_store`; it is there as long as this lives.
   StoreClient(const Launch& launch, bool makes_store, std::chrono::nanoseconds timeout);
+  // Another connection to a store that somebody else has made. `run`: as in a Launch.
+  StoreClient(c10d::Store& store, const std::string& run);
   ~StoreClient();
   StoreClient(const StoreClient&) = delete;
   StoreClient& operator=(const StoreClient&) = delete;
 
-  [[nodiscard]] std::uint16_t port() const;
+  [[nodiscard]] std::uint16_t port() const { return port_; }  // of a TCP store
 
   // Returns the sum; what was never added to is 0.
   std::int64_t add(const std::string& key, std::int64_t value);
@@ -42,8 +43,8 @@ class StoreClient {
  private:
   [[nodiscard]] std::string take_now(const std::string& key);
 
-  c10::intrusive_ptr<c10d::TCPStore> store_;
-  c10::intrusive_ptr<c10d::PrefixStore> keys_;
+  c10::intrusive_ptr<c10d::Store> keys_;  // of this run
+  std::uint16_t port_ = 0;
 };
 
 }  // namespace dualpipe::detail::transport

@@ -14,6 +14,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <torch/csrc/distributed/c10d/Store.hpp>
 #include <utility>
 #include <vector>
 
@@ -56,7 +57,8 @@ std::string first_line_of(const std::exception& error) {
 // What the engine and its threads share.
 class StoreEngine::Work {
  public:
-  Work(const Launch& launch, Receiver& receiver, std::chrono::nanoseconds timeout);
+  Work(const Launch& launch, c10::intrusive_ptr<c10d::Store> store, Receiver& receiver,
+       std::chrono::nanoseconds timeout);
 
   // --- of the engine's owner: nothing here waits for the store
   void send(int process, const WireMessage& message);
@@ -113,6 +115,7 @@ class StoreEngine::Work {
   }
 
   const Launch launch_;
+  const c10::intrusive_ptr<c10d::Store> store_;  // null: the launch's
   std::mutex receiver_mutex_;
   Receiver* receiver_;
 
@@ -135,8 +138,10 @@ class StoreEngine::Work {
   bool is_ending_ = false;
 };
 
-StoreEngine::Work::Work(const Launch& launch, Receiver& receiver, std::chrono::nanoseconds timeout)
+StoreEngine::Work::Work(const Launch& launch, c10::intrusive_ptr<c10d::Store> store, Receiver& receiver,
+                        std::chrono::nanoseconds timeout)
     : launch_(launch),
+      store_(std::move(store)),
       receiver_(&receiver),
       last_sent_(static_cast<std::size_t>(launch.processes)),
       hearts_(static_cast<std::size_t>(launch.processes)),
@@ -146,7 +151,8 @@ StoreEngine::Work::Work(const Launch& launch, Receiver& receiver, std::chrono::n
 
 void StoreEngine::Work::connect() {
   try {
-    sender_ = std::make_unique<StoreClient>(launch_, has_store(), timeout_);
+    sender_ = store_ ? std::make_unique<StoreClient>(*store_, launch_.run)
+                     : std::make_unique<StoreClient>(launch_, has_store(), timeout_);
     if (sender_->add(fmt::format("here/{}", launch_.process), 1) != 1) {
       throw InputError(
           fmt::format("two processes say that they are process {} of {}; the launcher must give each another number",
@@ -154,7 +160,8 @@ void StoreEngine::Work::connect() {
     }
     Launch joined = launch_;
     joined.port = sender_->port();
-    inbox_ = std::make_unique<StoreClient>(joined, false, timeout_);
+    inbox_ = store_ ? std::make_unique<StoreClient>(*store_, launch_.run)
+                    : std::make_unique<StoreClient>(joined, false, timeout_);
   } catch (const InputError&) {
     throw;
   } catch (const std::exception& error) {
@@ -163,6 +170,7 @@ void StoreEngine::Work::connect() {
 }
 
 std::string StoreEngine::Work::cannot_reach(const std::string& reason) const {
+  if (store_) return fmt::format("process {} cannot reach the store of its process group: {}", launch_.process, reason);
   return fmt::format("process {} cannot {} at {}, port {} (MASTER_ADDR, MASTER_PORT): {}", launch_.process,
                      has_store() ? "make the store where all processes meet" : "reach process 0's store",
                      launch_.address, launch_.port, reason);
@@ -334,6 +342,7 @@ void StoreEngine::Work::leave() {
 
 std::string StoreEngine::Work::lost_store(const std::exception& error) const {
   const std::string reason = first_line_of(error);
+  if (store_) return fmt::format("it has lost the store of its process group: {}", reason);
   return launch_.process == 0 ? fmt::format("its store failed: {}", reason)
                               : fmt::format("it has lost the store of process 0: {}", reason);
 }
@@ -374,8 +383,9 @@ StoreEngine::Worker::~Worker() {
   if (thread_.joinable()) thread_.detach();
 }
 
-StoreEngine::StoreEngine(const Launch& launch, Receiver& receiver, std::chrono::nanoseconds timeout)
-    : work_(std::make_shared<Work>(launch, receiver, timeout)) {
+StoreEngine::StoreEngine(const Launch& launch, c10::intrusive_ptr<c10d::Store> store, Receiver& receiver,
+                         std::chrono::nanoseconds timeout)
+    : work_(std::make_shared<Work>(launch, std::move(store), receiver, timeout)) {
   Worker connector;
   connector.start(work_, &Work::connect, "store connect");
   if (connector.await_end(Clock::now() + timeout + reason_wait)) return;

@@ -1,4 +1,4 @@
-// Moves messages between processes through a TCP store of LibTorch's (c10d::TCPStore). Private to exec/transport.
+// Moves messages between processes through a store of LibTorch's (c10d::Store). Private to exec/transport.
 //
 // The store has an inbox for each process, of numbered messages; a sender draws the next number:
 //
@@ -10,6 +10,8 @@
 // Each process also counts a beat up; whose beat stands still for long is lost.
 #pragma once
 
+#include <c10/util/intrusive_ptr.h>
+
 #include <chrono>
 #include <future>
 #include <memory>
@@ -18,13 +20,18 @@
 #include "dualpipe/exec/transport/engine.h"
 #include "dualpipe/exec/transport/launch.h"
 
+namespace c10d {
+class Store;
+}  // namespace c10d
+
 namespace dualpipe::detail::transport {
 
 class StoreEngine final : public Engine {
  public:
-  // Joins the store; process 0 makes it, if nobody else has. Throws InputError saying what to do where it cannot be
-  // made, or reached within the timeout, or another process says that it is this one.
-  StoreEngine(const Launch& launch, Receiver& receiver, std::chrono::nanoseconds timeout);
+  // Joins `store`; null: the launch's TCP store, which process 0 makes, if nobody else has. Throws InputError saying
+  // what to do where it cannot be made, or reached within the timeout, or another process says that it is this one.
+  StoreEngine(const Launch& launch, c10::intrusive_ptr<c10d::Store> store, Receiver& receiver,
+              std::chrono::nanoseconds timeout);
   // Where this process has the store, it waits a moment for the others to leave it. Ends within about a second, also
   // where the store does not answer any more; the receiver is not called again.
   ~StoreEngine() override;

@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
@@ -12,7 +11,6 @@
 #include <chrono>
 #include <functional>
 #include <iterator>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -23,14 +21,12 @@
 
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/message_router.h"
-#include "dualpipe/exec/transport/nccl_order.h"
-#include "dualpipe/exec/transport/nccl_transport.h"
-#include "dualpipe/sim/generate/catalog.h"
-#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/exec/transport/nccl_backend.h"
+#include "dualpipe/exec/transport/ordered_transport.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/rewrite.h"
-#include "dualpipe/sim/simulate/deadlock.h"
 #include "tests/exec/nccl_double.h"
+#include "tests/exec/parity.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"
 #include "tests/support.h"
@@ -38,9 +34,9 @@
 namespace dualpipe::test {
 
 using detail::transport::AbortFlag;
-using detail::transport::check_for_nccl;
 using detail::transport::MessageRouter;
-using detail::transport::NcclTransport;
+using detail::transport::NcclBackend;
+using detail::transport::OrderedTransport;
 
 namespace {
 
@@ -49,65 +45,12 @@ using namespace std::chrono_literals;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-// By step and stage.
-using Gradients = std::map<std::pair<int, std::size_t>, std::vector<at::Tensor>>;
-
-struct Outcome {
-  std::vector<std::string> errors;  // by process
-  std::vector<double> losses;
-  Gradients gradients;
-};
-
-// What a process trained.
-void train_noting(World& world, const Program& program, const TrainOptions& options, Outcome& outcome,
-                  std::mutex& mutex) {
-  TrainObserver observer;
-  observer.on_gradients = [&](int step, std::span<Stage* const> stages) {
-    const std::lock_guard lock(mutex);
-    for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-      if (stages[stage] == nullptr) continue;
-      for (const at::Tensor& each : stages[stage]->parameters()) {
-        outcome.gradients[{step, stage}].push_back(each.grad().clone());
-      }
-    }
-  };
-  const TrainResult result = train(world, program, options, observer);
-  const std::lock_guard lock(mutex);
-  outcome.losses = result.losses;
-}
-
-Outcome over_threads(const Program& program, const TrainOptions& options) {
-  Outcome outcome;
-  std::mutex mutex;
-  const auto world = one_process();
-  train_noting(*world, program, options, outcome, mutex);
-  return outcome;
-}
-
 Outcome over_nccl(const std::shared_ptr<NcclDouble>& nccl, const Program& program, TrainOptions options) {
-  Outcome outcome;
-  std::mutex mutex;
   LaneHardware hardware;
   options.hardware = &hardware;
-  outcome.errors = in_worlds(program.schedule.ranks(), nccl, {.timeout = 10s},
-                             [&](World& world) { train_noting(world, program, options, outcome, mutex); });
-  return outcome;
-}
-
-bool are_equal(const Gradients& left, const Gradients& right) {
-  return std::ranges::equal(left, right, [](const auto& a, const auto& b) {
-    return a.first == b.first && std::ranges::equal(a.second, b.second, [](const at::Tensor& x, const at::Tensor& y) {
-             return at::equal(x, y);
-           });
+  return trained(program, options, [&](const std::function<void(World&)>& run) {
+    return in_worlds(program.schedule.ranks(), nccl, {.timeout = 10s}, run);
   });
-}
-
-TrainOptions small(const Program& program, const std::string& model) {
-  TrainOptions options = tiny(program, model);
-  options.steps = 2;
-  options.clip = 0.5;
-  options.transport.timeout = 10s;
-  return options;
 }
 
 void check_used_well(const NcclDouble& nccl) {
@@ -135,7 +78,7 @@ BOOST_AUTO_TEST_SUITE(exec_nccl)
 //   rank 1:  [R] 1F0 [R] 1B0 [S] 1F1 1B1 [S]
 BOOST_AUTO_TEST_CASE(a_slot_is_a_group_for_each_direction) {
   const Program program = program_of("1f1b", 2, 2);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_clipped_steps(program, "mlp");
   options.clip = 0;
   options.steps = 1;
   const auto nccl = std::make_shared<NcclDouble>();
@@ -163,7 +106,7 @@ BOOST_AUTO_TEST_CASE(a_slot_is_a_group_for_each_direction) {
 BOOST_DATA_TEST_CASE(groups_are_the_batches_of_the_program, data::make({"1f1b", "dualpipe", "dualpipev", "zb1p"}),
                      name) {
   const Program program = program_of(name, 4);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_clipped_steps(program, "mlp");
   options.clip = 0;
   const auto nccl = std::make_shared<NcclDouble>();
   BOOST_TEST(over_nccl(nccl, program, options).errors == Lines(4), boost::test_tools::per_element());
@@ -244,11 +187,11 @@ BOOST_DATA_TEST_CASE(trains_like_threads, data::make(family_names()) * data::mak
   const Program program = program_of(name, ranks);
   for (const std::string model : {"mlp", "gpt"}) {
     if (model == "gpt" && ranks == 2) continue;
-    TrainOptions options = small(program, model);
+    TrainOptions options = two_clipped_steps(program, model);
     options.shape.tied = model == "gpt";
     const auto nccl = std::make_shared<NcclDouble>();
     const Outcome got = over_nccl(nccl, program, options);
-    const Outcome expected = over_threads(program, options);
+    const Outcome expected = trained_over_threads(program, options);
     BOOST_TEST(got.errors == Lines(static_cast<std::size_t>(ranks)), boost::test_tools::per_element());
     BOOST_TEST(got.losses == expected.losses);
     BOOST_TEST(!expected.gradients.empty());
@@ -259,124 +202,21 @@ BOOST_DATA_TEST_CASE(trains_like_threads, data::make(family_names()) * data::mak
 
 BOOST_AUTO_TEST_CASE(evaluates_and_runs_passes_apart) {
   const Program program = program_of("dualpipe", 4);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_clipped_steps(program, "mlp");
   options.warmup = 4;
   options.measure_passes = true;
   const auto nccl = std::make_shared<NcclDouble>();
   const Outcome got = over_nccl(nccl, program, options);
   BOOST_TEST(got.errors == Lines(4), boost::test_tools::per_element());
-  BOOST_TEST(got.losses == over_threads(program, options).losses);
+  BOOST_TEST(got.losses == trained_over_threads(program, options).losses);
   const Program forwards = lower(forwards_of(program.schedule));
   options.forward_only = true;
   const auto nccl_of_evaluation = std::make_shared<NcclDouble>();
   const Outcome evaluated = over_nccl(nccl_of_evaluation, forwards, options);
   BOOST_TEST(evaluated.errors == Lines(4), boost::test_tools::per_element());
-  BOOST_TEST(evaluated.losses == over_threads(forwards, options).losses);
+  BOOST_TEST(evaluated.losses == trained_over_threads(forwards, options).losses);
   check_used_well(*nccl_of_evaluation);
   check_used_well(*nccl);
-}
-
-// --- order
-
-// The receives of rank 1 the other way round than rank 0 sends.
-Program swapped() {
-  Program program = program_of("gpipe", 2, 2);
-  std::vector<Op*> receives;
-  for (Op& each : program.communication) {
-    if (each.kind == Kind::receive_forward) receives.push_back(&each);
-  }
-  std::swap(receives.at(0)->micro_batch, receives.at(1)->micro_batch);
-  return program;
-}
-
-BOOST_AUTO_TEST_CASE(an_order_that_differs_between_the_ends_is_refused) {
-  for (const std::string& name : family_names()) BOOST_CHECK_NO_THROW(check_for_nccl(program_of(name, 4)));
-  BOOST_CHECK_EXCEPTION(check_for_nccl(swapped()), InputError, [](const auto& error) {
-    return contains(error.what(), "as number 1 from rank 0 to rank 1 the one issues 0SEND_F0, and the other 1RECV_F1");
-  });
-  Program unmatched = program_of("gpipe", 2, 2);
-  std::ranges::find(unmatched.communication, Kind::receive_forward, &Op::kind)->kind = Kind::reduce_gradients;
-  BOOST_CHECK_THROW(check_for_nccl(unmatched), InputError);
-}
-
-// Rank 0 takes the gradient before it sends what that is made from.
-BOOST_AUTO_TEST_CASE(a_program_that_hangs_as_a_stream_is_refused) {
-  Program program = lower(schedule_of(straight(2, 1), {"0F0 0B0", "1F0 1B0"}));
-  BOOST_REQUIRE(program.slot(0, 1).size() == 2U);  // one batch
-  Op* const slot = &program.communication[program.slot_begin[program.slot_index(0, 1)]];
-  std::swap(slot[0], slot[1]);
-  slot[0].with_next = slot[1].with_next = false;
-  BOOST_TEST(to_text(slot[0]) == "0RECV_B0");
-  BOOST_TEST(!find_deadlock(program, CommunicationModel::latency).has_value());
-  BOOST_CHECK_THROW(check_for_nccl(program), DeadlockError);
-}
-
-// The double is as sharp as what it stands for: without the check, messages that are matched in another order hang, or
-// arrive in each other's place; two groups that each wait for the other hang.
-BOOST_AUTO_TEST_CASE(the_double_hangs_where_nccl_would) {
-  NcclDouble nccl;
-  const std::string id = nccl.unique_id();
-  std::array<LaneDevice, 2> devices;
-  std::array<Nccl::Communicator, 2> communicators{};
-  for (int rank = 0; rank < 2; ++rank) communicators[static_cast<std::size_t>(rank)] = nccl.init(id, rank, 2, 1);
-  at::Tensor buffer = at::zeros({8}, at::kDouble);
-  const auto settle = [&](std::size_t rank) {
-    for (int i = 0; i < 100; ++i) {
-      if (nccl.state(communicators[rank]) == Nccl::State::done) return true;
-    }
-    return false;
-  };
-  const auto group = [&](std::size_t rank, bool sends) {
-    devices[rank].use({Lane::Kind::message, 0});
-    nccl.group_start();
-    if (sends) {
-      nccl.send(communicators[rank], buffer.const_data_ptr(), 64, static_cast<int>(1 - rank));
-    } else {
-      nccl.receive(communicators[rank], buffer.mutable_data_ptr(), 64, static_cast<int>(1 - rank));
-    }
-    nccl.group_end();
-    return settle(rank);
-  };
-  BOOST_TEST(settle(0));
-  BOOST_TEST(settle(1));
-  BOOST_TEST(!group(0, true));  // not connected before the other has come to it
-  BOOST_TEST(group(1, false));
-  BOOST_TEST(settle(0));
-  BOOST_TEST(!group(0, false));
-  BOOST_TEST(group(1, true));
-  BOOST_TEST(settle(0));
-  for (LaneDevice& each : devices) each.finish();
-  // Both receive first: each lane waits for what stands behind in the other.
-  std::array<Mark, 2> ends;
-  for (const std::size_t rank : {0U, 1U}) BOOST_TEST(group(rank, false));
-  for (const std::size_t rank : {0U, 1U}) {
-    BOOST_TEST(group(rank, true));
-    ends[rank] = devices[rank].mark();
-  }
-  std::this_thread::sleep_for(50ms);
-  for (const std::size_t rank : {0U, 1U}) BOOST_TEST(!devices[rank].is_done(ends[rank]));
-  for (const Nccl::Communicator each : communicators) nccl.abort(each);
-  for (LaneDevice& each : devices) each.finish();
-  for (const std::size_t rank : {0U, 1U}) BOOST_TEST(devices[rank].is_done(ends[rank]));
-}
-
-BOOST_AUTO_TEST_CASE(the_double_takes_down_misuse) {
-  NcclDouble nccl;
-  LaneDevice device;
-  device.use({Lane::Kind::message, 0});
-  const auto communicator = nccl.init(nccl.unique_id(), 0, 1, 1);
-  at::Tensor buffer = at::zeros({8}, at::kDouble);
-  nccl.group_start();
-  nccl.send(communicator, buffer.const_data_ptr(), 64, 0);       // in progress
-  nccl.receive(communicator, buffer.mutable_data_ptr(), 32, 0);  // and of another size
-  nccl.group_end();
-  while (nccl.state(communicator) == Nccl::State::in_progress) {
-  }
-  device.finish();
-  nccl.send(communicator, buffer.const_data_ptr(), 64, 0);
-  nccl.abort(communicator);
-  nccl.abort(communicator);
-  BOOST_TEST(nccl.misuse().size() == 4U);
 }
 
 // --- failures
@@ -384,7 +224,7 @@ BOOST_AUTO_TEST_CASE(the_double_takes_down_misuse) {
 // All end, soon, with the same cause; every communicator is aborted once.
 BOOST_AUTO_TEST_CASE(a_rank_that_throws_ends_all) {
   const Program program = program_of("dualpipev", 4);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_clipped_steps(program, "mlp");
   options.before_op = [](int rank, Op op) {
     if (rank == 2 && op.micro_batch == 3) throw std::runtime_error("out of paper");
   };
@@ -411,7 +251,7 @@ BOOST_AUTO_TEST_CASE(a_rank_that_throws_ends_all) {
 // aborted.
 BOOST_DATA_TEST_CASE(a_rank_that_stops_ends_all_within_the_timeout, data::make({0, 1, 3}), bad) {
   const Program program = program_of("1f1b", 4);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_clipped_steps(program, "mlp");
   options.transport.timeout = 400ms;
   options.before_op = [bad](int rank, Op op) {
     if (rank == bad && op.kind == Kind::backward && op.micro_batch == 2) std::this_thread::sleep_for(1500ms);
@@ -452,7 +292,8 @@ BOOST_AUTO_TEST_CASE(a_rank_that_does_not_connect_is_waited_for_no_longer_than_t
   const auto abort_flag = std::make_shared<AbortFlag>();
   const auto router = std::make_shared<MessageRouter>(placement, options, abort_flag, false, nullptr);
   const auto nccl = std::make_shared<NcclDouble>();
-  NcclTransport transport(nccl, {nccl->unique_id(), nccl->unique_id()}, placement, 0, options, router, abort_flag);
+  const NcclBackend::UniqueIds ids{nccl->unique_id(), nccl->unique_id()};
+  OrderedTransport transport(std::make_unique<NcclBackend>(nccl, ids, 0, 2), placement, 0, options, router, abort_flag);
   LaneDevice device;
   device.use({});
   BOOST_CHECK_EXCEPTION(transport.begin(program_of("1f1b", 2), device), TimeoutError, [](const auto& error) {
@@ -479,13 +320,14 @@ BOOST_AUTO_TEST_CASE(an_abort_while_a_step_begins_ends_it) {
   const auto abort_flag = std::make_shared<AbortFlag>();
   const auto router = std::make_shared<MessageRouter>(placement, options, abort_flag, false, nullptr);
   const auto nccl = std::make_shared<NcclDouble>();
-  const NcclTransport::UniqueIds ids{nccl->unique_id(), nccl->unique_id()};
-  NcclTransport transport(nccl, ids, placement, 0, options, router, abort_flag);
+  const NcclBackend::UniqueIds ids{nccl->unique_id(), nccl->unique_id()};
+  OrderedTransport transport(std::make_unique<NcclBackend>(nccl, ids, 0, 2), placement, 0, options, router, abort_flag);
   SlowDevice device;
   device.use({});
   {
     const std::jthread other([&] {
-      NcclTransport of_other(nccl, ids, placement, 1, options, router, abort_flag);
+      OrderedTransport of_other(std::make_unique<NcclBackend>(nccl, ids, 1, 2), placement, 1, options, router,
+                                abort_flag);
       LaneDevice others_device;
       others_device.use({});
       of_other.begin(program, others_device);
@@ -509,7 +351,7 @@ BOOST_AUTO_TEST_CASE(an_abort_while_a_step_begins_ends_it) {
 
 BOOST_AUTO_TEST_CASE(an_error_of_nccl_ends_all) {
   const Program program = program_of("1f1b", 2);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_clipped_steps(program, "mlp");
   const auto nccl = std::make_shared<NcclDouble>();
   options.before_op = [&](int rank, Op op) {
     if (rank == 1 && op.micro_batch == 2 && op.kind == Kind::forward) nccl->fail(1, "NCCL: the cable is out");
@@ -522,13 +364,13 @@ BOOST_AUTO_TEST_CASE(an_error_of_nccl_ends_all) {
 
 BOOST_AUTO_TEST_CASE(what_nccl_cannot_do_is_refused) {
   const Program program = program_of("1f1b", 4);
-  TrainOptions options = small(program, "mlp");
+  TrainOptions options = two_clipped_steps(program, "mlp");
   const auto nccl = std::make_shared<NcclDouble>();
   for (const std::string& each : in_worlds(2, nccl, {}, [&](World& world) { (void)train(world, program, options); })) {
     BOOST_TEST(contains(each, "4 ranks need 4 processes, and the launcher has started 2"), each);
   }
   const Program two = program_of("1f1b", 2);
-  options = small(two, "mlp");
+  options = two_clipped_steps(two, "mlp");
   options.transport.link_delay = 1ms;
   for (const std::string& each : in_worlds(2, nccl, {}, [&](World& world) { (void)train(world, two, options); })) {
     BOOST_TEST(contains(each, "--link-delay"), each);

@@ -32,7 +32,7 @@
 #include "dualpipe/exec/transport/store_world.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/placement.h"
-#include "tests/exec/nccl_double.h"
+#include "tests/exec/lane_device.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"
 #include "tests/scratch.h"

@@ -74,9 +74,8 @@ Launch launch(int process, int processes, std::uint16_t port) {
   return made;
 }
 
-std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& nccl, const StoreOptions& options,
-                                   const std::function<void(World& world)>& run) {
-  const std::uint16_t port = free_port();
+std::vector<std::string> in_processes(int processes, const std::function<std::unique_ptr<World>(int process)>& join,
+                                      const std::function<void(World& world)>& run) {
   std::vector<std::string> errors(static_cast<std::size_t>(processes));
   const auto run_process = [&](int process) {
     at::set_num_threads(1);
@@ -84,7 +83,7 @@ std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& n
     std::unique_ptr<World> world;
     Ending ending;
     try {
-      world = store_processes(launch(process, processes, port), nccl, options);
+      world = join(process);
       run(*world);
     } catch (const std::exception& thrown) {
       error = thrown.what();
@@ -96,12 +95,19 @@ std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& n
   };
   {
     std::vector<std::jthread> threads;
-    for (int process = 0; process < processes; ++process) {
-      threads.emplace_back(run_process, process);
-      if (process == 0 && processes > 1) await_listener(port);
-    }
+    for (int process = 0; process < processes; ++process) threads.emplace_back(run_process, process);
   }
   return errors;
+}
+
+std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& nccl, const StoreOptions& options,
+                                   const std::function<void(World& world)>& run) {
+  const std::uint16_t port = free_port();
+  const auto join = [&](int process) {
+    if (process > 0) await_listener(port);
+    return store_processes(launch(process, processes, port), nccl, options);
+  };
+  return in_processes(processes, join, run);
 }
 
 namespace {

@@ -26,7 +26,12 @@ void await_listener(std::uint16_t port);
 // Of processes that meet on this host.
 [[nodiscard]] Launch launch(int process, int processes, std::uint16_t port);
 
-// Runs this in each process, and ends and closes its world. Returns what each threw, "": nothing.
+// Runs this in each process, a thread, which joins the others before; and ends and closes its world. Returns what each
+// threw, "": nothing.
+[[nodiscard]] std::vector<std::string> in_processes(int processes,
+                                                    const std::function<std::unique_ptr<World>(int process)>& join,
+                                                    const std::function<void(World& world)>& run);
+// Of a TCP store.
 [[nodiscard]] std::vector<std::string> in_worlds(int processes, const std::shared_ptr<Nccl>& nccl,
                                                  const StoreOptions& options,
                                                  const std::function<void(World& world)>& run);

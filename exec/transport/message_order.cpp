@@ -1,4 +1,4 @@
-#include "dualpipe/exec/transport/nccl_order.h"
+#include "dualpipe/exec/transport/message_order.h"
 
 #include <fmt/format.h>
 
@@ -14,22 +14,21 @@
 namespace dualpipe::detail::transport {
 namespace {
 
-// The messages of one direction from one rank to another, as one of the two issues them: all as the sends that they
-// are.
+// The messages of one lane from one rank to another, as one of the two issues them: all as the sends that they are.
 using Line = std::vector<Op>;
-using Lines = std::map<std::array<int, 3>, Line>;  // from, to, direction
+using Lines = std::map<std::array<int, 3>, Line>;  // from, to, lane
 
-void add_lines(const Program& program, int rank, Lines& sent, Lines& received) {
+void add_lines(const Program& program, int rank, std::size_t lanes, Lines& sent, Lines& received) {
   const Placement& placement = program.schedule.placement;
   const auto rank_of = [&](Op op) { return static_cast<int>(placement.rank_of[op.stage]); };
   for (std::size_t position = 0; position <= program.schedule.rank(rank).size(); ++position) {
     for (const Op each : program.slot(rank, position)) {
-      const int direction = static_cast<int>(direction_of(each.kind));
+      const int lane = static_cast<int>(direction_of(each.kind) % lanes);
       if (is_send(each.kind)) {
-        sent[{rank, rank_of(peer_of(each, placement)), direction}].push_back(plain(each));
+        sent[{rank, rank_of(peer_of(each, placement)), lane}].push_back(plain(each));
       } else if (is_receive(each.kind)) {
         const Op send = plain(peer_of(each, placement));
-        received[{rank_of(send), rank, direction}].push_back(send);
+        received[{rank_of(send), rank, lane}].push_back(send);
       }
     }
   }
@@ -44,8 +43,8 @@ void check_line(const Placement& placement, const std::array<int, 3>& ends, cons
   const std::string awaited =
       at_receiver == received.end() ? "nothing" : to_text(plain(peer_of(*at_receiver, placement)));
   throw InputError(fmt::format(
-      "NCCL matches messages by their order, but as number {} from rank {} to rank {} the one issues {}, and "
-      "the other {}; use --transport mpi",
+      "messages between two ranks are matched by their order, but as number {} from rank {} to rank {} the one issues "
+      "{}, and the other {}; use --transport mpi, which tells them apart",
       at_sender - sent.begin() + 1, ends[0], ends[1], text(sent, at_sender), awaited));
 }
 
@@ -58,10 +57,10 @@ Op plain(Op message) {
   return message;
 }
 
-void check_for_nccl(const Program& program) {
+void check_message_order(const Program& program, std::size_t lanes) {
   Lines sent;
   Lines received;
-  for (int rank = 0; rank < program.schedule.ranks(); ++rank) add_lines(program, rank, sent, received);
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) add_lines(program, rank, lanes, sent, received);
   for (const auto& [ends, line] : sent) check_line(program.schedule.placement, ends, line, received[ends]);
   for (const auto& [ends, line] : received) check_line(program.schedule.placement, ends, sent[ends], line);
   if (const auto deadlock = find_deadlock(program, CommunicationModel::stream)) {

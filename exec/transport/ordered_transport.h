@@ -1,21 +1,24 @@
-// Ranks in processes of their own, each with a GPU, that NCCL connects. Private to exec/transport.
+// Ranks in processes of their own, whose messages are matched by their order: over NCCL, or over a process group.
+// Private to exec/transport.
 //
 //     thread of the rank   0F2 │ send, post_receive, end_batch │ 0B1 …         ahead of its GPU
 //     compute lane         ▐███ 0F2 ███▌mark──┐          ┌───▶▐██ 0B1 ██▌
-//     message lane 0                          └▶▐ group of SEND_F ▌           communicator of the activations
-//     message lane 1               ▐ group of RECV_B ▌mark─┘                  communicator of the gradients
+//     message lane 0                          └▶▐ group of SEND_F ▌           activations
+//     message lane 1               ▐ group of RECV_B ▌mark─┘                  gradients
 //
-// 1. A batch of the Program is a group for each direction. It starts when its slot is reached, not before: a group that
-//    waits for its peer occupies multiprocessors. Each direction has a communicator and a lane of its own, so that an
-//    activation that is late holds up no gradient.
-// 2. NCCL matches messages by their order. So both ends have to issue them in the same one, and no batch may wait for
-//    another in a circle: that is checked before a program first runs.
+// 1. A batch of the Program is a group for each lane. It starts when its slot is reached, not before: a group that
+//    waits for its peer occupies multiprocessors. Where the backend has two lanes each direction has one of its own, so
+//    that an activation that is late holds up no gradient.
+// 2. Both ends have to issue the messages of a lane in the same order, and no batch may wait for another in a circle:
+//    that is checked before a program first runs.
 // 3. What messages look like is told beforehand, through the MessageRouter, by the first of each boundary and
 // direction. For it
 //    the receiver's thread waits, in its slot, until the sender's has come to its send. In a lowered program that does
 //    not depend on anything later of the receiver (sim/schedule/lower.h), only perhaps on what it sends in that slot.
-// 4. A thread watches: NCCL's errors, a group that has started and does not end within the timeout, a run that another
-//    rank has aborted. Then the communicators are aborted, which ends what is under way on the GPU.
+// 4. A thread watches: the backend's errors, a group that does not end within the timeout of when it started, a run
+// that
+//    another rank has aborted. Then the backend is aborted, which ends what is under way.
+// 5. On the host no lane knows when a group is done. There it starts when the rank's thread waits for it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -38,8 +41,9 @@
 #include <vector>
 
 #include "dualpipe/exec/transport/boundary_specs.h"
+#include "dualpipe/exec/transport/message_order.h"
 #include "dualpipe/exec/transport/message_router.h"
-#include "dualpipe/exec/transport/nccl_api.h"
+#include "dualpipe/exec/transport/ordered_backend.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/exec/transport/wait.h"
 #include "dualpipe/sim/schedule/placement.h"
@@ -47,15 +51,13 @@
 
 namespace dualpipe::detail::transport {
 
-class NcclTransport final : public Transport {
+class OrderedTransport final : public Transport {
  public:
-  using UniqueIds = std::array<std::string, 2>;  // of activations, and of gradients
-
   // `router`: of this run, for what is not a message; `abort_flag`: the router's.
-  NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, const Placement& placement, int rank,
-                const TransportOptions& options, std::shared_ptr<MessageRouter> router,
-                std::shared_ptr<AbortFlag> abort_flag);
-  ~NcclTransport() override;
+  OrderedTransport(std::unique_ptr<OrderedBackend> backend, const Placement& placement, int rank,
+                   const TransportOptions& options, std::shared_ptr<MessageRouter> router,
+                   std::shared_ptr<AbortFlag> abort_flag);
+  ~OrderedTransport() override;
 
   void begin(const Program& program, Device& device) override;
   void send(Op message, Tensors tensors, const Mark& ready) override;
@@ -77,23 +79,20 @@ class NcclTransport final : public Transport {
     Mark ready{};     // of a send
   };
   using Messages = std::vector<Message>;
-  // What goes to a peer, or comes from it.
-  struct Transfer {
-    at::Tensor tensor;
-    int peer = 0;
-    bool is_send = false;
-    std::string what;  // for an error: "1SEND_F3"
-  };
-  // A group that has been put on its lane.
+  // What has been put on a lane together.
   struct Group {
     std::vector<Transfer> transfers;  // held until it is done
-    Mark started;
-    Mark done;
-    std::optional<Clock::time_point> seen_started{};
+    Mark started{};
+    Mark done{};
+    std::shared_ptr<OrderedBackend::Work> work{};  // null: `done` tells
+    std::optional<Clock::time_point> start_seen{};
   };
+  using Groups = std::deque<std::shared_ptr<Group>>;
   struct Arrival {
     Tensors tensors;
-    Mark ready;
+    std::shared_ptr<Group> group{};
+    std::size_t first = 0;  // of its transfers in the group
+    std::size_t count = 0;
   };
   // Stages whose gradients are summed.
   struct Sum {
@@ -104,34 +103,36 @@ class NcclTransport final : public Transport {
   [[nodiscard]] int rank_of(int stage) const { return placement_.rank_of[static_cast<std::size_t>(stage)]; }
   [[nodiscard]] int peer_rank(Op message) const;
 
+  [[nodiscard]] std::size_t lane_of(Kind kind) const { return direction_of(kind) % lanes_; }
+
   void connect();
-  void make_communicators();
-  void meet_neighbours(std::size_t direction);
+  void meet_neighbours(std::size_t lane);
 
   [[nodiscard]] bool is_known(Op message) const;
   void learn(Op receive);
   [[nodiscard]] bool learn(Op receive, std::chrono::nanoseconds patience);
   void note(Op receive, const Received& herald);
-  void issue_messages(std::size_t direction, Messages messages, const Mark& reached);
-  void issue_first(std::size_t direction, Messages messages, const Mark& reached);
-  Mark issue(std::size_t direction, std::vector<Transfer> transfers, std::span<const Mark> after);
-  void put_on_lane(Nccl::Communicator communicator, std::span<const Transfer> transfers);
-  void await_state(std::size_t direction, const char* what);
-  void await_groups(std::size_t direction);
+  void issue_messages(std::size_t lane, Messages messages, const Mark& reached);
+  void issue_first(std::size_t lane, Messages messages, const Mark& reached);
+  [[nodiscard]] std::shared_ptr<Group> issue(std::size_t lane, std::vector<Transfer> transfers,
+                                             std::span<const Mark> after);
+  void await_ready(std::size_t lane, const char* what);
+  void await(Group& group);
+  void await(Group& group, std::size_t first, std::size_t count);
 
   [[nodiscard]] std::map<int, Tensors> exchange(std::span<const int> stages, const Sum& sum);
   void agree(std::span<const int> stages, Sum& sum);
 
   void throw_if_aborted();
-  void abort_communicators();
+  void cancel_backend();
+  [[nodiscard]] bool is_done(const Group& group) const;
   void release_done();
   void watch(const std::stop_token& ended);
   [[nodiscard]] std::string trouble();
+  [[nodiscard]] bool is_overdue(Group& group) const;
   [[nodiscard]] std::string overdue(const Group& group) const;
-  void close_communicators();
 
-  std::shared_ptr<Nccl> nccl_;
-  UniqueIds ids_;
+  std::unique_ptr<OrderedBackend> backend_;
   Placement placement_;
   int rank_;
   TransportOptions options_;
@@ -140,18 +141,18 @@ class NcclTransport final : public Transport {
 
   // --- of the rank's thread
   bool is_connected_ = false;  // or was, before an abort
+  std::size_t lanes_ = 0;
   BoundarySpecs specs_;
   std::vector<Program> checked_;
   Messages batch_;  // that is being put together
   std::map<Op, Arrival> arrivals_;
   std::map<std::vector<int>, Sum> sums_;
 
-  std::mutex mutex_;  // of NCCL's calls, and of what follows
+  std::mutex mutex_;  // of what follows
   // Set by the rank's thread, which alone reads it without the mutex.
   Device* device_ = nullptr;
-  std::vector<Nccl::Communicator> communicators_;  // by direction; none before the first step and after an abort
-  std::array<std::deque<Group>, 2> under_way_;
-  std::deque<Group> abandoned_;  // what they hold may still be written to
+  std::array<Groups, 2> under_way_;  // by lane
+  Groups abandoned_;                 // what they hold may still be written to
   bool is_aborted_ = false;
 
   std::condition_variable_any nothing_;  // the watchdog sleeps on it, until it is to end

@@ -1,4 +1,4 @@
-#include "dualpipe/exec/transport/nccl_transport.h"
+#include "dualpipe/exec/transport/ordered_transport.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -8,13 +8,11 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <cassert>
 #include <iterator>
 #include <ranges>
 #include <stdexcept>
 
 #include "dualpipe/exec/replay/memory.h"
-#include "dualpipe/exec/transport/nccl_order.h"
 #include "dualpipe/exec/transport/sums.h"
 #include "dualpipe/sim/schedule/error.h"
 
@@ -23,12 +21,10 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// Thread blocks of each communicator: the others stay with the stages.
-constexpr int ctas_max = 4;
 constexpr auto look_shortest = std::chrono::nanoseconds(1ms);
 constexpr auto look_longest = std::chrono::nanoseconds(50ms);
 constexpr int looks_per_timeout = 20;
-// NCCL puts most groups on their lane at once.
+// Most groups are put on their lane at once.
 constexpr int yields = 200;
 constexpr auto nap_after_yields = 50us;
 // For what a first message looks like, where its sender may be waiting for this rank.
@@ -67,15 +63,14 @@ Tensors heralds_of(std::span<const at::Tensor> tensors) {
   return heralds;
 }
 
-Lane lane_of(std::size_t direction) { return {Lane::Kind::message, static_cast<std::uint16_t>(direction)}; }
+Lane device_lane(std::size_t lane) { return {Lane::Kind::message, static_cast<std::uint16_t>(lane)}; }
 
 }  // namespace
 
-NcclTransport::NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, const Placement& placement, int rank,
-                             const TransportOptions& options, std::shared_ptr<MessageRouter> router,
-                             std::shared_ptr<AbortFlag> abort_flag)
-    : nccl_(std::move(nccl)),
-      ids_(ids),
+OrderedTransport::OrderedTransport(std::unique_ptr<OrderedBackend> backend, const Placement& placement, int rank,
+                                   const TransportOptions& options, std::shared_ptr<MessageRouter> router,
+                                   std::shared_ptr<AbortFlag> abort_flag)
+    : backend_(std::move(backend)),
       placement_(placement),
       rank_(rank),
       options_(options),
@@ -83,80 +78,71 @@ NcclTransport::NcclTransport(std::shared_ptr<Nccl> nccl, const UniqueIds& ids, c
       abort_flag_(std::move(abort_flag)),
       specs_(placement_) {
   watchdog_ = std::jthread([this](const std::stop_token& ended) { watch(ended); });
-  pthread_setname_np(watchdog_.native_handle(), "nccl watchdog");
+  pthread_setname_np(watchdog_.native_handle(), "messages watched");
 }
 
-NcclTransport::~NcclTransport() {
+OrderedTransport::~OrderedTransport() {
   watchdog_.request_stop();
   watchdog_.join();
-  if (abort_flag_->aborted()) abort_communicators();
-  close_communicators();
+  if (abort_flag_->aborted()) cancel_backend();
+  backend_->close(std::min(options_.timeout, close_wait));
 }
 
-int NcclTransport::peer_rank(Op message) const { return rank_of(peer_of(message, placement_).stage); }
+int OrderedTransport::peer_rank(Op message) const { return rank_of(peer_of(message, placement_).stage); }
 
 // --- the beginning
 
-void NcclTransport::begin(const Program& program, Device& device) {
+void OrderedTransport::begin(const Program& program, Device& device) {
   throw_if_aborted();
-  if (device.where().type() != nccl_->device_type()) {
-    throw InputError(
-        fmt::format("NCCL moves tensors between GPUs, and those of this run are on the {}; use --device cuda",
-                    device.where().str()));
-  }
+  backend_->begin(device.where());
+  lanes_ = backend_->lanes();
   if (std::ranges::find(checked_, program) == checked_.end()) {
-    check_for_nccl(program);
+    check_message_order(program, lanes_);
     checked_.push_back(program);
   }
   {
     const std::lock_guard lock(mutex_);
     device_ = &device;
   }
-  assert(batch_.empty());
+  batch_.clear();
   arrivals_.clear();
   if (!std::exchange(is_connected_, true)) connect();
 }
 
-void NcclTransport::connect() {
-  make_communicators();
-  for (const std::size_t direction : {activations, gradients}) meet_neighbours(direction);
-}
-
-void NcclTransport::make_communicators() {
-  for (const std::size_t direction : {activations, gradients}) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (!is_aborted_) communicators_.push_back(nccl_->init(ids_[direction], rank_, placement_.ranks, ctas_max));
-    }
-    await_state(direction, "make a communicator of all ranks");
+void OrderedTransport::connect() {
+  for (std::size_t lane = 0; lane < lanes_; ++lane) {
+    backend_->connect(lane);
+    await_ready(lane, "make a communicator of all ranks");
   }
+  for (std::size_t lane = 0; lane < lanes_; ++lane) meet_neighbours(lane);
 }
 
 // NCCL connects two ranks when they first exchange something, and both wait for that. It must not happen in the midst
 // of a step, where one may wait for what the other does later; so all do it now, a byte to and from each.
-void NcclTransport::meet_neighbours(std::size_t direction) {
+void OrderedTransport::meet_neighbours(std::size_t lane) {
   std::set<int> receivers;
   std::set<int> senders;
+  const auto meet = [&](std::optional<int> stage, Kind kind) {
+    if (!stage || rank_of(*stage) == rank_ || lane_of(kind) != lane) return;
+    (is_send(kind) ? receivers : senders).insert(rank_of(*stage));
+  };
   for (const int stage : placement_.stages_on(rank_)) {
-    const auto previous = placement_.previous(stage);
-    const auto next = placement_.next(stage);
-    const auto& to = direction == activations ? next : previous;
-    const auto& from = direction == activations ? previous : next;
-    if (to && rank_of(*to) != rank_) receivers.insert(rank_of(*to));
-    if (from && rank_of(*from) != rank_) senders.insert(rank_of(*from));
+    meet(placement_.next(stage), Kind::send_forward);
+    meet(placement_.previous(stage), Kind::receive_forward);
+    meet(placement_.previous(stage), Kind::send_backward);
+    meet(placement_.next(stage), Kind::receive_backward);
   }
   std::vector<Transfer> transfers;
   const auto byte = [&] { return at::zeros({1}, at::TensorOptions(at::kByte).device(device_->where())); };
   for (const int peer : receivers) transfers.push_back({byte(), peer, true, "the first byte"});
   for (const int peer : senders) transfers.push_back({byte(), peer, false, "the first byte"});
   const std::array<Mark, 1> after{device_->mark()};
-  (void)issue(direction, std::move(transfers), after);
-  await_groups(direction);
+  await(*issue(lane, std::move(transfers), after));
 }
 
 // --- messages
 
-void NcclTransport::send(Op message, Tensors tensors, const Mark& ready) {
+void OrderedTransport::send(Op message, Tensors tensors, const Mark& ready) {
   throw_if_aborted();
   if (specs_.check(message, tensors)) router_->send(message, heralds_of(tensors), {});
   Message sent{plain(message), std::move(tensors), ready};
@@ -169,26 +155,26 @@ void NcclTransport::send(Op message, Tensors tensors, const Mark& ready) {
   batch_.push_back(std::move(sent));
 }
 
-void NcclTransport::post_receive(Op message) {
+void OrderedTransport::post_receive(Op message) {
   throw_if_aborted();
   batch_.push_back({plain(message), {}});
 }
 
-// A direction whose receives are known goes ahead of one that still has to wait for that.
-void NcclTransport::end_batch() {
+// A lane whose receives are known goes ahead of one that still has to wait for that.
+void OrderedTransport::end_batch() {
   if (batch_.empty()) return;
   release_done();
   const Mark reached = device_->mark();
-  std::array<Messages, 2> by_direction;
-  for (Message& each : std::exchange(batch_, {})) by_direction[direction_of(each.op.kind)].push_back(std::move(each));
+  std::array<Messages, 2> by_lane;
+  for (Message& each : std::exchange(batch_, {})) by_lane.at(lane_of(each.op.kind)).push_back(std::move(each));
   std::array<bool, 2> waits{};
-  for (const std::size_t direction : {activations, gradients}) {
-    Messages& messages = by_direction[direction];
-    waits[direction] = !std::ranges::all_of(messages, [&](const Message& each) { return is_known(each.op); });
-    if (!waits[direction]) issue_messages(direction, std::move(messages), reached);
+  for (std::size_t lane = 0; lane < lanes_; ++lane) {
+    Messages& messages = by_lane[lane];
+    waits[lane] = !std::ranges::all_of(messages, [&](const Message& each) { return is_known(each.op); });
+    if (!waits[lane]) issue_messages(lane, std::move(messages), reached);
   }
-  for (const std::size_t direction : {activations, gradients}) {
-    if (waits[direction]) issue_first(direction, std::move(by_direction[direction]), reached);
+  for (std::size_t lane = 0; lane < lanes_; ++lane) {
+    if (waits[lane]) issue_first(lane, std::move(by_lane[lane]), reached);
   }
 }
 
@@ -197,7 +183,7 @@ void NcclTransport::end_batch() {
 // What it is the answer to may be among the sends of this very batch: then these have to go ahead. But if both ends did
 // so, each would send before it receives, and neither would end. Each has told what it sends before it comes here; so
 // whoever comes last finds out at once what it receives, and its group is whole. That is enough.
-void NcclTransport::issue_first(std::size_t direction, Messages messages, const Mark& reached) {
+void OrderedTransport::issue_first(std::size_t lane, Messages messages, const Mark& reached) {
   const auto is_sent = [](const Message& each) { return is_send(each.op.kind); };
   const auto deadline = Clock::now() + std::min(patience_with_first_receive, options_.timeout / 4);
   const auto is_known_soon = [&](const Message& each) {
@@ -207,105 +193,96 @@ void NcclTransport::issue_first(std::size_t direction, Messages messages, const 
     Messages sends;
     std::ranges::copy_if(messages, std::back_inserter(sends), is_sent);
     std::erase_if(messages, is_sent);
-    issue_messages(direction, std::move(sends), reached);
+    issue_messages(lane, std::move(sends), reached);
   }
   for (const Message& each : messages) {
     if (!is_known(each.op)) learn(each.op);
   }
-  issue_messages(direction, std::move(messages), reached);
+  issue_messages(lane, std::move(messages), reached);
 }
 
-Received NcclTransport::wait(Op message) {
+Received OrderedTransport::wait(Op message) {
   throw_if_aborted();
-  const auto arrival = arrivals_.find(plain(message));
-  assert(arrival != arrivals_.end() && "its receive was not posted");
-  Arrival found = std::move(arrival->second);
-  arrivals_.erase(arrival);
-  return {std::move(found.tensors), Clock::now(), found.ready};
+  auto found = arrivals_.extract(plain(message));
+  if (found.empty()) throw std::logic_error(fmt::format("a wait for {}, which was not posted", to_text(message)));
+  Arrival& arrival = found.mapped();
+  await(*arrival.group, arrival.first, arrival.count);
+  return {std::move(arrival.tensors), Clock::now(), arrival.group->done};
 }
 
-bool NcclTransport::is_known(Op message) const { return is_send(message.kind) || specs_.knows(message); }
+bool OrderedTransport::is_known(Op message) const { return is_send(message.kind) || specs_.knows(message); }
 
 // Its sender says what it looks like as soon as it sends it.
-void NcclTransport::learn(Op receive) { note(receive, router_->wait(receive)); }
+void OrderedTransport::learn(Op receive) { note(receive, router_->wait(receive)); }
 
-bool NcclTransport::learn(Op receive, std::chrono::nanoseconds patience) {
+bool OrderedTransport::learn(Op receive, std::chrono::nanoseconds patience) {
   const auto herald = router_->wait_for(receive, patience);
   if (herald) note(receive, *herald);
   return herald.has_value();
 }
 
-void NcclTransport::note(Op receive, const Received& herald) {
+void OrderedTransport::note(Op receive, const Received& herald) {
   TensorSpecs specs;
   for (const at::Tensor& each : herald.tensors) specs.push_back(spec_of_herald(each));
   specs_.learn(receive, std::move(specs));
 }
 
-void NcclTransport::issue_messages(std::size_t direction, Messages messages, const Mark& reached) {
+void OrderedTransport::issue_messages(std::size_t lane, Messages messages, const Mark& reached) {
   if (messages.empty()) return;
-  const LaneGuard lane(*device_, lane_of(direction));
+  const LaneGuard guard(*device_, device_lane(lane));
   std::vector<Transfer> transfers;
   std::vector<Mark> after{reached};
-  std::vector<std::pair<Op, Tensors>> received;
+  std::vector<std::pair<Op, Arrival>> received;
   for (Message& each : messages) {
+    const std::size_t first = transfers.size();
     if (is_send(each.op.kind)) {
       after.push_back(each.ready);
     } else {
-      const detail::replay::ChargeToNobody guard;
+      const detail::replay::ChargeToNobody nobody;
       for (const TensorSpec& spec : specs_.of(each.op)) each.tensors.push_back(empty_of(spec, device_->where()));
-      received.emplace_back(each.op, each.tensors);
     }
-    for (at::Tensor& tensor : each.tensors) {
-      if (!tensor.defined()) continue;
-      transfers.push_back({std::move(tensor), peer_rank(each.op), is_send(each.op.kind), to_text(each.op)});
+    for (const at::Tensor& tensor : each.tensors) {
+      if (!tensor.defined() || tensor.nbytes() == 0) continue;  // at both ends
+      transfers.push_back({tensor, peer_rank(each.op), is_send(each.op.kind), to_text(each.op)});
+    }
+    if (is_receive(each.op.kind)) {
+      received.emplace_back(each.op, Arrival{std::move(each.tensors), nullptr, first, transfers.size() - first});
     }
   }
-  const Mark done = issue(direction, std::move(transfers), after);
-  for (auto& [op, tensors] : received) arrivals_[op] = {std::move(tensors), done};
+  messages.clear();  // what is sent is held by the group alone
+  const std::shared_ptr<Group> group = issue(lane, std::move(transfers), after);
+  for (auto& [op, arrival] : received) {
+    arrival.group = group;
+    arrivals_[op] = std::move(arrival);
+  }
 }
 
-// Returns when the group will be done. Its lane need not be in use.
-Mark NcclTransport::issue(std::size_t direction, std::vector<Transfer> transfers, std::span<const Mark> after) {
-  const LaneGuard lane(*device_, lane_of(direction));
+// The device's lane need not be in use.
+std::shared_ptr<OrderedTransport::Group> OrderedTransport::issue(std::size_t lane, std::vector<Transfer> transfers,
+                                                                 std::span<const Mark> after) {
+  const LaneGuard guard(*device_, device_lane(lane));
   for (const Mark& each : after) device_->wait(each);
-  const Mark started = device_->mark();
+  auto group = std::make_shared<Group>(Group{.transfers = std::move(transfers), .started = device_->mark()});
   throw_if_aborted();
-  {
-    const std::lock_guard lock(mutex_);
-    if (!is_aborted_) put_on_lane(communicators_[direction], transfers);
+  if (!group->transfers.empty()) {
+    group->work = backend_->put(lane, group->transfers);
+    await_ready(lane, "put a group on its stream");
   }
-  await_state(direction, "put a group on its stream");
-  const Mark done = device_->mark();
+  group->done = device_->mark();
   const std::lock_guard lock(mutex_);
   // Where it was aborted meanwhile the watchdog must not look at the device, which may soon be gone.
-  (is_aborted_ ? abandoned_ : under_way_[direction]).push_back({std::move(transfers), started, done});
-  return done;
+  (is_aborted_ ? abandoned_ : under_way_.at(lane)).push_back(group);
+  return group;
 }
 
-void NcclTransport::put_on_lane(Nccl::Communicator communicator, std::span<const Transfer> transfers) {
-  nccl_->group_start();
-  for (const Transfer& each : transfers) {
-    if (each.tensor.nbytes() == 0) continue;  // at both ends
-    if (each.is_send) {
-      nccl_->send(communicator, each.tensor.const_data_ptr(), each.tensor.nbytes(), each.peer);
-    } else {
-      nccl_->receive(communicator, each.tensor.mutable_data_ptr(), each.tensor.nbytes(), each.peer);
-    }
-  }
-  nccl_->group_end();
-}
-
-void NcclTransport::await_state(std::size_t direction, const char* what) {
+void OrderedTransport::await_ready(std::size_t lane, const char* what) {
   const auto deadline = Clock::now() + options_.timeout;
   for (int looks = 0;; ++looks) {
     throw_if_aborted();
-    {
-      const std::lock_guard lock(mutex_);
-      if (!is_aborted_ && nccl_->state(communicators_[direction]) == Nccl::State::done) return;
-    }
+    if (backend_->is_ready(lane)) return;
     if (Clock::now() >= deadline) {
-      throw TimeoutError(fmt::format("rank {} waited {} for NCCL to {}; another rank has not come to it", rank_,
-                                     seconds(options_.timeout), what));
+      throw TimeoutError(fmt::format("rank {} waited {} for {} to {}; another rank has not come to it", rank_,
+                                     seconds(options_.timeout), backend_->name(), what));
     }
     if (looks < yields) {
       std::this_thread::yield();
@@ -315,33 +292,46 @@ void NcclTransport::await_state(std::size_t direction, const char* what) {
   }
 }
 
-// The watchdog sees to it that this ends.
-void NcclTransport::await_groups(std::size_t direction) {
-  while (true) {
-    release_done();
+// The watchdog sees to it that these end.
+void OrderedTransport::await(Group& group) {
+  await(group, 0, group.transfers.size());
+  while (!is_done(group)) {
     throw_if_aborted();
-    {
-      const std::lock_guard lock(mutex_);
-      if (under_way_[direction].empty()) return;
-    }
     std::this_thread::sleep_for(nap_after_yields);
   }
+  release_done();
 }
 
-void NcclTransport::confirm() {
-  assert(batch_.empty());
+// On a GPU there is nothing to wait for: the lanes do.
+void OrderedTransport::await(Group& group, std::size_t first, std::size_t count) {
+  if (!group.work) return;
+  const auto note_start = [&](std::optional<Clock::time_point> start) {
+    const std::lock_guard lock(mutex_);
+    group.start_seen = start;
+  };
+  note_start(Clock::now());
+  try {
+    for (std::size_t each = first; each < first + count; ++each) group.work->wait(each);
+  } catch (const TransferError&) {
+    throw_if_aborted();  // it was ended with the run
+    throw;
+  }
+  note_start({});
+}
+
+void OrderedTransport::confirm() {
   release_done();
   throw_if_aborted();
 }
 
 // --- sums
 
-double NcclTransport::sum(double value) {
+double OrderedTransport::sum(double value) {
   throw_if_aborted();
   return router_->sum(rank_, value);
 }
 
-void NcclTransport::reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) {
+void OrderedTransport::reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors) {
   throw_if_aborted();
   if (stages.size() == 1) return;
   Sum& sum = sums_[{stages.begin(), stages.end()}];
@@ -359,7 +349,7 @@ void NcclTransport::reduce(std::span<const int> stages, int stage, std::span<at:
 }
 
 // Where they come together the first time it is seen whether all bring the same.
-void NcclTransport::agree(std::span<const int> stages, Sum& sum) {
+void OrderedTransport::agree(std::span<const int> stages, Sum& sum) {
   for (const auto& [stage, tensors] : sum.brought) {
     Tensors heralds = heralds_of(tensors);
     router_->reduce(stages, stage, heralds);
@@ -368,7 +358,8 @@ void NcclTransport::agree(std::span<const int> stages, Sum& sum) {
 }
 
 // What the stages of other ranks bring, by stage. Each end goes through the stages in their order.
-std::map<int, Tensors> NcclTransport::exchange(std::span<const int> stages, const Sum& sum) {
+std::map<int, Tensors> OrderedTransport::exchange(std::span<const int> stages, const Sum& sum) {
+  const std::size_t lane = lane_of(Kind::send_backward);
   std::vector<Transfer> transfers;
   std::map<int, Tensors> parts;
   const Tensors& form = sum.brought.begin()->second;
@@ -376,10 +367,10 @@ std::map<int, Tensors> NcclTransport::exchange(std::span<const int> stages, cons
     const int peer = rank_of(stage);
     if (peer == rank_) continue;
     const std::string what = fmt::format("gradients of stage {}", stage);
-    const LaneGuard lane(*device_, lane_of(gradients));
+    const LaneGuard guard(*device_, device_lane(lane));
     for (const at::Tensor& each : form) {
       parts[stage].push_back(at::empty(each.sizes(), each.options()));
-      transfers.push_back({parts[stage].back(), peer, false, what});
+      if (each.nbytes() > 0) transfers.push_back({parts[stage].back(), peer, false, what});
     }
   }
   for (const auto& [stage, tensors] : sum.brought) {
@@ -387,6 +378,7 @@ std::map<int, Tensors> NcclTransport::exchange(std::span<const int> stages, cons
     for (const int each : stages) peers.insert(rank_of(each));
     peers.erase(rank_);
     for (const at::Tensor& each : tensors) {
+      if (each.nbytes() == 0) continue;
       const at::Tensor sent = each.contiguous();
       for (const int peer : peers) {
         transfers.push_back({sent, peer, true, fmt::format("gradients of stage {}", stage)});
@@ -395,11 +387,11 @@ std::map<int, Tensors> NcclTransport::exchange(std::span<const int> stages, cons
   }
   if (transfers.empty()) return parts;
   const std::array<Mark, 1> after{device_->mark()};
-  const Mark done = issue(gradients, std::move(transfers), after);
-  await_groups(gradients);
+  const std::shared_ptr<Group> group = issue(lane, std::move(transfers), after);
+  await(*group);
   for (auto& [stage, tensors] : parts) {
     for (at::Tensor& each : tensors) {
-      Mark ready = done;
+      Mark ready = group->done;
       each = device_->take(std::move(each), ready);
     }
   }
@@ -408,62 +400,52 @@ std::map<int, Tensors> NcclTransport::exchange(std::span<const int> stages, cons
 
 // --- the end
 
-void NcclTransport::abort(const std::string& reason) {
+void OrderedTransport::abort(const std::string& reason) {
   router_->abort(reason);
-  abort_communicators();
+  cancel_backend();
 }
 
 // Nobody may look at a device any more when the rank has ended.
-void NcclTransport::throw_if_aborted() {
+void OrderedTransport::throw_if_aborted() {
   if (!abort_flag_->aborted()) return;
-  abort_communicators();
+  cancel_backend();
   abort_flag_->throw_if_aborted();
 }
 
-void NcclTransport::abort_communicators() {
+void OrderedTransport::cancel_backend() {
   const std::lock_guard lock(mutex_);
   if (std::exchange(is_aborted_, true)) return;
-  for (const Nccl::Communicator each : std::exchange(communicators_, {})) {
-    try {
-      nccl_->abort(each);
-    } catch (const NcclError&) {  // it had failed already
-    }
-  }
-  for (auto& groups : under_way_) {
+  backend_->cancel();
+  for (Groups& groups : under_way_) {
     std::ranges::move(groups, std::back_inserter(abandoned_));
     groups.clear();
   }
 }
 
-void NcclTransport::close_communicators() {
+bool OrderedTransport::is_done(const Group& group) const {
+  if (!group.work) return device_->is_done(group.done);
+  for (std::size_t each = 0; each < group.transfers.size(); ++each) {
+    if (!group.work->is_done(each)) return false;
+  }
+  return true;
+}
+
+// A lane of a device runs in order. Without one, a message that nobody waits for yet may be late, and others done.
+void OrderedTransport::release_done() {
   const std::lock_guard lock(mutex_);
-  for (const Nccl::Communicator each : std::exchange(communicators_, {})) {
-    try {
-      nccl_->finalize(each);
-      const auto deadline = Clock::now() + std::min(options_.timeout, close_wait);
-      while (nccl_->state(each) == Nccl::State::in_progress && Clock::now() < deadline)
-        std::this_thread::sleep_for(nap_after_yields);
-      if (nccl_->state(each) == Nccl::State::done) {
-        nccl_->destroy(each);
-      } else {
-        nccl_->abort(each);
-      }
-    } catch (const NcclError&) {  // there is nothing left to close
+  for (Groups& groups : under_way_) {
+    while (!groups.empty() && is_done(*groups.front())) {
+      groups.front()->transfers.clear();  // some of what was received may still be waited for
+      groups.pop_front();
     }
+    std::erase_if(groups, [&](const auto& each) { return each->work && is_done(*each); });
   }
 }
 
-void NcclTransport::release_done() {
-  const std::lock_guard lock(mutex_);
-  for (auto& groups : under_way_) {
-    while (!groups.empty() && device_->is_done(groups.front().done)) groups.pop_front();
-  }
-}
-
-void NcclTransport::watch(const std::stop_token& ended) {
+void OrderedTransport::watch(const std::stop_token& ended) {
   const auto pause = std::clamp(options_.timeout / looks_per_timeout, look_shortest, look_longest);
   while (!ended.stop_requested()) {
-    if (abort_flag_->aborted()) return abort_communicators();
+    if (abort_flag_->aborted()) return cancel_backend();
     if (const std::string reason = trouble(); !reason.empty()) return abort(reason);
     std::unique_lock lock(mutex_);
     (void)nothing_.wait_for(lock, ended, pause, [] { return false; });
@@ -471,26 +453,32 @@ void NcclTransport::watch(const std::stop_token& ended) {
 }
 
 // Empty: none.
-std::string NcclTransport::trouble() {
+std::string OrderedTransport::trouble() {
   const std::lock_guard lock(mutex_);
   try {
-    for (const Nccl::Communicator each : communicators_) (void)nccl_->state(each);
-  } catch (const NcclError& error) {
+    backend_->check();
+  } catch (const std::exception& error) {
     return fmt::format("rank {}: {}", rank_, error.what());
   }
-  for (auto& groups : under_way_) {
-    if (groups.empty()) continue;
-    Group& first = groups.front();
-    if (!device_->is_done(first.started) || device_->is_done(first.done)) continue;
-    if (!first.seen_started) first.seen_started = Clock::now();
-    if (Clock::now() - *first.seen_started > options_.timeout) return overdue(first);
+  for (Groups& groups : under_way_) {
+    for (const auto& each : groups) {
+      if (is_overdue(*each)) return overdue(*each);
+      if (!each->work) break;  // what is behind it in its lane has not started
+    }
   }
   return "";
 }
 
-std::string NcclTransport::overdue(const Group& group) const {
+bool OrderedTransport::is_overdue(Group& group) const {
+  if (!group.work && !group.start_seen && device_->is_done(group.started)) group.start_seen = Clock::now();
+  return group.start_seen && Clock::now() - *group.start_seen > options_.timeout && !is_done(group);
+}
+
+std::string OrderedTransport::overdue(const Group& group) const {
   std::vector<std::string> awaited;
-  for (const Transfer& each : group.transfers) {
+  for (std::size_t number = 0; number < group.transfers.size(); ++number) {
+    if (group.work && group.work->is_done(number)) continue;
+    const Transfer& each = group.transfers[number];
     std::string text = fmt::format("rank {} ({})", each.peer, each.what);
     if (std::ranges::find(awaited, text) == awaited.end()) awaited.push_back(std::move(text));
   }
