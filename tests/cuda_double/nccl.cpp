@@ -1,145 +1,79 @@
 // NCCL between the threads of one process, each of which stands for the process of a rank, on the GPU of gpu.h; two
-// ranks may share that, as NCCL's may not. Nonblocking communicators alone. What is sent waits in memory of the host: a
-// send never waits for its receive, and takes no time besides that of its bytes.
+// ranks may share that, as NCCL's may not. What is sent waits in memory of the host: a send never waits for its
+// receive, and takes no time besides that of its bytes.
 #include <cuda_runtime_api.h>
-#include <fmt/format.h>
 #include <nccl.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstring>
-#include <deque>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "tests/cuda_double/gpu.h"
 #include "tests/cuda_double/run.h"
+#include "tests/exec/nccl_core.h"
 
 namespace dualpipe::test {
 namespace {
 
-struct Message {
-  std::shared_ptr<std::vector<std::byte>> bytes;
-  std::shared_ptr<Deferred> sent;
+class Communicators final : public NcclCore {
+ public:
+  [[nodiscard]] static Communicators& all() {
+    static Communicators& communicators = *new Communicators;  // outlives all that use it when the process ends
+    return communicators;
+  }
+
+ private:
+  // All sends first: those of a group move side by side.
+  void launch(const std::shared_ptr<Group>& group) override {
+    const auto stream = std::any_cast<cudaStream_t>(group->lane);
+    for (const auto& each : group->transfers) {
+      if (each->is_send) send(each, stream);
+    }
+    post(group);
+    for (const auto& each : group->transfers) {
+      if (!each->is_send) receive(group, each, stream);
+    }
+  }
+  void misused(const std::string& how) override { fault(how); }
+
+  static void send(const std::shared_ptr<Transfer>& transfer, cudaStream_t stream) {
+    transfer->content.resize(transfer->bytes);
+    const auto copy = [transfer] { std::memcpy(transfer->content.data(), transfer->data, transfer->bytes); };
+    transfer->carried = defer_on(
+        stream, "ncclSend", {{transfer->data, transfer->bytes, false}}, [] { return Point{}; }, copy);
+  }
+
+  // After its message was sent; or when the communicator is aborted.
+  void receive(const std::shared_ptr<Group>& group, const std::shared_ptr<Transfer>& transfer, cudaStream_t stream) {
+    const auto sent = std::make_shared<std::shared_ptr<Transfer>>();
+    const auto arrived = [=, this]() -> std::optional<Point> {
+      const std::lock_guard lock(mutex_);
+      if (is_aborted(*group)) return Point{};
+      if (!transfer->is_matched) return std::nullopt;
+      *sent = transfer->sent;
+      return Point{0, {}, {std::static_pointer_cast<Deferred>((*sent)->carried)}};
+    };
+    const auto copy = [=] {
+      if (*sent) std::memcpy(transfer->data, (*sent)->content.data(), transfer->bytes);
+    };
+    defer_on(stream, "ncclRecv", {{transfer->data, transfer->bytes, true}}, arrived, copy);
+  }
 };
 
-// What the ranks of a communicator share.
-struct Meeting {
-  std::mutex mutex;
-  int ranks = 0;
-  int joined = 0;
-  std::map<std::pair<int, int>, std::deque<Message>> under_way;  // by sender and receiver
-};
-
-// By what is in their identifiers.
-std::shared_ptr<Meeting> meeting_of(const ncclUniqueId& id, int ranks) {
-  static std::mutex mutex;
-  static auto& meetings = *new std::map<std::string, std::shared_ptr<Meeting>>;
-  const std::lock_guard lock(mutex);
-  std::shared_ptr<Meeting>& meeting = meetings[std::string(id.internal, sizeof(id.internal))];
-  if (!meeting) meeting = std::make_shared<Meeting>();
-  meeting->ranks = ranks;
-  return meeting;
+ncclResult_t add(ncclComm_t communicator, bool is_send, void* data, std::size_t count, ncclDataType_t type, int peer,
+                 cudaStream_t stream) {
+  if (type != ncclUint8) fault("messages are bytes here");
+  Communicators::all().add(communicator, {data, count, peer, is_send}, stream);
+  return ncclSuccess;
 }
 
 }  // namespace
 }  // namespace dualpipe::test
 
 using namespace dualpipe::test;
-
-// One rank's communicator.
-struct ncclComm {
-  std::shared_ptr<Meeting> meeting;
-  int rank = 0;
-  std::shared_ptr<std::atomic<bool>> is_aborted = std::make_shared<std::atomic<bool>>(false);
-  bool is_finalized = false;
-
-  void send(void* data, std::size_t size, int peer, cudaStream_t stream) {
-    const auto bytes = std::make_shared<std::vector<std::byte>>(size);
-    const auto copy = [bytes, data] { std::memcpy(bytes->data(), data, bytes->size()); };
-    const auto sent = defer_on(
-        stream, "ncclSend", {{data, size, false}}, [] { return Point{}; }, copy);
-    const std::lock_guard lock(meeting->mutex);
-    meeting->under_way[{rank, peer}].push_back({bytes, sent});
-  }
-
-  // After its message was sent; or when the communicator is aborted.
-  void receive(void* data, std::size_t size, int peer, cudaStream_t stream) {
-    const auto message = std::make_shared<Message>();
-    const auto arrived = [=, meeting = meeting, key = std::pair(peer, rank),
-                          is_aborted = is_aborted]() -> std::optional<Point> {
-      if (*is_aborted) return Point{};
-      const std::lock_guard lock(meeting->mutex);
-      std::deque<Message>& messages = meeting->under_way[key];
-      if (messages.empty()) return std::nullopt;
-      *message = std::move(messages.front());
-      messages.pop_front();
-      if (message->bytes->size() != size) {
-        fault(fmt::format("a receive of {} bytes gets {}", size, message->bytes->size()));
-      }
-      return Point{0, {}, {message->sent}};
-    };
-    const auto copy = [=] {
-      if (message->bytes) std::memcpy(data, message->bytes->data(), size);
-    };
-    defer_on(stream, "ncclRecv", {{data, size, true}}, arrived, copy);
-  }
-
-  [[nodiscard]] bool is_in_progress() const {
-    const std::lock_guard lock(meeting->mutex);
-    return meeting->joined < meeting->ranks;
-  }
-
-  [[nodiscard]] bool owes() const {
-    const std::lock_guard lock(meeting->mutex);
-    return std::ranges::any_of(meeting->under_way,
-                               [&](const auto& each) { return each.first.second == rank && !each.second.empty(); });
-  }
-};
-
-namespace {
-
-struct Call {
-  ncclComm* communicator = nullptr;
-  bool is_send = false;
-  void* data = nullptr;
-  std::size_t size = 0;
-  int peer = 0;
-  cudaStream_t stream = nullptr;
-};
-
-thread_local int group_depth = 0;
-thread_local std::vector<Call> group;
-
-// All sends first: those of a group move side by side.
-ncclResult_t run_group() {
-  const std::vector<Call> calls = std::exchange(group, {});
-  for (const auto& [communicator, is_send, data, size, peer, stream] : calls) {
-    if (is_send) communicator->send(data, size, peer, stream);
-  }
-  for (const auto& [communicator, is_send, data, size, peer, stream] : calls) {
-    if (!is_send) communicator->receive(data, size, peer, stream);
-  }
-  return calls.empty() ? ncclSuccess : ncclInProgress;
-}
-
-ncclResult_t call(ncclComm* communicator, bool is_send, void* data, std::size_t count, ncclDataType_t type, int peer,
-                  cudaStream_t stream) {
-  if (type != ncclUint8) fault("messages are bytes here");
-  if (communicator->is_finalized) fault("a message of a communicator that is finalized");
-  if (communicator->is_in_progress()) fault("a message of a communicator that is still in a call");
-  if (peer < 0 || peer >= communicator->meeting->ranks) return ncclInvalidArgument;
-  group.push_back({communicator, is_send, data, count, peer, stream});
-  return group_depth > 0 ? ncclSuccess : run_group();
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -153,11 +87,9 @@ const char* ncclGetErrorString(ncclResult_t result) {
 const char* ncclGetLastError(ncclComm_t) { return ""; }
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
-  static std::mutex mutex;
-  static int made = 0;
-  const std::lock_guard lock(mutex);
   *id = {};
-  fmt::format_to_n(id->internal, sizeof(id->internal), "{}", ++made);
+  const std::string drawn = Communicators::all().unique_id();
+  std::memcpy(id->internal, drawn.data(), drawn.size());
   return ncclSuccess;
 }
 
@@ -165,48 +97,43 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* communicator, int ranks, ncclUni
                                     ncclConfig_t* config) {
   if (config->magic != 0xcafebeef || config->blocking != 0) fault("a communicator that blocks");
   if (rank < 0 || rank >= ranks) return ncclInvalidArgument;
-  *communicator = new ncclComm{meeting_of(id, ranks), rank};
-  const std::lock_guard lock((*communicator)->meeting->mutex);
-  ++(*communicator)->meeting->joined;
+  *communicator = static_cast<ncclComm_t>(Communicators::all().init(id.internal, rank, ranks));
   return ncclInProgress;
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t communicator, ncclResult_t* result) {
-  *result = communicator->is_in_progress() ? ncclInProgress : ncclSuccess;
+  *result = Communicators::all().is_done(communicator) ? ncclSuccess : ncclInProgress;
   return ncclSuccess;
 }
 
 ncclResult_t ncclGroupStart() {
-  ++group_depth;
+  Communicators::all().group_start();
   return ncclSuccess;
 }
 ncclResult_t ncclGroupEnd() {
-  if (--group_depth < 0) fault("a group ends that has not begun");
-  return group_depth > 0 ? ncclSuccess : run_group();
+  Communicators::all().group_end();
+  return ncclInProgress;
 }
 
 ncclResult_t ncclSend(const void* data, std::size_t count, ncclDataType_t type, int peer, ncclComm_t communicator,
                       cudaStream_t stream) {
-  return call(communicator, true, const_cast<void*>(data), count, type, peer, stream);
+  return add(communicator, true, const_cast<void*>(data), count, type, peer, stream);
 }
 ncclResult_t ncclRecv(void* data, std::size_t count, ncclDataType_t type, int peer, ncclComm_t communicator,
                       cudaStream_t stream) {
-  return call(communicator, false, data, count, type, peer, stream);
+  return add(communicator, false, data, count, type, peer, stream);
 }
 
 ncclResult_t ncclCommFinalize(ncclComm_t communicator) {
-  communicator->is_finalized = true;
+  Communicators::all().finalize(communicator);
   return ncclInProgress;
 }
 ncclResult_t ncclCommDestroy(ncclComm_t communicator) {
-  if (!communicator->is_finalized) fault("a communicator is destroyed that is not finalized");
-  if (communicator->owes()) fault("a communicator ends with messages under way");
-  delete communicator;
+  Communicators::all().destroy(communicator);
   return ncclSuccess;
 }
 ncclResult_t ncclCommAbort(ncclComm_t communicator) {
-  *communicator->is_aborted = true;
-  delete communicator;
+  Communicators::all().abort(communicator);
   return ncclSuccess;
 }
 

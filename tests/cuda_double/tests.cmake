@@ -19,7 +19,7 @@ set_target_properties(cuda_double_torch PROPERTIES OUTPUT_NAME torch_cuda)
 
 set(_double_libraries cuda_double_runtime cuda_double_torch)
 if(TARGET LibTorch::Nccl)
-  add_library(cuda_double_nccl SHARED cuda_double/nccl.cpp)
+  add_library(cuda_double_nccl SHARED cuda_double/nccl.cpp exec/nccl_core.cpp exec/nccl_core.h)
   target_include_directories(cuda_double_nccl SYSTEM PRIVATE ${LibTorchCuda_NCCL_INCLUDE_DIR})
   target_link_libraries(cuda_double_nccl PRIVATE cuda_double_runtime fmt::fmt-header-only)
   set_target_properties(cuda_double_nccl PROPERTIES OUTPUT_NAME nccl SOVERSION 2)
