@@ -30,8 +30,8 @@
 #include <string_view>
 #include <vector>
 
-#include "dualpipe/exec/stage/mapped_file.h"
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/mapped_file.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/train/optimizer.h"
 #include "dualpipe/exec/train/safetensors.h"
 #include "dualpipe/exec/train/stage_set.h"
@@ -61,7 +61,7 @@ class Checkpoint {
 
  private:
   std::string path_;
-  detail::stage::MappedFile file_;
+  detail::model::MappedFile file_;
   SafeTensors contents_;
   int steps_ = 0;
   bool parameters_only_;

@@ -22,7 +22,7 @@
 #include <vector>
 
 #include "dualpipe/exec/device/device.h"
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/train/reference.h"
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/report/difference.h"

@@ -15,18 +15,18 @@
 #include <string_view>
 #include <utility>
 
-#include "dualpipe/exec/stage/crc32.h"
+#include "dualpipe/exec/model/crc32.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/json_reader.h"
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe::detail::train {
 
+using detail::model::Crc32;
+using detail::model::crc32;
+using detail::model::crc32_text;
 using detail::schedule::JsonValue;
 using detail::schedule::quote;
-using detail::stage::Crc32;
-using detail::stage::crc32;
-using detail::stage::crc32_text;
 
 namespace {
 

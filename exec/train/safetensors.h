@@ -5,7 +5,7 @@
 //                "data_offsets": [0, 256]}, …}; offsets count from the end of the header
 //     data       of all tensors, little-endian, each in row-major order, without gaps
 //
-// The format has no checksum. Ours stand in the metadata, which other tools leave alone: CRC-32 (exec/stage/crc32.h),
+// The format has no checksum. Ours stand in the metadata, which other tools leave alone: CRC-32 (exec/model/crc32.h),
 // as 8 hexadecimal digits each. The metadata come first in the header, and these first among them:
 //
 //     "header_crc32"    of all up to the data, with zeros in the place of its own digits

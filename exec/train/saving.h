@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/train/checkpoint.h"
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/world.h"

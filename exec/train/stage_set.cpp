@@ -13,7 +13,7 @@
 
 namespace dualpipe::detail::train {
 
-using detail::stage::DeviceData;
+using detail::model::DeviceData;
 
 namespace {
 

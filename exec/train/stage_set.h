@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "dualpipe/exec/device/device.h"
-#include "dualpipe/exec/stage/device_data.h"
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/device_data.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/transport.h"
@@ -49,9 +49,9 @@ class StageSet {
 
   Device& device_;
   std::shared_ptr<Data> data_;
-  detail::stage::DeviceData* on_device_ = nullptr;        // data_, unless the device is the host
-  std::vector<detail::stage::DeviceData::Range> inputs_;  // that the stages read in a step
-  std::vector<detail::stage::DeviceData::Range> targets_;
+  detail::model::DeviceData* on_device_ = nullptr;        // data_, unless the device is the host
+  std::vector<detail::model::DeviceData::Range> inputs_;  // that the stages read in a step
+  std::vector<detail::model::DeviceData::Range> targets_;
   std::vector<std::unique_ptr<Feed>> feeds_;  // stages point at them
   std::vector<std::unique_ptr<Stage>> stages_;
   std::vector<Stage*> by_number_;

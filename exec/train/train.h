@@ -18,8 +18,8 @@
 #include <vector>
 
 #include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/replay/replay.h"
-#include "dualpipe/exec/stage/model.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/exec/transport/world.h"

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/sim/schedule/error.h"
 

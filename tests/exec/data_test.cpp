@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 #include "tests/exec/chain.h"
 
 namespace dualpipe {

@@ -15,9 +15,9 @@
 #include <utility>
 #include <vector>
 
+#include "dualpipe/exec/model/device_data.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/replay/replay.h"
-#include "dualpipe/exec/stage/device_data.h"
-#include "dualpipe/exec/stage/model.h"
 #include "dualpipe/exec/stage/segment.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/exec/transport/transport.h"
@@ -29,7 +29,7 @@
 
 namespace dualpipe::test {
 
-using detail::stage::DeviceData;
+using detail::model::DeviceData;
 using detail::stage::Segment;
 
 namespace {

@@ -14,21 +14,21 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/exec/model/model.h"
+#include "dualpipe/exec/model/routing.h"
 #include "dualpipe/exec/replay/memory.h"
-#include "dualpipe/exec/stage/model.h"
-#include "dualpipe/exec/stage/routing.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/chain.h"
 
 namespace dualpipe::test {
 
+using detail::model::combine;
+using detail::model::dispatch;
+using detail::model::expert_capacity;
+using detail::model::route;
+using detail::model::Routing;
 using detail::replay::MemoryMeter;
-using detail::stage::combine;
-using detail::stage::dispatch;
-using detail::stage::expert_capacity;
-using detail::stage::route;
-using detail::stage::Routing;
 
 namespace {
 

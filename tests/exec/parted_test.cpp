@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/replay/memory.h"
-#include "dualpipe/exec/stage/model.h"
 #include "dualpipe/exec/stage/parted_stage.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "tests/exec/lane_check.h"

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/stage/parted_stage.h"
 #include "dualpipe/exec/train/exchange.h"
 #include "dualpipe/sim/schedule/program.h"

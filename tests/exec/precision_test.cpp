@@ -12,7 +12,7 @@
 #include <limits>
 #include <utility>
 
-#include "dualpipe/exec/stage/device_data.h"
+#include "dualpipe/exec/model/device_data.h"
 #include "dualpipe/exec/train/optimizer.h"
 #include "dualpipe/exec/train/reference.h"
 #include "dualpipe/exec/train/stage_set.h"
@@ -22,7 +22,7 @@
 
 namespace dualpipe::test {
 
-using detail::stage::DeviceData;
+using detail::model::DeviceData;
 using detail::train::Optimizer;
 using detail::train::StageSet;
 

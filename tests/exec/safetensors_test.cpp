@@ -13,15 +13,15 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/exec/stage/crc32.h"
+#include "dualpipe/exec/model/crc32.h"
 #include "tests/exec/legs.h"
 #include "tests/scratch.h"
 
 namespace dualpipe::test {
 
-using detail::stage::Crc32;
-using detail::stage::crc32;
-using detail::stage::crc32_text;
+using detail::model::Crc32;
+using detail::model::crc32;
+using detail::model::crc32_text;
 using detail::train::is_sound;
 using detail::train::not_finite_in;
 using detail::train::SafeTensors;

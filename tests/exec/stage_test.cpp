@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/replay/memory.h"
-#include "dualpipe/exec/stage/model.h"
 #include "tests/exec/chain.h"
 #include "tests/exec/training.h"
 #include "tests/thinned.h"

@@ -7,7 +7,7 @@
 #include <functional>
 #include <vector>
 
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/chain.h"
 

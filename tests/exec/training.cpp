@@ -4,7 +4,7 @@
 
 #include <boost/test/unit_test.hpp>
 
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/train/calibrate.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/lower.h"

@@ -1,4 +1,4 @@
-#include "dualpipe/exec/stage/mapped_file.h"
+#include "dualpipe/exec/model/mapped_file.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -11,7 +11,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 namespace {
 
 [[noreturn]] void refuse_by_system(const std::string& path, std::string_view what) {
@@ -49,4 +49,4 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

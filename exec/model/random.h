@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 
 // SplitMix64 (Steele, Lea, Flood 2014). Each (seed, stream) has its own sequence.
 class Random {
@@ -28,4 +28,4 @@ class Random {
   std::uint64_t state_;
 };
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

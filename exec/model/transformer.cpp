@@ -1,4 +1,4 @@
-#include "dualpipe/exec/stage/transformer.h"
+#include "dualpipe/exec/model/transformer.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
@@ -8,11 +8,11 @@
 #include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
 
-#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/model/models.h"
 #include "dualpipe/exec/stage/recompute.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 namespace {
 
 // The random streams of what is no block; blocks have their numbers.
@@ -165,4 +165,4 @@ std::unique_ptr<Data> token_data(const ModelShape& shape, std::uint64_t seed) {
   return std::make_unique<TokenData>(shape, seed);
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

@@ -15,7 +15,7 @@
 
 #include <cstdint>
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 
 // With T tokens, of which each chooses K experts, and S slots, the places of all experts.
 struct Routing {
@@ -39,4 +39,4 @@ struct Routing {
 // [S, hidden] to [T, hidden]: the weighted sum of what the experts made of each token.
 [[nodiscard]] at::Tensor combine(const at::Tensor& slots, const Routing& routing);
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

@@ -1,4 +1,4 @@
-#include "dualpipe/exec/stage/device_data.h"
+#include "dualpipe/exec/model/device_data.h"
 
 #include <fmt/format.h>
 
@@ -7,7 +7,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 
 void DeviceData::begin_step(std::int64_t step, const std::vector<Range>& inputs, const std::vector<Range>& targets) {
   inputs_.clear();
@@ -39,4 +39,4 @@ at::Tensor DeviceData::copied(const Copies& copies, std::string_view what, std::
                   what, micro_batch, step));
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

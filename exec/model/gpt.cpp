@@ -2,12 +2,15 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/gelu.h>
 
+#include "dualpipe/exec/model/layers.h"
+#include "dualpipe/exec/model/models.h"
+#include "dualpipe/exec/model/transformer.h"
 #include "dualpipe/exec/stage/autograd_stage.h"
-#include "dualpipe/exec/stage/layers.h"
-#include "dualpipe/exec/stage/models.h"
-#include "dualpipe/exec/stage/transformer.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
+
+using stage::AutogradStage;
+
 namespace {
 
 class GptBlock {
@@ -64,4 +67,4 @@ std::unique_ptr<Stage> make_gpt(const ModelShape& shape, int stage, const Feed& 
   return std::make_unique<GptStage>(shape, stage, feed, device);
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

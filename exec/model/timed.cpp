@@ -8,10 +8,10 @@
 #include <chrono>
 #include <thread>
 
-#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/model/models.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -84,4 +84,4 @@ std::unique_ptr<Stage> make_timed(const ModelShape& shape, int stage, const Feed
   return std::make_unique<TimedStage>(shape.costs.of(stage), is_first(stage), is_last(shape, stage));
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

@@ -19,14 +19,18 @@
 #include <cstddef>
 #include <span>
 
-#include "dualpipe/exec/stage/layers.h"
-#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/model/layers.h"
+#include "dualpipe/exec/model/models.h"
+#include "dualpipe/exec/model/routing.h"
+#include "dualpipe/exec/model/transformer.h"
 #include "dualpipe/exec/stage/parted_stage.h"
-#include "dualpipe/exec/stage/routing.h"
-#include "dualpipe/exec/stage/transformer.h"
 #include "dualpipe/sim/schedule/error.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
+
+using stage::PartedStage;
+using stage::Tensors;
+
 namespace {
 
 // Of [..., 2 * size], the gates and what they let through.
@@ -186,4 +190,4 @@ std::unique_ptr<Stage> make_moe(const ModelShape& shape, int stage, const Feed& 
   return std::make_unique<MoeStage>(shape, stage, feed, device);
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

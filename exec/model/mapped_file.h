@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 
 class MappedFile {
  public:
@@ -24,4 +24,4 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

@@ -1,9 +1,9 @@
 // Nothing at all: what is left of a run is what it costs to run a Program.
 #include <ATen/ops/zeros.h>
 
-#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/model/models.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 namespace {
 
 class EmptyStage final : public Stage {
@@ -39,4 +39,4 @@ std::unique_ptr<Data> no_data(const ModelShape& /*shape*/, std::uint64_t /*seed*
   return std::make_unique<NoData>();
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

@@ -6,11 +6,14 @@
 
 #include <cmath>
 
+#include "dualpipe/exec/model/layers.h"
+#include "dualpipe/exec/model/models.h"
 #include "dualpipe/exec/stage/autograd_stage.h"
-#include "dualpipe/exec/stage/layers.h"
-#include "dualpipe/exec/stage/models.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
+
+using stage::AutogradStage;
+
 namespace {
 
 struct Layer {
@@ -95,4 +98,4 @@ std::unique_ptr<Data> mlp_data(const ModelShape& shape, std::uint64_t seed) {
   return std::make_unique<VectorData>(shape, seed);
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

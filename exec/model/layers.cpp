@@ -1,4 +1,4 @@
-#include "dualpipe/exec/stage/layers.h"
+#include "dualpipe/exec/model/layers.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -11,9 +11,11 @@
 #include <cstddef>
 #include <span>
 
-#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/model/models.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
+
+namespace deferred = stage::deferred;
 
 at::Tensor uniform(Random& random, at::IntArrayRef sizes, double bound, at::ScalarType dtype) {
   at::Tensor values = at::empty(sizes, at::kDouble);
@@ -109,4 +111,4 @@ at::Tensor Norm::operator()(const at::Tensor& input) const {
   return deferred::layer_norm(*gradients_, input, weight_, bias_, epsilon);
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

@@ -8,7 +8,7 @@
 #include <span>
 #include <string>
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 
 // Of bytes that come piece by piece.
 class Crc32 {
@@ -25,4 +25,4 @@ class Crc32 {
 // As it is written everywhere: 8 hexadecimal digits.
 [[nodiscard]] std::string crc32_text(std::uint32_t value);
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

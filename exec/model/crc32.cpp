@@ -1,4 +1,4 @@
-#include "dualpipe/exec/stage/crc32.h"
+#include "dualpipe/exec/model/crc32.h"
 
 #include <fmt/format.h>
 
@@ -6,7 +6,7 @@
 #include <bit>
 #include <cstring>
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 namespace {
 
 // Slicing-by-16 (Kounavis and Berry, "Novel Table Lookup-Based Algorithms for High-Performance CRC Generation", 2008):
@@ -64,4 +64,4 @@ std::uint32_t crc32(std::span<const std::byte> bytes) {
 
 std::string crc32_text(std::uint32_t value) { return fmt::format("{:08x}", value); }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

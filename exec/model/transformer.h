@@ -10,12 +10,12 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/exec/stage/layers.h"
-#include "dualpipe/exec/stage/model.h"
-#include "dualpipe/exec/stage/models.h"
-#include "dualpipe/exec/stage/random.h"
+#include "dualpipe/exec/model/layers.h"
+#include "dualpipe/exec/model/model.h"
+#include "dualpipe/exec/model/models.h"
+#include "dualpipe/exec/model/random.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 
 // Of the linear layers' weights.
 inline constexpr double linear_gain = 1;
@@ -105,4 +105,4 @@ struct TransformerLayers {
   std::vector<Block> blocks;
 };
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

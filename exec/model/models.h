@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <memory>
 
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 
 // The stage is one of the chain; the sizes have been checked to be positive, and all else is up to the model.
 using MakeStage = std::unique_ptr<Stage>(const ModelShape& shape, int stage, const Feed& feed, Device& device);
@@ -43,4 +43,4 @@ void check(const ModelShape& shape);
   return (static_cast<std::uint64_t>(step) << 24U) + static_cast<std::uint64_t>(micro_batch);
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

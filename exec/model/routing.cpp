@@ -1,4 +1,4 @@
-#include "dualpipe/exec/stage/routing.h"
+#include "dualpipe/exec/model/routing.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -15,7 +15,7 @@
 #include <cmath>
 #include <vector>
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -134,4 +134,4 @@ at::Tensor combine(const at::Tensor& slots, const Routing& routing) {
   return Combine::apply(slots, routing.weights, routing.slot, routing.assignment);
 }
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

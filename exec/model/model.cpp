@@ -1,4 +1,4 @@
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 
 #include <fmt/format.h>
 
@@ -6,25 +6,25 @@
 #include <cstddef>
 #include <numeric>
 
-#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/model/models.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 
-using detail::stage::check;
-using detail::stage::is_first;
-using detail::stage::is_last;
-using detail::stage::make_empty;
-using detail::stage::make_gpt;
-using detail::stage::make_mlp;
-using detail::stage::make_moe;
-using detail::stage::make_timed;
-using detail::stage::MakeData;
-using detail::stage::MakeStage;
-using detail::stage::mlp_data;
-using detail::stage::no_data;
-using detail::stage::token_data;
+using detail::model::check;
+using detail::model::is_first;
+using detail::model::is_last;
+using detail::model::make_empty;
+using detail::model::make_gpt;
+using detail::model::make_mlp;
+using detail::model::make_moe;
+using detail::model::make_timed;
+using detail::model::MakeData;
+using detail::model::MakeStage;
+using detail::model::mlp_data;
+using detail::model::no_data;
+using detail::model::token_data;
 
 namespace {
 
@@ -85,7 +85,7 @@ std::string_view to_text(Precision precision) {
   }
 }
 
-void detail::stage::check(const ModelShape& shape) {
+void detail::model::check(const ModelShape& shape) {
   check_size("hidden size", shape.hidden);
   check_size("number of heads", shape.heads);
   check_size("sequence length", shape.sequence);
@@ -101,7 +101,7 @@ void detail::stage::check(const ModelShape& shape) {
   }
 }
 
-std::int64_t detail::stage::layers_before(const ModelShape& shape, int stage) {
+std::int64_t detail::model::layers_before(const ModelShape& shape, int stage) {
   return std::accumulate(shape.layers.begin(), shape.layers.begin() + stage, std::int64_t{0});
 }
 

@@ -7,17 +7,17 @@
 #include <span>
 #include <string>
 
-#include "dualpipe/exec/stage/crc32.h"
-#include "dualpipe/exec/stage/mapped_file.h"
-#include "dualpipe/exec/stage/models.h"
+#include "dualpipe/exec/model/crc32.h"
+#include "dualpipe/exec/model/mapped_file.h"
+#include "dualpipe/exec/model/models.h"
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
 
-using detail::stage::check;
-using detail::stage::Crc32;
-using detail::stage::crc32_text;
-using detail::stage::MappedFile;
+using detail::model::check;
+using detail::model::Crc32;
+using detail::model::crc32_text;
+using detail::model::MappedFile;
 
 namespace {
 

@@ -9,12 +9,14 @@
 #include <utility>
 #include <vector>
 
+#include "dualpipe/exec/model/model.h"
+#include "dualpipe/exec/model/random.h"
 #include "dualpipe/exec/stage/deferred.h"
-#include "dualpipe/exec/stage/model.h"
-#include "dualpipe/exec/stage/random.h"
 #include "dualpipe/exec/stage/stage.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
+
+using stage::WeightGradients;
 
 // What a model's layers share.
 struct LayerOptions {
@@ -124,4 +126,4 @@ class Norm {
   WeightGradients* gradients_;
 };
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model

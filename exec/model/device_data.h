@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "dualpipe/exec/device/device.h"
-#include "dualpipe/exec/stage/model.h"
+#include "dualpipe/exec/model/model.h"
 
-namespace dualpipe::detail::stage {
+namespace dualpipe::detail::model {
 
 class DeviceData final : public Data {
  public:
@@ -45,4 +45,4 @@ class DeviceData final : public Data {
   Copies targets_;
 };
 
-}  // namespace dualpipe::detail::stage
+}  // namespace dualpipe::detail::model
