@@ -51,10 +51,10 @@ class GptStage final : public AutogradStage {
   void add_up_gradients() override { layers_.ends.add_up_gradients(); }
 
  private:
-  at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) override {
-    at::Tensor x = layers_.ends.begin(micro_batch, input);
+  Tensors compute(std::uint32_t micro_batch, const Tensors& inputs) override {
+    at::Tensor x = layers_.ends.begin(micro_batch, inputs);
     for (const GptBlock& block : layers_.blocks) x = block(x);
-    return layers_.ends.end(micro_batch, x);
+    return {layers_.ends.end(micro_batch, x)};
   }
 
   TransformerLayers<GptBlock> layers_;

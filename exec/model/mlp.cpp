@@ -32,6 +32,7 @@ class MlpStage final : public AutogradStage {
   MlpStage(const ModelShape& shape, int stage, const Feed& feed, const Device& device)
       : AutogradStage(shape.loss_scale, shape.recompute),
         feed_(feed),
+        is_first_(is_first(stage)),
         is_last_(is_last(shape, stage)),
         activations_(activation_dtype(shape)),
         first_layer_(layers_before(shape, stage)) {
@@ -53,14 +54,16 @@ class MlpStage final : public AutogradStage {
   }
 
  private:
-  at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) override {
+  Tensors compute(std::uint32_t micro_batch, const Tensors& inputs) override {
     const std::int64_t sample = feed_.first_micro_batch + micro_batch;
-    at::Tensor x = input.defined() ? input : feed_.data->input(feed_.step, sample).to(activations_);
+    at::Tensor x = inputs.empty() ? feed_.data->input(feed_.step, sample) : inputs[0];
+    if (is_first_) x = x.detach().to(activations_);  // nobody wants the gradient of a sample
     for (const Layer& layer : layers_) x = layer.down(at::gelu(layer.up(x)));
-    return is_last_ ? at::mse_loss(for_loss(x), feed_.data->target(feed_.step, sample)) : x;
+    return {is_last_ ? at::mse_loss(for_loss(x), feed_.data->target(feed_.step, sample)) : x};
   }
 
   const Feed& feed_;
+  bool is_first_;
   bool is_last_;
   at::ScalarType activations_;
   std::int64_t first_layer_;

@@ -29,7 +29,6 @@
 namespace dualpipe::detail::model {
 
 using stage::PartedStage;
-using stage::Tensors;
 
 namespace {
 
@@ -166,7 +165,7 @@ class MoeStage final : public PartedStage {
 
   // Of a block, or of what is behind the last one.
   [[nodiscard]] at::Tensor input_of(std::size_t block, std::uint32_t micro_batch, const Tensors& inputs) const {
-    if (block == 0) return layers_.ends.begin(micro_batch, inputs[0]);
+    if (block == 0) return layers_.ends.begin(micro_batch, inputs);
     return MoeBlock::add_experts(inputs[0], Beside::unpack(std::span(inputs).subspan(1)));
   }
 

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <thread>
 
+#include "dualpipe/exec/model/empty.h"
 #include "dualpipe/exec/model/models.h"
 #include "dualpipe/sim/schedule/error.h"
 
@@ -25,45 +26,39 @@ void take(Time duration) {
   while (Clock::now() < end) std::this_thread::yield();
 }
 
-class TimedStage final : public Stage {
+class TimedStage final : public EmptyStage {
  public:
   TimedStage(const StageCosts& costs, bool is_first, bool is_last)
-      : costs_(costs), output_(at::zeros(is_last ? at::IntArrayRef{} : at::IntArrayRef{1})) {
-    if (!is_first) input_gradient_ = at::zeros({1});
-  }
+      : EmptyStage(at::zeros({1}), is_first, is_last), costs_(costs) {}
 
-  at::Tensor forward(std::uint32_t /*micro_batch*/, at::Tensor /*input*/) override {
+  Tensors forward(std::uint32_t /*micro_batch*/, Tensors /*inputs*/) override {
     take(costs_.duration(Kind::forward));
-    return output_;
+    return outputs();
   }
-  at::Tensor backward(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override {
+  Tensors backward(std::uint32_t /*micro_batch*/, Tensors /*gradients*/) override {
     take(costs_.duration(Kind::backward));
-    return input_gradient_;
+    return input_gradients();
   }
-  at::Tensor backward_input(std::uint32_t /*micro_batch*/, at::Tensor /*gradient*/) override {
+  Tensors backward_input(std::uint32_t /*micro_batch*/, Tensors /*gradients*/) override {
     take(costs_.duration(Kind::input_gradient));
-    return input_gradient_;
+    return input_gradients();
   }
   void backward_weight(std::uint32_t /*micro_batch*/) override { take(costs_.duration(Kind::weight_gradient)); }
 
-  Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
-                                         std::uint32_t backward_micro_batch, at::Tensor gradient,
+  Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
+                                         std::uint32_t backward_micro_batch, Tensors gradients,
                                          const PairLanes& lanes) override {
     const auto* const timed_back = dynamic_cast<const TimedStage*>(&back);
     if (!costs_.overlapped || timed_back == nullptr) {
-      return Stage::overlapped_forward_backward(forward_micro_batch, std::move(input), back, backward_micro_batch,
-                                                std::move(gradient), lanes);
+      return Stage::overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
+                                                std::move(gradients), lanes);
     }
     take(*costs_.overlapped);
-    return {output_, timed_back->input_gradient_};
+    return {outputs(), timed_back->input_gradients()};
   }
-
-  std::vector<NamedTensor> named_parameters() override { return {}; }
 
  private:
   StageCosts costs_;
-  at::Tensor output_;
-  at::Tensor input_gradient_;  // undefined in a first stage
 };
 
 }  // namespace

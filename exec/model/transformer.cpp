@@ -125,10 +125,11 @@ TransformerEnds::TransformerEnds(const ModelShape& shape, int stage, const Feed&
   head_.emplace(shape, tied_in_head_.defined() ? tied_in_head_ : tied_, options);
 }
 
-at::Tensor TransformerEnds::begin(std::uint32_t micro_batch, const at::Tensor& input) const {
-  if (!embeddings_) return input;
-  return embeddings_->tokens(feed_.data->input(feed_.step, feed_.first_micro_batch + micro_batch)) +
-         embeddings_->positions(embeddings_->every_position);
+at::Tensor TransformerEnds::begin(std::uint32_t micro_batch, const Tensors& inputs) const {
+  if (!embeddings_) return inputs[0];
+  const at::Tensor tokens =
+      inputs.empty() ? feed_.data->input(feed_.step, feed_.first_micro_batch + micro_batch) : inputs[0];
+  return embeddings_->tokens(tokens) + embeddings_->positions(embeddings_->every_position);
 }
 
 at::Tensor TransformerEnds::end(std::uint32_t micro_batch, const at::Tensor& output) const {

@@ -50,8 +50,9 @@ class TransformerEnds {
   // `feed` is read at each use.
   TransformerEnds(const ModelShape& shape, int stage, const Feed& feed, const LayerOptions& options);
 
-  // What goes into the first block of the stage: in a first stage the embedded tokens, else `input`.
-  [[nodiscard]] at::Tensor begin(std::uint32_t micro_batch, const at::Tensor& input) const;
+  // What goes into the first block of the stage: in a first stage the embedded tokens, which are the input, or, where
+  // there is none, those of the feed; else the input itself.
+  [[nodiscard]] at::Tensor begin(std::uint32_t micro_batch, const Tensors& inputs) const;
   // What comes out of the stage: of a last stage the loss, else `output`, its last block's.
   [[nodiscard]] at::Tensor end(std::uint32_t micro_batch, const at::Tensor& output) const;
 

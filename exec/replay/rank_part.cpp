@@ -79,6 +79,19 @@ class OpCheck {
   const std::span<const HeldStage> held_;
 };
 
+void check_made(Op op, const Tensors& made, std::string_view what, std::string_view who_wants_it) {
+  if (std::ranges::none_of(made, &at::Tensor::defined)) {
+    throw InputError(fmt::format("stage {} returned {} as the {}, which {}", op.stage,
+                                 made.empty() ? "no tensor" : "an undefined tensor", what, who_wants_it));
+  }
+  if (std::ranges::any_of(made, [](const at::Tensor& each) { return each.defined() && each.requires_grad(); })) {
+    throw InputError(
+        fmt::format("stage {} returned the {} with its autograd graph, and stages have graphs of their own; "
+                    "return it detached (at::Tensor::detach())",
+                    op.stage, what));
+  }
+}
+
 }  // namespace
 
 void check_rank(const Program& program, int rank) {
@@ -142,26 +155,23 @@ void check_ops(const Program& program, int rank, std::span<const HeldStage> held
   OpCheck(program, rank, held).run();
 }
 
-void check_made(Op op, const at::Tensor& made, bool is_taken) {
-  const bool forward = op.kind == Kind::forward;
-  const std::string_view what = !forward ? "gradient of its input" : is_taken ? "output" : "loss";
-  if (!made.defined()) {
-    throw InputError(
-        fmt::format("stage {} returned an undefined tensor as the {}, which {}", op.stage, what,
-                    is_taken ? "the stage next to it waits for" : "the last stage of a chain has to compute"));
-  }
-  if (made.requires_grad()) {
-    throw InputError(
-        fmt::format("stage {} returned the {} with its autograd graph, and stages have graphs of their own; "
-                    "return it detached (at::Tensor::detach())",
-                    op.stage, what));
-  }
-  if (!is_taken && made.numel() != 1) {
+void check_made(Op op, const Tensors& made) {
+  check_made(op, made, op.kind == Kind::forward ? "output" : "gradient of its input", "the stage next to it waits for");
+}
+
+at::Tensor loss_of(Op op, Tensors made) {
+  check_made(op, made, "loss", "the last stage of a chain has to compute");
+  if (made.size() != 1 || made[0].numel() != 1) {
+    std::int64_t numbers = 0;
+    for (const at::Tensor& each : made) numbers += each.defined() ? each.numel() : 0;
     throw InputError(
         fmt::format("stage {} is the last of its chain, and has to return the loss, a scalar; it returned "
                     "{} numbers",
-                    op.stage, made.numel()));
+                    op.stage, numbers));
   }
+  at::Tensor loss = std::move(made[0]);
+  const bool keeps_more = loss.has_storage() && loss.storage().nbytes() > loss.nbytes();
+  return keeps_more ? loss.clone() : std::move(loss);
 }
 
 }  // namespace dualpipe::detail::replay

@@ -41,8 +41,12 @@ void check_rank(const Program& program, int rank);
 // others do. That they come in an order in which it can do them shows when it runs.
 void check_ops(const Program& program, int rank, std::span<const HeldStage> held);
 
-// What a stage made in an op, for another stage, which takes it, or as the loss. Throws InputError unless it is a
-// tensor without a graph, and the loss one number.
-void check_made(Op op, const at::Tensor& made, bool is_taken);
+// What a stage made in an op for the one next to it. Throws InputError unless there is a tensor, and none has a graph.
+void check_made(Op op, const Tensors& made);
+
+// The loss that the last stage of a chain made in an F, by itself. Throws InputError unless it is one number, without a
+// graph. It is kept to the end of the step, and so no more of it than the number: at::mse_loss() computes both a loss
+// and what it reduces to that in one storage.
+[[nodiscard]] at::Tensor loss_of(Op op, Tensors made);
 
 }  // namespace dualpipe::detail::replay

@@ -29,7 +29,7 @@
 
 namespace dualpipe {
 
-// A rank failed in an op: which, and why.
+// A rank failed in an op: which, and why. What was thrown there is nested in it (std::rethrow_if_nested).
 class ReplayError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -63,12 +63,32 @@ struct RankRecord {
   std::string stopped_at;           // the op in which the rank was when it failed, or was stopped
 };
 
+// What goes into the chains of a step, and what comes out at their ends, where the stages do not see to it themselves.
+// Called by replay() in the op, whose time it is part of.
+class ChainEnds {
+ public:
+  ChainEnds() = default;
+  ChainEnds(const ChainEnds&) = delete;
+  ChainEnds& operator=(const ChainEnds&) = delete;
+
+  // What the first stage of a chain takes in an F.
+  [[nodiscard]] virtual Tensors inputs(Op forward) = 0;
+  // The loss of what the last stage of a chain has made in an F: one number; undefined where there is none.
+  [[nodiscard]] virtual at::Tensor loss(Op forward, Tensors outputs) = 0;
+  // The gradients of these outputs, for the B or I; none where the stage has computed the loss.
+  [[nodiscard]] virtual Tensors gradients(Op backward) = 0;
+
+ protected:
+  ~ChainEnds() = default;
+};
+
 struct ReplayOptions {
   bool forward_only = false;          // skip all but F and its messages, with gradients off (evaluation)
   std::function<void(Op)> before_op;  // for tests: called before each op
   Device* device = &host_device();    // the rank's, with a lane for each of its stages
   bool note_parts = false;            // RankRecord::parts, which takes two marks for each
   bool measure_memory = false;        // RankRecord::memory and peak_memory, by a MemoryMeter (exec/replay/memory.h)
+  ChainEnds* ends = nullptr;          // null: the first stages read their own data, and the last ones give the loss
 };
 
 // `stages`: by stage of the placement; null for those of other ranks. Throws ReplayError naming rank, op and cause

@@ -6,30 +6,30 @@
 
 namespace dualpipe::detail::stage {
 
-at::Tensor AutogradStage::forward(std::uint32_t micro_batch, at::Tensor input) {
+Tensors AutogradStage::forward(std::uint32_t micro_batch, Tensors inputs) {
   const bool with_gradients = c10::GradMode::is_enabled();
   const c10::AutoGradMode with_graph(with_gradients && !recomputes_);
   Kept kept;
-  at::Tensor output = run(micro_batch, input, kept.segment);
-  if (recomputes_) kept.input = std::move(input);
+  Tensors outputs = run(micro_batch, inputs, kept.segment);
+  if (recomputes_) kept.inputs = std::move(inputs);
   if (with_gradients) held_.put(micro_batch, Awaited::backward, std::move(kept));
-  return output;
+  return outputs;
 }
 
-at::Tensor AutogradStage::backward(std::uint32_t micro_batch, at::Tensor gradient) {
-  return differentiate(take_segment(micro_batch), std::move(gradient));
+Tensors AutogradStage::backward(std::uint32_t micro_batch, Tensors gradients) {
+  return differentiate(take_segment(micro_batch), std::move(gradients));
 }
 
-at::Tensor AutogradStage::backward_input(std::uint32_t micro_batch, at::Tensor gradient) {
+Tensors AutogradStage::backward_input(std::uint32_t micro_batch, Tensors gradients) {
   Segment segment = take_segment(micro_batch);
   Kept kept;
-  at::Tensor input_gradient;
+  Tensors input_gradients;
   {
     const DeferWeightGradients defer(weight_gradients_, kept.weight_gradients);
-    input_gradient = differentiate(std::move(segment), std::move(gradient));
+    input_gradients = differentiate(std::move(segment), std::move(gradients));
   }
   held_.put(micro_batch, Awaited::weight_gradient, std::move(kept));
-  return input_gradient;
+  return input_gradients;
 }
 
 void AutogradStage::backward_weight(std::uint32_t micro_batch) {
@@ -38,23 +38,22 @@ void AutogradStage::backward_weight(std::uint32_t micro_batch) {
   run_all(kept.weight_gradients);
 }
 
-at::Tensor AutogradStage::run(std::uint32_t micro_batch, const at::Tensor& input, Segment& segment) {
-  const auto computed = [&](const Tensors& inputs) { return Tensors{compute(micro_batch, inputs[0])}; };
-  return segment.forward({input}, computed)[0];
+Tensors AutogradStage::run(std::uint32_t micro_batch, const Tensors& inputs, Segment& segment) {
+  return segment.forward(inputs, [&](const Tensors& own) { return compute(micro_batch, own); });
 }
 
 Segment AutogradStage::take_segment(std::uint32_t micro_batch) {
   Kept kept = held_.take(micro_batch, Awaited::backward);
   if (recomputes_) {
     const c10::AutoGradMode with_graph(true);
-    static_cast<void>(run(micro_batch, kept.input, kept.segment));
+    static_cast<void>(run(micro_batch, kept.inputs, kept.segment));
   }
   return std::move(kept.segment);
 }
 
-at::Tensor AutogradStage::differentiate(Segment segment, at::Tensor gradient) const {
-  if (!gradient.defined()) gradient = segment.filled_gradient(loss_scale_);
-  return segment.backward({std::move(gradient)})[0];
+Tensors AutogradStage::differentiate(Segment segment, Tensors gradients) const {
+  if (gradients.empty()) gradients = segment.loss_gradients(loss_scale_);
+  return segment.backward(gradients, Segment::Unreached::undefined);
 }
 
 }  // namespace dualpipe::detail::stage

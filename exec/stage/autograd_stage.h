@@ -14,17 +14,18 @@
 
 namespace dualpipe::detail::stage {
 
-// What it holds of a micro-batch: from F to B or I, the autograd graph and the input (not the output, unless the graph
-// needs it), or, if it recomputes in full, the input alone; from I to W, what the deferred weight gradients need.
+// What it holds of a micro-batch: from F to B or I, the autograd graph and the inputs (not the outputs, unless the
+// graph needs them), or, if it recomputes in full, the inputs alone; from I to W, what the deferred weight gradients
+// need.
 //
 // I defers the weight gradients of layers made with `deferred::`. Those of parameters used in any other way are
 // computed in I, and W does nothing for them: correct, but I is then longer and W shorter than they could be. In a
 // first stage, whose input needs no gradient, I computes the gradients that lead down to the first parameters.
 class AutogradStage : public Stage {
  public:
-  [[nodiscard]] at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) final;
-  [[nodiscard]] at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) final;
-  [[nodiscard]] at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) final;
+  [[nodiscard]] Tensors forward(std::uint32_t micro_batch, Tensors inputs) final;
+  [[nodiscard]] Tensors backward(std::uint32_t micro_batch, Tensors gradients) final;
+  [[nodiscard]] Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) final;
   void backward_weight(std::uint32_t micro_batch) final;
   [[nodiscard]] Bytes working_bytes() const final { return working_bytes_; }
 
@@ -34,9 +35,9 @@ class AutogradStage : public Stage {
   explicit AutogradStage(double loss_scale, Recompute recompute = Recompute::none)
       : loss_scale_(loss_scale), recomputes_(recompute == Recompute::full) {}
 
-  // The output for the next stage, or the loss. `input` is undefined in a first stage. Called twice for a micro-batch
-  // whose forward is recomputed, and must then do the same again.
-  [[nodiscard]] virtual at::Tensor compute(std::uint32_t micro_batch, const at::Tensor& input) = 0;
+  // The outputs for the next stage, or the loss; as Stage::forward() has them. Called twice for a micro-batch whose
+  // forward is recomputed, and must then do the same again.
+  [[nodiscard]] virtual Tensors compute(std::uint32_t micro_batch, const Tensors& inputs) = 0;
 
   // For the layers.
   [[nodiscard]] WeightGradients& weight_gradients() { return weight_gradients_; }
@@ -44,13 +45,13 @@ class AutogradStage : public Stage {
 
  private:
   struct Kept {
-    at::Tensor input;  // if it recomputes
+    Tensors inputs;  // if it recomputes
     Segment segment;
     std::vector<WeightGradient> weight_gradients;
   };
-  at::Tensor run(std::uint32_t micro_batch, const at::Tensor& input, Segment& segment);
+  Tensors run(std::uint32_t micro_batch, const Tensors& inputs, Segment& segment);
   Segment take_segment(std::uint32_t micro_batch);
-  [[nodiscard]] at::Tensor differentiate(Segment segment, at::Tensor gradient) const;
+  [[nodiscard]] Tensors differentiate(Segment segment, Tensors gradients) const;
 
   WeightGradients weight_gradients_;
   Bytes working_bytes_ = 0;

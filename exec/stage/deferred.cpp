@@ -2,15 +2,12 @@
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/bmm.h>
-#include <ATen/ops/conv2d.h>
-#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/native_layer_norm_backward.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cstddef>
@@ -32,21 +29,16 @@ WeightGradients& kept(AutogradContext* context) {
   return *reinterpret_cast<WeightGradients*>(static_cast<std::intptr_t>(context->saved_data[gradients_key].toInt()));
 }
 
-// As autograd does: the first gradient is taken over (unless someone else sees it), those that follow are added in
-// place.
+// As autograd does: the first gradient, which a kernel has just made for this, is taken over; those that follow are
+// added in place.
 void accumulate(const at::Tensor& parameter, at::Tensor gradient) {
   if (!parameter.requires_grad() || !gradient.defined()) return;
   at::Tensor& sum = parameter.mutable_grad();
   if (sum.defined()) {
     sum.add_(gradient);
-    return;
+  } else {
+    sum = gradient.to(parameter.scalar_type()).contiguous();
   }
-  const bool is_alone = gradient.use_count() == 1 && gradient.storage().use_count() == 1;
-  if (gradient.scalar_type() != parameter.scalar_type()) {
-    sum = gradient.to(parameter.scalar_type(), false, false, at::MemoryFormat::Contiguous);
-    return;
-  }
-  sum = is_alone && gradient.is_contiguous() ? std::move(gradient) : gradient.clone(at::MemoryFormat::Contiguous);
 }
 
 // For a layer one kernel of which makes all gradients, `run(of_input, of_parameters)`: it accumulates those of the
@@ -204,93 +196,6 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
-struct Conv2d : torch::autograd::Function<Conv2d> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias, const Conv2dOptions& options,
-                            WeightGradients* gradients) {
-    context->save_for_backward({input, weight, bias.value_or(at::Tensor())});
-    context->saved_data["stride"] = options.stride;
-    context->saved_data["padding"] = options.padding;
-    context->saved_data["dilation"] = options.dilation;
-    context->saved_data["groups"] = options.groups;
-    keep(context, *gradients);
-    return at::conv2d(input, weight, bias, options.stride, options.padding, options.dilation, options.groups);
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
-    const variable_list saved = context->get_saved_variables();
-    const auto run = [input = saved[0].detach(), weight = saved[1], bias = saved[2], gradient = output_gradients[0],
-                      stride = context->saved_data["stride"].toIntVector(),
-                      padding = context->saved_data["padding"].toIntVector(),
-                      dilation = context->saved_data["dilation"].toIntVector(),
-                      groups = context->saved_data["groups"].toInt()](bool of_input, bool of_parameters) {
-      const bool of_weight = of_parameters && weight.requires_grad();
-      const bool of_bias = of_parameters && bias.defined() && bias.requires_grad();
-      const auto bias_sizes = bias.defined() ? at::OptionalIntArrayRef(bias.sizes()) : std::nullopt;
-      auto [input_gradient, weight_gradient, bias_gradient] =
-          at::convolution_backward(gradient, input, weight, bias_sizes, stride, padding, dilation, /*transposed=*/false,
-                                   /*output_padding=*/{0, 0}, groups, {of_input, of_weight, of_bias});
-      if (of_weight) accumulate(weight, std::move(weight_gradient));
-      if (of_bias) accumulate(bias, std::move(bias_gradient));
-      return input_gradient;
-    };
-    return {run_in_parts(context, run), {}, {}, {}, {}};
-  }
-};
-
-using Apply = std::function<at::Tensor(const at::Tensor&)>;
-
-// Builds the layer's own graph inside, cut off from the stage's, and differentiates it part by part.
-struct Layer : torch::autograd::Function<Layer> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, at::TensorList parameters,
-                            const Apply* apply, WeightGradients* gradients) {
-    at::Tensor inner_input = input.detach();
-    inner_input.set_requires_grad(input.requires_grad());
-    at::Tensor inner_output;
-    {
-      const at::AutoGradMode with_gradients(true);
-      inner_output = (*apply)(inner_input);
-    }
-    variable_list saved = {inner_input, inner_output};
-    saved.insert(saved.end(), parameters.begin(), parameters.end());
-    context->save_for_backward(saved);
-    keep(context, *gradients);
-    return inner_output.detach();
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
-    const variable_list saved = context->get_saved_variables();
-    const at::Tensor& input = saved[0];
-    const at::Tensor& output = saved[1];
-    const at::Tensor& gradient = output_gradients[0];
-    variable_list parameters;
-    for (std::size_t i = 2; i < saved.size(); ++i) {
-      if (saved[i].requires_grad()) parameters.push_back(saved[i]);
-    }
-
-    WeightGradients& gradients = kept(context);
-    variable_list result(saved.size() + 1);  // of the input, the parameters and the two pointers
-    const auto differentiate = [output, gradient](const variable_list& inputs, bool again) {
-      return torch::autograd::grad({output}, inputs, {gradient}, again, false, /*allow_unused=*/true);
-    };
-    const auto add_up = [parameters](variable_list found) {
-      for (std::size_t i = 0; i < parameters.size(); ++i) accumulate(parameters[i], std::move(found[i]));
-    };
-    const bool of_parameters = !parameters.empty();
-    if (gradients.deferred()) {
-      if (input.requires_grad()) result[0] = differentiate({input}, /*again=*/of_parameters)[0];
-      if (of_parameters) gradients.add([=] { add_up(differentiate(parameters, false)); });
-    } else {
-      variable_list all = parameters;
-      if (input.requires_grad()) all.push_back(input);
-      variable_list found = differentiate(all, false);
-      if (input.requires_grad()) result[0] = found.back();
-      add_up(std::move(found));
-    }
-    return result;
-  }
-};
-
 }  // namespace
 
 at::Tensor linear(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
@@ -314,17 +219,6 @@ at::Tensor layer_norm(WeightGradients& gradients, const at::Tensor& input, const
 
 at::Tensor rms_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight, double epsilon) {
   return RmsNorm::apply(input, input, weight, epsilon, &gradients);
-}
-
-at::Tensor conv2d(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
-                  const Conv2dOptions& options) {
-  return Conv2d::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, options, &gradients);
-}
-
-at::Tensor layer(WeightGradients& gradients, const at::Tensor& input, const std::vector<at::Tensor>& parameters,
-                 const Apply& apply) {
-  if (!at::GradMode::is_enabled()) return apply(input);
-  return Layer::apply(input, at::TensorList(parameters), &apply, &gradients);
 }
 
 }  // namespace dualpipe::detail::stage::deferred

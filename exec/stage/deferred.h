@@ -12,7 +12,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
 #include <cassert>
 #include <cstdint>
 #include <functional>
@@ -104,25 +103,6 @@ struct LinearCopies {
 // at::rms_norm over the last dimension, which `weight` scales; float32 or float64.
 [[nodiscard]] at::Tensor rms_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
                                   double epsilon);
-
-// Each for height and width.
-struct Conv2dOptions {
-  std::array<std::int64_t, 2> stride = {1, 1};
-  std::array<std::int64_t, 2> padding = {0, 0};
-  std::array<std::int64_t, 2> dilation = {1, 1};
-  std::int64_t groups = 1;
-};
-
-// at::conv2d of [samples, channels, height, width]; `bias` may be undefined.
-[[nodiscard]] at::Tensor conv2d(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
-                                const at::Tensor& bias, const Conv2dOptions& options = {});
-
-// Any other layer: `apply` is a function of its argument and of `parameters`, which are leaves. I and W each go through
-// its autograd graph once, and all of the graph is held until W: cheap for one layer (a PReLU, a transposed
-// convolution), twice the work for a network of many.
-[[nodiscard]] at::Tensor layer(WeightGradients& gradients, const at::Tensor& input,
-                               const std::vector<at::Tensor>& parameters,
-                               const std::function<at::Tensor(const at::Tensor&)>& apply);
 
 }  // namespace deferred
 }  // namespace dualpipe::detail::stage

@@ -32,20 +32,20 @@ class PartedStage::Pass {
   Pass(PartedStage& stage, Device& device, Lane lane, std::uint32_t micro_batch)
       : stage_(stage), device_(device), lane_(lane), micro_batch_(micro_batch) {}
 
-  void begin_forward(at::Tensor input) {
+  void begin_forward(Tensors inputs) {
     is_forward_ = true;
     with_graph_ = c10::GradMode::is_enabled() && !stage_.recomputes();
     keeps_ = c10::GradMode::is_enabled();
-    if (keeps_ && stage_.recomputes()) held_.input = input;
-    go_forward(std::move(input));
+    if (keeps_ && stage_.recomputes()) held_.inputs = inputs;
+    go_forward(std::move(inputs));
   }
 
-  void begin_backward(at::Tensor gradient, bool defers_weights) {
+  void begin_backward(Tensors gradients, bool defers_weights) {
     held_ = stage_.held_.take(micro_batch_, Awaited::backward);
-    gradient_ = std::move(gradient);
+    gradients_ = std::move(gradients);
     defers_weights_ = keeps_ = defers_weights;
     with_graph_ = true;
-    if (stage_.recomputes()) go_forward(std::exchange(held_.input, {}));
+    if (stage_.recomputes()) go_forward(std::exchange(held_.inputs, {}));
     for (std::size_t part = stage_.parts_.size(); part > 0; --part) steps_.push_back({part - 1, Direction::backward});
   }
 
@@ -67,14 +67,14 @@ class PartedStage::Pass {
     }
   }
 
-  // Puts away what is needed later, and returns the output, or the gradient of the input.
-  [[nodiscard]] at::Tensor finish() {
-    assert(!has_next() && tensors_.size() == 1);
+  // Puts away what is needed later, and returns the outputs, or the gradients of the inputs.
+  [[nodiscard]] Tensors finish() {
+    assert(!has_next());
     if (keeps_) stage_.held_.put(micro_batch_, awaited(), std::move(held_));
-    return std::move(tensors_[0]);
+    return std::move(tensors_);
   }
 
-  [[nodiscard]] at::Tensor run() {
+  [[nodiscard]] Tensors run() {
     while (has_next()) issue_next();
     return finish();
   }
@@ -89,9 +89,9 @@ class PartedStage::Pass {
   [[nodiscard]] Awaited awaited() const { return is_forward_ ? Awaited::backward : Awaited::weight_gradient; }
   [[nodiscard]] const Part& part_of(Step step) const { return stage_.parts_[step.part]; }
 
-  void go_forward(at::Tensor input) {
+  void go_forward(Tensors inputs) {
     assert(!stage_.parts_.empty() && stage_.parts_.back().lane == Lane::Kind::compute);
-    tensors_ = {std::move(input)};
+    tensors_ = std::move(inputs);
     held_.segments = std::vector<PartSegments>(stage_.parts_.size());
     for (std::size_t part = 0; part < stage_.parts_.size(); ++part) steps_.push_back({part, Direction::forward});
   }
@@ -147,7 +147,7 @@ class PartedStage::Pass {
       std::vector<WeightGradient>& kept = defers_weights_ ? held_.weight_gradients : of_this_part;
       const DeferWeightGradients defer(stage_.weight_gradients_, kept);
       noted(Lane::Kind::compute, part.work, "", [&] {
-        if (number + 1 == stage_.parts_.size()) tensors_ = {first_gradient(segments.segment)};
+        if (number + 1 == stage_.parts_.size()) tensors_ = last_gradients(segments.segment);
         tensors_ = segments.segment.backward(tensors_);
       });
       mark_what_is_sent();
@@ -167,8 +167,8 @@ class PartedStage::Pass {
     std::ranges::move(others, std::back_inserter(tensors_));
   }
 
-  [[nodiscard]] at::Tensor first_gradient(const Segment& last) {
-    return gradient_.defined() ? std::move(gradient_) : last.filled_gradient(stage_.options_.loss_scale);
+  [[nodiscard]] Tensors last_gradients(const Segment& last) {
+    return gradients_.empty() ? last.loss_gradients(stage_.options_.loss_scale) : std::move(gradients_);
   }
 
   void mark_what_is_sent() {
@@ -184,7 +184,7 @@ class PartedStage::Pass {
   bool with_graph_ = false;
   bool keeps_ = false;           // something, for the pass that follows
   bool defers_weights_ = false;  // I does
-  at::Tensor gradient_;          // of the output
+  Tensors gradients_;            // of the outputs
   std::vector<Step> steps_;
   std::size_t next_ = 0;
   Tensors tensors_;           // between the step before and the next
@@ -200,21 +200,21 @@ void PartedStage::add_exchange(std::string name) {
   parts_.push_back({Lane::Kind::exchange, {std::move(name), {}}, {}});
 }
 
-at::Tensor PartedStage::forward(std::uint32_t micro_batch, at::Tensor input) {
+Tensors PartedStage::forward(std::uint32_t micro_batch, Tensors inputs) {
   Pass pass(*this, device_, device_.used(), micro_batch);
-  pass.begin_forward(std::move(input));
+  pass.begin_forward(std::move(inputs));
   return pass.run();
 }
 
-at::Tensor PartedStage::backward(std::uint32_t micro_batch, at::Tensor gradient) {
+Tensors PartedStage::backward(std::uint32_t micro_batch, Tensors gradients) {
   Pass pass(*this, device_, device_.used(), micro_batch);
-  pass.begin_backward(std::move(gradient), /*defers_weights=*/false);
+  pass.begin_backward(std::move(gradients), /*defers_weights=*/false);
   return pass.run();
 }
 
-at::Tensor PartedStage::backward_input(std::uint32_t micro_batch, at::Tensor gradient) {
+Tensors PartedStage::backward_input(std::uint32_t micro_batch, Tensors gradients) {
   Pass pass(*this, device_, device_.used(), micro_batch);
-  pass.begin_backward(std::move(gradient), /*defers_weights=*/true);
+  pass.begin_backward(std::move(gradients), /*defers_weights=*/true);
   return pass.run();
 }
 
@@ -226,18 +226,18 @@ void PartedStage::backward_weight(std::uint32_t micro_batch) {
 
 // Step by step, the next of each: side by side on the two kinds of lanes, the exchange first, as it is issued at once;
 // where both compute, B's by itself. From then on they take turns.
-Overlapped PartedStage::overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
-                                                    std::uint32_t backward_micro_batch, at::Tensor gradient,
+Overlapped PartedStage::overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
+                                                    std::uint32_t backward_micro_batch, Tensors gradients,
                                                     const PairLanes& lanes) {
   auto* const parted_back = dynamic_cast<PartedStage*>(&back);
   if (!options_.interleave || parted_back == nullptr) {
-    return Stage::overlapped_forward_backward(forward_micro_batch, std::move(input), back, backward_micro_batch,
-                                              std::move(gradient), lanes);
+    return Stage::overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
+                                              std::move(gradients), lanes);
   }
   Pass ahead(*this, lanes.device, lanes.forward, forward_micro_batch);
-  ahead.begin_forward(std::move(input));
+  ahead.begin_forward(std::move(inputs));
   Pass behind(*parted_back, lanes.device, lanes.backward, backward_micro_batch);
-  behind.begin_backward(std::move(gradient), /*defers_weights=*/false);
+  behind.begin_backward(std::move(gradients), /*defers_weights=*/false);
   while (ahead.has_next() && behind.has_next()) {
     if (ahead.next_lane() == behind.next_lane()) {
       behind.issue_next();
@@ -248,8 +248,8 @@ Overlapped PartedStage::overlapped_forward_backward(std::uint32_t forward_micro_
     (ahead_exchanges ? behind : ahead).issue_next();
   }
   Overlapped result;
-  result.output = ahead.run();
-  result.input_gradient = behind.run();
+  result.outputs = ahead.run();
+  result.input_gradients = behind.run();
   return result;
 }
 

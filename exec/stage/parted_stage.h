@@ -40,9 +40,9 @@ namespace dualpipe::detail::stage {
 // behind what made it, and is adopted there.
 class PartedStage : public Stage {
  public:
-  [[nodiscard]] at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) final;
-  [[nodiscard]] at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) final;
-  [[nodiscard]] at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) final;
+  [[nodiscard]] Tensors forward(std::uint32_t micro_batch, Tensors inputs) final;
+  [[nodiscard]] Tensors backward(std::uint32_t micro_batch, Tensors gradients) final;
+  [[nodiscard]] Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) final;
   void backward_weight(std::uint32_t micro_batch) final;
   // By name, as they were added. Weight gradients are a part of their own, "experts dW", in a W all together "dW"; what
   // is recomputed is "experts again".
@@ -50,8 +50,8 @@ class PartedStage : public Stage {
   [[nodiscard]] Bytes working_bytes() const final { return working_bytes_; }
 
   // Interleaved, if both are parted. Else, or if that is off: F first, then B.
-  [[nodiscard]] Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
-                                                       std::uint32_t backward_micro_batch, at::Tensor gradient,
+  [[nodiscard]] Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
+                                                       std::uint32_t backward_micro_batch, Tensors gradients,
                                                        const PairLanes& lanes) final;
 
  protected:
@@ -63,8 +63,8 @@ class PartedStage : public Stage {
   };
   PartedStage(Device& device, const Options& options) : device_(device), options_(options) {}
 
-  // The parts, in the order of the forward. The first one gets the stage's input, undefined in a first stage; each gets
-  // what the part before it gave; the last one gives the stage's output, or the loss. A function may be called twice
+  // The parts, in the order of the forward. The first one gets the stage's inputs; each gets what the part before it
+  // gave; the last one gives the stage's outputs, or the loss. A function may be called twice
   // for a micro-batch, and must then do the same again.
   using Function = std::function<Tensors(std::uint32_t micro_batch, const Tensors& inputs)>;
   struct Work {
@@ -94,7 +94,7 @@ class PartedStage : public Stage {
   };
   // Of a micro-batch, between its passes.
   struct Kept {
-    at::Tensor input;                    // if it recomputes
+    Tensors inputs;                      // if it recomputes
     std::vector<PartSegments> segments;  // by part
     std::vector<WeightGradient> weight_gradients;
   };

@@ -4,11 +4,12 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
+#include <fmt/format.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include <cassert>
+#include <algorithm>
 #include <cstddef>
 #include <optional>
 #include <utility>
@@ -65,8 +66,13 @@ void check_is_like_output(const at::Tensor& gradient, const torch::autograd::Edg
 
 }  // namespace
 
-Tensors Segment::backward(const Tensors& gradients) {
-  assert(gradients.size() == roots_.size());
+Tensors Segment::backward(const Tensors& gradients, Unreached unreached) {
+  if (gradients.size() != roots_.size()) {
+    throw InputError(
+        fmt::format("a forward made {} tensors, and its backward got gradients of {}: there must be one "
+                    "for each, undefined where there is none",
+                    roots_.size(), gradients.size()));
+  }
   torch::autograd::edge_list roots;
   Tensors given;
   for (std::size_t i = 0; i < roots_.size(); ++i) {
@@ -81,26 +87,29 @@ Tensors Segment::backward(const Tensors& gradients) {
                                                           /*accumulate_grad=*/true);
   }
   const std::shared_ptr<Ends> ends = std::move(ends_);
+  const bool reaches_any = std::ranges::any_of(ends->found, &at::Tensor::defined);
   Tensors result;
   for (const std::optional<std::size_t>& number : ends->number) {
     at::Tensor& gradient = result.emplace_back();
     if (!number) continue;
-    if (!ends->found.empty()) gradient = std::move(ends->found[*number]);
+    if (reaches_any) gradient = std::move(ends->found[*number]);
     if (gradient.defined()) {
       gradient = gradient.contiguous();
-      continue;
+    } else if (!reaches_any || unreached == Unreached::zeros) {
+      const torch::autograd::InputMetadata& input = ends->input_metadata(*number);
+      gradient = at::zeros_symint(input.shape_as_dim_vector(), input.options());
     }
-    const torch::autograd::InputMetadata& input = ends->input_metadata(*number);
-    gradient = at::zeros_symint(input.shape_as_dim_vector(), input.options());
   }
   return result;
 }
 
-at::Tensor Segment::filled_gradient(double value) const {
+Tensors Segment::loss_gradients(double scale) const {
+  Tensors gradients(roots_.size());
+  if (roots_.empty() || !roots_.front().is_valid()) return gradients;
   const torch::autograd::Edge& root = roots_.front();
-  if (!root.is_valid()) return {};
-  const torch::autograd::InputMetadata& output = root.function->input_metadata(root.input_nr);
-  return at::full_symint(output.shape_as_dim_vector(), value, output.options());
+  const torch::autograd::InputMetadata& loss = root.function->input_metadata(root.input_nr);
+  gradients.front() = at::full_symint(loss.shape_as_dim_vector(), scale, loss.options());
+  return gradients;
 }
 
 }  // namespace dualpipe::detail::stage

@@ -4,13 +4,14 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/edge.h>
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <vector>
 
-namespace dualpipe::detail::stage {
+#include "dualpipe/exec/device/device.h"
 
-using Tensors = std::vector<at::Tensor>;
+namespace dualpipe::detail::stage {
 
 // Holds, from its forward to its backward, what the graph needs of its inputs and outputs, and no more.
 class Segment {
@@ -21,13 +22,17 @@ class Segment {
   // those of floating point have gradients.
   [[nodiscard]] Tensors forward(const Tensors& inputs, const Function& function);
 
-  // Frees the graph. `gradients`: one for each output; where undefined, nothing depends on the output. Returns one for
-  // each input that can have one (zeros, if no output depends on it), else undefined. Throws InputError where a
-  // gradient has another shape or type than its output.
-  [[nodiscard]] Tensors backward(const Tensors& gradients);
+  // What an input gets on which no output depends: zeros, or nothing.
+  enum class Unreached : std::uint8_t { zeros, undefined };
 
-  // A gradient of the first output with this value everywhere; undefined if that depends on nothing.
-  [[nodiscard]] at::Tensor filled_gradient(double value) const;
+  // Frees the graph. `gradients`: one for each output; where undefined, nothing depends on the output. Returns one for
+  // each input, undefined where it can have none. Where no output depends on any input, each gets zeros, so that
+  // whoever made the inputs has something to go on with. Throws InputError where there is another number of gradients
+  // than of outputs, or where one has another shape or type than its output.
+  [[nodiscard]] Tensors backward(const Tensors& gradients, Unreached unreached = Unreached::zeros);
+
+  // What backward() takes where the first output is the loss: `scale` for it, and nothing for the others.
+  [[nodiscard]] Tensors loss_gradients(double scale) const;
 
  private:
   struct Ends;

@@ -10,14 +10,14 @@ std::vector<at::Tensor> Stage::parameters() {
   return all;
 }
 
-Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
-                                              std::uint32_t backward_micro_batch, at::Tensor gradient,
+Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
+                                              std::uint32_t backward_micro_batch, Tensors gradients,
                                               const PairLanes& lanes) {
   Overlapped result;
   lanes.device.use(lanes.forward);
-  result.output = forward(forward_micro_batch, std::move(input));
+  result.outputs = forward(forward_micro_batch, std::move(inputs));
   lanes.device.use(lanes.backward);
-  result.input_gradient = back.backward(backward_micro_batch, std::move(gradient));
+  result.input_gradients = back.backward(backward_micro_batch, std::move(gradients));
   return result;
 }
 
@@ -30,10 +30,10 @@ std::vector<at::Tensor> untied_parameters(Stage& stage) {
   return parameters;
 }
 
-Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, at::Tensor input, Stage& back,
-                            std::uint32_t backward_micro_batch, at::Tensor gradient, const PairLanes& lanes) {
-  return ahead.overlapped_forward_backward(forward_micro_batch, std::move(input), back, backward_micro_batch,
-                                           std::move(gradient), lanes);
+Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
+                            std::uint32_t backward_micro_batch, Tensors gradients, const PairLanes& lanes) {
+  return ahead.overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
+                                           std::move(gradients), lanes);
 }
 
 }  // namespace dualpipe

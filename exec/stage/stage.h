@@ -3,6 +3,11 @@
 // A stage is used by one thread, its rank's. Between F and B (or I and W) of a micro-batch it keeps what the backward
 // needs; it frees that as soon as the op that ends its use has run. Tensors that come in and go out are detached: the
 // autograd graphs of two stages never touch.
+//
+// What goes from a stage to the next is a list of tensors, of any shapes and types: hidden states, an attention mask,
+// position ids, … An entry may be undefined, where a model has none of it. The gradients that come back are a list of
+// the same length. An entry of it is undefined where the tensor can have no gradient, as one that is not of floating
+// point, and may be undefined where nothing depends on the tensor.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,8 +23,8 @@ namespace dualpipe {
 
 // The results of an F&B pair.
 struct Overlapped {
-  at::Tensor output;
-  at::Tensor input_gradient;
+  Tensors outputs;
+  Tensors input_gradients;
 };
 
 // Where the two of an F&B pair run.
@@ -51,24 +56,25 @@ class Stage {
   Stage& operator=(const Stage&) = delete;
   virtual ~Stage() = default;
 
-  // F. While gradients are off (c10::NoGradGuard: evaluation) it keeps nothing. `input`: the previous stage's output;
-  // undefined for the first stage of a chain, which reads its own data. Returns the output for the next stage; of the
-  // last stage of a chain the loss, a scalar.
-  [[nodiscard]] virtual at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) = 0;
+  // F. While gradients are off (c10::NoGradGuard: evaluation) it keeps nothing. `inputs`: the previous stage's outputs;
+  // of the first stage of a chain, what the step was given (exec/pipeline/pipeline.h), or none, where the stage reads
+  // its own data. Returns the outputs for the next stage; of the last stage of a chain, unless the step has a
+  // criterion, the loss alone, a scalar.
+  [[nodiscard]] virtual Tensors forward(std::uint32_t micro_batch, Tensors inputs) = 0;
 
-  // B. `gradient`: of the output; undefined for the last stage. Returns the gradient of the input; undefined for the
-  // first stage. Gradients of the parameters are added to their .grad.
-  [[nodiscard]] virtual at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) = 0;
+  // B. `gradients`: of the outputs; none where the stage has computed the loss. Returns those of the inputs, which
+  // nobody takes from the first stage of a chain. Gradients of the parameters are added to their .grad.
+  [[nodiscard]] virtual Tensors backward(std::uint32_t micro_batch, Tensors gradients) = 0;
 
   // I, and later W, whose effects together are B's.
-  [[nodiscard]] virtual at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) = 0;
+  [[nodiscard]] virtual Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) = 0;
   virtual void backward_weight(std::uint32_t micro_batch) = 0;
 
   // F&B: this stage's F together with the B of another stage of the rank. Each on its lane, F first, unless a stage
   // knows better. Both lanes may begin at once; the caller waits for both.
-  [[nodiscard]] virtual Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, at::Tensor input,
+  [[nodiscard]] virtual Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs,
                                                                Stage& back, std::uint32_t backward_micro_batch,
-                                                               at::Tensor gradient, const PairLanes& lanes);
+                                                               Tensors gradients, const PairLanes& lanes);
 
   // From now on it notes there what its ops are made of; null: no longer. Ops of one piece have no parts.
   virtual void note_parts(PartLog* /*log*/) {}
@@ -95,8 +101,8 @@ class Stage {
 [[nodiscard]] std::vector<at::Tensor> untied_parameters(Stage& stage);
 
 // F&B of two stages of one rank: `ahead` does it.
-[[nodiscard]] Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, at::Tensor input,
-                                          Stage& back, std::uint32_t backward_micro_batch, at::Tensor gradient,
+[[nodiscard]] Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
+                                          std::uint32_t backward_micro_batch, Tensors gradients,
                                           const PairLanes& lanes = {host_device(), {}, {}});
 
 }  // namespace dualpipe

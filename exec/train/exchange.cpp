@@ -9,8 +9,6 @@
 #include <sstream>
 #include <utility>
 
-#include "dualpipe/sim/schedule/error.h"
-
 namespace dualpipe::detail::train {
 
 using detail::transport::Packer;
@@ -106,52 +104,26 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
           {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())}};
 }
 
-void shift(Span& span, Time offset) {
-  if (span != Span{}) span = {span.start + offset, span.end + offset};
-}
-
-void pack(Packer& packer, const std::vector<PartSpan>& parts) {
-  packer.put(parts.size());
-  for (const auto& [op, lane, name, span] : parts) {
-    packer.put(op);
-    packer.put(lane);
-    packer.put(name);
-    packer.put(span);
-  }
-}
-
-std::vector<PartSpan> unpack_parts(Unpacker& unpacker) {
-  const auto count = unpacker.get<std::size_t>();
-  std::vector<PartSpan> parts;
-  for (std::size_t i = 0; i < count; ++i) {
-    auto& [op, lane, name, span] = parts.emplace_back();
-    unpacker.get(op);
-    unpacker.get(lane);
-    unpacker.get(name);
-    unpacker.get(span);
-  }
-  return parts;
-}
-
 }  // namespace
 
 void check_same_run(World& world, const Program& program, const TrainOptions& options) {
   const std::vector<Line> lines = lines_of(program, options);
   Packer packer;
   for (const auto& [name, value] : lines) packer.put(value);
-  const std::vector<std::string> all = world.all_gather("the start of the training", packer.take());
-  for (std::size_t process = 1; process < all.size(); ++process) {
-    Unpacker first(all[0]);
-    Unpacker other(all[process]);
-    for (const auto& [name, value] : lines) {
-      const auto of_first = first.get<std::string>();
-      const auto of_other = other.get<std::string>();
-      if (of_first == of_other) continue;
+  std::vector<std::string> of_first(lines.size());
+  gather(world, "the start of the training", packer.take(), [&](std::size_t process, Unpacker& values) {
+    if (process == 0) {
+      for (std::string& value : of_first) values.get(value);
+      return;
+    }
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+      const auto of_other = values.get<std::string>();
+      if (of_first[i] == of_other) continue;
       throw InputError(
           fmt::format("process 0 and process {} were started with different command lines: {} is '{}' and '{}'",
-                      process, name, of_first, of_other));
+                      process, lines[i].first, of_first[i], of_other));
     }
-  }
+  });
 }
 
 void work_while_others_wait(World& world, const std::string& place, std::chrono::nanoseconds timeout,
@@ -215,12 +187,11 @@ void open_same_file(World& world, int ranks, std::chrono::nanoseconds timeout, c
   bool is_error = false;
   std::vector<std::string> texts;
   std::vector<std::string> with_paths;
-  for (const std::string& part : world.all_gather(place, packer.take())) {
-    Unpacker finding(part);
+  gather(world, place, packer.take(), [&](std::size_t, Unpacker& finding) {
     is_error = finding.get<bool>() || is_error;
     finding.get(texts.emplace_back());
     finding.get(with_paths.emplace_back());
-  }
+  });
   const bool is_same = std::ranges::count(texts, texts.front()) == std::ssize(texts);
   if (is_same && is_error) throw InputError(texts.front());
   if (is_same) return;
@@ -233,10 +204,9 @@ std::vector<std::string> gather_names(World& world, const std::vector<std::strin
   Packer packer;
   for (const std::string& name : own) packer.put(name);
   std::vector<std::string> all;
-  for (const std::string& part : world.all_gather("what was loaded", packer.take())) {
-    Unpacker names(part);
+  gather(world, "what was loaded", packer.take(), [&](std::size_t, Unpacker& names) {
     while (!names.at_end()) all.push_back(names.get<std::string>());
-  }
+  });
   return all;
 }
 
@@ -250,55 +220,6 @@ std::vector<std::string> add_others(World& world, SafeTensors& contents) {
     contents.tensors.merge(read_safetensors(bytes, fmt::format("process {}", process)).tensors);
   }
   return parts;
-}
-
-// Written so that a member that is added to RankRecord is not forgotten: this does not compile then.
-void pack(Packer& packer, const RankRecord& record, Time clock_offset) {
-  auto [ops, communication, waited, memory, parts, done, peak_activations, peak_memory, losses, stopped_at] = record;
-  for (Span& span : ops) shift(span, clock_offset);
-  for (Span& span : communication) shift(span, clock_offset);
-  for (PartSpan& part : parts) shift(part.span, clock_offset);
-  packer.put(ops);
-  packer.put(communication);
-  packer.put(waited);
-  packer.put(memory);
-  pack(packer, parts);
-  packer.put(done);
-  packer.put(peak_activations);
-  packer.put(peak_memory);
-  packer.put(losses);
-  packer.put(stopped_at);
-}
-
-RankRecord unpack_record(Unpacker& unpacker) {
-  RankRecord record;
-  auto& [ops, communication, waited, memory, parts, done, peak_activations, peak_memory, losses, stopped_at] = record;
-  unpacker.get(ops);
-  unpacker.get(communication);
-  unpacker.get(waited);
-  unpacker.get(memory);
-  parts = unpack_parts(unpacker);
-  unpacker.get(done);
-  unpacker.get(peak_activations);
-  unpacker.get(peak_memory);
-  unpacker.get(losses);
-  unpacker.get(stopped_at);
-  return record;
-}
-
-void gather_records(World& world, RankRecords& records) {
-  if (world.processes() == 1) return;
-  const int ranks = static_cast<int>(records.size());
-  Packer packer;
-  for (const int rank : world.ranks_here(ranks)) {
-    pack(packer, records[static_cast<std::size_t>(rank)], world.clock_offset());
-  }
-  const auto parts = world.all_gather("the records of all ranks", packer.take());
-  std::size_t rank = 0;
-  for (const std::string& part : parts) {
-    Unpacker own(part);
-    while (!own.at_end()) records[rank++] = unpack_record(own);
-  }
 }
 
 }  // namespace dualpipe::detail::train

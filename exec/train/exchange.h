@@ -1,19 +1,42 @@
 // What the processes of a training tell each other. Private to exec/train.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <chrono>
+#include <cstddef>
 #include <functional>
-#include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dualpipe/exec/train/safetensors.h"
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/pack.h"
 #include "dualpipe/exec/transport/world.h"
+#include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::detail::train {
+
+// World::all_gather(), and of what each process has brought `read(process, unpacker)`, which must read all of it.
+// Throws TransportError, which names the process and the place, where that is not what is expected. Collective.
+template <typename Read>
+void gather(World& world, const std::string& place, std::string own, Read read) {
+  const std::vector<std::string> parts = world.all_gather(place, std::move(own));
+  for (std::size_t process = 0; process < parts.size(); ++process) {
+    try {
+      detail::transport::Unpacker unpacker(parts[process]);
+      read(process, unpacker);
+      unpacker.expect_end();
+    } catch (const InputError&) {  // of what was read
+      throw;
+    } catch (const std::runtime_error& error) {
+      throw TransportError(fmt::format("{}: process {} brings what cannot be read: {}", place, process, error.what()));
+    }
+  }
+}
 
 // All processes run the same program with the same options, or InputError says what differs. Collective.
 void check_same_run(World& world, const Program& program, const TrainOptions& options);
@@ -37,11 +60,5 @@ void open_same_file(World& world, int ranks, std::chrono::nanoseconds timeout, c
 [[nodiscard]] std::vector<std::string> gather_names(World& world, const std::vector<std::string>& own);
 // Adds the tensors that other processes hold. Returns the bytes of these, which `contents` looks into. Collective.
 [[nodiscard]] std::vector<std::string> add_others(World& world, SafeTensors& contents);
-
-// `clock_offset` is added to all times.
-void pack(detail::transport::Packer& packer, const RankRecord& record, Time clock_offset);
-[[nodiscard]] RankRecord unpack_record(detail::transport::Unpacker& unpacker);
-// Those of other processes' ranks are written. Collective.
-void gather_records(World& world, RankRecords& records);
 
 }  // namespace dualpipe::detail::train

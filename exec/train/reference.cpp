@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "dualpipe/exec/train/checkpoint.h"
+#include "dualpipe/exec/train/exchange.h"
 #include "dualpipe/exec/train/optimizer.h"
 #include "dualpipe/exec/train/stage_set.h"
 #include "dualpipe/exec/transport/pack.h"
@@ -17,6 +19,7 @@ namespace dualpipe {
 
 using detail::train::Checkpoint;
 using detail::train::clip_gradients;
+using detail::train::gather;
 using detail::train::gradient_squares;
 using detail::train::is_first_with_weights;
 using detail::train::make_data;
@@ -88,12 +91,12 @@ struct Reference::Parts {
     const auto in_chain = stages.by_number().subspan(
         schedule.placement.chain_begin[begin],
         static_cast<std::size_t>(schedule.placement.chain_begin[begin + 1] - schedule.placement.chain_begin[begin]));
-    at::Tensor output;
-    for (Stage* const stage : in_chain) output = stage->forward(micro_batch, output);
-    const double loss = output.item<double>();
-    at::Tensor gradient;
+    Tensors outputs;
+    for (Stage* const stage : in_chain) outputs = stage->forward(micro_batch, std::move(outputs));
+    const double loss = outputs.at(0).item<double>();
+    Tensors gradients;
     for (auto stage = in_chain.rbegin(); stage != in_chain.rend(); ++stage) {
-      gradient = (*stage)->backward(micro_batch, gradient);
+      gradients = (*stage)->backward(micro_batch, std::move(gradients));
     }
     return loss;
   }
@@ -324,16 +327,14 @@ std::vector<GradientDifference> Check::differences(std::span<Stage* const> stage
 // Of the stages of other processes, from these.
 void Check::exchange(std::vector<GradientDifference>& differences) const {
   Packer packer;
-  packer.put(differences);
-  const auto parts = world_.all_gather("the check of the gradients", packer.take());
-  for (int process = 0; process < world_.processes(); ++process) {
-    Unpacker part(parts[static_cast<std::size_t>(process)]);
-    const auto theirs = part.get<std::vector<GradientDifference>>();
+  for (const GradientDifference& own : differences) packer.put(own);
+  gather(world_, "the check of the gradients", packer.take(), [&](std::size_t process, Unpacker& part) {
     for (std::size_t stage = 0; stage < differences.size(); ++stage) {
+      const auto theirs = part.get<GradientDifference>();
       const int holder = world_.process_of(placement_.rank_of[stage], placement_.ranks);
-      if (holder == process) differences[stage] = theirs[stage];
+      if (holder == static_cast<int>(process)) differences[stage] = theirs;
     }
-  }
+  });
 }
 
 void Check::on_step(const StepReport& step) {

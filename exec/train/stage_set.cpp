@@ -187,17 +187,6 @@ void set_up_thread(int threads) {
   c10::AutogradState::get_tls_state().set_multithreading_enabled(false);
 }
 
-std::vector<LossPlace> loss_places(const Schedule& schedule, int rank) {
-  const Placement& placement = schedule.placement;
-  std::vector<LossPlace> places;
-  for (const Op op : schedule.rank(rank)) {
-    if (op.kind != Kind::forward || placement.next(op.stage)) continue;
-    const auto chain = static_cast<std::size_t>(placement.chain_of(op.stage));
-    places.push_back({op, chain * schedule.micro_batches + op.micro_batch});
-  }
-  return places;
-}
-
 double mean_loss(std::span<const double> losses) {
   double sum = 0;
   for (const double loss : losses) sum += loss;

@@ -41,7 +41,7 @@ class StageSet {
   [[nodiscard]] std::span<const at::Tensor> counted_parameters() const { return counted_parameters_; }
   // The stages of the placement that have tied parameters, in order; also those that are not in the set.
   [[nodiscard]] std::span<const int> tied_stages() const { return tied_stages_; }
-  // What a stage of the set holds between steps of this training, but for its message.
+  // What a stage of the set holds between steps of this training.
   [[nodiscard]] StageBytes resident(int number, const TrainOptions& options) const;
 
  private:
@@ -83,13 +83,6 @@ void set_up_arithmetic();
 
 // What this thread needs before it runs ops: so many threads for one op, and a backward that runs on this very thread.
 void set_up_thread(int threads);
-
-// Which op makes each loss that a rank records, and its place among those of the step.
-struct LossPlace {
-  Op op;
-  std::size_t index;  // chain * micro_batches + micro_batch
-};
-[[nodiscard]] std::vector<LossPlace> loss_places(const Schedule& schedule, int rank);
 
 // The loss of a step: the mean over its micro-batches, added in the order of chains and micro-batches.
 [[nodiscard]] double mean_loss(std::span<const double> losses);

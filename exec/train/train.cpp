@@ -2,38 +2,28 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
-#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <exception>
-#include <functional>
-#include <iterator>
 #include <limits>
-#include <mutex>
 #include <optional>
-#include <string_view>
-#include <tuple>
 #include <utility>
 
+#include "dualpipe/exec/pipeline/pipeline.h"
 #include "dualpipe/exec/replay/clock.h"
 #include "dualpipe/exec/replay/memory.h"
-#include "dualpipe/exec/train/cause.h"
 #include "dualpipe/exec/train/checkpoint.h"
 #include "dualpipe/exec/train/exchange.h"
-#include "dualpipe/exec/train/last_records.h"
-#include "dualpipe/exec/train/measured_transport.h"
 #include "dualpipe/exec/train/optimizer.h"
 #include "dualpipe/exec/train/probe.h"
-#include "dualpipe/exec/train/rank_threads.h"
-#include "dualpipe/exec/train/rendezvous.h"
+#include "dualpipe/exec/train/rank_team.h"
+#include "dualpipe/exec/train/records.h"
 #include "dualpipe/exec/train/saving.h"
 #include "dualpipe/exec/train/stage_set.h"
-#include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/rewrite.h"
 
@@ -41,27 +31,24 @@ namespace dualpipe {
 
 using detail::replay::now;
 using detail::replay::WatchMemory;
-using detail::train::Cause;
 using detail::train::check_same_run;
 using detail::train::Checkpoint;
 using detail::train::clip;
+using detail::train::FailedStep;
+using detail::train::gather;
+using detail::train::gather_results;
+using detail::train::hand_over_records;
 using detail::train::interrupted;
 using detail::train::is_save_due;
 using detail::train::LastRecords;
-using detail::train::loss_places;
-using detail::train::LossPlace;
 using detail::train::make_data;
 using detail::train::mean_loss;
-using detail::train::MeasuredTransport;
 using detail::train::OpenedFile;
 using detail::train::Optimizer;
-using detail::train::pack;
+using detail::train::RankTeam;
 using detail::train::reduce_tied;
-using detail::train::Rendezvous;
-using detail::train::run_rank_threads;
 using detail::train::Saving;
 using detail::train::StageSet;
-using detail::train::unpack_record;
 using detail::transport::Packer;
 using detail::transport::Unpacker;
 
@@ -77,7 +64,7 @@ class Training {
         ranks_(static_cast<std::size_t>(program.schedule.ranks())),
         here_(world.ranks_here(program.schedule.ranks())),
         transports_(world.transports(program.schedule.placement, options.transport)),
-        meeting_(static_cast<int>(here_.size())),
+        team_(here_, transports_, options.stop),
         loaded_(ranks_),
         records_(ranks_),
         stages_(program.schedule.placement.rank_of.size()),
@@ -97,10 +84,10 @@ class Training {
   }
 
   TrainResult run() {
-    run_ranks();
-    if (cause_.error()) fail();
+    team_.run(options_.threads_per_rank, [this](int rank, Transport& transport) { train_rank(rank, transport); });
+    if (team_.error()) fail();
     choose_step();
-    gather_results();
+    gather_results(world_, program_, result_);
     for (std::size_t rank = 0; rank < ranks_; ++rank) result_.peaks[rank].memory += resident(static_cast<int>(rank));
     return std::move(result_);
   }
@@ -129,55 +116,22 @@ class Training {
 
   // --- a rank
 
-  // Returns when all have ended.
-  void run_ranks() {
-    const std::stop_callback on_stop(options_.stop, [this] { stop_all(interrupted); });
-    run_rank_threads(
-        here_, [this](int rank) { run_rank(rank); },
-        [this](const InputError& error) {
-          cause_.note(std::make_exception_ptr(error), true);
-          stop_all(error.what());
-        });
-  }
+  // What a rank trains with.
+  struct Own {
+    int rank;
+    Device& device;
+    StageSet& stages;
+    Optimizer& optimizer;
+    Transport& transport;
+    Pipeline whole;  // of the program
+    Pipeline apart;  // of result_.apart
+  };
 
-  void run_rank(int rank) {
-    Transport& transport = *transports_[static_cast<std::size_t>(rank)];
-    try {
-      detail::train::set_up_thread(options_.threads_per_rank);
-      train_rank(rank);
-    } catch (const Rendezvous::Stopped&) {
-      if (options_.stop.stop_requested()) {
-        is_interrupted_ = true;
-        cause_.note(std::make_exception_ptr(TransportError(interrupted)), false);
-      }
-    } catch (const TimeoutError& error) {
-      end_all(transport, error.what(), std::current_exception());
-    } catch (const TransportError& error) {
-      if (error.what() == std::string_view(interrupted)) is_interrupted_ = true;
-      cause_.note(std::current_exception(), false);
-      meeting_.stop();
-    } catch (const c10::Error& error) {  // of LibTorch, which adds a stack trace
-      const ReplayError failure(fmt::format("rank {} failed: {}", rank, error.what_without_backtrace()));
-      end_all(transport, failure.what(), std::make_exception_ptr(failure));
-    } catch (const std::exception& error) {
-      end_all(transport, fmt::format("rank {} failed: {}", rank, error.what()), std::current_exception());
-    } catch (...) {
-      end_all(transport, fmt::format("rank {} failed: an exception without a message", rank), std::current_exception());
-    }
-  }
-
-  // Of what this rank was the first to know.
-  void end_all(Transport& transport, const std::string& reason, const std::exception_ptr& error) {
-    cause_.note(error, true);
-    transport.abort(reason);
-    meeting_.stop();
-  }
-
-  void train_rank(int rank) {
+  void train_rank(int rank, Transport& transport) {
     const Schedule& schedule = program_.schedule;
     const std::vector<int> numbers = schedule.placement.stages_on(rank);
-    const std::unique_ptr<Device> own = detail::train::device_of(options_, here_, rank, numbers.size());
-    Device& device = own ? *own : host_device();
+    const std::unique_ptr<Device> own_device = detail::train::device_of(options_, here_, rank, numbers.size());
+    Device& device = own_device ? *own_device : host_device();
     std::optional<WatchMemory> watch;  // messages of a step may come before this rank begins it
     if (options_.measure_memory) watch.emplace(device);
     StageSet stages(schedule, options_, numbers, device, data_);
@@ -188,60 +142,64 @@ class Training {
     if (checkpoint_) loaded_[static_cast<std::size_t>(rank)] = checkpoint_->load(stages, optimizer);
     for (const int number : numbers)
       result_.stages[static_cast<std::size_t>(number)] = stages.resident(number, options_);
-    MeasuredTransport transport(*transports_[static_cast<std::size_t>(rank)], result_.stages);
-    const std::vector<LossPlace> losses = loss_places(schedule, rank);
+    const auto pipeline = [&](const Program& program) {
+      return Pipeline(program, rank, stages.by_number(), transport, record_of(rank), replaying(rank, device));
+    };
+    Own own = {rank, device, stages, optimizer, transport, pipeline(program_), pipeline(other_program())};
 
-    meeting_.meet([this] { begin(); });
+    team_.meet([this] { begin(); });
     for (int step = result_.first_step; step < end_of_steps(); ++step) {
       stages.begin_step(step);
-      run_step(rank, device, stages, optimizer, transport, losses);
-      meeting_.meet([this] { end_step(); });
+      run_step(own);
+      team_.meet([this] { end_step(); });
       if (!is_save_due(options_, step + 1, end_of_steps())) continue;
       saving_->take(rank, stages, optimizer, step + 1);
-      meeting_.meet([this] {
+      team_.meet([this] {
         saving_->write(step_);
         begin_step();
       });
     }
   }
 
-  void run_step(int rank, Device& device, StageSet& stages, Optimizer& optimizer, Transport& transport,
-                std::span<const LossPlace> losses) {
-    RankRecord& record = records_[static_cast<std::size_t>(rank)];
-    const c10::AutoGradMode with_gradients(!options_.forward_only);
-    device.use({});
-    optimizer.zero_gradients();
+  [[nodiscard]] ReplayOptions replaying(int rank, Device& device) const {
     ReplayOptions replaying;
     replaying.device = &device;
-    replaying.forward_only = options_.forward_only;
     replaying.note_parts = options_.note_parts;
     replaying.measure_memory = options_.measure_memory;
     if (options_.before_op) replaying.before_op = [this, rank](Op op) { options_.before_op(rank, op); };
-    replay(program_of_step(), rank, stages.by_number(), transport, record, replaying);
-    take_losses(rank, record, losses);
-    if (options_.forward_only) return;
-
-    device.use({});
-    stages.add_up_gradients();
-    reduce_tied(stages, transport);
-    if (observer_.on_gradients) {
-      device.finish();  // the gradients are there for whoever looks at them
-      meeting_.meet([this] { observer_.on_gradients(step_, stages_); });
-      device.use({});  // the observer may have run on this thread, and used another
-    }
-    if (options_.clip > 0) clip(stages, transport, options_.clip);
-    optimizer.step();
-    device.finish();
+    return replaying;
   }
 
-  void take_losses(int rank, const RankRecord& record, std::span<const LossPlace> places) {
-    for (std::size_t i = 0; i < std::min(places.size(), record.losses.size()); ++i) {
-      if (!std::isfinite(record.losses[i])) {
-        throw ReplayError(
-            fmt::format("rank {}, {}: the loss is {} in step {}; a lower --learning-rate or a --clip may help", rank,
-                        to_text(places[i].op), record.losses[i], step_));
-      }
-      losses_[places[i].index] = record.losses[i];
+  void run_step(Own& own) {
+    const c10::AutoGradMode with_gradients(!options_.forward_only);
+    own.device.use({});
+    own.optimizer.zero_gradients();
+    take_losses(own.rank, (runs_apart() ? own.apart : own.whole).step());
+    if (options_.forward_only) return;
+
+    own.device.use({});
+    own.stages.add_up_gradients();
+    reduce_tied(own.stages, own.transport);
+    if (observer_.on_gradients) {
+      own.device.finish();  // the gradients are there for whoever looks at them
+      team_.meet([this] { observer_.on_gradients(step_, stages_); });
+      own.device.use({});  // the observer may have run on this thread, and used another
+    }
+    if (options_.clip > 0) clip(own.stages, own.transport, options_.clip);
+    own.optimizer.step();
+    own.device.finish();
+  }
+
+  void take_losses(int rank, const StepResult& result) {
+    for (std::size_t place = 0; place < losses_.size(); ++place) {
+      if (!result.losses[place].defined()) continue;
+      losses_[place] = result.losses[place].item<double>();
+      if (std::isfinite(losses_[place])) continue;
+      const Op op{static_cast<std::uint32_t>(place % program_.schedule.micro_batches),
+                  static_cast<std::uint16_t>(last_stage_of(place)), Kind::forward, false};
+      throw ReplayError(
+          fmt::format("rank {}, {}: the loss is {} in step {}; a lower --learning-rate or a --clip may help", rank,
+                      to_text(op), losses_[place], step_));
     }
   }
 
@@ -255,7 +213,10 @@ class Training {
     const int step = step_of_run();
     return step > 0 && step % 2 == 0 && step < options_.warmup && !result_.apart.schedule.ops.empty();
   }
-  [[nodiscard]] const Program& program_of_step() const { return runs_apart() ? result_.apart : program_; }
+  // The one that steps of the warm-up run in turn with the program; the program itself, where there is none.
+  [[nodiscard]] const Program& other_program() const {
+    return result_.apart.schedule.ops.empty() ? program_ : result_.apart;
+  }
 
   void begin() {
     if (checkpoint_) {
@@ -303,16 +264,17 @@ class Training {
   [[nodiscard]] Time exchange_step() {
     Packer packer;
     packer.put(Span{step_begin_ + world_.clock_offset(), now() + world_.clock_offset()});
-    packer.put(losses_);
-    const auto parts = world_.all_gather(fmt::format("the end of step {}", step_), packer.take());
+    for (const double loss : losses_) packer.put(loss);
     Span step{std::numeric_limits<Time>::max(), std::numeric_limits<Time>::min()};
-    for (std::size_t process = 0; process < parts.size(); ++process) {
-      Unpacker part(parts[process]);
+    const auto read = [&](std::size_t process, Unpacker& part) {
       const auto own = part.get<Span>();
       step = {std::min(step.start, own.start), std::max(step.end, own.end)};
-      const auto losses = part.get<std::vector<double>>();
-      for (const std::size_t i : losses_of_[process]) losses_[i] = losses[i];
-    }
+      for (std::size_t place = 0; place < losses_.size(); ++place) {
+        const auto loss = part.get<double>();
+        if (process_of(program_.schedule.placement.rank_of[last_stage_of(place)]) == process) losses_[place] = loss;
+      }
+    };
+    gather(world_, fmt::format("the end of step {}", step_), packer.take(), read);
     return step.end - step.start;
   }
 
@@ -327,39 +289,14 @@ class Training {
 
   // --- the end
 
-  void stop_all(const std::string& reason) {
-    transports_[static_cast<std::size_t>(here_.front())]->abort(reason);
-    meeting_.stop();
-  }
-
   [[noreturn]] void fail() {
-    hand_over_records();
-    if (observer_.on_failure && world_.process() == 0) observer_.on_failure(step_, program_of_step(), records_);
-    if (is_interrupted_ && !cause_.is_own()) throw TransportError(where_interrupted());
-    std::rethrow_exception(cause_.error());
-  }
-
-  // Process 0 gets those of the step that was reached last.
-  void hand_over_records() {
-    Packer packer;
-    packer.put(step_);
-    for (const int rank : here_) pack(packer, record_of(rank), world_.clock_offset());
-    const auto parts = world_.hand_over(packer.take());
-    if (parts.empty()) return;
-    std::vector<RankRecords> records(parts.size());
-    std::vector<int> steps(parts.size(), -1);
-    for (std::size_t process = 0; process < parts.size(); ++process) {
-      if (!parts[process]) continue;
-      Unpacker part(*parts[process]);
-      steps[process] = part.get<int>();
-      while (!part.at_end()) records[process].push_back(unpack_record(part));
-    }
-    step_ = std::ranges::max(steps);
-    std::vector<std::size_t> taken(parts.size());
-    for (std::size_t rank = 0; rank < ranks_; ++rank) {
-      const std::size_t process = process_of(rank);
-      records_[rank] = steps[process] == step_ ? std::move(records[process][taken[process]++]) : RankRecord{};
-    }
+    FailedStep failed = hand_over_records(world_, program_, result_.apart,
+                                          {step_, runs_apart() ? &result_.apart : &program_, std::move(records_)});
+    step_ = failed.step;
+    records_ = std::move(failed.records);
+    if (observer_.on_failure && world_.process() == 0) observer_.on_failure(step_, *failed.program, records_);
+    if (team_.was_interrupted()) throw TransportError(where_interrupted());
+    std::rethrow_exception(team_.error());
   }
 
   [[nodiscard]] std::string where_interrupted() const {
@@ -373,43 +310,6 @@ class Training {
     return fmt::format("{} in step {}: {}", interrupted, step_, fmt::join(places, ", "));
   }
 
-  // What each process knows of its ranks and stages all know then.
-  void gather_results() {
-    if (world_.processes() == 1) return;
-    const auto parts = world_.all_gather("the end of the training", own_results());
-    for (std::size_t process = 0; process < parts.size(); ++process) {
-      Unpacker part(parts[process]);
-      for (std::size_t rank = 0; rank < ranks_; ++rank) {
-        if (process_of(rank) != process) continue;
-        part.get(result_.peaks[rank]);
-        for (const int stage : program_.schedule.placement.stages_on(static_cast<int>(rank))) {
-          part.get(result_.stages[static_cast<std::size_t>(stage)]);
-        }
-        for (auto* steps : {&result_.warm_up, &result_.warm_up_apart, &result_.measured}) {
-          for (RankRecords& records : *steps) records[rank] = unpack_record(part);
-        }
-        result_.records[rank] = unpack_record(part);
-      }
-    }
-  }
-
-  [[nodiscard]] std::string own_results() const {
-    Packer packer;
-    for (const int rank : here_) {
-      packer.put(result_.peaks[static_cast<std::size_t>(rank)]);
-      for (const int stage : program_.schedule.placement.stages_on(rank)) {
-        packer.put(result_.stages[static_cast<std::size_t>(stage)]);
-      }
-      for (const auto* steps : {&result_.warm_up, &result_.warm_up_apart, &result_.measured}) {
-        for (const RankRecords& records : *steps) {
-          pack(packer, records[static_cast<std::size_t>(rank)], world_.clock_offset());
-        }
-      }
-      pack(packer, result_.records[static_cast<std::size_t>(rank)], world_.clock_offset());
-    }
-    return packer.take();
-  }
-
   // --- who and where
 
   [[nodiscard]] RankRecord& record_of(int rank) { return records_[static_cast<std::size_t>(rank)]; }
@@ -417,15 +317,10 @@ class Training {
     return static_cast<std::size_t>(world_.process_of(static_cast<int>(rank), static_cast<int>(ranks_)));
   }
 
-  // By process: which losses of a step its ranks record.
-  [[nodiscard]] std::vector<std::vector<std::size_t>> losses_by_process() const {
-    std::vector<std::vector<std::size_t>> places(static_cast<std::size_t>(world_.processes()));
-    for (std::size_t rank = 0; rank < ranks_; ++rank) {
-      for (const LossPlace& place : loss_places(program_.schedule, static_cast<int>(rank))) {
-        places[process_of(rank)].push_back(place.index);
-      }
-    }
-    return places;
+  // Of the chain of the micro-batch whose loss stands in this place: the stage that makes it.
+  [[nodiscard]] std::size_t last_stage_of(std::size_t place) const {
+    const std::size_t chain = place / program_.schedule.micro_batches;
+    return program_.schedule.placement.chain_begin[chain + 1] - std::size_t{1};
   }
 
   // The median of the measured steps, and the records of the one that comes nearest to it, of those that are kept.
@@ -466,9 +361,7 @@ class Training {
   std::size_t ranks_;
   std::vector<int> here_;  // ranks of this process; the others' transports are null, and their records empty
   std::vector<std::unique_ptr<Transport>> transports_;
-  Rendezvous meeting_;
-  Cause cause_;
-  std::atomic<bool> is_interrupted_{false};  // here, or in another process
+  RankTeam team_;
 
   std::shared_ptr<Data> data_;
   std::optional<Saving> saving_;
@@ -480,7 +373,6 @@ class Training {
   RankRecords records_;  // of this step
   std::vector<Stage*> stages_;
   std::vector<double> losses_;  // of this step, by chain and micro-batch
-  std::vector<std::vector<std::size_t>> losses_of_ = losses_by_process();
   TrainResult result_;
   LastRecords warm_up_{result_.warm_up};
   LastRecords warm_up_apart_{result_.warm_up_apart};

@@ -87,12 +87,11 @@ struct TrainObserver {
   std::function<void(int step, const Program& program, std::span<const RankRecord> records)> on_failure;
 };
 
-// What a stage holds and sends.
+// What a stage holds between steps.
 struct StageBytes {
   Bytes parameters = 0;  // and what the stage holds besides: Stage::working_bytes()
   Bytes gradients = 0;
   Bytes optimizer = 0;
-  Bytes message = 0;  // its output; 0 where no other rank gets it
 
   friend bool operator==(const StageBytes&, const StageBytes&) = default;
 };

@@ -11,12 +11,12 @@ namespace dualpipe {
 
 int World::process_of(int rank, int ranks) const { return ((rank + 1) * processes_ - 1) / ranks; }
 
-std::vector<int> World::ranks_here(int ranks) const {
-  const int begin = process_ * ranks / processes_;
-  const int end = (process_ + 1) * ranks / processes_;
-  std::vector<int> here(static_cast<std::size_t>(end - begin));
-  std::iota(here.begin(), here.end(), begin);
-  return here;
+std::vector<int> World::ranks_of(int process, int ranks) const {
+  const int begin = process * ranks / processes_;
+  const int end = (process + 1) * ranks / processes_;
+  std::vector<int> numbers(static_cast<std::size_t>(end - begin));
+  std::iota(numbers.begin(), numbers.end(), begin);
+  return numbers;
 }
 
 std::vector<std::unique_ptr<Transport>> World::transports(const Placement& placement, const TransportOptions& options) {

@@ -35,9 +35,10 @@ class World {
   [[nodiscard]] virtual std::string_view transport() const = 0;
   [[nodiscard]] int process() const { return process_; }
   [[nodiscard]] int processes() const { return processes_; }
-  // Which process holds a rank, and which ranks this one holds, of so many.
+  // Which process holds a rank, and which ranks this one holds, or another, of so many.
   [[nodiscard]] int process_of(int rank, int ranks) const;
-  [[nodiscard]] std::vector<int> ranks_here(int ranks) const;
+  [[nodiscard]] std::vector<int> ranks_here(int ranks) const { return ranks_of(process_, ranks); }
+  [[nodiscard]] std::vector<int> ranks_of(int process, int ranks) const;
 
   // The transports by rank; null for ranks of other processes. Collective: it begins a run, and ends the one before.
   // Throws InputError if there are more processes than ranks.

@@ -58,6 +58,12 @@ namespace dualpipe::test {
   return "no refusal";
 }
 
+// The one that a stage of one tensor gives; undefined: none, as at the ends of a chain.
+[[nodiscard]] inline at::Tensor only(const Tensors& tensors) {
+  BOOST_TEST(tensors.size() <= 1U);
+  return tensors.empty() ? at::Tensor() : tensors[0];
+}
+
 // Of what is there.
 [[nodiscard]] inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (!a.defined() || !b.defined() || a.sizes() != b.sizes() || a.dtype() != b.dtype()) return false;
@@ -75,9 +81,9 @@ struct Chain {
 
   // Each through all stages.
   at::Tensor forward(std::uint32_t micro_batch) {
-    at::Tensor x;
-    for (const auto& stage : stages) x = stage->forward(micro_batch, x);
-    return x;
+    Tensors x;
+    for (const auto& stage : stages) x = stage->forward(micro_batch, std::move(x));
+    return only(x);
   }
   void backward(std::uint32_t micro_batch) { go_back(&Stage::backward, micro_batch); }
   void backward_input(std::uint32_t micro_batch) { go_back(&Stage::backward_input, micro_batch); }
@@ -114,12 +120,12 @@ struct Chain {
   std::vector<std::unique_ptr<Stage>> stages;
 
  private:
-  void go_back(at::Tensor (Stage::*pass)(std::uint32_t, at::Tensor), std::uint32_t micro_batch) {
-    at::Tensor gradient;
+  void go_back(Tensors (Stage::*pass)(std::uint32_t, Tensors), std::uint32_t micro_batch) {
+    Tensors gradients;
     for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage) {
-      gradient = ((**stage).*pass)(micro_batch, gradient);
+      gradients = ((**stage).*pass)(micro_batch, std::move(gradients));
     }
-    BOOST_TEST(!gradient.defined());
+    BOOST_TEST(gradients.empty());
   }
 };
 

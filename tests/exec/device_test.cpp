@@ -52,18 +52,18 @@ class AsyncStage final : public Stage {
     next_ = from(placement.next(stage));
   }
 
-  at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) override {
-    at::Tensor output = run(Kind::forward, input, previous_, true);
-    if (c10::GradMode::is_enabled()) kept_[micro_batch] = std::move(input);
-    return output;
+  Tensors forward(std::uint32_t micro_batch, Tensors inputs) override {
+    Tensors outputs = run(Kind::forward, inputs, previous_, true);
+    if (c10::GradMode::is_enabled()) kept_[micro_batch] = std::move(inputs);
+    return outputs;
   }
-  at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) override {
+  Tensors backward(std::uint32_t micro_batch, Tensors gradients) override {
     kept_.erase(micro_batch);
-    return run(Kind::backward, gradient, next_, previous_.has_value());
+    return run(Kind::backward, gradients, next_, previous_.has_value());
   }
-  at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) override {
-    at::Tensor result = run(Kind::input_gradient, gradient, next_, previous_.has_value());
-    kept_[micro_batch] = std::move(gradient);
+  Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) override {
+    Tensors result = run(Kind::input_gradient, gradients, next_, previous_.has_value());
+    kept_[micro_batch] = std::move(gradients);
     return result;
   }
   void backward_weight(std::uint32_t micro_batch) override {
@@ -73,14 +73,21 @@ class AsyncStage final : public Stage {
   std::vector<NamedTensor> named_parameters() override { return {{"parameter", parameter_}}; }
 
  private:
-  at::Tensor run(Kind kind, const at::Tensor& input, std::optional<AsyncDevice::From> from, bool makes) {
+  // Of several tensors, one of which is nothing.
+  Tensors run(Kind kind, const Tensors& inputs, std::optional<AsyncDevice::From> from, bool makes) {
     if (device_.used() != Lane{Lane::Kind::compute, index_}) log_.flaw("an op is not on the lane of its stage");
-    if (from) device_.read(input, *from);
+    if (from && inputs.size() != 3) log_.flaw("a tensor is missing");
+    for (const at::Tensor& input : inputs) {
+      if (input.defined()) device_.read(input, from.value());
+    }
     device_.run(kind);
     if (!makes) return {};
-    at::Tensor result = at::ones({1}, at::kDouble);
-    device_.made(result);
-    return result;
+    Tensors results = {at::ones({1}, at::kDouble), {}, at::ones({2}, at::kDouble)};
+    if (kind == Kind::forward && !next_) results = {at::ones({1}, at::kDouble)};
+    for (const at::Tensor& result : results) {
+      if (result.defined()) device_.made(result);
+    }
+    return results;
   }
 
   AsyncDevice& device_;
@@ -88,7 +95,7 @@ class AsyncStage final : public Stage {
   std::uint16_t index_ = 0;
   std::optional<AsyncDevice::From> previous_;
   std::optional<AsyncDevice::From> next_;
-  std::map<std::uint32_t, at::Tensor> kept_;
+  std::map<std::uint32_t, Tensors> kept_;
   at::Tensor parameter_ = at::ones({1}, at::kDouble);
 };
 
@@ -209,7 +216,7 @@ BOOST_DATA_TEST_CASE(messages_may_be_copied,
   std::map<int, Time> free_since;
   for (const PartSpan& copy : measured.parts) {
     BOOST_TEST((copy.lane == PartSpan::Lane::copy));
-    BOOST_TEST(copy.span.end - copy.span.start == AsyncDevice::copy_time);
+    BOOST_TEST(copy.span.end - copy.span.start == 2 * AsyncDevice::copy_time);  // of two tensors
     Time& free = free_since[program.schedule.placement.rank_of[copy.op.stage]];
     BOOST_TEST(free <= copy.span.start);
     free = copy.span.end;
@@ -226,7 +233,7 @@ BOOST_DATA_TEST_CASE(messages_may_be_copied,
 BOOST_AUTO_TEST_CASE(a_copy_takes_its_time) {
   const Program program = program_of("gpipe", 2);
   const Timeline measured = merge(program, run(program, true).records);
-  BOOST_TEST(measured.makespan() == simulate(program, costs(AsyncDevice::copy_time)).makespan());
+  BOOST_TEST(measured.makespan() == simulate(program, costs(2 * AsyncDevice::copy_time)).makespan());
 }
 
 BOOST_AUTO_TEST_CASE(evaluation_uses_lanes_too) {

@@ -71,19 +71,19 @@ class FaultyStage final : public Stage {
   FaultyStage(int number, const Fault& fault, Watched& watched)
       : number_(static_cast<std::uint16_t>(number)), fault_(fault), watched_(watched) {}
 
-  at::Tensor forward(std::uint32_t micro_batch, at::Tensor /*input*/) override {
+  Tensors forward(std::uint32_t micro_batch, Tensors /*inputs*/) override {
     held_.push_back(watched_.make());
     run(Kind::forward, micro_batch);
-    return watched_.make().sum();
+    return {watched_.make().sum()};
   }
-  at::Tensor backward(std::uint32_t micro_batch, at::Tensor /*gradient*/) override {
+  Tensors backward(std::uint32_t micro_batch, Tensors /*gradients*/) override {
     held_.pop_back();
     run(Kind::backward, micro_batch);
-    return watched_.make().sum();
+    return {watched_.make().sum()};
   }
-  at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor /*gradient*/) override {
+  Tensors backward_input(std::uint32_t micro_batch, Tensors /*gradients*/) override {
     run(Kind::input_gradient, micro_batch);
-    return watched_.make().sum();
+    return {watched_.make().sum()};
   }
   void backward_weight(std::uint32_t micro_batch) override {
     held_.pop_back();

@@ -40,12 +40,12 @@ namespace data = boost::unit_test::data;
 // Gives what it is told to, and asks for nothing.
 class ToldStage final : public Stage {
  public:
-  at::Tensor output = at::scalar_tensor(1.0);
-  at::Tensor gradient = at::scalar_tensor(2.0);
+  Tensors outputs = {at::scalar_tensor(1.0)};
+  Tensors gradients = {at::scalar_tensor(2.0)};
 
-  at::Tensor forward(std::uint32_t, at::Tensor) override { return output; }
-  at::Tensor backward(std::uint32_t, at::Tensor) override { return gradient; }
-  at::Tensor backward_input(std::uint32_t, at::Tensor) override { return gradient; }
+  Tensors forward(std::uint32_t, Tensors) override { return outputs; }
+  Tensors backward(std::uint32_t, Tensors) override { return gradients; }
+  Tensors backward_input(std::uint32_t, Tensors) override { return gradients; }
   void backward_weight(std::uint32_t) override {}
   std::vector<NamedTensor> named_parameters() override { return {}; }
 };
@@ -198,11 +198,14 @@ BOOST_AUTO_TEST_CASE(an_op_before_the_one_that_it_needs_is_named) {
 }
 
 BOOST_AUTO_TEST_CASE(what_a_stage_returns_is_looked_at) {
-  const auto error = [](std::size_t stage, const at::Tensor& output, const at::Tensor& gradient) {
+  const auto error_of = [](std::size_t stage, const Tensors& outputs, const Tensors& gradients) {
     Ranks ranks(program_of(straight(1, 2), {"0F0 1F0 1B0 0B0"}));
-    ranks.own[stage]->output = output;
-    ranks.own[stage]->gradient = gradient;
+    ranks.own[stage]->outputs = outputs;
+    ranks.own[stage]->gradients = gradients;
     return ranks.error_of(0);
+  };
+  const auto error = [&](std::size_t stage, const at::Tensor& output, const at::Tensor& gradient) {
+    return error_of(stage, {output}, {gradient});
   };
   const at::Tensor one = at::scalar_tensor(1.0);
   const at::Tensor with_graph = at::ones({1}).requires_grad_(true) * 2;
@@ -228,6 +231,15 @@ BOOST_AUTO_TEST_CASE(what_a_stage_returns_is_looked_at) {
       "own; return it detached (at::Tensor::detach())");
   BOOST_TEST(
       error(1, one, with_graph).starts_with("rank 0 failed in 1B0: stage 1 returned the gradient of its input with"));
+
+  BOOST_TEST(error_of(0, {{}, one}, {}) == "");  // one may be missing, not all
+  BOOST_TEST(error_of(1, {one}, {{}, one}) == "");
+  BOOST_TEST(error_of(0, {}, {one}).starts_with("rank 0 failed in 0F0: stage 0 returned no tensor as the output"));
+  BOOST_TEST(error_of(0, {{}, {}}, {}).starts_with("rank 0 failed in 0F0: stage 0 returned an undefined tensor as"));
+  BOOST_TEST(error_of(1, {}, {one}).starts_with("rank 0 failed in 1F0: stage 1 returned no tensor as the loss"));
+  BOOST_TEST(error_of(1, {one, one}, {one}).ends_with("has to return the loss, a scalar; it returned 2 numbers"));
+  BOOST_TEST(error_of(1, {one}, {}).starts_with("rank 0 failed in 1B0: stage 1 returned no tensor as the gradient"));
+  BOOST_TEST(error_of(0, {one, with_graph}, {}).starts_with("rank 0 failed in 0F0: stage 0 returned the output with"));
 }
 
 BOOST_AUTO_TEST_CASE(records_of_another_program_are_no_timeline) {

@@ -33,7 +33,6 @@ using detail::replay::MemoryMeter;
 namespace {
 
 namespace data = boost::unit_test::data;
-using Tensors = std::vector<at::Tensor>;
 using test::same_bits;
 
 // Where the one has none, nor has the other.
@@ -339,34 +338,34 @@ BOOST_DATA_TEST_CASE(an_interleaved_pair_is_a_forward_and_a_backward, data::make
       const MemoryMeter meter;
       Tensors of_chain;
       {
-        const at::Tensor output = chain->stages[0]->forward(2, {});
+        const at::Tensor output = only(chain->stages[0]->forward(2, {}));
         Stage& ahead = *chain->stages[1];
         if (chain == &by_themselves) {
-          of_chain.push_back(ahead.forward(2, output));
-          of_chain.push_back(ahead.backward(1, {}));
-          of_chain.push_back(ahead.backward(2, {}));
-          of_chain.push_back(chain->stages[0]->forward(3, {}));
-          of_chain.push_back(chain->stages[0]->backward(1, of_chain[1]));
+          of_chain.push_back(only(ahead.forward(2, {output})));
+          of_chain.push_back(only(ahead.backward(1, {})));
+          of_chain.push_back(only(ahead.backward(2, {})));
+          of_chain.push_back(only(chain->stages[0]->forward(3, {})));
+          of_chain.push_back(only(chain->stages[0]->backward(1, {of_chain[1]})));
         } else {
-          of_chain.push_back(ahead.forward(2, output));
-          of_chain.push_back(ahead.backward(1, {}));
+          of_chain.push_back(only(ahead.forward(2, {output})));
+          of_chain.push_back(only(ahead.backward(1, {})));
           Overlapped pair = forward_backward(*chain->stages[0], 3, {}, ahead, 2, {});
-          of_chain.push_back(std::move(pair.input_gradient));
-          of_chain.push_back(std::move(pair.output));
-          of_chain.push_back(chain->stages[0]->backward(1, of_chain[1]));
+          of_chain.push_back(only(pair.input_gradients));
+          of_chain.push_back(only(pair.outputs));
+          of_chain.push_back(only(chain->stages[0]->backward(1, {of_chain[1]})));
         }
         // And the other way round: the forward ahead in the last stage.
         const at::Tensor input = of_chain[3];
         if (chain == &by_themselves) {
-          of_chain.push_back(ahead.forward(3, input));
-          of_chain.push_back(chain->stages[0]->backward(2, of_chain[2]));
+          of_chain.push_back(only(ahead.forward(3, {input})));
+          of_chain.push_back(only(chain->stages[0]->backward(2, {of_chain[2]})));
         } else {
-          Overlapped pair = forward_backward(ahead, 3, input, *chain->stages[0], 2, of_chain[2]);
-          of_chain.push_back(std::move(pair.output));
-          of_chain.push_back(std::move(pair.input_gradient));
+          Overlapped pair = forward_backward(ahead, 3, {input}, *chain->stages[0], 2, {of_chain[2]});
+          of_chain.push_back(only(pair.outputs));
+          of_chain.push_back(only(pair.input_gradients));
         }
-        of_chain.push_back(ahead.backward(3, {}));
-        of_chain.push_back(chain->stages[0]->backward(3, of_chain.back()));
+        of_chain.push_back(only(ahead.backward(3, {})));
+        of_chain.push_back(only(chain->stages[0]->backward(3, {of_chain.back()})));
       }
       if (results.empty()) results = of_chain;
       BOOST_TEST(same_bits(of_chain, results));
@@ -382,11 +381,11 @@ BOOST_DATA_TEST_CASE(a_pair_leaves_nothing_behind, data::make(variants), variant
   const MemoryMeter meter;
   {
     static_cast<void>(chain.forward(1));
-    const at::Tensor gradient = chain.stages[1]->backward(1, {});
-    Overlapped first = forward_backward(*chain.stages[0], 2, {}, *chain.stages[0], 1, gradient);
+    const at::Tensor gradient = only(chain.stages[1]->backward(1, {}));
+    Overlapped first = forward_backward(*chain.stages[0], 2, {}, *chain.stages[0], 1, {gradient});
     BOOST_TEST(meter.held() > 0);
-    BOOST_TEST(!first.input_gradient.defined());
-    static_cast<void>(chain.stages[1]->forward(2, first.output));
+    BOOST_TEST(first.input_gradients.empty());
+    static_cast<void>(chain.stages[1]->forward(2, first.outputs));
     chain.backward(2);
   }
   BOOST_TEST(meter.held() == 0);
@@ -395,9 +394,9 @@ BOOST_DATA_TEST_CASE(a_pair_leaves_nothing_behind, data::make(variants), variant
 BOOST_AUTO_TEST_CASE(recomputation_keeps_the_input_alone) {
   const auto held_after_forward = [](Recompute recompute) {
     Chain chain(Variant{recompute}.on({1, 2, 1}));
-    const at::Tensor input = chain.stages[0]->forward(0, {});
+    const at::Tensor input = only(chain.stages[0]->forward(0, {}));
     const MemoryMeter meter;
-    static_cast<void>(chain.stages[1]->forward(0, input.clone()));
+    static_cast<void>(chain.stages[1]->forward(0, {input.clone()}));
     return meter.held();
   };
   const Bytes of_input = 3 * 7 * 12 * 8;

@@ -20,7 +20,6 @@
 namespace dualpipe::test {
 
 using detail::stage::PartedStage;
-using detail::stage::Tensors;
 using detail::stage::WeightGradients;
 
 namespace {
@@ -117,7 +116,7 @@ Log log_of_pair(int forward_layers, int backward_layers, bool interleave = true,
   ToldStage ahead(device, "F", forward_layers, {1, recompute, interleave});
   ToldStage behind(device, "B", backward_layers, {1, recompute, interleave});
   device.use(backward_lane);
-  const at::Tensor output = behind.forward(0, at::zeros({1}));
+  const Tensors outputs = behind.forward(0, {at::zeros({1})});
   device.finish();
   log.clear();
   device.use(forward_lane);
@@ -125,12 +124,12 @@ Log log_of_pair(int forward_layers, int backward_layers, bool interleave = true,
   device.use(backward_lane);
   const at::Tensor gradient = at::full({1}, 2.0);
   const Overlapped result =
-      forward_backward(ahead, 1, input, behind, 0, gradient, {device, forward_lane, backward_lane});
+      forward_backward(ahead, 1, {input}, behind, 0, {gradient}, {device, forward_lane, backward_lane});
   BOOST_TEST((device.used().kind == Lane::Kind::compute));
   BOOST_TEST(device.races() == Log{}, boost::test_tools::per_element());
   device.finish();
-  BOOST_TEST(result.output.item<double>() == 1);
-  BOOST_TEST(result.input_gradient.item<double>() == 2);
+  BOOST_TEST(result.outputs.at(0).item<double>() == 1);
+  BOOST_TEST(result.input_gradients.at(0).item<double>() == 2);
   return log;
 }
 

@@ -16,14 +16,13 @@
 
 #include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/stage/parted_stage.h"
-#include "dualpipe/exec/train/exchange.h"
+#include "dualpipe/exec/train/records.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {
 
 using detail::stage::PartedStage;
-using detail::stage::Tensors;
 using detail::stage::WeightGradients;
 using detail::train::pack;
 using detail::train::unpack_record;
@@ -213,7 +212,7 @@ BOOST_AUTO_TEST_CASE(parts_of_a_pair_lie_side_by_side) {
   WorkingStage behind(device);
   const PairLanes lanes{device, {Lane::Kind::compute, 0}, {Lane::Kind::compute, 1}};
   device.use(lanes.backward);
-  static_cast<void>(behind.forward(0, at::zeros({1})));
+  static_cast<void>(behind.forward(0, {at::zeros({1})}));
   const Mark begin = device.mark();
   for (const Lane lane : {lanes.forward, Lane{Lane::Kind::exchange, 0}}) {
     device.use(lane);
@@ -223,7 +222,7 @@ BOOST_AUTO_TEST_CASE(parts_of_a_pair_lie_side_by_side) {
   ahead.note_parts(&log);
   behind.note_parts(&log);
   device.use(lanes.forward);
-  static_cast<void>(forward_backward(ahead, 1, at::zeros({1}), behind, 0, at::zeros({1}), lanes));
+  static_cast<void>(forward_backward(ahead, 1, {at::zeros({1})}, behind, 0, {at::zeros({1})}, lanes));
   const Names expected = {
       "compute B sum: 0-10",          "compute B sum dW: 10-20",         "exchange B combine: 10-40",
       "compute F attention: 0-20",    "exchange F dispatch: 40-70",      "compute B experts: 40-60",
@@ -235,7 +234,7 @@ BOOST_AUTO_TEST_CASE(parts_of_a_pair_lie_side_by_side) {
 
   ahead.note_parts(nullptr);
   behind.note_parts(nullptr);
-  static_cast<void>(ahead.forward(2, at::zeros({1})));
+  static_cast<void>(ahead.forward(2, {at::zeros({1})}));
   BOOST_TEST(log.size() == expected.size());
 }
 
@@ -327,7 +326,7 @@ BOOST_AUTO_TEST_CASE(a_record_goes_to_another_process_with_its_parts) {
   pack(packer, sent, 1000);
   const std::string bytes = packer.take();
   Unpacker unpacker(bytes);
-  const RankRecord got = unpack_record(unpacker);
+  const RankRecord got = unpack_record(unpacker, program, 1);
   BOOST_TEST(unpacker.at_end());
   std::vector<PartSpan> expected = sent.parts;
   for (PartSpan& part : expected) part.span = {part.span.start + 1000, part.span.end + 1000};

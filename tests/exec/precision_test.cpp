@@ -88,12 +88,14 @@ BOOST_AUTO_TEST_CASE(what_a_stage_holds_and_sends) {
   options.optimizer = OptimizerKind::adamw;
   options.steps = 1;
   constexpr Bytes numbers = 2 * 16 * 64;
-  StageBytes first{.parameters = 6 * numbers, .gradients = 4 * numbers, .optimizer = 8 * numbers, .message = 2 * 16};
-  BOOST_TEST((train(program, options).stages[0] == first));
+  const auto check = [&](const StageBytes& first, Bytes message) {
+    const TrainResult result = train(program, options);
+    BOOST_TEST((result.stages[0] == first));
+    BOOST_TEST(result.records[0].memory[0].output == message);
+  };
+  check({.parameters = 6 * numbers, .gradients = 4 * numbers, .optimizer = 8 * numbers}, 2 * 16);
   options.shape.precision = Precision::float32;
-  first.parameters = 4 * numbers;
-  first.message = 4 * 16;
-  BOOST_TEST((train(program, options).stages[0] == first));
+  check({.parameters = 4 * numbers, .gradients = 4 * numbers, .optimizer = 8 * numbers}, 4 * 16);
 }
 
 // LibTorch's SGD changes parameters behind their backs.
@@ -105,7 +107,7 @@ BOOST_DATA_TEST_CASE(the_copies_follow_the_optimizer, data::make({"sgd", "adamw"
   StageSet stages(program.schedule, options, numbers);
   Stage& stage = *stages.by_number()[0];
   Optimizer algorithm(options, stages.all_parameters());
-  const auto loss_of = [](Stage& of) { return of.forward(0, {}).item<double>(); };
+  const auto loss_of = [](Stage& of) { return of.forward(0, {}).at(0).item<double>(); };
   const double before = loss_of(stage);
   (void)stage.backward(0, {});
   algorithm.step();
@@ -344,10 +346,10 @@ BOOST_DATA_TEST_CASE(a_stage_computes_with_tensors_of_its_device_alone,
     for (const std::size_t first : {0U, 2U}) {
       Stage& begin = *stages.by_number()[first];
       Stage& end = *stages.by_number()[first + 1];
-      const at::Tensor output = begin.forward(0, {});
+      const at::Tensor output = begin.forward(0, {}).at(0);
       BOOST_TEST(output.is_meta());
-      BOOST_TEST(end.forward(0, output).is_meta());
-      (void)begin.backward(0, at::zeros_like(output));
+      BOOST_TEST(end.forward(0, {output}).at(0).is_meta());
+      (void)begin.backward(0, {at::zeros_like(output)});
     }
     optimizer.step();
   }

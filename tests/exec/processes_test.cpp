@@ -29,6 +29,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "tests/exec/training.h"
+#include "tests/exec/triple.h"
 #include "tests/scratch.h"
 #include "tests/thinned.h"
 
@@ -115,6 +116,25 @@ BOOST_DATA_TEST_CASE(a_pipeline_of_processes_trains_like_the_model_by_itself,
   BOOST_TEST(report.steps == options.steps);
   if (report.same_order) BOOST_TEST(report.losses_bitwise_equal);
   if (report.same_order) BOOST_TEST(report.gradients.bitwise_equal);
+}
+
+BOOST_DATA_TEST_CASE(three_tensors_go_between_stages, data::make({"1f1b", "zb1p", "dualpipe"}) * data::make({2, 4}),
+                     name, ranks) {
+  if (ranks < world().processes()) return;
+  const Program program = program_of(name, ranks);
+  const StepInput input = triple_step(program);
+  const auto transports = world().transports(program.schedule.placement, {20s, 0ns});
+  std::vector<std::string> flaws(static_cast<std::size_t>(ranks));
+  {
+    std::vector<std::jthread> threads;
+    for (const int rank : world().ranks_here(ranks)) {
+      threads.emplace_back([&, place = static_cast<std::size_t>(rank)] {
+        at::set_num_threads(1);
+        flaws[place] = triple_flaw(program, static_cast<int>(place), *transports[place], input);
+      });
+    }
+  }
+  for (const std::string& flaw : flaws) BOOST_TEST(flaw == "");
 }
 
 BOOST_AUTO_TEST_CASE(a_wrong_gradient_is_noticed_in_every_process) {

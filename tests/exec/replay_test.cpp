@@ -45,22 +45,22 @@ class CheckingStage final : public Stage {
     parameter_.set_requires_grad(true);
   }
 
-  at::Tensor forward(std::uint32_t micro_batch, at::Tensor input) override {
+  Tensors forward(std::uint32_t micro_batch, Tensors inputs) override {
     log(Kind::forward, micro_batch);
-    expect(input, true, previous_, micro_batch);
+    expect(inputs, true, previous_, micro_batch);
     if (c10::GradMode::is_enabled()) held_[micro_batch] = at::empty({held_bytes}, at::kChar);
-    return next_ ? letter(true, number_, micro_batch) : at::scalar_tensor(100.0 + micro_batch, at::kDouble);
+    return {next_ ? letter(true, number_, micro_batch) : at::scalar_tensor(100.0 + micro_batch, at::kDouble)};
   }
-  at::Tensor backward(std::uint32_t micro_batch, at::Tensor gradient) override {
+  Tensors backward(std::uint32_t micro_batch, Tensors gradients) override {
     log(Kind::backward, micro_batch);
-    expect(gradient, false, next_, micro_batch);
+    expect(gradients, false, next_, micro_batch);
     accumulate(micro_batch);
-    return input_gradient(micro_batch);
+    return input_gradients(micro_batch);
   }
-  at::Tensor backward_input(std::uint32_t micro_batch, at::Tensor gradient) override {
+  Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) override {
     log(Kind::input_gradient, micro_batch);
-    expect(gradient, false, next_, micro_batch);
-    return input_gradient(micro_batch);
+    expect(gradients, false, next_, micro_batch);
+    return input_gradients(micro_batch);
   }
   void backward_weight(std::uint32_t micro_batch) override {
     log(Kind::weight_gradient, micro_batch);
@@ -74,13 +74,13 @@ class CheckingStage final : public Stage {
   void log(Kind kind, std::uint32_t micro_batch) {
     log_.push_back(to_text({micro_batch, static_cast<std::uint16_t>(number_), kind, false}));
   }
-  void expect(const at::Tensor& got, bool forward, std::optional<int> from, std::uint32_t micro_batch) const {
-    const bool right = from ? got.defined() && at::equal(got, letter(forward, *from, micro_batch)) : !got.defined();
+  void expect(const Tensors& got, bool forward, std::optional<int> from, std::uint32_t micro_batch) const {
+    const bool right = from ? got.size() == 1 && at::equal(got[0], letter(forward, *from, micro_batch)) : got.empty();
     if (!right) throw std::logic_error("not what the neighbour made");
   }
-  at::Tensor input_gradient(std::uint32_t micro_batch) {
+  Tensors input_gradients(std::uint32_t micro_batch) {
     if (held_.erase(micro_batch) != 1) throw std::logic_error("its forward did not run, or the backward did before");
-    return previous_ ? letter(false, number_, micro_batch) : at::Tensor();
+    return previous_ ? Tensors{letter(false, number_, micro_batch)} : Tensors();
   }
   void accumulate(std::uint32_t micro_batch) {
     if (!parameter_.grad().defined()) parameter_.mutable_grad() = at::zeros_like(parameter_);

@@ -26,8 +26,8 @@ using detail::replay::MemoryMeter;
 
 namespace {
 
-using Tensors = std::vector<at::Tensor>;
 using test::Chain;
+using test::only;
 using test::refusal;
 using test::same_bits;
 using test::small;
@@ -308,14 +308,14 @@ BOOST_AUTO_TEST_CASE(input_gradient_frees_what_only_the_graph_needs) {
   Chain chain(shape);
   Stage& stage = *chain.stages[1];
   const at::Tensor input = at::ones({shape.batch, shape.hidden}, at::kDouble);
-  static_cast<void>(stage.forward(0, input));
-  static_cast<void>(stage.backward(0, input));
+  static_cast<void>(stage.forward(0, {input}));
+  static_cast<void>(stage.backward(0, {input}));
 
   const MemoryMeter meter;
   const std::int64_t row = shape.batch * shape.hidden * 8;  // bytes of one boundary tensor
-  static_cast<void>(stage.forward(0, input));
+  static_cast<void>(stage.forward(0, {input}));
   BOOST_TEST(meter.held() == 2 * 4 * row);  // both sides of the GELU; the input is the caller's
-  static_cast<void>(stage.backward_input(0, input));
+  static_cast<void>(stage.backward_input(0, {input}));
   BOOST_TEST(meter.held() == 2 * 4 * row);  // the input of `down`, and the gradient of `up`'s output
   stage.backward_weight(0);
   BOOST_TEST(meter.held() == 0);
@@ -330,15 +330,15 @@ struct HeldBytes {
 HeldBytes held_bytes(const ModelShape& shape) {
   Chain chain(shape);
   Stage& stage = *chain.stages[1];
-  const at::Tensor input = chain.stages[0]->forward(0, {});
+  const at::Tensor input = only(chain.stages[0]->forward(0, {}));
   const at::Tensor gradient = at::ones_like(input);
-  static_cast<void>(stage.forward(0, input));  // from here on each parameter has its gradient
-  static_cast<void>(stage.backward(0, gradient));
+  static_cast<void>(stage.forward(0, {input}));  // from here on each parameter has its gradient
+  static_cast<void>(stage.backward(0, {gradient}));
   HeldBytes held;
   const MemoryMeter meter;
-  static_cast<void>(stage.forward(0, input.clone()));
+  static_cast<void>(stage.forward(0, {input.clone()}));
   held.after_forward = meter.held();
-  static_cast<void>(stage.backward_input(0, gradient));
+  static_cast<void>(stage.backward_input(0, {gradient}));
   held.after_input_gradient = meter.held();
   stage.backward_weight(0);
   BOOST_TEST(meter.held() == 0);
@@ -381,12 +381,12 @@ BOOST_AUTO_TEST_CASE(evaluation_keeps_nothing) {
 
 BOOST_AUTO_TEST_CASE(tensors_that_cross_have_no_graph) {
   Chain chain(small("gpt", {1, 1}));
-  const at::Tensor output = chain.stages[0]->forward(0, {});
+  const at::Tensor output = only(chain.stages[0]->forward(0, {}));
   BOOST_TEST(!output.requires_grad());
-  const at::Tensor loss = chain.stages[1]->forward(0, output);
+  const at::Tensor loss = only(chain.stages[1]->forward(0, {output}));
   BOOST_TEST(!loss.requires_grad());
   BOOST_TEST(loss.dim() == 0);
-  const at::Tensor gradient = chain.stages[1]->backward(0, {});
+  const at::Tensor gradient = only(chain.stages[1]->backward(0, {}));
   BOOST_TEST(!gradient.requires_grad());
   BOOST_TEST((gradient.sizes() == output.sizes()));
   BOOST_TEST(!output.grad().defined());
@@ -419,11 +419,11 @@ BOOST_DATA_TEST_CASE(a_pair_is_a_forward_and_a_backward, boost::unit_test::data:
   Chain alone(shape);
   Chain paired(shape);
   for (Chain* const chain : {&alone, &paired}) static_cast<void>(chain->forward(0));
-  const at::Tensor output = alone.stages[0]->forward(1, {});
-  const at::Tensor gradient = alone.stages[1]->backward(0, {});
+  const at::Tensor output = only(alone.stages[0]->forward(1, {}));
+  const at::Tensor gradient = only(alone.stages[1]->backward(0, {}));
   const Overlapped pair = forward_backward(*paired.stages[0], 1, {}, *paired.stages[1], 0, {});
-  BOOST_TEST(same_bits(pair.output, output));
-  BOOST_TEST(same_bits(pair.input_gradient, gradient));
+  BOOST_TEST(same_bits(only(pair.outputs), output));
+  BOOST_TEST(same_bits(only(pair.input_gradients), gradient));
 }
 
 BOOST_AUTO_TEST_CASE(layers_are_split_evenly) {

@@ -15,6 +15,7 @@ namespace dualpipe {
 namespace {
 
 using test::Chain;
+using test::only;
 using test::timed_shape;
 
 BOOST_AUTO_TEST_SUITE(exec_timed)
@@ -52,15 +53,15 @@ BOOST_AUTO_TEST_CASE(timed_and_empty_stages_pass_small_tensors) {
   empty.model = "empty";
   for (const ModelShape& shape : {timed_shape(), empty}) {
     Chain chain(shape);
-    const at::Tensor output = chain.stages[0]->forward(0, {});
+    const at::Tensor output = only(chain.stages[0]->forward(0, {}));
     BOOST_TEST(output.numel() == 1);
-    BOOST_TEST(chain.stages[1]->forward(0, output).dim() == 0);
-    BOOST_TEST(chain.stages[1]->backward(0, {}).numel() == 1);
-    BOOST_TEST(!chain.stages[0]->backward(0, output).defined());
-    BOOST_TEST(!chain.stages[0]->backward_input(0, output).defined());
-    const Overlapped pair = forward_backward(*chain.stages[1], 0, output, *chain.stages[0], 0, output);
-    BOOST_TEST(pair.output.dim() == 0);
-    BOOST_TEST(!pair.input_gradient.defined());
+    BOOST_TEST(only(chain.stages[1]->forward(0, {output})).dim() == 0);
+    BOOST_TEST(only(chain.stages[1]->backward(0, {})).numel() == 1);
+    BOOST_TEST(chain.stages[0]->backward(0, {output}).empty());
+    BOOST_TEST(chain.stages[0]->backward_input(0, {output}).empty());
+    const Overlapped pair = forward_backward(*chain.stages[1], 0, {output}, *chain.stages[0], 0, {output});
+    BOOST_TEST(only(pair.outputs).dim() == 0);
+    BOOST_TEST(pair.input_gradients.empty());
     BOOST_TEST(chain.parameters().empty());
   }
 }

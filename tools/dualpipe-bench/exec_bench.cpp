@@ -25,6 +25,7 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -34,6 +35,7 @@
 
 #include "dualpipe/exec/device/device.h"
 #include "dualpipe/exec/model/model.h"
+#include "dualpipe/exec/pipeline/pipeline.h"
 #include "dualpipe/exec/replay/replay.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/exec/train/stage_set.h"
@@ -102,10 +104,10 @@ class Ranks {
 };
 
 // A program, and what its ranks need to run it.
-class Pipeline {
+class Run {
  public:
   // `hardware`: null: the host.
-  Pipeline(std::string_view schedule, Shape shape, const ModelShape& model, Hardware* hardware)
+  Run(std::string_view schedule, Shape shape, const ModelShape& model, Hardware* hardware)
       : program_(lower(generate(schedule, shape))),
         transports_(thread_transports(program_.schedule.placement, {})),
         parts_(static_cast<std::size_t>(shape.ranks)),
@@ -118,13 +120,7 @@ class Pipeline {
 
   // A step each, in seconds.
   double replay_step() {
-    return ranks_.run([this](int rank) {
-      Part& part = part_of(rank);
-      ReplayOptions replaying;
-      replaying.device = part.device;
-      replaying.measure_memory = true;  // as in a training
-      replay(program_, rank, part.stages->by_number(), transport_of(rank), part.record, replaying);
-    });
+    return ranks_.run([this](int rank) { benchmark::DoNotOptimize(part_of(rank).pipeline->step()); });
   }
   double straight_step() {
     return ranks_.run([this](int rank) { straight_1f1b(rank); });
@@ -152,6 +148,7 @@ class Pipeline {
     Device* device = nullptr;
     std::unique_ptr<StageSet> stages;
     RankRecord record;
+    std::optional<Pipeline> pipeline;
   };
 
   [[nodiscard]] Part& part_of(int rank) { return parts_[static_cast<std::size_t>(rank)]; }
@@ -169,6 +166,10 @@ class Pipeline {
     part.stages = std::make_unique<StageSet>(schedule, options_, numbers, *part.device);
     part.stages->begin_step(0);
     part.device->finish();
+    ReplayOptions replaying;
+    replaying.device = part.device;
+    replaying.measure_memory = true;  // as in a training
+    part.pipeline.emplace(program_, rank, part.stages->by_number(), transport_of(rank), part.record, replaying);
   }
 
   // 1F1B as one writes it down for a pipeline with a stage per rank.
@@ -187,26 +188,25 @@ class Pipeline {
       const Op message{micro_batch, stage_number, kind, false};
       transport.post_receive(message);
       Received received = transport.wait(message);
-      return device.take(std::move(received.tensors.front()), received.ready);
+      received.tensors.front() = device.take(std::move(received.tensors.front()), received.ready);
+      return std::move(received.tensors);
     };
-    const auto send = [&](Kind kind, std::uint32_t micro_batch, at::Tensor tensor) {
-      Tensors tensors(1);
-      tensors.front() = std::move(tensor);
+    const auto send = [&](Kind kind, std::uint32_t micro_batch, Tensors tensors) {
       transport.send({micro_batch, stage_number, kind, false}, std::move(tensors), device.mark());
     };
     std::vector<at::Tensor> losses;
     const auto forward = [&](std::uint32_t micro_batch) {
-      at::Tensor input;
-      if (!first) input = receive(Kind::receive_forward, micro_batch);
-      at::Tensor output = stage.forward(micro_batch, std::move(input));
-      if (last) return losses.push_back(std::move(output));
-      send(Kind::send_forward, micro_batch, std::move(output));
+      Tensors inputs;
+      if (!first) inputs = receive(Kind::receive_forward, micro_batch);
+      Tensors outputs = stage.forward(micro_batch, std::move(inputs));
+      if (last) return losses.push_back(std::move(outputs.front()));
+      send(Kind::send_forward, micro_batch, std::move(outputs));
     };
     const auto backward = [&](std::uint32_t micro_batch) {
-      at::Tensor gradient;
-      if (!last) gradient = receive(Kind::receive_backward, micro_batch);
-      at::Tensor input_gradient = stage.backward(micro_batch, std::move(gradient));
-      if (!first) send(Kind::send_backward, micro_batch, std::move(input_gradient));
+      Tensors gradients;
+      if (!last) gradients = receive(Kind::receive_backward, micro_batch);
+      Tensors input_gradients = stage.backward(micro_batch, std::move(gradients));
+      if (!first) send(Kind::send_backward, micro_batch, std::move(input_gradients));
     };
 
     const auto warmup = std::min(static_cast<std::uint32_t>(ranks - 1 - rank), micro_batches);
@@ -252,13 +252,13 @@ double median(std::vector<double> values) {
 void run_step(benchmark::State& state, std::int64_t hidden, Hardware* hardware) {
   ModelShape model;
   model.hidden = hidden;
-  Pipeline pipeline("1f1b", {2, 8}, model, hardware);
+  Run run("1f1b", {2, 8}, model, hardware);
   std::vector<double> replays, loops;
   for (auto _ : state) {
-    replays.push_back(pipeline.replay_step());
-    loops.push_back(pipeline.straight_step());
-    loops.push_back(pipeline.straight_step());
-    replays.push_back(pipeline.replay_step());
+    replays.push_back(run.replay_step());
+    loops.push_back(run.straight_step());
+    loops.push_back(run.straight_step());
+    replays.push_back(run.replay_step());
     state.SetIterationTime(replays.back());
   }
   state.counters["replay_ms"] = median(replays) * 1e3;
@@ -269,13 +269,13 @@ void run_step(benchmark::State& state, std::int64_t hidden, Hardware* hardware) 
 void run_empty(benchmark::State& state, std::string_view schedule, Shape shape) {
   ModelShape model;
   model.model = "empty";
-  Pipeline pipeline(schedule, shape, model, nullptr);
+  Run run(schedule, shape, model, nullptr);
   std::vector<double> steps;
   for (auto _ : state) {
-    steps.push_back(pipeline.replay_step());
+    steps.push_back(run.replay_step());
     state.SetIterationTime(steps.back());
   }
-  state.counters["ns_per_op"] = median(steps) * 1e9 / static_cast<double>(pipeline.ops_per_rank());
+  state.counters["ns_per_op"] = median(steps) * 1e9 / static_cast<double>(run.ops_per_rank());
 }
 
 void run_timed(benchmark::State& state, Shape shape) {
@@ -285,16 +285,16 @@ void run_timed(benchmark::State& state, Shape shape) {
   costs.forward = 6'000'000;
   costs.backward = 14'000'000;
   model.costs.stages = {costs};
-  Pipeline pipeline("1f1b", shape, model, nullptr);
+  Run run("1f1b", shape, model, nullptr);
   std::vector<double> replays, bare;
   for (auto _ : state) {
-    replays.push_back(pipeline.replay_step());
-    bare.push_back(pipeline.bare_step());
-    bare.push_back(pipeline.bare_step());
-    replays.push_back(pipeline.replay_step());
+    replays.push_back(run.replay_step());
+    bare.push_back(run.bare_step());
+    bare.push_back(run.bare_step());
+    replays.push_back(run.replay_step());
     state.SetIterationTime(replays.back());
   }
-  const double planned = pipeline.planned();
+  const double planned = run.planned();
   state.counters["replay_late"] = 100 * (median(replays) / planned - 1);
   state.counters["bare_late"] = 100 * (median(bare) / planned - 1);
 }

@@ -1,0 +1,73 @@
+// What a rank notes while it runs: marks of its device, whose times are known when the device has finished. Private to
+// exec/replay.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/replay/memory.h"
+#include "dualpipe/exec/replay/part_notes.h"
+#include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/stage/stage.h"
+
+namespace dualpipe::detail::replay {
+
+// Of one step, into the record of a rank.
+class StepLog {
+ public:
+  // `messages`: of the rank, whose places in there tell them apart. `meter`: null: memory is not measured.
+  StepLog(RankRecord& record, const ReplayOptions& options, std::span<const Op> messages,
+          std::span<const HeldStage> stages, MemoryMeter* meter);
+
+  // An op, or the two of a pair, at its position: when it could have begun, and what is held then.
+  void begin(std::size_t position, std::span<const Op> unit, const Mark& ready);
+  // It ran from one mark to the other. `output`: bytes of what its F made.
+  void end(std::size_t position, std::span<const Op> unit, const Mark& start, const Mark& end, Bytes output);
+
+  // A send, a reduction: while it was handed over.
+  void message(const Op& message, const Mark& start, const Mark& end) { intervals_[index_of(message)] = {start, end}; }
+  // A receive: from its post until it was there. `copy_begun`: where a copy of it is noted.
+  void received(const Op& message, const Mark& posted, const Mark& arrived, const std::optional<Mark>& copy_begun);
+
+  void loss(at::Tensor loss) { losses_.push_back(std::move(loss)); }
+
+  // When the device has finished: writes what was not known before, times and losses.
+  void read();
+
+ private:
+  // From one mark to another; unless it is set, it did not happen.
+  struct Interval {
+    Mark start;
+    Mark end;
+  };
+  // The copy of a message.
+  struct Copied {
+    const Op* message = nullptr;
+    Interval interval;
+  };
+
+  [[nodiscard]] std::size_t index_of(const Op& message) const {
+    return static_cast<std::size_t>(&message - messages_.data());
+  }
+  [[nodiscard]] Span span_of(const std::optional<Interval>& interval) const;
+  // Without what only waits for the device.
+  [[nodiscard]] Bytes held_memory() const { return meter_->held() - device_.kept(); }
+
+  RankRecord& record_;
+  const Device& device_;
+  const std::span<const Op> messages_;
+  MemoryMeter* const meter_;
+  std::vector<std::optional<Interval>> ops_;
+  std::vector<std::optional<Mark>> ready_;          // before an op, or pair: the end of what was before
+  std::vector<std::optional<Interval>> intervals_;  // of messages
+  std::optional<PartNotes> part_notes_;             // where they are wanted
+  std::vector<Copied> copied_;
+  std::vector<at::Tensor> losses_;
+  const bool evaluates_;
+  int activations_ = 0;  // held from the start of an F to the end of its B or I; for evaluation, while F runs
+};
+
+}  // namespace dualpipe::detail::replay

@@ -1,0 +1,100 @@
+// The ranks of this process, each on a thread of its own, and how they come to an end together. Private to exec/train.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <stop_token>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dualpipe/exec/transport/transport.h"
+
+namespace dualpipe::detail::train {
+
+constexpr auto interrupted = "the run was interrupted";
+
+// Where all ranks of a process wait for each other.
+class StepBarrier {
+ public:
+  explicit StepBarrier(int count) : count_(count) {}
+
+  // Thrown where a rank waits, or comes to wait, after stop(): another one has the reason.
+  struct Stopped {};
+
+  // The last to come calls `meanwhile`, then all go on.
+  template <typename Meanwhile>
+  void meet(Meanwhile&& meanwhile) {
+    std::unique_lock lock(mutex_);
+    if (stopped_) throw Stopped{};
+    if (++waiting_ == count_) {
+      meanwhile();
+      waiting_ = 0;
+      ++round_;
+      all_here_.notify_all();
+      return;
+    }
+    all_here_.wait(lock, [this, round = round_] { return round_ != round || stopped_; });
+    if (stopped_) throw Stopped{};
+  }
+
+  void stop() {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+    all_here_.notify_all();
+  }
+
+ private:
+  const int count_;
+  std::mutex mutex_;
+  std::condition_variable all_here_;
+  int waiting_ = 0;
+  unsigned round_ = 0;
+  bool stopped_ = false;
+};
+
+class RankTeam {
+ public:
+  // `here`: the ranks. `transports`: by rank; those of the ranks here are used. Both are looked at by run().
+  RankTeam(const std::vector<int>& here, const std::vector<std::unique_ptr<Transport>>& transports,
+           std::stop_token stop)
+      : here_(here), transports_(transports), stop_(std::move(stop)), barrier_(static_cast<int>(here.size())) {}
+
+  // Runs `work` for each rank, whose ops may use so many threads, and returns when all have ended. The first that
+  // fails, or a stop, ends all, here and in other processes; so does a system that does not give so many threads.
+  void run(int threads_per_rank, const std::function<void(int rank, Transport& transport)>& work);
+
+  // In `work`: StepBarrier::meet().
+  template <typename Meanwhile>
+  void meet(Meanwhile&& meanwhile) {
+    barrier_.meet(std::forward<Meanwhile>(meanwhile));
+  }
+
+  // After run(): the first failure, but for those of ranks that only heard of another's; null: none.
+  [[nodiscard]] std::exception_ptr error() const { return error_; }
+  // The failure is none of this process's ranks, but that the run was stopped, here or in another process.
+  [[nodiscard]] bool was_interrupted() const { return is_interrupted_ && !is_own_; }
+
+ private:
+  void run_rank(int rank, int threads, const std::function<void(int rank, Transport& transport)>& work);
+  void note(const std::exception_ptr& error, bool is_own);
+  // Of what this rank was the first to know.
+  void end_all(Transport& transport, const std::string& reason, const std::exception_ptr& error);
+
+  [[nodiscard]] Transport& transport_of(int rank) const { return *transports_[static_cast<std::size_t>(rank)]; }
+
+  const std::vector<int>& here_;
+  const std::vector<std::unique_ptr<Transport>>& transports_;
+  std::stop_token stop_;
+  StepBarrier barrier_;
+  std::mutex mutex_;  // of the next two
+  std::exception_ptr error_;
+  bool is_own_ = false;  // of a rank here
+  std::atomic<bool> is_interrupted_{false};
+};
+
+}  // namespace dualpipe::detail::train

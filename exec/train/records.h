@@ -1,0 +1,63 @@
+// What the ranks of a training recorded, of all processes and of the last steps. Private to exec/train.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/pack.h"
+#include "dualpipe/exec/transport/world.h"
+
+namespace dualpipe::detail::train {
+
+// `clock_offset` is added to all times.
+void pack(detail::transport::Packer& packer, const RankRecord& record, Time clock_offset);
+// The record of a rank that ran this program, or was not begun. Throws std::runtime_error where it cannot be that.
+[[nodiscard]] RankRecord unpack_record(detail::transport::Unpacker& unpacker, const Program& program, int rank);
+
+// Those of other processes' ranks are written. All have run this program. Throws TransportError. Collective.
+void gather_records(World& world, const Program& program, RankRecords& records);
+
+// What each process knows of its ranks and stages all know then. Throws TransportError. Collective.
+void gather_results(World& world, const Program& program, TrainResult& result);
+
+// A step that failed: its number, the program that it ran, and what was done of it.
+struct FailedStep {
+  int step = 0;
+  const Program* program = nullptr;
+  RankRecords records;
+};
+// After a failure process 0 gets what each process knows of the step that was reached last. `own`: of this process;
+// `apart`: the other program that a step may have run. A process that does not answer, or not to the point, has done
+// nothing. Elsewhere it returns `own`.
+[[nodiscard]] FailedStep hand_over_records(World& world, const Program& program, const Program& apart, FailedStep own);
+
+// The last of the records that it is given, in a list.
+class LastRecords {
+ public:
+  explicit LastRecords(std::vector<RankRecords>& kept) : kept_(kept) {}
+
+  void add(const RankRecords& records) {
+    if (kept_.size() < kept_max) {
+      kept_.push_back(records);
+    } else {
+      kept_[count_ % kept_max] = records;
+    }
+    ++count_;
+  }
+  void clear() {
+    kept_.clear();
+    count_ = 0;
+  }
+  // Those that were added as the `index`-th, which must be kept still.
+  [[nodiscard]] const RankRecords& at(std::size_t index) const { return kept_[index % kept_max]; }
+  [[nodiscard]] std::size_t first_kept() const { return count_ - kept_.size(); }
+
+ private:
+  static constexpr std::size_t kept_max = 101;  // with what every op did: a long run must not fill the memory
+
+  std::vector<RankRecords>& kept_;
+  std::size_t count_ = 0;  // of all that were added
+};
+
+}  // namespace dualpipe::detail::train
