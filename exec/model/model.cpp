@@ -1,7 +1,9 @@
 #include "dualpipe/exec/model/model.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <numeric>
@@ -28,29 +30,36 @@ using detail::model::token_data;
 
 namespace {
 
+using Feature = ModelFeature;
+
 struct Model {
   std::string_view name;
   MakeStage* stage;
   MakeData* data;
-  bool is_transformer = false;  // has attention, norms, and a token embedding
-  bool is_parted = false;       // its stages are PartedStages
+  std::span<const Feature> features;
+
+  [[nodiscard]] bool has(Feature feature) const {
+    return feature == Feature::any || std::ranges::count(features, feature) > 0;
+  }
 };
 
+// `tokens`: a transformer with attention, norms and a token embedding; `experts`: its stages are PartedStages.
+constexpr std::array of_gpt = {Feature::parameters, Feature::recomputation, Feature::tokens};
+constexpr std::array of_moe = {Feature::parameters, Feature::recomputation, Feature::tokens, Feature::experts};
+constexpr std::array of_mlp = {Feature::parameters, Feature::recomputation};
+constexpr std::array of_timed = {Feature::recomputation, Feature::durations};
+
 constexpr std::array models = {
-    Model{"mlp", make_mlp, mlp_data},
-    Model{"gpt", make_gpt, token_data, /*is_transformer=*/true},
-    Model{"moe", make_moe, token_data, /*is_transformer=*/true, /*is_parted=*/true},
-    Model{"timed", make_timed, no_data},
-    Model{"empty", make_empty, no_data},
+    Model{"gpt", make_gpt, token_data, of_gpt}, Model{"moe", make_moe, token_data, of_moe},
+    Model{"mlp", make_mlp, mlp_data, of_mlp},   Model{"timed", make_timed, no_data, of_timed},
+    Model{"empty", make_empty, no_data, {}},
 };
 
 const Model& find_model(std::string_view name) {
-  std::string names;
-  for (const Model& model : models) {
-    if (model.name == name) return model;
-    names += (names.empty() ? "" : ", ") + std::string(model.name);
-  }
-  throw InputError(fmt::format("there is no model {}; there are {}", detail::schedule::quote(name), names));
+  const auto* const found = std::ranges::find(models, name, &Model::name);
+  if (found != models.end()) return *found;
+  throw InputError(
+      fmt::format("there is no model {}; there are {}", detail::schedule::quote(name), fmt::join(model_names(), ", ")));
 }
 
 // What only a transformer has, or a stage of parts.
@@ -58,8 +67,9 @@ void check_features(const Model& model, const ModelShape& shape) {
   const auto refuse = [&](std::string_view what, std::string_view remedy, std::string_view other = "gpt") {
     throw InputError(fmt::format("{} has no {}; {}, or use --model {}", model.name, what, remedy, other));
   };
-  if (!model.is_parted && !shape.interleave) refuse("parts to interleave", "leave out --no-interleave", "moe");
-  if (model.is_transformer) return;
+  if (!model.has(Feature::experts) && !shape.interleave)
+    refuse("parts to interleave", "leave out --no-interleave", "moe");
+  if (model.has(Feature::tokens)) return;
   if (shape.recompute == Recompute::attention) refuse("attention to recompute", "leave out --recompute attention");
   if (shape.norm != NormKind::layer) refuse("norm", "leave out --norm");
   if (shape.tied) refuse("token embedding to tie the head to", "leave out --tied");
@@ -73,6 +83,16 @@ void check_size(std::string_view what, std::int64_t size) {
 }
 
 }  // namespace
+
+std::vector<std::string_view> model_names(ModelFeature feature) {
+  std::vector<std::string_view> names;
+  for (const Model& model : models) {
+    if (model.has(feature)) names.push_back(model.name);
+  }
+  return names;
+}
+
+bool has(std::string_view model, ModelFeature feature) { return find_model(model).has(feature); }
 
 std::string_view to_text(Precision precision) {
   switch (precision) {

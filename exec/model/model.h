@@ -23,9 +23,16 @@ enum class NormKind : std::uint8_t { layer, rms };
 enum class Precision : std::uint8_t { float32, float64, bfloat16 };
 [[nodiscard]] std::string_view to_text(Precision precision);  // "float32", …
 
+// What some models have, and others have not.
+enum class ModelFeature : std::uint8_t { any, parameters, recomputation, tokens, experts, durations };
+// All models, or those that have it.
+[[nodiscard]] std::vector<std::string_view> model_names(ModelFeature feature = ModelFeature::any);
+// Throws InputError where there is no such model.
+[[nodiscard]] bool has(std::string_view model, ModelFeature feature);
+
 // The sizes of all models; each takes those that it has.
 struct ModelShape {
-  std::string model = "gpt";  // mlp, gpt, moe, timed, empty
+  std::string model = "gpt";  // one of model_names()
   std::int64_t hidden = 64;
   std::int64_t heads = 4;
   std::int64_t sequence = 32;

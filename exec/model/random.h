@@ -3,14 +3,16 @@
 
 #include <cstdint>
 
+#include "dualpipe/sim/simulate/splitmix.h"
+
 namespace dualpipe::detail::model {
 
-// SplitMix64 (Steele, Lea, Flood 2014). Each (seed, stream) has its own sequence.
+// SplitMix64. Each (seed, stream) has its own sequence.
 class Random {
  public:
-  Random(std::uint64_t seed, std::uint64_t stream) : state_(mix(mix(seed) ^ stream)) {}
+  Random(std::uint64_t seed, std::uint64_t stream) : state_(simulate::splitmix(simulate::splitmix(seed) ^ stream)) {}
 
-  std::uint64_t next() { return mix(state_ += 0x9e3779b97f4a7c15U); }
+  std::uint64_t next() { return simulate::splitmix(state_ += simulate::splitmix_step); }
 
   // In [-bound, bound).
   double uniform(double bound) {
@@ -19,12 +21,6 @@ class Random {
   }
 
  private:
-  static std::uint64_t mix(std::uint64_t x) {
-    x = (x ^ (x >> 30U)) * 0xbf58476d1ce4e5b9U;
-    x = (x ^ (x >> 27U)) * 0x94d049bb133111ebU;
-    return x ^ (x >> 31U);
-  }
-
   std::uint64_t state_;
 };
 

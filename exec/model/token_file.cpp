@@ -1,5 +1,6 @@
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -104,8 +105,9 @@ class TokenFile final : public Data {
 }  // namespace
 
 std::unique_ptr<Data> token_file(const ModelShape& shape, const std::string& path, std::int64_t micro_batches) {
-  if (shape.model != "gpt" && shape.model != "moe") {
-    refuse(path, fmt::format("the model {} reads no tokens; use gpt or moe, or leave the file out", shape.model));
+  if (!has(shape.model, ModelFeature::tokens)) {
+    refuse(path, fmt::format("the model {} reads no tokens; use {}, or leave the file out", shape.model,
+                             fmt::join(model_names(ModelFeature::tokens), " or ")));
   }
   check(shape);
   return std::make_unique<TokenFile>(shape, path, micro_batches);

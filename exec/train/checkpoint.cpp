@@ -11,6 +11,7 @@
 #include <set>
 #include <utility>
 
+#include "dualpipe/exec/train/settings.h"
 #include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/report/output_file.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -35,38 +36,27 @@ constexpr std::string_view optimizer_prefix = "optimizer.";
 // What two trainings must have in common: the name of the option, and its value.
 using Field = std::pair<std::string, std::string>;
 
-std::vector<Field> model_fields(const ModelShape& shape) {
-  const auto layers = std::accumulate(shape.layers.begin(), shape.layers.end(), std::int64_t{0});
-  std::vector<Field> fields = {{"model", shape.model},
-                               {"layers", std::to_string(layers)},
-                               {"hidden", std::to_string(shape.hidden)},
-                               {"heads", std::to_string(shape.heads)},
-                               {"sequence", std::to_string(shape.sequence)},
-                               {"vocabulary", std::to_string(shape.vocabulary)},
-                               {"norm", shape.norm == NormKind::rms ? "rms" : "layer"},
-                               {dtype_key, shape.precision == Precision::float64 ? "float64" : "float32"}};
-  if (shape.model != "moe") return fields;
-  fields.insert(fields.end(), {{"experts", std::to_string(shape.experts)},
-                               {"top-k", std::to_string(shape.top_k)},
-                               {"expert-hidden", std::to_string(shape.expert_hidden)},
-                               {"capacity", fmt::format("{}", shape.capacity)}});
-  return fields;
-}
-
-std::vector<Field> training_fields(const Schedule& schedule, const TrainOptions& options, Data& data) {
-  std::vector<Field> fields = {{"optimizer", options.optimizer == OptimizerKind::adamw ? "adamw" : "sgd"},
-                               {"batch", std::to_string(options.shape.batch)},
-                               {"microbatches", std::to_string(schedule.total_micro_batches())},
-                               {data_key, data.description()}};
-  if (fields.back().second == synthetic) fields.emplace_back("seed", std::to_string(options.shape.seed));
-  return fields;
+// Of experts only where the model has some; a checkpoint of any model has all others.
+void add_settings(std::vector<Field>& fields, const TrainOptions& options, Setting::Saved saved) {
+  for (const Setting& setting : train_settings()) {
+    if (setting.saved != saved) continue;
+    if (setting.heeded_with == ModelFeature::experts && !has(options.shape.model, ModelFeature::experts)) continue;
+    fields.emplace_back(setting.name, setting.text(options));
+  }
 }
 
 std::vector<Field> fields_of(const Schedule& schedule, const TrainOptions& options, Data& data) {
-  std::vector<Field> fields = model_fields(options.shape);
+  const ModelShape& shape = options.shape;
+  const auto layers = std::accumulate(shape.layers.begin(), shape.layers.end(), std::int64_t{0});
+  std::vector<Field> fields = {{"model", shape.model},
+                               {"layers", std::to_string(layers)},
+                               {dtype_key, shape.precision == Precision::float64 ? "float64" : "float32"}};
+  add_settings(fields, options, Setting::Saved::model);
   if (options.forward_only) return fields;
-  const std::vector<Field> others = training_fields(schedule, options, data);
-  fields.insert(fields.end(), others.begin(), others.end());
+  add_settings(fields, options, Setting::Saved::training);
+  fields.emplace_back("microbatches", std::to_string(schedule.total_micro_batches()));
+  fields.emplace_back(data_key, data.description());
+  if (fields.back().second == synthetic) fields.emplace_back("seed", std::to_string(shape.seed));
   return fields;
 }
 

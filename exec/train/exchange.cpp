@@ -9,6 +9,8 @@
 #include <sstream>
 #include <utility>
 
+#include "dualpipe/exec/train/settings.h"
+
 namespace dualpipe::detail::train {
 
 using detail::transport::Packer;
@@ -67,41 +69,25 @@ using Line = std::pair<std::string, std::string>;
 std::vector<Line> lines_of(const Program& program, const TrainOptions& options) {
   const ModelShape& shape = options.shape;
   const auto text = [](const auto& value) { return fmt::format("{}", value); };
-  return {{"--schedule", program.schedule.name},
-          {"--ranks", text(program.schedule.ranks())},
-          {"--microbatches", text(program.schedule.total_micro_batches())},
-          {"the ops of the schedule (where it is a file, what stands in it), hash", hash_of(program)},
-          {"--model", shape.model},
-          {"--layers", fmt::format("{}", fmt::join(shape.layers, ","))},
-          {"--hidden", text(shape.hidden)},
-          {"--heads", text(shape.heads)},
-          {"--sequence", text(shape.sequence)},
-          {"--vocabulary", text(shape.vocabulary)},
-          {"--batch", text(shape.batch)},
-          {"--experts", text(shape.experts)},
-          {"--top-k", text(shape.top_k)},
-          {"--expert-hidden", text(shape.expert_hidden)},
-          {"--capacity", text(shape.capacity)},
-          {"--no-interleave", shape.interleave ? "off" : "on"},
-          {"--norm", text(static_cast<int>(shape.norm))},
-          {"--tied", shape.tied ? "on" : "off"},
-          {"--recompute", text(static_cast<int>(shape.recompute))},
-          {"--dtype", std::string(to_text(shape.precision))},
-          {"--seed", text(shape.seed)},
-          {"the durations of the ops (with --costs, what stands in the file), hash", hash_of(shape.costs)},
-          {"--data", options.data.empty() ? "off" : "on"},
-          {"--optimizer", options.optimizer == OptimizerKind::adamw ? "adamw" : "sgd"},
-          {"--learning-rate", text(options.learning_rate)},
-          {"--clip", text(options.clip)},
-          {"--steps", text(options.steps)},
-          {"--warmup", text(options.warmup)},
-          {"--eval", options.forward_only ? "on" : "off"},
-          {"--save", options.save.empty() ? "off" : "on"},
-          {"--save-every", text(options.save_every)},
-          {"--resume", options.resume.empty() ? "off" : "on"},
-          {"passes measured apart", text(options.measure_passes)},
-          {"--calibrate", options.measure_links ? "on" : "off"},
-          {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())}};
+  std::vector<Line> lines = {
+      {"--schedule", program.schedule.name},
+      {"--ranks", text(program.schedule.ranks())},
+      {"--microbatches", text(program.schedule.total_micro_batches())},
+      {"the ops of the schedule (where it is a file, what stands in it), hash", hash_of(program)},
+      {"--model", shape.model},
+      {"--layers", fmt::format("{}", fmt::join(shape.layers, ","))},
+      {"the durations of the ops (with --costs, what stands in the file), hash", hash_of(shape.costs)},
+      {"passes measured apart", text(options.measure_passes)},
+      {"--calibrate", options.measure_links ? "on" : "off"},
+      {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())}};
+  for (const Setting& setting : train_settings()) {
+    // A process may compute with more threads, and have its files elsewhere, than the others.
+    if (setting.group == Setting::Group::machine) continue;
+    const std::string value = setting.text(options);
+    const bool is_path = setting.type == "FILE";
+    lines.emplace_back(fmt::format("--{}", setting.name), is_path ? (value.empty() ? "off" : "on") : value);
+  }
+  return lines;
 }
 
 }  // namespace

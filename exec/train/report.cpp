@@ -10,20 +10,11 @@
 
 #include "dualpipe/sim/report/difference_json.h"
 #include "dualpipe/sim/report/json_text.h"
-#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
 namespace {
-
-std::string header(const TrainReport& report) {
-  return fmt::format("{}: {}, {}, {}, {}\n\n", printable(report.schedule),
-                     format_count(static_cast<std::uint64_t>(report.ranks), "rank"),
-                     format_count(static_cast<std::uint64_t>(report.stages), "stage"),
-                     format_count(static_cast<std::uint64_t>(report.chains), "chain"),
-                     format_count(report.micro_batches, "micro-batch", "es"));
-}
 
 std::string steps_text(const TrainReport& report) {
   TextTable table({{"step"}, {"loss"}, {"time"}});
@@ -179,7 +170,9 @@ TrainReport train_report(const Program& program, const std::string& model, const
 }
 
 std::string to_text(const TrainReport& report) {
-  std::string text = header(report) + steps_text(report) + "\n";
+  std::string text =
+      format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) + "\n\n";
+  text += steps_text(report) + "\n";
   text += fmt::format("step      {:>9}   the median of {}\n", format_time(report.step_time), report.durations.size());
   text +=
       fmt::format("makespan  {:>9}   of the step of median time, from its first op to its last; predicted {}\n",

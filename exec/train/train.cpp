@@ -24,6 +24,7 @@
 #include "dualpipe/exec/train/records.h"
 #include "dualpipe/exec/train/saving.h"
 #include "dualpipe/exec/train/stage_set.h"
+#include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/rewrite.h"
 
@@ -328,15 +329,12 @@ class Training {
     result_.records.resize(ranks_);
     const auto& durations = result_.durations;
     if (durations.empty()) return;
-    std::vector<Time> sorted = durations;
-    const auto median = sorted.begin() + (std::ssize(sorted) - 1) / 2;
-    std::ranges::nth_element(sorted, median);
+    result_.step_time = detail::report::median(durations);
     std::size_t nearest = measured_.first_kept();
-    const auto distance = [&](std::size_t step) { return std::abs(durations[step] - *median); };
+    const auto distance = [&](std::size_t step) { return std::abs(durations[step] - result_.step_time); };
     for (std::size_t step = nearest; step < durations.size(); ++step) {
       if (distance(step) < distance(nearest)) nearest = step;
     }
-    result_.step_time = *median;
     result_.records = measured_.at(nearest);
     for (RankRecords& records : result_.measured) drop_parts(records);
   }

@@ -9,7 +9,6 @@
 #include <span>
 
 #include "dualpipe/sim/report/json_text.h"
-#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/simulate/memory.h"
 
@@ -93,11 +92,8 @@ std::string held_text(const Peak& peak) {
 }
 
 std::string header(const RunReport& report) {
-  std::string text = fmt::format("{}: {}, {}, {}, {}\n\n", printable(report.schedule),
-                                 format_count(static_cast<std::uint64_t>(report.ranks), "rank"),
-                                 format_count(static_cast<std::uint64_t>(report.stages), "stage"),
-                                 format_count(static_cast<std::uint64_t>(report.chains), "chain"),
-                                 format_count(report.micro_batches, "micro-batch", "es"));
+  std::string text =
+      format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) + "\n\n";
   const auto append = [&](std::string_view term, const std::string& value, std::string_view meaning) {
     const std::string padding(display_width(value) < 10 ? 10 - display_width(value) : 0, ' ');
     text += fmt::format("{:<8}  {}{}   {}\n", term, padding, value, meaning);

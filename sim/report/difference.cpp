@@ -13,6 +13,7 @@
 
 #include "dualpipe/sim/report/difference_json.h"
 #include "dualpipe/sim/report/json_text.h"
+#include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/report/units.h"
 
@@ -20,18 +21,12 @@ namespace dualpipe {
 
 using detail::report::class_names;
 using detail::report::class_of;
+using detail::report::median;
+using detail::report::percentile;
 using detail::report::Unit;
 using detail::report::units_of;
 
 namespace {
-
-// The least of the times that so many percent of them do not exceed; of two in the middle the lower one.
-Time percentile(std::vector<Time>& times, std::size_t percent) {
-  if (times.empty()) return 0;
-  const auto at = times.begin() + static_cast<std::ptrdiff_t>((times.size() * percent + 99) / 100 - 1);
-  std::nth_element(times.begin(), at, times.end());
-  return *at;
-}
 
 // From the first start to the last end.
 Span bounds_of(std::span<const RankRun> run) {
@@ -64,8 +59,7 @@ class Starts {
 
   [[nodiscard]] StartError error() && {
     if (off_.empty()) return {};
-    const Time median = percentile(off_, 50);
-    return {median, percentile(off_, 95), largest_, cell_text(worst_), rank_};
+    return {median(off_), percentile(off_, 95), largest_, cell_text(worst_), rank_};
   }
 
  private:
@@ -116,7 +110,7 @@ class DifferenceBuilder {
       if (planned.empty()) continue;
       result_.classes.push_back({std::string(class_names[i]),
                                  planned.size(),
-                                 {percentile(planned, 50), percentile(measured, 50)},
+                                 {median(planned), median(measured)},
                                  std::move(classes_[i].starts).error()});
     }
     result_.starts = std::move(starts_).error();

@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <map>
 #include <optional>
 #include <unordered_map>
 #include <utility>
 
+#include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/report/units.h"
 
@@ -16,6 +16,7 @@ namespace dualpipe {
 using detail::report::bounds_of;
 using detail::report::class_names;
 using detail::report::class_of;
+using detail::report::median;
 using detail::report::Unit;
 using detail::report::units_of;
 
@@ -121,12 +122,6 @@ class Profiler {
     for (int rank = 0; rank < placement_.ranks; ++rank) {
       for (const Unit& unit : units_of(program_, timeline_, rank)) visit(unit);
     }
-  }
-
-  static Time median(std::vector<Time>& times) {
-    const auto middle = times.begin() + static_cast<std::ptrdiff_t>((times.size() - 1) / 2);
-    std::nth_element(times.begin(), middle, times.end());
-    return *middle;
   }
 
   const Program& program_;

@@ -7,6 +7,7 @@
 
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/flow.h"
+#include "dualpipe/sim/simulate/splitmix.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe::detail::simulate {
@@ -130,13 +131,10 @@ Jitter::Jitter(const Costs& costs)
     : width_(std::llround(costs.jitter * static_cast<double>(1 << width_bits))), seed_(costs.seed) {}
 
 Time Jitter::scale(Time duration, Op op) const {
-  // SplitMix64 (Steele, Lea, Flood 2014), from the op's own state.
-  std::uint64_t z =
-      seed_ + 0x9e3779b97f4a7c15ULL * (1 + (std::uint64_t{op.micro_batch} << 20U | std::uint64_t{op.stage} << 2U |
-                                            static_cast<std::uint64_t>(op.kind)));
-  z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27U)) * 0x94d049bb133111ebULL;
-  const auto draw = static_cast<std::int32_t>((z ^ (z >> 31U)) >> 32U);  // in [-2^31, 2^31)
+  const std::uint64_t own =
+      1 + (std::uint64_t{op.micro_batch} << 20U | std::uint64_t{op.stage} << 2U | static_cast<std::uint64_t>(op.kind));
+  const std::uint64_t random = splitmix(seed_ + splitmix_step * own);
+  const auto draw = static_cast<std::int32_t>(random >> 32U);  // in [-2^31, 2^31)
 
   // duration * (1 + width * draw), in steps that stay within 64 bits: the factor has 30 bits behind the point.
   const std::int64_t factor = (std::int64_t{1} << width_bits) + ((width_ * draw) >> 31);

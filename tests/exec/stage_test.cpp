@@ -453,7 +453,7 @@ BOOST_AUTO_TEST_CASE(shapes_that_cannot_be) {
              "stage 1 has -2 layers; it must be 0 or "
              "more");
   BOOST_TEST(refused([](ModelShape& shape) { shape.model = "gtp"; }) ==
-             "there is no model 'gtp'; there are mlp, gpt, moe, timed, empty");
+             "there is no model 'gtp'; there are gpt, moe, mlp, timed, empty");
   BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "mlp") ==
              "mlp has no attention to recompute; leave out --recompute attention, or use --model gpt");
   BOOST_TEST(refused([](ModelShape& shape) { shape.recompute = Recompute::attention; }, "timed")

@@ -42,6 +42,7 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/lower.h"
@@ -49,6 +50,7 @@
 
 namespace dualpipe {
 
+using detail::report::median;
 using detail::train::set_up_thread;
 using detail::train::StageSet;
 
@@ -241,12 +243,6 @@ class Run {
   std::vector<Part> parts_;  // by rank
   Ranks ranks_;              // ends first
 };
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::ranges::nth_element(values, middle);
-  return *middle;
-}
 
 // In the order A B B A, so that what changes slowly meets both alike.
 void run_step(benchmark::State& state, std::int64_t hidden, Hardware* hardware) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 
 #include "dualpipe/exec/transport/launch.h"
 #include "dualpipe/exec/transport/nccl_api.h"
@@ -18,23 +19,15 @@
 namespace dualpipe {
 namespace {
 
-constexpr std::int64_t size_max = std::int64_t{1} << 30U;
-constexpr std::int64_t steps_max = 1'000'000'000;
 constexpr auto start_timeout_least = std::chrono::seconds(10);
 
-std::int64_t whole_number(std::string_view option, const std::string& text, std::int64_t least, std::int64_t most,
-                          std::int64_t otherwise) {
-  if (text.empty()) return otherwise;
-  return value_of(option, text, [&](std::string_view value) { return parse_integer(value, least, most); });
-}
-
-double positive_number(std::string_view option, const std::string& text, double otherwise,
-                       double most = std::numeric_limits<double>::max()) {
-  if (text.empty()) return otherwise;
-  const double value = value_of(option, text, parse_real);
-  if (!(value > 0)) throw InputError(fmt::format("{}: it must be above 0, and is {}", option, text));
-  if (value > most) throw InputError(fmt::format("{}: it must be at most {}, and is {}", option, most, text));
-  return value;
+// What a run has that says nothing of it.
+TrainOptions run_defaults() {
+  TrainOptions options;
+  options.optimizer = OptimizerKind::adamw;
+  options.steps = 10;
+  options.warmup = 3;
+  return options;
 }
 
 int stages_per_chain(const Placement& placement) { return placement.chain_begin[1] - placement.chain_begin[0]; }
@@ -46,82 +39,31 @@ void add_recomputation(Costs& costs) {
   }
 }
 
+constexpr auto model_group = "Model";
+constexpr auto training_group = "Training";
+constexpr auto machine_group = "Machine";
+
+CLI::IsMember one_of(std::span<const std::string_view> choices) {
+  return CLI::IsMember(std::vector<std::string>(choices.begin(), choices.end()));
+}
+
 void add_model(CLI::App& app, RunOptions& options) {
-  constexpr auto group = "Model";
-  const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
-    app.add_option(name, text, help)->type_name(type)->group(group);
-  };
   app.add_option(
          "--model", options.model,
          "gpt; moe: a mixture of experts; mlp; timed: no arithmetic, ops take the durations given, and of --costs "
          "also messages their latency, but no bandwidth and no launch overhead; empty: nothing at all")
-      ->check(CLI::IsMember({"gpt", "moe", "mlp", "timed", "empty"}))
-      ->group(group)
+      ->check(one_of(model_names()))
+      ->group(model_group)
       ->capture_default_str();
   app.add_option("--layers", options.layers, "N: split evenly; A,B,…: of each stage (one per stage)")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->type_name("N")
-      ->group(group);
-  value("--hidden", options.hidden, "N", "Width (64)");
-  value("--heads", options.heads, "N", "Of the attention (4)");
-  value("--sequence", options.sequence, "N", "Tokens of a sample (32)");
-  value("--vocabulary", options.vocabulary, "N", "Different tokens (256)");
-  value("--batch", options.batch, "N", "Samples per micro-batch (2)");
-  value("--experts", options.experts, "N", "Of each layer, beside the shared one (8)");
-  value("--top-k", options.top_k, "N", "Experts that a token goes to (2)");
-  value("--expert-hidden", options.expert_hidden, "N", "Width inside an expert (twice --hidden)");
-  value("--capacity", options.capacity, "X",
-        "Most tokens of an expert, in shares of the tokens if all experts had as many (1.25)");
-  app.add_flag("--no-interleave", options.no_interleave, "The two of an F&B pair one after the other, not part by part")
-      ->group(group);
-  app.add_option("--norm", options.norm, "LayerNorm (layer) or RMSNorm (rms)")
-      ->check(CLI::IsMember({"layer", "rms"}))
-      ->group(group)
-      ->capture_default_str();
-  app.add_flag("--tied", options.tied, "The head's weight is the token embedding's")->group(group);
-  app.add_option("--recompute", options.recompute,
-                 "What is not kept for the backward but computed again: none; full: all of a stage but its input; "
-                 "attention: selective, gpt and moe")
-      ->check(CLI::IsMember({"none", "full", "attention"}))
-      ->group(group)
-      ->capture_default_str();
-  app.add_option("--dtype", options.dtype, "float32, float64, or bfloat16: mixed precision, with parameters in float32")
-      ->check(CLI::IsMember({"float32", "float64", "bfloat16"}))
-      ->group(group)
-      ->capture_default_str();
-}
-
-void add_training(CLI::App& app, RunOptions& options) {
-  constexpr auto group = "Training";
-  const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
-    return app.add_option(name, text, help)->type_name(type)->group(group);
-  };
-  value("--steps", options.steps, "N", "Measured (10)");
-  value("--warmup", options.warmup, "N", "Steps before them; costs are measured in these (3)");
-  app.add_option("--optimizer", options.optimizer, "sgd or adamw")
-      ->check(CLI::IsMember({"sgd", "adamw"}))
-      ->group(group)
-      ->capture_default_str();
-  value("--learning-rate", options.learning_rate, "X", "(0.001 for adamw, 0.1 for sgd)");
-  value("--clip", options.clip, "X", "Largest global norm of the gradients (any)");
-  value("--seed", options.seed, "N", "Of parameters and synthetic samples (0)");
-  value("--data", options.data, "FILE", "int32 tokens (synthetic samples)");
-  auto* const save = value("--save", options.save, "FILE",
-                           "Parameters and optimizer after the last step, as safetensors; replaced as a whole");
-  value("--save-every", options.save_every, "N", "Also after every N steps")->needs(save);
-  value(
-      "--resume", options.resume, "FILE",
-      "Goes on from what was saved; ranks, schedule, split, learning rate and clip may be others. Warm-up steps train, "
-      "too, and count");
-  app.add_flag("--eval", options.eval, "Forwards only")->group(group)->excludes(save);
+      ->group(model_group);
 }
 
 void add_machine(CLI::App& app, RunOptions& options) {
-  constexpr auto group = "Machine";
-  const auto value = [&](const char* name, std::string& text, const char* type, const char* help) {
-    app.add_option(name, text, help)->type_name(type)->group(group);
-  };
+  constexpr auto group = machine_group;
   app.add_option("--transport", options.transport,
                  "threads: all ranks in this process; mpi: in those that mpirun or srun started (what there is); nccl: "
                  "each in one that torchrun, mpirun or srun started, with a GPU")
@@ -137,9 +79,14 @@ void add_machine(CLI::App& app, RunOptions& options) {
   app.add_flag("--sm-partition", options.sm_partition,
                "Each rank has multiprocessors of its own (a green context), so that ranks of one GPU run side by side")
       ->group(group);
-  value("--threads-per-rank", options.threads_per_rank, "N", "For one op (1)");
-  value("--timeout", options.timeout, "TIME", "A rank that waits longer ends the run; at the start at least 10s (60s)");
-  value("--link-delay", options.link_delay, "TIME",
+}
+
+void add_waits(CLI::App& app, RunOptions& options) {
+  const auto value = [&](const char* name, std::string& text, const char* help) {
+    app.add_option(name, text, help)->type_name("TIME")->group(machine_group);
+  };
+  value("--timeout", options.timeout, "A rank that waits longer ends the run; at the start at least 10s (60s)");
+  value("--link-delay", options.link_delay,
         "A message arrives so long after it was sent (0; timed: the latency of --costs)");
 }
 
@@ -168,40 +115,44 @@ void add_results(CLI::App& app, RunOptions& options) {
 struct Heeded {
   const char* choice;
   std::string RunOptions::*value;
-  std::vector<std::string> by;
-  std::vector<const char*> options;
+  std::vector<std::string_view> by;
+  std::vector<std::string> options;
 };
 
 // "gpt, moe or mlp"
-std::string one_of(const std::vector<std::string>& values) {
-  std::string text = values[0];
-  for (std::size_t i = 1; i < values.size(); ++i) text += (i + 1 < values.size() ? ", " : " or ") + values[i];
+std::string any_of(const std::vector<std::string_view>& values) {
+  std::string text(values[0]);
+  for (std::size_t i = 1; i < values.size(); ++i) {
+    text.append(i + 1 < values.size() ? ", " : " or ").append(values[i]);
+  }
   return text;
 }
 
 const std::vector<Heeded>& heeded_options() {
-  constexpr auto model = &RunOptions::model;
-  constexpr auto device = &RunOptions::device;
-  static const std::vector<Heeded> heeded{
-      {"--model",
-       model,
-       {"gpt", "moe", "mlp"},
-       {"--layers", "--hidden", "--batch", "--dtype", "--optimizer", "--learning-rate", "--clip", "--seed", "--save",
-        "--save-every", "--resume", "--check", "--threads-per-rank"}},
-      {"--model", model, {"gpt", "moe", "mlp", "timed"}, {"--recompute"}},
-      {"--model", model, {"gpt", "moe"}, {"--heads", "--sequence", "--vocabulary", "--norm", "--tied", "--data"}},
-      {"--model", model, {"moe"}, {"--experts", "--top-k", "--expert-hidden", "--capacity", "--no-interleave"}},
-      {"--model", model, {"timed"}, {"--forward", "--backward", "--weight", "--recompute-time", "--overlapped"}},
-      {"--device", device, {"cuda"}, {"--copy", "--sm-partition"}},
-      {"--device", device, {"cpu"}, {"--link-delay", "--threads-per-rank"}},
-  };
+  static const std::vector<Heeded> heeded = [] {
+    std::map<ModelFeature, std::vector<std::string>> by_feature = {
+        {ModelFeature::parameters, {"--layers", "--check"}},
+        {ModelFeature::durations, {"--forward", "--backward", "--weight", "--recompute-time", "--overlapped"}}};
+    for (const Setting& setting : train_settings()) {
+      if (setting.heeded_with != ModelFeature::any) {
+        by_feature[setting.heeded_with].push_back(fmt::format("--{}", setting.name));
+      }
+    }
+    std::vector<Heeded> all;
+    for (const auto& [feature, options] : by_feature) {
+      all.push_back({"--model", &RunOptions::model, model_names(feature), options});
+    }
+    all.push_back({"--device", &RunOptions::device, {"cuda"}, {"--copy", "--sm-partition"}});
+    all.push_back({"--device", &RunOptions::device, {"cpu"}, {"--link-delay", "--threads-per-rank"}});
+    return all;
+  }();
   return heeded;
 }
 
 // --help names the values after what the option does.
 void describe_heeded(CLI::App& app) {
   for (const Heeded& heeded : heeded_options()) {
-    for (const char* name : heeded.options) {
+    for (const std::string& name : heeded.options) {
       CLI::Option& option = *app.get_option(name);
       option.description(fmt::format("{} [{}]", option.get_description(), fmt::join(heeded.by, ", ")));
     }
@@ -213,14 +164,39 @@ void describe_heeded(CLI::App& app) {
 void RunOptions::add_to(CLI::App& app) {
   schedule.add_to(app, "--schedule");
   add_model(app, *this);
-  add_training(app, *this);
+  add_settings(app, Setting::Group::model, model_group);
+  add_settings(app, Setting::Group::training, training_group);
+  app.get_option("--save-every")->needs(app.get_option("--save"));
+  app.get_option("--eval")->excludes(app.get_option("--save"));
   add_machine(app, *this);
+  add_settings(app, Setting::Group::machine, machine_group);
+  add_waits(app, *this);
   add_results(app, *this);
   costs.add_durations_to(app);
   describe_heeded(app);
 }
 
+void RunOptions::add_settings(CLI::App& app, Setting::Group group, const std::string& title) {
+  for (const Setting& setting : train_settings()) {
+    if (setting.group != group) continue;
+    const std::string name(setting.name);
+    const std::string help(setting.help);
+    if (setting.is_flag()) {
+      app.add_flag("--" + name, flags[name], help)->group(title);
+      continue;
+    }
+    std::string& value = settings[name];
+    if (setting.choices().empty()) {
+      app.add_option("--" + name, value, help)->type_name(std::string(setting.type))->group(title);
+    } else {
+      value = setting.text(run_defaults());
+      app.add_option("--" + name, value, help)->check(one_of(setting.choices()))->group(title)->capture_default_str();
+    }
+  }
+}
+
 void RunOptions::check_files() const {
+  const std::string& save = value_of("save");
   const std::string saved = save == "-" ? "" : save;  // refused later: only a file can be replaced as a whole
   std::vector<NamedFile> results{{"--save", saved, "checkpoint"},
                                  {"--trace", trace, "trace"},
@@ -229,8 +205,8 @@ void RunOptions::check_files() const {
   if (prints_text()) results.push_back({"standard output", "-", "text"});
   check_apart(results, std::vector<NamedFile>{{"--schedule", schedule.file(), "schedule"},
                                               {"--costs", costs.file, "costs"},
-                                              {"--data", data, "tokens"},
-                                              {"--resume", resume, "checkpoint"}});
+                                              {"--data", value_of("data"), "tokens"},
+                                              {"--resume", value_of("resume"), "checkpoint"}});
 }
 
 void RunOptions::check_usage(const CLI::App& app) const {
@@ -239,17 +215,17 @@ void RunOptions::check_usage(const CLI::App& app) const {
   for (const Heeded& heeded : heeded_options()) {
     const std::string& value = this->*heeded.value;
     if (std::ranges::find(heeded.by, value) != heeded.by.end()) continue;
-    for (const char* option : heeded.options) {
+    for (const std::string& option : heeded.options) {
       if (app.count(option) == 0) continue;
       throw CLI::ValidationError(option, fmt::format("it does nothing with {0} {1}; it is for {0} {2}", heeded.choice,
-                                                     value, one_of(heeded.by)));
+                                                     value, any_of(heeded.by)));
     }
   }
 }
 
 Program RunOptions::program() const {
   Program program = lower_valid(schedule.load());
-  if (eval) program = lower(forwards_of(program.schedule));
+  if (evaluates()) program = lower(forwards_of(program.schedule));
   if (const auto deadlock = find_deadlock(program, CommunicationModel::latency)) {
     throw DeadlockError(*deadlock, program.schedule.placement);
   }
@@ -279,7 +255,7 @@ std::chrono::nanoseconds RunOptions::start_timeout() const {
 
 std::chrono::nanoseconds RunOptions::wait_timeout() const {
   if (timeout.empty()) return TransportOptions{}.timeout;
-  return std::chrono::nanoseconds(value_of("--timeout", timeout, parse_duration));
+  return std::chrono::nanoseconds(dualpipe::value_of("--timeout", timeout, parse_duration));
 }
 
 void RunOptions::check_alone() const {
@@ -301,7 +277,7 @@ std::unique_ptr<Hardware> RunOptions::hardware(const World& world) const {
         "--device cuda: MPI moves tensors of the host only; use --transport nccl, with a GPU per process; or start "
         "one process, whose ranks share a GPU (--transport threads)");
   }
-  if (model == "timed" || model == "empty") {
+  if (!has(model, ModelFeature::parameters)) {
     throw InputError(fmt::format("--model {}: it is for ranks on the host; leave --device cuda out", model));
   }
   return cuda_hardware(gpu());
@@ -311,7 +287,8 @@ std::vector<int> RunOptions::layers_of_stages(const Placement& placement) const 
   const int stages = stages_per_chain(placement);
   std::vector<int> given;
   for (const std::string& each : layers) {
-    given.push_back(static_cast<int>(whole_number("--layers", each, 0, std::numeric_limits<int>::max(), 0)));
+    const auto parse = [](std::string_view text) { return parse_integer(text, 0, std::numeric_limits<int>::max()); };
+    given.push_back(static_cast<int>(dualpipe::value_of("--layers", each, parse)));
   }
   if (given.size() > 1 && given.size() != static_cast<std::size_t>(stages)) {
     throw InputError(
@@ -323,57 +300,35 @@ std::vector<int> RunOptions::layers_of_stages(const Placement& placement) const 
   return split_evenly(given.empty() ? stages : given[0], stages);
 }
 
-ModelShape RunOptions::shape(const Placement& placement) const {
-  ModelShape shape;
-  shape.model = model;
-  shape.hidden = whole_number("--hidden", hidden, 1, size_max, shape.hidden);
-  shape.heads = whole_number("--heads", heads, 1, size_max, shape.heads);
-  shape.sequence = whole_number("--sequence", sequence, 1, size_max, shape.sequence);
-  shape.vocabulary = whole_number("--vocabulary", vocabulary, 1, size_max, shape.vocabulary);
-  shape.batch = whole_number("--batch", batch, 1, size_max, shape.batch);
-  shape.experts = whole_number("--experts", experts, 1, size_max, shape.experts);
-  shape.top_k = whole_number("--top-k", top_k, 1, size_max, shape.top_k);
-  shape.expert_hidden = whole_number("--expert-hidden", expert_hidden, 1, size_max, 2 * shape.hidden);
-  shape.capacity = positive_number("--capacity", capacity, shape.capacity);
-  shape.interleave = !no_interleave;
-  shape.layers = layers_of_stages(placement);
-  shape.norm = norm == "rms" ? NormKind::rms : NormKind::layer;
-  shape.tied = tied;
-  shape.recompute = recompute == "full"        ? Recompute::full
-                    : recompute == "attention" ? Recompute::attention
-                                               : Recompute::none;
-  shape.precision = dtype == "float64"    ? Precision::float64
-                    : dtype == "bfloat16" ? Precision::bfloat16
-                                          : Precision::float32;
-  shape.seed = static_cast<std::uint64_t>(whole_number("--seed", seed, 0, std::numeric_limits<std::int64_t>::max(), 0));
-  if (model == "timed") {
-    shape.costs = stage_costs(costs.costs(), placement);
-    if (shape.recompute == Recompute::full) add_recomputation(shape.costs);
-  }
-  return shape;
+// Of a model whose ops take the durations that it is given.
+void RunOptions::set_costs(ModelShape& shape, const Placement& placement) const {
+  shape.costs = stage_costs(costs.costs(), placement);
+  if (shape.recompute == Recompute::full) add_recomputation(shape.costs);
 }
 
 TrainOptions RunOptions::train(const Placement& placement) const {
-  TrainOptions train;
-  train.shape = shape(placement);
-  train.data = data;
-  train.optimizer = optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
-  train.learning_rate =
-      positive_number("--learning-rate", learning_rate, optimizer == "sgd" ? 0.1 : 0.001, learning_rate_max);
-  train.clip = positive_number("--clip", clip, 0);
-  train.steps = static_cast<int>(whole_number("--steps", steps, 1, steps_max, 10));
-  train.warmup = static_cast<int>(whole_number("--warmup", warmup, 0, steps_max, 3));
-  train.threads_per_rank = static_cast<int>(whole_number("--threads-per-rank", threads_per_rank, 1, 1024, 1));
-  train.forward_only = eval;
-  if (save == "-") throw InputError("--save: it needs a file, which can be replaced as a whole");
-  train.save = save;
-  train.save_every = static_cast<int>(whole_number("--save-every", save_every, 1, steps_max, 0));
-  train.resume = resume;
+  TrainOptions train = run_defaults();
+  train.shape.model = model;
+  train.shape.layers = layers_of_stages(placement);
+  for (const Setting& setting : train_settings()) {
+    if (setting.is_flag()) {
+      setting.set(train, flags.find(setting.name)->second ? "on" : "off");
+    } else if (const std::string& value = value_of(setting.name); !value.empty()) {
+      setting.set(train, value);
+    }
+  }
+  if (value_of("expert-hidden").empty()) train.shape.expert_hidden = 2 * train.shape.hidden;
+  if (value_of("learning-rate").empty()) train.learning_rate = train.optimizer == OptimizerKind::sgd ? 0.1 : 0.001;
+  if (train.save == "-") throw InputError("--save: it needs a file, which can be replaced as a whole");
   train.measure_passes = true;
   train.transport.timeout = wait_timeout();
-  if (model == "timed") train.transport.link_delay = std::chrono::nanoseconds(train.shape.costs.latency);
+  if (has(model, ModelFeature::durations)) {
+    set_costs(train.shape, placement);
+    train.transport.link_delay = std::chrono::nanoseconds(train.shape.costs.latency);
+  }
   if (!link_delay.empty()) {
-    train.transport.link_delay = std::chrono::nanoseconds(value_of("--link-delay", link_delay, parse_duration));
+    train.transport.link_delay =
+        std::chrono::nanoseconds(dualpipe::value_of("--link-delay", link_delay, parse_duration));
   }
   if (train.transport.timeout <= train.transport.link_delay) {
     throw InputError("--timeout: it must be longer than --link-delay, and timed's latency");

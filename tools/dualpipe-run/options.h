@@ -3,12 +3,16 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <functional>
+#include <map>
 #include <memory>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/train/settings.h"
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/schedule/program.h"
@@ -22,18 +26,12 @@ struct RunOptions {
   CostOptions costs;
   std::string model = "gpt";
   std::vector<std::string> layers;
-  std::string hidden, heads, sequence, vocabulary, batch, experts, top_k, expert_hidden, capacity, norm = "layer",
-                                                                                                   dtype = "float32";
-  bool tied = false;
-  bool no_interleave = false;
-  std::string recompute = "none";
-  std::string steps, warmup, optimizer = "adamw", learning_rate, clip, seed, data;
-  std::string save, save_every, resume;
-  std::string transport, threads_per_rank, timeout, link_delay;
+  std::map<std::string, std::string, std::less<>> settings;  // train_settings() by name, as given or "": not given
+  std::map<std::string, bool, std::less<>> flags;            // those of them that are flags
+  std::string transport, timeout, link_delay;
   std::string device = "cpu";
   bool copy = false;
   bool sm_partition = false;
-  bool eval = false;
   bool check = false;
   bool compare = false;
   bool profile = false;
@@ -43,6 +41,9 @@ struct RunOptions {
   // Throws CLI::ParseError, wrong usage, where an option was given that would do nothing beside the others, or two name
   // one file.
   void check_usage(const CLI::App& app) const;
+
+  // Whether only forwards are run.
+  [[nodiscard]] bool evaluates() const { return flags.find("eval")->second; }
 
   // Whether standard output has text for people; else it has a result.
   [[nodiscard]] bool prints_text() const { return trace != "-" && json != "-" && calibrate != "-"; }
@@ -60,10 +61,12 @@ struct RunOptions {
   [[nodiscard]] CudaOptions gpu() const { return {.copy = copy, .sm_partition = sm_partition}; }
 
  private:
+  void add_settings(CLI::App& app, Setting::Group group, const std::string& title);
+  [[nodiscard]] const std::string& value_of(std::string_view setting) const { return settings.find(setting)->second; }
   void check_files() const;
   void check_alone() const;
   [[nodiscard]] std::chrono::nanoseconds wait_timeout() const;
-  [[nodiscard]] ModelShape shape(const Placement& placement) const;
+  void set_costs(ModelShape& shape, const Placement& placement) const;
   [[nodiscard]] std::vector<int> layers_of_stages(const Placement& placement) const;
 };
 

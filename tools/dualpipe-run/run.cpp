@@ -81,7 +81,7 @@ void check_input(const RunOptions& options, const World& world) {
 }
 
 void check_trains(const RunOptions& options, const Schedule& schedule) {
-  if (options.eval || !std::ranges::all_of(schedule.ops, [](Op op) { return op.kind == Kind::forward; })) return;
+  if (options.evaluates() || !std::ranges::all_of(schedule.ops, [](Op op) { return op.kind == Kind::forward; })) return;
   throw InputError(fmt::format("{}: it has no backwards, and trains nothing; use --eval", options.schedule.source));
 }
 
@@ -134,7 +134,7 @@ void write_trace(std::ostream& out, const Program& program, const Costs& costs, 
 
 // What the prediction is made from, where it is known before the run.
 std::optional<Costs> given_costs(const RunOptions& options, const TrainOptions& train, const Placement& placement) {
-  if (train.shape.model == "timed") {  // what is acted out, and nothing else of the file
+  if (has(train.shape.model, ModelFeature::durations)) {  // what is acted out, and nothing else of the file
     Costs costs;
     costs.stages = train.shape.costs.stages;
     costs.latency = train.transport.link_delay.count();
