@@ -16,16 +16,16 @@
 #include <vector>
 
 #include "dualpipe/exec/cuda/check.h"
+#include "dualpipe/exec/cuda/deferred_free.h"
 #include "dualpipe/exec/cuda/event.h"
 #include "dualpipe/exec/cuda/pinned.h"
-#include "dualpipe/exec/cuda/retirement.h"
-#include "dualpipe/exec/device/lease.h"
+#include "dualpipe/exec/device/alias.h"
 #include "dualpipe/exec/replay/clock.h"
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::detail::cuda {
 
-using detail::device::lease;
+using detail::device::alias_with_release;
 using detail::replay::now;
 
 namespace {
@@ -128,7 +128,7 @@ class CudaDevice final : public Device {
         gpu_(gpu),
         lanes_(std::move(lanes)),
         copies_(copies),
-        retirement_(std::make_shared<Retirement>(lanes_.streams)) {
+        deferred_free_(std::make_shared<DeferredFree>(lanes_.streams)) {
     use({});
     base_.take(stream());
   }
@@ -138,7 +138,7 @@ class CudaDevice final : public Device {
       finish();
     } catch (const std::exception&) {  // it has failed, and its rank has heard of it
     }
-    retirement_->close();
+    deferred_free_->close();
     try {
       before_.restore();
     } catch (const std::exception&) {  // the same
@@ -156,13 +156,13 @@ class CudaDevice final : public Device {
   void use(Lane lane) override {
     const std::size_t index = lanes_.index_of(lane);
     used_ = lane;
-    retirement_->note_busy(index);
+    deferred_free_->note_busy(index);
     c10::cuda::setCurrentCUDAStream(lanes_.streams[index]);
   }
   [[nodiscard]] Lane used() const override { return used_; }
 
   [[nodiscard]] Mark mark() override {
-    retirement_->release();
+    deferred_free_->release();
     Event& event = marks_.next();
     event.record(stream());
     return {now(), event.get()};
@@ -184,8 +184,9 @@ class CudaDevice final : public Device {
   [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
     wait(ready);
     if (!tensor.defined() || !tensor.is_cuda()) return tensor;
-    return lease(std::move(tensor),
-                 [retirement = retirement_](at::Tensor ended) { retirement->park(std::move(ended)); });
+    return alias_with_release(std::move(tensor), [deferred_free = deferred_free_](at::Tensor ended) {
+      deferred_free->defer(std::move(ended));
+    });
   }
 
   // The copy is in memory of the message lane, not of the one that receives it: there it would have to wait for what
@@ -200,7 +201,7 @@ class CudaDevice final : public Device {
     copy_begun_ = mark();
     at::Tensor copy = tensor.detach().clone();
     ready = mark();
-    retirement_->park(std::move(tensor), StreamSet{1} << lanes_.index_of(message));
+    deferred_free_->defer(std::move(tensor), StreamSet{1} << lanes_.index_of(message));
     use(receiver);
     return adopt(std::move(copy), ready);
   }
@@ -228,7 +229,7 @@ class CudaDevice final : public Device {
     return result;
   }
 
-  [[nodiscard]] Bytes kept() const override { return retirement_->kept(); }
+  [[nodiscard]] Bytes pending_bytes() const override { return deferred_free_->pending_bytes(); }
 
   void tell_of_memory(MemoryListener& listener) override { attach(listener); }
 
@@ -236,7 +237,7 @@ class CudaDevice final : public Device {
     for (const c10::cuda::CUDAStream& each : lanes_.streams) {
       check(cudaStreamSynchronize(each.stream()), "waiting for the GPU");
     }
-    retirement_->release_all(StreamSet{1} << lanes_.index_of(used_));
+    deferred_free_->release_all(StreamSet{1} << lanes_.index_of(used_));
   }
 
   [[nodiscard]] Time time_of(const Mark& mark) const override {
@@ -250,7 +251,7 @@ class CudaDevice final : public Device {
   const c10::DeviceIndex gpu_;
   const Lanes lanes_;
   const bool copies_;
-  const std::shared_ptr<Retirement> retirement_;  // outlives this where tensors do
+  const std::shared_ptr<DeferredFree> deferred_free_;  // outlives this where tensors do
   EventPool marks_;
   std::optional<Mark> copy_begun_;  // of the last one that was taken
   ClockBase base_;

@@ -98,7 +98,7 @@ class Device {
 
   // Of what was adopted, and is used no more, how much the lanes are not done with: it is still allocated. May be asked
   // by any thread.
-  [[nodiscard]] virtual Bytes kept() const { return 0; }
+  [[nodiscard]] virtual Bytes pending_bytes() const { return 0; }
 
   // The allocator of the device's memory tells this listener of all blocks from now on, for as long as the process
   // lives; there is one listener, which may be named again. The host's never tells: it can be replaced. Throws

@@ -36,7 +36,7 @@ class ReplayError : public std::runtime_error {
 };
 
 // Memory of the rank's thread around an op, or a pair; above what it held when the step began. What the ranks are done
-// with and a GPU is not yet (Device::kept()) counts in `peak` alone: so it is part of an op's workspace.
+// with and a GPU is not yet (Device::pending_bytes()) counts in `peak` alone: so it is part of an op's workspace.
 struct OpMemory {
   Bytes before = 0;  // when it started: what it had received is there
   Bytes peak = 0;    // while it ran

@@ -54,7 +54,7 @@ class StepLog {
   }
   [[nodiscard]] Span span_of(const std::optional<Interval>& interval) const;
   // Without what only waits for the device.
-  [[nodiscard]] Bytes held_memory() const { return meter_->held() - device_.kept(); }
+  [[nodiscard]] Bytes held_memory() const { return meter_->held() - device_.pending_bytes(); }
 
   RankRecord& record_;
   const Device& device_;

@@ -20,7 +20,7 @@ namespace dualpipe::detail::stage {
 
 // Collects the gradients of the inputs. Were these leaves, which collect their gradients themselves, each would live as
 // long as the graph, also where the graph needs nothing of it but its gradient.
-struct Segment::Ends final : torch::autograd::Node {
+struct Segment::InputGradients final : torch::autograd::Node {
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
     found = std::move(gradients);
     return {};
@@ -32,15 +32,15 @@ struct Segment::Ends final : torch::autograd::Node {
 
 Tensors Segment::forward(const Tensors& inputs, const Function& function) {
   const bool with_graph = c10::GradMode::is_enabled();
-  if (with_graph) ends_ = std::shared_ptr<Ends>(new Ends, torch::autograd::deleteNode);
+  if (with_graph) input_gradients_ = std::shared_ptr<InputGradients>(new InputGradients, torch::autograd::deleteNode);
   Tensors detached;
   for (const at::Tensor& input : inputs) {
     at::Tensor& own = detached.emplace_back(input.defined() ? input.detach() : input);
     if (!with_graph) continue;
-    std::optional<std::size_t>& number = ends_->number.emplace_back();
+    std::optional<std::size_t>& number = input_gradients_->number.emplace_back();
     if (!own.defined() || !own.is_floating_point()) continue;
-    number = ends_->num_inputs();
-    torch::autograd::create_gradient_edge(own, ends_);
+    number = input_gradients_->num_inputs();
+    torch::autograd::create_gradient_edge(own, input_gradients_);
   }
   Tensors outputs = function(detached);
   roots_.clear();
@@ -86,17 +86,17 @@ Tensors Segment::backward(const Tensors& gradients, Unreached unreached) {
     torch::autograd::Engine::get_default_engine().execute(roots, given, /*keep_graph=*/false, /*create_graph=*/false,
                                                           /*accumulate_grad=*/true);
   }
-  const std::shared_ptr<Ends> ends = std::move(ends_);
-  const bool reaches_any = std::ranges::any_of(ends->found, &at::Tensor::defined);
+  const std::shared_ptr<InputGradients> input_gradients = std::move(input_gradients_);
+  const bool reaches_any = std::ranges::any_of(input_gradients->found, &at::Tensor::defined);
   Tensors result;
-  for (const std::optional<std::size_t>& number : ends->number) {
+  for (const std::optional<std::size_t>& number : input_gradients->number) {
     at::Tensor& gradient = result.emplace_back();
     if (!number) continue;
-    if (reaches_any) gradient = std::move(ends->found[*number]);
+    if (reaches_any) gradient = std::move(input_gradients->found[*number]);
     if (gradient.defined()) {
       gradient = gradient.contiguous();
     } else if (!reaches_any || unreached == Unreached::zeros) {
-      const torch::autograd::InputMetadata& input = ends->input_metadata(*number);
+      const torch::autograd::InputMetadata& input = input_gradients->input_metadata(*number);
       gradient = at::zeros_symint(input.shape_as_dim_vector(), input.options());
     }
   }

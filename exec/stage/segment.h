@@ -35,9 +35,9 @@ class Segment {
   [[nodiscard]] Tensors loss_gradients(double scale) const;
 
  private:
-  struct Ends;
-  std::shared_ptr<Ends> ends_;                // where the backward ends, after a forward with gradients
-  std::vector<torch::autograd::Edge> roots_;  // where it starts, by output
+  struct InputGradients;
+  std::shared_ptr<InputGradients> input_gradients_;  // where the backward ends, after a forward with gradients
+  std::vector<torch::autograd::Edge> roots_;         // where it starts, by output
 };
 
 }  // namespace dualpipe::detail::stage

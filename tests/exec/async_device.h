@@ -19,14 +19,14 @@
 #include <utility>
 #include <vector>
 
+#include "dualpipe/exec/device/alias.h"
 #include "dualpipe/exec/device/device.h"
-#include "dualpipe/exec/device/lease.h"
 #include "dualpipe/sim/costs/units.h"
 #include "dualpipe/sim/schedule/op.h"
 
 namespace dualpipe::test {
 
-using detail::device::lease;
+using detail::device::alias_with_release;
 
 constexpr Time forward_time = 300;
 constexpr Time input_gradient_time = 400;
@@ -228,7 +228,7 @@ class AsyncDevice final : public Device {
     wait(ready);
     const void* const data = tensor.data_ptr();
     handed_over_->emplace(data, from);
-    return lease(std::move(tensor), [list = handed_over_, data](const at::Tensor&) { list->erase(data); });
+    return alias_with_release(std::move(tensor), [list = handed_over_, data](const at::Tensor&) { list->erase(data); });
   }
 
   Log& log_;

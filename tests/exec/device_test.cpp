@@ -21,7 +21,7 @@
 #include <tuple>
 #include <vector>
 
-#include "dualpipe/exec/device/lease.h"
+#include "dualpipe/exec/device/alias.h"
 #include "dualpipe/exec/replay/replay.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/exec/transport/transport.h"
@@ -34,7 +34,7 @@
 
 namespace dualpipe::test {
 
-using detail::device::lease;
+using detail::device::alias_with_release;
 
 namespace {
 
@@ -413,15 +413,15 @@ BOOST_AUTO_TEST_CASE(a_lease_is_the_same_tensor) {
   const at::Tensor whole = at::arange(24, at::kInt).view({4, 6});
   const at::Tensor part = whole.narrow(0, 1, 2).t();
   at::Tensor given_back;
-  at::Tensor leased = lease(part, [&](at::Tensor tensor) { given_back = std::move(tensor); });
-  BOOST_TEST(at::equal(leased, part));
-  BOOST_TEST(leased.strides() == part.strides());
-  BOOST_TEST(leased.data_ptr() == part.data_ptr());
-  BOOST_TEST(leased.storage().data() == whole.storage().data());
-  BOOST_TEST((leased.scalar_type() == at::kInt));
-  BOOST_TEST(leased.key_set() == part.key_set());
-  at::Tensor view = leased.select(0, 0);
-  leased.reset();
+  at::Tensor aliased = alias_with_release(part, [&](at::Tensor tensor) { given_back = std::move(tensor); });
+  BOOST_TEST(at::equal(aliased, part));
+  BOOST_TEST(aliased.strides() == part.strides());
+  BOOST_TEST(aliased.data_ptr() == part.data_ptr());
+  BOOST_TEST(aliased.storage().data() == whole.storage().data());
+  BOOST_TEST((aliased.scalar_type() == at::kInt));
+  BOOST_TEST(aliased.key_set() == part.key_set());
+  at::Tensor view = aliased.select(0, 0);
+  aliased.reset();
   BOOST_TEST(!given_back.defined());
   view.reset();
   BOOST_TEST(given_back.is_same(part));
@@ -431,11 +431,11 @@ BOOST_AUTO_TEST_CASE(a_lease_takes_part_in_autograd_by_itself) {
   const at::Tensor leaf = at::ones({3}, at::kDouble).set_requires_grad(true);
   int ended = 0;
   {
-    at::Tensor leased = lease((leaf * 2).detach(), [&](const at::Tensor&) { ++ended; });
-    BOOST_TEST(!leased.requires_grad());
-    leased.set_requires_grad(true);
-    (leased * leased).sum().backward();
-    BOOST_TEST(at::equal(leased.grad(), at::full({3}, 4.0, at::kDouble)));
+    at::Tensor aliased = alias_with_release((leaf * 2).detach(), [&](const at::Tensor&) { ++ended; });
+    BOOST_TEST(!aliased.requires_grad());
+    aliased.set_requires_grad(true);
+    (aliased * aliased).sum().backward();
+    BOOST_TEST(at::equal(aliased.grad(), at::full({3}, 4.0, at::kDouble)));
     BOOST_TEST(!leaf.grad().defined());
     BOOST_TEST(ended == 0);
   }
@@ -444,11 +444,11 @@ BOOST_AUTO_TEST_CASE(a_lease_takes_part_in_autograd_by_itself) {
 
 BOOST_AUTO_TEST_CASE(a_lease_ends_on_any_thread_and_may_fail_to_end) {
   std::thread::id where;
-  at::Tensor leased = lease(at::ones({3}), [&](const at::Tensor&) {
+  at::Tensor aliased = alias_with_release(at::ones({3}), [&](const at::Tensor&) {
     where = std::this_thread::get_id();
     throw std::runtime_error("the device is gone");
   });
-  std::thread other([tensor = std::move(leased)]() mutable { tensor.reset(); });
+  std::thread other([tensor = std::move(aliased)]() mutable { tensor.reset(); });
   const auto id = other.get_id();
   other.join();
   BOOST_TEST((where == id));
@@ -457,9 +457,9 @@ BOOST_AUTO_TEST_CASE(a_lease_ends_on_any_thread_and_may_fail_to_end) {
 BOOST_AUTO_TEST_CASE(what_has_no_memory_is_not_leased) {
   int ended = 0;
   const auto count = [&](const at::Tensor&) { ++ended; };
-  BOOST_TEST(!lease(at::Tensor(), count).defined());
+  BOOST_TEST(!alias_with_release(at::Tensor(), count).defined());
   BOOST_TEST(ended == 0);
-  BOOST_TEST(lease(at::empty({0, 3}), count).sizes() == at::IntArrayRef({0, 3}));
+  BOOST_TEST(alias_with_release(at::empty({0, 3}), count).sizes() == at::IntArrayRef({0, 3}));
   BOOST_TEST(ended == 1);
 }
 

@@ -1,4 +1,4 @@
-#include "dualpipe/exec/cuda/retirement.h"
+#include "dualpipe/exec/cuda/deferred_free.h"
 
 #include <c10/cuda/CUDAGuard.h>
 
@@ -10,52 +10,52 @@
 
 namespace dualpipe::detail::cuda {
 
-Retirement::Retirement(std::vector<c10::cuda::CUDAStream> streams) : streams_(std::move(streams)) {
+DeferredFree::DeferredFree(std::vector<c10::cuda::CUDAStream> streams) : streams_(std::move(streams)) {
   assert(!streams_.empty() && streams_.size() <= std::numeric_limits<StreamSet>::digits);
 }
 
-void Retirement::park(at::Tensor tensor, StreamSet streams, Bytes counted) {
+void DeferredFree::defer(at::Tensor tensor, StreamSet streams, Bytes counted) {
   const c10::cuda::CUDAGuard guard(streams_.front().device_index());
   const std::lock_guard lock(mutex_);
   if (closed_) return;  // frees it
-  Parked parked;
+  Deferred deferred;
   for (std::size_t i = 0; i < streams_.size(); ++i) {
     if ((streams >> i & 1U) == 0) continue;
     if (spare_.empty()) spare_.emplace_back(Event::Knows::order);
-    parked.fences.push_back(std::move(spare_.back()));
+    deferred.fences.push_back(std::move(spare_.back()));
     spare_.pop_back();
-    parked.fences.back().record(streams_[i].stream());
+    deferred.fences.back().record(streams_[i].stream());
   }
-  parked.tensor = std::move(tensor);
-  parked.counted = counted;
-  kept_ += counted;
-  parked_.push_back(std::move(parked));
+  deferred.tensor = std::move(tensor);
+  deferred.counted = counted;
+  pending_bytes_ += counted;
+  deferred_.push_back(std::move(deferred));
 }
 
-// What they return is freed without the lock: that may be the end of another lease, which is parked here.
-std::deque<Retirement::Parked> Retirement::take(bool reached_only) {
-  std::deque<Parked> taken;
+// What they return is freed without the lock: that may be the end of another alias, which is deferred here.
+std::deque<DeferredFree::Deferred> DeferredFree::take(bool reached_only) {
+  std::deque<Deferred> taken;
   const std::lock_guard lock(mutex_);
-  while (!parked_.empty()) {
-    Parked& oldest = parked_.front();
+  while (!deferred_.empty()) {
+    Deferred& oldest = deferred_.front();
     if (reached_only && !std::ranges::all_of(oldest.fences, &Event::is_done)) break;
     std::ranges::move(oldest.fences, std::back_inserter(spare_));
     oldest.fences.clear();
-    kept_ -= oldest.counted;
+    pending_bytes_ -= oldest.counted;
     taken.push_back(std::move(oldest));
-    parked_.pop_front();
+    deferred_.pop_front();
   }
   return taken;
 }
 
-void Retirement::release() { static_cast<void>(take(true)); }
+void DeferredFree::release() { static_cast<void>(take(true)); }
 
-void Retirement::release_all(StreamSet used) {
+void DeferredFree::release_all(StreamSet used) {
   busy_.store(used, std::memory_order_relaxed);
   static_cast<void>(take(false));
 }
 
-void Retirement::close() {
+void DeferredFree::close() {
   {
     const std::lock_guard lock(mutex_);
     closed_ = true;

@@ -15,19 +15,19 @@
 
 namespace dualpipe::detail::device {
 
-using GiveBack = std::function<void(at::Tensor)>;
+using Release = std::function<void(at::Tensor)>;
 
 // Equal to `tensor`, and in the same memory; not a part of its autograd graph. When nobody has the result any more, nor
-// a view of it, `give_back` gets the tensor, on whichever thread that happens. It may throw: the tensor is then freed.
-[[nodiscard]] inline at::Tensor lease(at::Tensor tensor, GiveBack give_back) {
-  struct Lease {
+// a view of it, `release` gets the tensor, on whichever thread that happens. It may throw: the tensor is then freed.
+[[nodiscard]] inline at::Tensor alias_with_release(at::Tensor tensor, Release release) {
+  struct Alias {
     at::Tensor tensor;
-    GiveBack give_back;
+    Release release;
 
     static void end(void* context) noexcept {
-      const std::unique_ptr<Lease> ended(static_cast<Lease*>(context));
+      const std::unique_ptr<Alias> alias(static_cast<Alias*>(context));
       try {
-        ended->give_back(std::move(ended->tensor));
+        alias->release(std::move(alias->tensor));
       } catch (const std::exception&) {  // the device has failed, as its rank will hear
       }
     }
@@ -44,8 +44,8 @@ using GiveBack = std::function<void(at::Tensor)>;
   const auto strides = tensor.strides().vec();
   const std::int64_t offset = tensor.storage_offset();
 
-  c10::DataPtr leased(data, new Lease{std::move(tensor), std::move(give_back)}, &Lease::end, device);
-  c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(leased));
+  c10::DataPtr aliased(data, new Alias{std::move(tensor), std::move(release)}, &Alias::end, device);
+  c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(aliased));
   at::Tensor result = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, type);
   result.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, offset);
   return result;

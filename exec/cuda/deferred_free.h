@@ -2,7 +2,7 @@
 //
 //     rank 0, lane a   ▐█ makes T █▌──┐ mark
 //     rank 1, lane b                  └▶▐█ uses T █▌──┐ fence: T may go back to the memory of lane a
-//            thread    adopt(T) … drops T: park(T)────┘  … release(): the fence is reached, T is freed
+//            thread    adopt(T) … drops T: defer(T)───┘  … release(): the fence is reached, T is freed
 //
 // LibTorch's own way, record_stream(), looks after such blocks only when memory is asked for, and keeps all of them for
 // as long as the slowest stream; which makes the peak a matter of luck.
@@ -24,25 +24,25 @@
 namespace dualpipe::detail::cuda {
 
 // May be used by any thread.
-class Retirement {
+class DeferredFree {
  public:
   // `streams`: all of a device.
-  explicit Retirement(std::vector<c10::cuda::CUDAStream> streams);
+  explicit DeferredFree(std::vector<c10::cuda::CUDAStream> streams);
 
   // Streams that have been given work since they were last known to be idle.
   void note_busy(std::size_t stream) { busy_.fetch_or(StreamSet{1} << stream, std::memory_order_relaxed); }
 
   // Keeps it until the busy streams, or these ones, have done what they have now.
-  void park(at::Tensor tensor) {
+  void defer(at::Tensor tensor) {
     const auto bytes = static_cast<Bytes>(tensor.storage().nbytes());
-    park(std::move(tensor), busy_.load(std::memory_order_relaxed), bytes);
+    defer(std::move(tensor), busy_.load(std::memory_order_relaxed), bytes);
   }
-  void park(at::Tensor tensor, StreamSet streams) { park(std::move(tensor), streams, 0); }
+  void defer(at::Tensor tensor, StreamSet streams) { defer(std::move(tensor), streams, 0); }
 
   // How much is kept for busy streams.
-  [[nodiscard]] Bytes kept() const { return kept_.load(std::memory_order_relaxed); }
+  [[nodiscard]] Bytes pending_bytes() const { return pending_bytes_.load(std::memory_order_relaxed); }
 
-  // Frees what is reached, in the order in which it was parked.
+  // Frees what is reached, in the order in which it was deferred.
   void release();
   // All streams are idle, and only `used` will get work before the next note_busy(): frees all.
   void release_all(StreamSet used);
@@ -50,20 +50,20 @@ class Retirement {
   void close();
 
  private:
-  struct Parked {
+  struct Deferred {
     at::Tensor tensor;
     Bytes counted = 0;
     std::vector<Event> fences;
   };
 
-  void park(at::Tensor tensor, StreamSet streams, Bytes counted);
-  [[nodiscard]] std::deque<Parked> take(bool reached_only);
+  void defer(at::Tensor tensor, StreamSet streams, Bytes counted);
+  [[nodiscard]] std::deque<Deferred> take(bool reached_only);
 
   const std::vector<c10::cuda::CUDAStream> streams_;
   std::atomic<StreamSet> busy_{0};
-  std::atomic<Bytes> kept_{0};
+  std::atomic<Bytes> pending_bytes_{0};
   std::mutex mutex_;
-  std::deque<Parked> parked_;
+  std::deque<Deferred> deferred_;
   std::vector<Event> spare_;
   bool closed_ = false;
 };
