@@ -48,10 +48,11 @@ void check(const ModelCosts& costs);
 //
 // Without a cut the most loaded rank has the least load that it can have; a rank's load is F + B of a micro-batch,
 // recomputation included, over all its stages. Speeds are not looked at: nobody plans for a straggler. This holds
-// - with parts enough for all stages where a rank holds one stage, the two of a V, or one of each of DualPipe's chains,
-//   in at most 4096 stages altogether;
-// - elsewhere (several chunks per rank; more stages than parts) where the search ends before it has taken a second or
-//   so, which it counts in steps, not by the clock; else the cut is the best one found.
+// - with parts enough for all stages, in at most 4096 stages: where a rank holds one stage; and of models of up to some
+//   300 parts where it holds the two of a V, or one of each of DualPipe's chains;
+// - elsewhere (several chunks per rank, more stages than parts, more parts) where the search ends before its limit,
+//   which is counted in steps, not by the clock, and comes to some seconds at the most; else the cut is the best one
+//   found.
 // Which of several cuts that are equally good is always the same one.
 //
 // Throws InputError: what check() throws, chains of different lengths, stages that share weights without being at the

@@ -36,8 +36,11 @@ class CutSearch {
 
  private:
   static constexpr int unset = -1;
-  static constexpr int searched_stages_max = 4096;                 // the search is as deep as there are stages
-  static constexpr std::size_t tries_max = std::size_t{1} << 16U;  // for one limit, where ranks share many bounds
+  static constexpr int searched_stages_max = 4096;  // the search is as deep as there are stages
+  // Places tried for one limit, by how many bounds ranks share: with one there are few. 645,000 were the most that 200
+  // parts of the most uneven loads took for two chains on 32 ranks, and 300 parts for a V on 16 took half of that.
+  static constexpr std::size_t tries_max_of_two = std::size_t{1} << 20U;
+  static constexpr std::size_t tries_max_of_more = std::size_t{1} << 16U;
 
   // A bound that a rank sets, between those set before it; and its stages that are then known.
   struct Step {
@@ -249,7 +252,8 @@ class CutSearch {
   }
 
   [[nodiscard]] bool is_given_up() {
-    gave_up_ = gave_up_ || (shared_most_ > 2 && ++tries_ > tries_max);
+    const std::size_t most = shared_most_ == 2 ? tries_max_of_two : tries_max_of_more;
+    gave_up_ = gave_up_ || (shared_most_ > 1 && ++tries_ > most);
     return gave_up_;
   }
 

@@ -209,7 +209,7 @@ BOOST_AUTO_TEST_CASE(equal_parts_are_cut_evenly) {
   }
 }
 
-// Where ranks hold single stages, two of a V, or one of each of two chains, the search has no limit but time.
+// The search ends, also where it gives up.
 BOOST_AUTO_TEST_CASE(models_of_any_size_are_cut_in_time) {
   Random random(4);
   const auto begin = std::chrono::steady_clock::now();
