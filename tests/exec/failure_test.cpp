@@ -24,7 +24,7 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/sim/generate/catalog.h"
-#include "dualpipe/sim/report/trace_comparison.h"
+#include "dualpipe/sim/report/compare.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "dualpipe/sim/trace/chrome_trace.h"
@@ -284,8 +284,7 @@ BOOST_DATA_TEST_CASE(the_partial_trace_is_valid, data::make(cases), a_case) {
     Watched watched;
     const FailedRun got = run(program, {place.op, [] { throw std::runtime_error("boom"); }}, watched);
     const PartialRun partial = reached(program, got.records);
-    const TraceComparison comparison =
-        compare_runs(planned, read(partial.program, merge(partial.program, partial.records)));
+    const Comparison comparison = compare(planned, read(partial.program, merge(partial.program, partial.records)));
     std::size_t done = 0;
     for (const RankRecord& record : got.records) done += record.done;
     BOOST_TEST(comparison.compared == done);

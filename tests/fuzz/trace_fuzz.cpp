@@ -6,7 +6,7 @@
 #include <sstream>
 #include <string>
 
-#include "dualpipe/sim/report/trace_comparison.h"
+#include "dualpipe/sim/report/compare.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/trace/run_reader.h"
 
@@ -15,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   try {
     for (const dualpipe::TraceRun& run : dualpipe::read_chrome_trace(in, "fuzz.json")) {
       const dualpipe::NamedRun named{"fuzz.json", run};
-      const auto comparison = dualpipe::compare_runs(named, named);
+      const auto comparison = dualpipe::compare(named, named);
       if (comparison.difference.starts.largest != 0) std::abort();
       if (to_text(comparison).empty()) std::abort();
     }

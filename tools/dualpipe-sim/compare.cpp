@@ -1,3 +1,5 @@
+#include "dualpipe/sim/report/compare.h"
+
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -8,7 +10,6 @@
 #include <vector>
 
 #include "commands.h"
-#include "dualpipe/sim/report/trace_comparison.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/trace/run_reader.h"
 #include "tools/common/options.h"
@@ -43,20 +44,20 @@ NamedRun pick(const Trace& trace, std::string_view label) {
   return {fmt::format("{}, {}", trace.name, label), *run};
 }
 
-TraceComparison compare(const CompareOptions& options) {
+Comparison comparison_of(const CompareOptions& options) {
   const Trace first = read(options.first);
-  if (!options.second.empty()) return compare_runs(pick(first, "planned"), pick(read(options.second), "measured"));
+  if (!options.second.empty()) return compare(pick(first, "planned"), pick(read(options.second), "measured"));
   if (first.runs.size() == 1) {
     throw InputError(fmt::format("{}: it has one run; name the trace to compare it with, too", first.name));
   }
-  return compare_runs(pick(first, "planned"), pick(first, "measured"));
+  return compare(pick(first, "planned"), pick(first, "measured"));
 }
 
 void run(const CompareOptions& options) {
   std::vector<NamedFile> results{{"--json", options.json, "differences"}};
   if (options.json != "-") results.push_back({"standard output", "-", "text"});
   check_apart(results, std::vector<NamedFile>{{"A", options.first, "trace"}, {"B", options.second, "trace"}});
-  const TraceComparison comparison = compare(options);
+  const Comparison comparison = comparison_of(options);
   if (!options.json.empty()) {
     write_output(options.json, [&](std::ostream& out) { write_json(out, comparison); });
   }

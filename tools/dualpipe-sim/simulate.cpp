@@ -9,9 +9,9 @@
 
 #include "commands.h"
 #include "dualpipe/sim/costs/quantity.h"
-#include "dualpipe/sim/report/details.h"
 #include "dualpipe/sim/report/gantt.h"
 #include "dualpipe/sim/report/gantt_svg.h"
+#include "dualpipe/sim/report/run_report.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/trace/chrome_trace.h"
 #include "tools/common/options.h"

@@ -1,3 +1,5 @@
+#include "dualpipe/sim/report/table.h"
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -6,7 +8,6 @@
 
 #include "commands.h"
 #include "dualpipe/sim/generate/catalog.h"
-#include "dualpipe/sim/report/comparison.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 
@@ -33,12 +34,12 @@ constexpr Shape default_shape{8, 20, 2};  // DeepSeek's README
 
 std::string rendered(const TableOptions& options) {
   const EqualTerms terms = options.equal == "stages" ? EqualTerms::stages : EqualTerms::ranks;
-  const Comparison comparison =
-      compare(options.schedules, options.shape.shape(default_shape), terms, options.costs.costs());
-  if (options.format == "markdown") return to_markdown(comparison);
-  if (options.format == "csv") return to_csv(comparison);
-  if (options.format == "json") return to_json(comparison);
-  return to_text(comparison);
+  const ScheduleTable table =
+      schedule_table(options.schedules, options.shape.shape(default_shape), terms, options.costs.costs());
+  if (options.format == "markdown") return to_markdown(table);
+  if (options.format == "csv") return to_csv(table);
+  if (options.format == "json") return to_json(table);
+  return to_text(table);
 }
 
 }  // namespace

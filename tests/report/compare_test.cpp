@@ -1,4 +1,4 @@
-#include "dualpipe/sim/report/trace_comparison.h"
+#include "dualpipe/sim/report/compare.h"
 
 #include <boost/test/unit_test.hpp>
 #include <nlohmann/json.hpp>
@@ -28,7 +28,7 @@ NamedRun traced(const std::string& name, std::string_view family, const Shape& s
 
 std::string error_of(const NamedRun& planned, const NamedRun& measured) {
   try {
-    (void)compare_runs(planned, measured);
+    (void)compare(planned, measured);
   } catch (const InputError& error) {
     return error.what();
   }
@@ -46,7 +46,7 @@ NamedRun ended_after(NamedRun run, const std::vector<std::size_t>& ops) {
 
 }  // namespace
 
-BOOST_AUTO_TEST_SUITE(report_trace_comparison)
+BOOST_AUTO_TEST_SUITE(report_compare)
 
 // By way of two files, the report is the one that is made of the timelines.
 BOOST_AUTO_TEST_CASE(traces_and_timelines_compare_alike) {
@@ -63,7 +63,7 @@ BOOST_AUTO_TEST_CASE(traces_and_timelines_compare_alike) {
       }
       return all;
     };
-    const TraceComparison found = compare_runs(traced("a", program, plan), traced("b", program, real));
+    const Comparison found = compare(traced("a", program, plan), traced("b", program, real));
     BOOST_TEST((found.difference ==
                 difference(program, {simulate(program, plan), simulate(program, real)}, {peaks(plan), peaks(real)})));
     BOOST_TEST(found.compared == program.schedule.ops.size());
@@ -106,21 +106,21 @@ BOOST_AUTO_TEST_CASE(a_run_that_ended_early_is_compared_up_to_there) {
   const NamedRun whole = traced("whole", "1f1b", {2, 2});
   const NamedRun part = ended_after(traced("part", "1f1b", {2, 2}), {2, 2});
   for (const bool planned : {false, true}) {
-    const TraceComparison found = planned ? compare_runs(whole, part) : compare_runs(part, whole);
+    const Comparison found = planned ? compare(whole, part) : compare(part, whole);
     BOOST_TEST((found.difference.makespan == PlannedMeasured<Time>{4 * ms, 4 * ms}));
     BOOST_TEST(found.compared == 4U);
     const std::string note = (planned ? "planned" : "measured") + std::string(" has 4 ops that the other run");
     BOOST_TEST(to_text(found).find(note) != std::string::npos);
   }
   // On no rank anything in common.
-  const TraceComparison none = compare_runs(whole, ended_after(whole, {0, 0}));
+  const Comparison none = compare(whole, ended_after(whole, {0, 0}));
   BOOST_TEST(none.compared == 0U);
   BOOST_TEST((none.difference.makespan == PlannedMeasured<Time>{0, 0}));
   BOOST_TEST(to_text(none).find("makespan") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(text_and_json_name_the_runs) {
-  const TraceComparison found = compare_runs(traced("a.json", "1f1b", {2, 2}), traced("b.json", "1f1b", {2, 2}));
+  const Comparison found = compare(traced("a.json", "1f1b", {2, 2}), traced("b.json", "1f1b", {2, 2}));
   BOOST_TEST(to_text(found) == "planned   a.json\nmeasured  b.json\n\n" + to_text(found.difference));
   std::ostringstream out;
   write_json(out, found);

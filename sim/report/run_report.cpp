@@ -1,4 +1,4 @@
-#include "dualpipe/sim/report/details.h"
+#include "dualpipe/sim/report/run_report.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "dualpipe/sim/report/trace_comparison.h"
+#include "dualpipe/sim/report/compare.h"
 
 #include <fmt/format.h>
 
@@ -74,9 +74,9 @@ std::string ended_early(const std::string& name, std::size_t ops, std::size_t co
 
 }  // namespace
 
-TraceComparison compare_runs(const NamedRun& planned, const NamedRun& measured) {
+Comparison compare(const NamedRun& planned, const NamedRun& measured) {
   check_ranks(planned, measured);
-  TraceComparison result;
+  Comparison result;
   result.names = {planned.name, measured.name};
   result.ops = {op_count(planned.run), op_count(measured.run)};
   PlannedMeasured<std::vector<RankRun>> common;
@@ -93,7 +93,7 @@ TraceComparison compare_runs(const NamedRun& planned, const NamedRun& measured) 
   return result;
 }
 
-std::string to_text(const TraceComparison& comparison) {
+std::string to_text(const Comparison& comparison) {
   std::string text = fmt::format("planned   {}\nmeasured  {}\n", printable(comparison.names.planned),
                                  printable(comparison.names.measured));
   text += ended_early("planned", comparison.ops.planned, comparison.compared);
@@ -101,7 +101,7 @@ std::string to_text(const TraceComparison& comparison) {
   return text + "\n" + to_text(comparison.difference);
 }
 
-void write_json(std::ostream& out, const TraceComparison& comparison) {
+void write_json(std::ostream& out, const Comparison& comparison) {
   using Json = nlohmann::ordered_json;
   Json json;
   json["planned"] = comparison.names.planned;

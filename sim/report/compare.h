@@ -20,20 +20,20 @@ struct NamedRun {
   TraceRun run;
 };
 
-struct TraceComparison {
+struct Comparison {
   PlannedMeasured<std::string> names;
   PlannedMeasured<std::size_t> ops;  // of the whole runs; a pair is two
   std::size_t compared = 0;          // of the part that both ran
   Difference difference;             // its times are of that part, its peaks of the whole runs
 
-  friend bool operator==(const TraceComparison&, const TraceComparison&) = default;
+  friend bool operator==(const Comparison&, const Comparison&) = default;
 };
 
 // Throws InputError where the runs have different ranks, or not the same ops in the same order: names one that differs.
-[[nodiscard]] TraceComparison compare_runs(const NamedRun& planned, const NamedRun& measured);
+[[nodiscard]] Comparison compare(const NamedRun& planned, const NamedRun& measured);
 
-[[nodiscard]] std::string to_text(const TraceComparison& comparison);
+[[nodiscard]] std::string to_text(const Comparison& comparison);
 // One object: difference.h's, and planned, measured, planned_ops, measured_ops and compared_ops.
-void write_json(std::ostream& out, const TraceComparison& comparison);
+void write_json(std::ostream& out, const Comparison& comparison);
 
 }  // namespace dualpipe

@@ -1,4 +1,4 @@
-#include "dualpipe/sim/report/details.h"
+#include "dualpipe/sim/report/run_report.h"
 
 #include <boost/test/unit_test.hpp>
 #include <nlohmann/json.hpp>
@@ -40,7 +40,7 @@ nlohmann::json json_of(const RunReport& report) {
 
 }  // namespace
 
-BOOST_AUTO_TEST_SUITE(report_details)
+BOOST_AUTO_TEST_SUITE(report_run_report)
 
 BOOST_AUTO_TEST_CASE(text_with_memory) {
   BOOST_TEST(to_text(report_of("1f1b", {3, 4}, with_memory(uniform(ms, ms, ms)))) ==
@@ -184,7 +184,7 @@ BOOST_AUTO_TEST_CASE(adds_up) {
 
 BOOST_AUTO_TEST_SUITE_END()
 
-BOOST_AUTO_TEST_SUITE(report_details_text_table)
+BOOST_AUTO_TEST_SUITE(report_run_report_text_table)
 
 BOOST_AUTO_TEST_CASE(three_forms) {
   TextTable table({{"name", Align::left}, {"µs"}, {"note", Align::left}});

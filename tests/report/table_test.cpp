@@ -1,5 +1,5 @@
 // The table: its rows, its terms, its words.
-#include "dualpipe/sim/report/comparison.h"
+#include "dualpipe/sim/report/table.h"
 
 #include <boost/test/unit_test.hpp>
 #include <climits>
@@ -22,13 +22,13 @@ Costs costs_ms(Time forward, Time backward, Time weight) {
   return costs;
 }
 
-BOOST_AUTO_TEST_SUITE(report_comparison)
+BOOST_AUTO_TEST_SUITE(report_table)
 
 // DeepSeek's table, for 8 stages and 20 micro-batches: 7(F+B), 7(F+B-2W), 3(F&B+B-3W), 3(F&B+B-3W).
 BOOST_AUTO_TEST_CASE(text_as_people_see_it) {
-  const Comparison comparison =
-      compare({"1f1b", "zb1p", "dualpipe", "dualpipev"}, {8, 20, 1}, EqualTerms::stages, costs_ms(1, 2, 1));
-  const std::string text = to_text(comparison);
+  const ScheduleTable table =
+      schedule_table({"1f1b", "zb1p", "dualpipe", "dualpipev"}, {8, 20, 1}, EqualTerms::stages, costs_ms(1, 2, 1));
+  const std::string text = to_text(table);
   BOOST_TEST(text.substr(0, text.find("\nclosed form, simulated")) ==
              R"(8 stages, 20 micro-batches; durations of one stage
 
@@ -42,9 +42,9 @@ dualpipev      4  (PP/2-1)(F&B+B-3W)     6 ms       6 ms  yes        4.76%    4.
 
 // What cannot be compared, or does not hold, is said under the table; the other rows stand.
 BOOST_AUTO_TEST_CASE(notes) {
-  const Comparison comparison =
-      compare({"1f1b", "zb1p", "dualpipe"}, {5, 20, 1}, EqualTerms::stages, costs_ms(1, 4, 3));
-  const std::string text = to_text(comparison);
+  const ScheduleTable table =
+      schedule_table({"1f1b", "zb1p", "dualpipe"}, {5, 20, 1}, EqualTerms::stages, costs_ms(1, 4, 3));
+  const std::string text = to_text(table);
   BOOST_TEST(text.find("zb1p: the closed form needs W <= min(F, I): F = 1 ms, I = 1 ms, W = 3 ms\n") !=
              std::string::npos);
   BOOST_TEST(text.find("no row for dualpipe: the number of ranks must be even") != std::string::npos);
@@ -55,7 +55,7 @@ BOOST_AUTO_TEST_CASE(notes) {
 
 BOOST_AUTO_TEST_CASE(equal_stages_or_ranks) {
   const auto rows = [](EqualTerms terms) {
-    return compare({"1f1b", "interleaved", "dualpipe", "dualpipev"}, {8, 32, 2}, terms, costs_ms(1, 2, 1)).rows;
+    return schedule_table({"1f1b", "interleaved", "dualpipe", "dualpipev"}, {8, 32, 2}, terms, costs_ms(1, 2, 1)).rows;
   };
   const auto by_stages = rows(EqualTerms::stages);
   const auto by_ranks = rows(EqualTerms::ranks);
@@ -68,29 +68,30 @@ BOOST_AUTO_TEST_CASE(equal_stages_or_ranks) {
     BOOST_TEST(by_stages[i].form->holds());
     BOOST_TEST(by_stages[i].form->bubble == by_stages[i].bubble);
   }
-  const auto odd = compare({"dualpipev"}, {7, 32, 1}, EqualTerms::stages, costs_ms(1, 2, 1)).rows;
+  const auto odd = schedule_table({"dualpipev"}, {7, 32, 1}, EqualTerms::stages, costs_ms(1, 2, 1)).rows;
   BOOST_TEST(odd[0].unfit == "dualpipev: 7 stages cannot be 2 on every rank; nearest that work: 6 or 8 stages");
 }
 
 BOOST_AUTO_TEST_CASE(memory_column_where_there_are_bytes) {
   Costs costs = costs_ms(1, 2, 1);
-  BOOST_TEST(to_text(compare({"1f1b"}, {2, 4, 1}, EqualTerms::stages, costs)).find("  memory\n") == std::string::npos);
+  BOOST_TEST(to_text(schedule_table({"1f1b"}, {2, 4, 1}, EqualTerms::stages, costs)).find("  memory\n") ==
+             std::string::npos);
   costs.stages[0].activation = 1 << 30;
-  const std::string text = to_text(compare({"1f1b"}, {2, 4, 1}, EqualTerms::stages, costs));
+  const std::string text = to_text(schedule_table({"1f1b"}, {2, 4, 1}, EqualTerms::stages, costs));
   BOOST_TEST(text.find("  memory\n") != std::string::npos);
   BOOST_TEST(text.find("2 GiB\n") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(markdown_csv_json) {
-  const Comparison comparison = compare({"zb-h2", "dualpipe"}, {3, 9, 1}, EqualTerms::stages, costs_ms(2, 3, 1));
-  BOOST_TEST(to_markdown(comparison).find("| zb-h2 ") != std::string::npos);
-  BOOST_TEST(to_markdown(comparison).find("- no row for dualpipe") != std::string::npos);
+  const ScheduleTable table = schedule_table({"zb-h2", "dualpipe"}, {3, 9, 1}, EqualTerms::stages, costs_ms(2, 3, 1));
+  BOOST_TEST(to_markdown(table).find("| zb-h2 ") != std::string::npos);
+  BOOST_TEST(to_markdown(table).find("- no row for dualpipe") != std::string::npos);
 
-  const std::string csv = to_csv(comparison);
+  const std::string csv = to_csv(table);
   // (P-1)(F+B-3W) = 2 * 2 ms, by span.
   BOOST_TEST(csv.find("\nzb-h2,3,3,9,(P-1)(F+B-3W),span,4000000,4000000,yes,") != std::string::npos);
 
-  const auto json = nlohmann::json::parse(to_json(comparison));
+  const auto json = nlohmann::json::parse(to_json(table));
   BOOST_TEST(json["equal"] == "stages");
   BOOST_TEST(json["stages"] == 3);
   BOOST_TEST(json["microbatches"] == 9);
@@ -104,13 +105,13 @@ BOOST_AUTO_TEST_CASE(markdown_csv_json) {
 // Each would divide by 0, or count past the largest number.
 BOOST_AUTO_TEST_CASE(counts_that_no_schedule_has) {
   for (const Shape& shape : {Shape{4, 8, 0}, Shape{0, 8, 2}, Shape{INT_MAX, 8, 2}, Shape{4, 8, INT_MIN}}) {
-    const Comparison comparison = compare({"interleaved"}, shape, EqualTerms::stages, costs_ms(1, 2, 1));
-    BOOST_TEST(comparison.rows[0].unfit.find("must be between 1 and 65535") != std::string::npos);
+    const ScheduleTable table = schedule_table({"interleaved"}, shape, EqualTerms::stages, costs_ms(1, 2, 1));
+    BOOST_TEST(table.rows[0].unfit.find("must be between 1 and 65535") != std::string::npos);
   }
 }
 
 BOOST_AUTO_TEST_CASE(unknown_name) {
-  BOOST_CHECK_THROW((void)compare({"2f2b"}, {4, 8, 1}, EqualTerms::ranks, costs_ms(1, 2, 1)), InputError);
+  BOOST_CHECK_THROW((void)schedule_table({"2f2b"}, {4, 8, 1}, EqualTerms::ranks, costs_ms(1, 2, 1)), InputError);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

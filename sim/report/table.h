@@ -27,7 +27,7 @@ enum class EqualTerms : std::uint8_t {
   ranks,   // all run on the same ranks, and have V times as many stages
 };
 
-struct ComparisonRow {
+struct TableRow {
   std::string schedule;
   Shape shape;
   std::string unfit;  // why the schedule has no such shape; then nothing below means anything
@@ -45,20 +45,20 @@ struct ComparisonRow {
   bool overlapped_is_assumed = false;  // it has pairs, and the costs of the model no F&B: F + B instead
 };
 
-struct Comparison {
+struct ScheduleTable {
   EqualTerms terms = EqualTerms::stages;
   Shape shape;
-  std::vector<ComparisonRow> rows;
+  std::vector<TableRow> rows;
 };
 
 // `shape` is that of a schedule with one stage per rank; its chunks are used by the families that take them.
 // Throws InputError for an unknown name, DeadlockError if a schedule hangs.
-[[nodiscard]] Comparison compare(const std::vector<std::string>& schedules, const Shape& shape, EqualTerms terms,
-                                 const GivenCosts& costs);
+[[nodiscard]] ScheduleTable schedule_table(const std::vector<std::string>& schedules, const Shape& shape,
+                                           EqualTerms terms, const GivenCosts& costs);
 
-[[nodiscard]] std::string to_text(const Comparison& comparison);
-[[nodiscard]] std::string to_markdown(const Comparison& comparison);
-[[nodiscard]] std::string to_csv(const Comparison& comparison);  // times in nanoseconds
-[[nodiscard]] std::string to_json(const Comparison& comparison);
+[[nodiscard]] std::string to_text(const ScheduleTable& table);
+[[nodiscard]] std::string to_markdown(const ScheduleTable& table);
+[[nodiscard]] std::string to_csv(const ScheduleTable& table);  // times in nanoseconds
+[[nodiscard]] std::string to_json(const ScheduleTable& table);
 
 }  // namespace dualpipe

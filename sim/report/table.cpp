@@ -1,4 +1,4 @@
-#include "dualpipe/sim/report/comparison.h"
+#include "dualpipe/sim/report/table.h"
 
 #include <fmt/core.h>
 
@@ -39,7 +39,7 @@ Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
 }
 
 // All that a row says, unless its schedule has no such shape, or cannot run: that is thrown.
-Evaluation evaluate_row(ComparisonRow& row, const Shape& shape, EqualTerms terms, const GivenCosts& given) {
+Evaluation evaluate_row(TableRow& row, const Shape& shape, EqualTerms terms, const GivenCosts& given) {
   row.shape = shape_of_row(family(row.schedule), shape, terms);
   Schedule schedule = generate({.family = row.schedule, .shape = row.shape, .costs = given});
   const Costs costs = stage_costs(given, schedule.placement);
@@ -60,14 +60,14 @@ Evaluation evaluate_row(ComparisonRow& row, const Shape& shape, EqualTerms terms
   return evaluation;
 }
 
-std::string activations_text(const ComparisonRow& row) {
+std::string activations_text(const TableRow& row) {
   return row.peak_activations_least == row.peak_activations_most
              ? fmt::format("{}", row.peak_activations_most)
              : fmt::format("{}..{}", row.peak_activations_least, row.peak_activations_most);
 }
 
-TextTable table_for_people(const Comparison& comparison) {
-  const bool counts_bytes = std::ranges::any_of(comparison.rows, [](const auto& row) { return row.peak_memory > 0; });
+TextTable table_for_people(const ScheduleTable& table) {
+  const bool counts_bytes = std::ranges::any_of(table.rows, [](const auto& row) { return row.peak_memory > 0; });
   std::vector<Column> columns{{"schedule", Align::left},
                               {"ranks"},
                               {"closed form", Align::left},
@@ -80,8 +80,8 @@ TextTable table_for_people(const Comparison& comparison) {
                               {"activations"},
                               {"parameters"}};
   if (counts_bytes) columns.push_back({"memory"});
-  TextTable table(std::move(columns));
-  for (const ComparisonRow& row : comparison.rows) {
+  TextTable text(std::move(columns));
+  for (const TableRow& row : table.rows) {
     if (!row.unfit.empty()) continue;
     std::vector<std::string> cells{row.schedule,
                                    fmt::format("{}", row.shape.ranks),
@@ -97,18 +97,18 @@ TextTable table_for_people(const Comparison& comparison) {
                                    activations_text(row),
                                    fmt::format("{}x", row.parameters)};
     if (counts_bytes) cells.push_back(format_bytes(row.peak_memory));
-    table.add_row(std::move(cells));
+    text.add_row(std::move(cells));
   }
-  return table;
+  return text;
 }
 
 // Of a row whose F&B is assumed.
 constexpr std::string_view overlapped_note = "F&B was not measured, and is taken for F + B";
 
 // What stands under the table: which conditions are broken, and which rows are not there.
-std::vector<std::string> notes_of(const Comparison& comparison) {
+std::vector<std::string> notes_of(const ScheduleTable& table) {
   std::vector<std::string> notes;
-  for (const ComparisonRow& row : comparison.rows) {
+  for (const TableRow& row : table.rows) {
     if (!row.unfit.empty()) {
       notes.push_back("no row for " + row.unfit);
     } else if (!row.form) {
@@ -125,20 +125,20 @@ std::string note_with_overlapped(const ClosedForm& form) {
   return form.holds() ? std::string(overlapped_note) : fmt::format("{}; {}", form.broken, overlapped_note);
 }
 
-std::string heading(const Comparison& comparison) {
-  return fmt::format("{}, {}; durations of one stage",
-                     format_count(static_cast<std::uint64_t>(comparison.shape.ranks),
-                                  comparison.terms == EqualTerms::stages ? "stage" : "rank"),
-                     format_count(static_cast<std::uint64_t>(comparison.shape.micro_batches), "micro-batch", "es"));
+std::string heading(const ScheduleTable& table) {
+  return fmt::format(
+      "{}, {}; durations of one stage",
+      format_count(static_cast<std::uint64_t>(table.shape.ranks), table.terms == EqualTerms::stages ? "stage" : "rank"),
+      format_count(static_cast<std::uint64_t>(table.shape.micro_batches), "micro-batch", "es"));
 }
 
 }  // namespace
 
-Comparison compare(const std::vector<std::string>& schedules, const Shape& shape, EqualTerms terms,
-                   const GivenCosts& costs) {
-  Comparison comparison{terms, shape, std::vector<ComparisonRow>(schedules.size())};
+ScheduleTable schedule_table(const std::vector<std::string>& schedules, const Shape& shape, EqualTerms terms,
+                             const GivenCosts& costs) {
+  ScheduleTable table{terms, shape, std::vector<TableRow>(schedules.size())};
   const auto evaluate_one = [&](std::size_t i) {
-    ComparisonRow& row = comparison.rows[i];
+    TableRow& row = table.rows[i];
     row.schedule = schedules[i];
     row.shape = shape;
     return evaluate_row(row, shape, terms, costs);
@@ -147,15 +147,15 @@ Comparison compare(const std::vector<std::string>& schedules, const Shape& shape
     try {
       (void)outcome.evaluation();
     } catch (const ShapeError& error) {
-      comparison.rows[i].unfit = error.what();
+      table.rows[i].unfit = error.what();
     }
   });
-  return comparison;
+  return table;
 }
 
-std::string to_text(const Comparison& comparison) {
-  std::string text = heading(comparison) + "\n\n" + table_for_people(comparison).to_text() + "\n";
-  for (const std::string& note : notes_of(comparison)) text += note + "\n";
+std::string to_text(const ScheduleTable& table) {
+  std::string text = heading(table) + "\n\n" + table_for_people(table).to_text() + "\n";
+  for (const std::string& note : notes_of(table)) text += note + "\n";
   text +=
       "closed form, simulated: idle time of the rank that idles most, makespan - busy, or span - busy for a form by "
       "span\n"
@@ -166,53 +166,53 @@ std::string to_text(const Comparison& comparison) {
   return text;
 }
 
-std::string to_markdown(const Comparison& comparison) {
-  std::string text = heading(comparison) + "\n\n" + table_for_people(comparison).to_markdown();
-  const auto notes = notes_of(comparison);
+std::string to_markdown(const ScheduleTable& table) {
+  std::string text = heading(table) + "\n\n" + table_for_people(table).to_markdown();
+  const auto notes = notes_of(table);
   if (!notes.empty()) text += "\n";
   for (const std::string& note : notes) text += "- " + note + "\n";
   return text;
 }
 
-std::string to_csv(const Comparison& comparison) {
-  TextTable table({{"schedule"},
-                   {"ranks"},
-                   {"stages"},
-                   {"microbatches"},
-                   {"closed_form"},
-                   {"closed_form_by"},
-                   {"closed_form_ns"},
-                   {"simulated_ns"},
-                   {"holds"},
-                   {"bubble_rate_makespan"},
-                   {"bubble_rate_span"},
-                   {"makespan_ns"},
-                   {"span_ns"},
-                   {"peak_activations_least"},
-                   {"peak_activations_most"},
-                   {"peak_memory_bytes"},
-                   {"parameters"},
-                   {"note"}});
-  for (const ComparisonRow& row : comparison.rows) {
+std::string to_csv(const ScheduleTable& table) {
+  TextTable text({{"schedule"},
+                  {"ranks"},
+                  {"stages"},
+                  {"microbatches"},
+                  {"closed_form"},
+                  {"closed_form_by"},
+                  {"closed_form_ns"},
+                  {"simulated_ns"},
+                  {"holds"},
+                  {"bubble_rate_makespan"},
+                  {"bubble_rate_span"},
+                  {"makespan_ns"},
+                  {"span_ns"},
+                  {"peak_activations_least"},
+                  {"peak_activations_most"},
+                  {"peak_memory_bytes"},
+                  {"parameters"},
+                  {"note"}});
+  for (const TableRow& row : table.rows) {
     const bool fits = row.unfit.empty();
     const auto number = [&](auto value) { return fits ? fmt::format("{}", value) : std::string(); };
     const ClosedForm form = row.form.value_or(ClosedForm{});
     const auto of_form = [&](auto value) { return row.form ? fmt::format("{}", value) : std::string(); };
-    table.add_row({row.schedule, number(row.shape.ranks), number(row.stages), number(row.shape.micro_batches),
-                   form.formula, of_form(form.by_span ? "span" : "makespan"), of_form(form.bubble), number(row.bubble),
-                   of_form(form.holds() ? "yes" : "no"), number(row.bubble_rate_makespan), number(row.bubble_rate_span),
-                   number(row.makespan), number(row.span), number(row.peak_activations_least),
-                   number(row.peak_activations_most), number(row.peak_memory), number(row.parameters),
-                   !fits                       ? row.unfit
-                   : row.overlapped_is_assumed ? note_with_overlapped(form)
-                                               : form.broken});
+    text.add_row({row.schedule, number(row.shape.ranks), number(row.stages), number(row.shape.micro_batches),
+                  form.formula, of_form(form.by_span ? "span" : "makespan"), of_form(form.bubble), number(row.bubble),
+                  of_form(form.holds() ? "yes" : "no"), number(row.bubble_rate_makespan), number(row.bubble_rate_span),
+                  number(row.makespan), number(row.span), number(row.peak_activations_least),
+                  number(row.peak_activations_most), number(row.peak_memory), number(row.parameters),
+                  !fits                       ? row.unfit
+                  : row.overlapped_is_assumed ? note_with_overlapped(form)
+                                              : form.broken});
   }
-  return table.to_csv();
+  return text.to_csv();
 }
 
-std::string to_json(const Comparison& comparison) {
+std::string to_json(const ScheduleTable& table) {
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  for (const ComparisonRow& row : comparison.rows) {
+  for (const TableRow& row : table.rows) {
     if (!row.unfit.empty()) {
       rows.push_back({{"schedule", row.schedule}, {"unfit", row.unfit}});
       continue;
@@ -241,11 +241,9 @@ std::string to_json(const Comparison& comparison) {
                     {"parameters", row.parameters}});
     if (row.overlapped_is_assumed) rows.back()["overlapped_is_assumed"] = true;
   }
-  const char* equal = comparison.terms == EqualTerms::stages ? "stages" : "ranks";
-  const nlohmann::ordered_json document{{"equal", equal},
-                                        {equal, comparison.shape.ranks},
-                                        {"microbatches", comparison.shape.micro_batches},
-                                        {"rows", rows}};
+  const char* equal = table.terms == EqualTerms::stages ? "stages" : "ranks";
+  const nlohmann::ordered_json document{
+      {"equal", equal}, {equal, table.shape.ranks}, {"microbatches", table.shape.micro_batches}, {"rows", rows}};
   return detail::report::json_text(document);
 }
 
