@@ -1,5 +1,5 @@
-// A tensor over the memory of another one, which it keeps from going back to its allocator too early. Private to
-// devices.
+// A tensor in the memory of another tensor, with a function that decides when that memory goes back to its allocator.
+// Private to devices.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,8 +17,9 @@ namespace dualpipe::detail::device {
 
 using Release = std::function<void(at::Tensor)>;
 
-// Equal to `tensor`, and in the same memory; not a part of its autograd graph. When nobody has the result any more, nor
-// a view of it, `release` gets the tensor, on whichever thread that happens. It may throw: the tensor is then freed.
+// A tensor equal to `tensor`, in the same memory, and outside of its autograd graph. When the last reference to the
+// result or to a view of it goes, on whichever thread, `release` is called with `tensor`. If it throws, `tensor` is
+// freed.
 [[nodiscard]] inline at::Tensor alias_with_release(at::Tensor tensor, Release release) {
   struct Alias {
     at::Tensor tensor;

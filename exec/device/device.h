@@ -1,11 +1,12 @@
-// Where the tensors of a rank live and its ops run: the host's cores, or a GPU, which does later what it is given now.
+// Where the tensors of a rank are, and its ops run: the cores of the host; or a GPU, which takes work now and does it
+// later.
 //
 //     thread of the rank    use(a)  F………  mark ─┐  use(b)  wait  B……  mark      returns at once on a GPU
 //     lane a of the GPU             ▐██F██▌─────┤
 //     lane b                                    └────▶▐██B██▌
 //
-// Lanes are streams: what is put on one runs in order, lanes run side by side. The host has no streams: a call returns
-// when its work is done, and all lanes are the calling thread.
+// Lanes are streams: the work of one lane runs in order, and lanes run side by side. The host has no streams: a call
+// returns when its work is done, and all lanes are the calling thread.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,14 +36,14 @@ struct Lane {
   friend bool operator==(const Lane&, const Lane&) = default;
 };
 
-// A point in the work of a lane: after all that had been put there.
+// A point in the work of a lane: it is reached when all the work that was on the lane by then has run.
 struct Mark {
-  Time time = 0;                // the host's: when that was
-  const void* event = nullptr;  // a GPU's: knows the time when its device has finished; void from its next begin_step()
+  Time time = 0;                // on the host: when it was made
+  const void* event = nullptr;  // on a GPU: has the time once the device has finished; void from its next begin_step()
 };
 
-// Hears what an allocator does, on the thread that asks it for a block or gives one back, while the allocator is
-// locked: it may call nothing of LibTorch. Used by any number of threads.
+// Is told of each block that an allocator hands out or takes back. It is called on the thread that asks the allocator,
+// by any number of threads, while the allocator is locked: so it must call nothing of LibTorch.
 class MemoryListener {
  public:
   MemoryListener() = default;
@@ -57,7 +58,7 @@ class MemoryListener {
   ~MemoryListener() = default;
 };
 
-// What one rank has of a machine. Used by the thread of that rank; its marks may be waited for by any.
+// The part of a machine that one rank has. It is used by the thread of that rank; others may wait for its marks.
 class Device {
  public:
   Device() = default;
@@ -67,60 +68,60 @@ class Device {
 
   [[nodiscard]] virtual at::Device where() const = 0;
 
-  // All earlier marks are void, also those that other ranks got: nobody may wait for one any more.
+  // Makes all earlier marks void, also those that other ranks have got: nobody may wait for one any more.
   virtual void begin_step() = 0;
 
-  // Where this thread puts its work from now on.
+  // The lane on which this thread puts its work from now on.
   virtual void use(Lane lane) = 0;
   [[nodiscard]] virtual Lane used() const = 0;
   [[nodiscard]] virtual Mark mark() = 0;
-  // Whether all before the mark has run; always, where a call returns when its work is done. May be asked by any
-  // thread.
+  // Whether the mark is reached. On the host it always is. May be called by any thread.
   [[nodiscard]] virtual bool is_done(const Mark& /*mark*/) const { return true; }
-  // What is put on the lane from now on starts after the mark.
+  // The work that is put on the lane from now on starts after the mark.
   virtual void wait(const Mark& mark) = 0;
-  // This thread goes on when all before the mark has run.
+  // Blocks this thread until the mark is reached.
   virtual void await(const Mark& /*mark*/) {}
 
-  // Makes usable in the lanes of this rank what another lane, also of another rank, has made and is done with at
-  // `ready`. The tensor goes back to that lane's memory only when the work that was put on this rank's lanes while it
-  // was in use has run.
+  // Makes a tensor usable in the lanes of this rank that another lane, perhaps of another rank, has made and is done
+  // with at `ready`. When the result is dropped, the memory goes back to that lane only after the work that this rank's
+  // lanes have been given by then has run.
   [[nodiscard]] virtual at::Tensor adopt(at::Tensor tensor, const Mark& ready) = 0;
-  // The same for a message of another rank, which may also be copied, while the lane that is used does other things.
-  // `ready` then becomes the mark of its arrival.
+  // The same for a message of another rank. The device may copy it, while the lane that is used does other things; then
+  // `ready` becomes the mark at which the copy is there.
   [[nodiscard]] virtual at::Tensor take(at::Tensor tensor, Mark& ready) = 0;
-  // When the copy of the last one that was taken began, if it was copied.
+  // When the copy of the tensor that was taken last began, if it was copied.
   [[nodiscard]] virtual std::optional<Mark> copy_begun() const { return std::nullopt; }
 
-  // A copy that has gone the way that data between devices goes: what an all-to-all among the parts of a stage costs.
-  // Put on the lane that is used.
+  // A copy of the tensor that took the way of data between devices, and so costs what an all-to-all among the shards of
+  // a stage costs. It is made on the lane that is used.
   [[nodiscard]] virtual at::Tensor exchange(const at::Tensor& tensor) = 0;
 
-  // Of what was adopted, and is used no more, how much the lanes are not done with: it is still allocated. May be asked
-  // by any thread.
+  // How much memory is still allocated only because lanes are not done with tensors that were adopted and have been
+  // dropped since. May be called by any thread.
   [[nodiscard]] virtual Bytes pending_bytes() const { return 0; }
 
-  // The allocator of the device's memory tells this listener of all blocks from now on, for as long as the process
-  // lives; there is one listener, which may be named again. The host's never tells: it can be replaced. Throws
-  // InputError where the allocator cannot.
+  // From now on, and as long as the process lives, the allocator of the device's memory tells this listener of all
+  // blocks. There can be only one listener; it may be given again. On the host this does nothing, since there the
+  // allocator itself can be replaced (exec/replay/memory.h). Throws InputError where the allocator tells nobody.
   virtual void tell_of_memory(MemoryListener& /*listener*/) {}
 
   // Waits until all lanes have run. Throws std::runtime_error if the device failed.
   virtual void finish() = 0;
-  // By the host's monotonic clock; only of marks from before finish(), also of another rank's that this one waited for.
+  // When a mark was reached, by the host's monotonic clock. Only for marks that were made before finish(), of this rank
+  // or of another one whose mark it waited for.
   [[nodiscard]] virtual Time time_of(const Mark& mark) const = 0;
 };
 
-// Does all at once. One for all threads.
+// Runs all work at once, on the calling thread. All threads share this device.
 [[nodiscard]] Device& host_device();
 
-// What it costs to know a time.
+// What a mark costs.
 struct MarkCost {
-  Time call = 0;     // of the thread, for one mark()
-  Time between = 0;  // two marks one after the other lie at least so far apart: the resolution of what they measure
+  Time call = 0;     // time of the calling thread for one mark()
+  Time between = 0;  // the least time between two marks, and so the resolution of what they measure
 };
 
-// What this process has, for the ranks that it holds.
+// The devices that this process has for its ranks.
 class Hardware {
  public:
   Hardware() = default;
@@ -129,8 +130,8 @@ class Hardware {
   virtual ~Hardware() = default;
 
   [[nodiscard]] virtual std::string description() const = 0;  // "NVIDIA H100 80GB HBM3 (132 multiprocessors)"
-  // For the `index`-th of the `ranks` of this process, which holds so many stages, any number of them. Called by the
-  // rank's thread; the hardware must outlive it. Throws InputError where there is not enough for so many ranks.
+  // The device of the `index`-th of the `ranks` of this process. `stages`: how many that rank holds, any number. Called
+  // by the rank's thread; the hardware must outlive the device. Throws InputError where it cannot serve so many ranks.
   [[nodiscard]] virtual std::unique_ptr<Device> device(int index, int ranks, int stages) = 0;
   // All of it, for a model without a pipeline. Used by one thread at a time, each of which begins with use().
   [[nodiscard]] virtual std::unique_ptr<Device> whole() { return device(0, 1, 1); }

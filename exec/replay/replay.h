@@ -4,13 +4,13 @@
 //     for each op: issue the slot before it (sends, receives posted) → wait for its inputs → run it
 //     then the reductions, in their order
 //
-// Every stage of the rank has a lane of its device (exec/device/device.h). An op starts when all that the rank did
-// before has ended, on whichever lane; only the two of a pair run side by side. On a GPU the thread is ahead of its
-// device, and the times are known when that has finished. It is one op ahead, no more: what a rank has received stays
-// allocated until the device is done with it.
+// Every stage of the rank has a lane of its device (exec/device/device.h). An op starts when everything that the rank
+// did before has ended, on whichever lane; only the two ops of a pair run side by side. On a GPU the thread is ahead of
+// the device, and times are known when the device has finished. The thread is at most one op ahead, since what a rank
+// has received stays allocated until the device is done with it.
 //
-// A reduction waits for other ranks and so may not hold up an op that one of these needs. In the simulator it has a
-// lane of its own; here the rank comes to it when its ops are done.
+// A reduction waits for other ranks. So it must not hold up an op whose result one of these ranks needs. In the
+// simulator reductions have a lane of their own; here a rank comes to them when all its ops are done.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +35,8 @@ class ReplayError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Memory of the rank's thread around an op, or a pair; above what it held when the step began. What the ranks are done
-// with and a GPU is not yet (Device::pending_bytes()) counts in `peak` alone: so it is part of an op's workspace.
+// Memory of the rank's thread around an op, or a pair, above what it held when the step began. Memory that only waits
+// for the GPU (Device::pending_bytes()) counts in `peak` alone, and so is a part of the op's workspace.
 struct OpMemory {
   Bytes before = 0;  // when it started: what it had received is there
   Bytes peak = 0;    // while it ran
@@ -46,8 +46,8 @@ struct OpMemory {
   friend bool operator==(const OpMemory&, const OpMemory&) = default;
 };
 
-// What one rank did in one step; times by the host's monotonic clock, on a GPU as its events say. All spans are of the
-// rank's part of the Program, in its order; those that were not reached are empty.
+// What one rank did in one step. Times are by the host's monotonic clock, on a GPU those of its events. The spans are
+// those of the rank's part of the Program, in its order; spans of what was not reached are empty.
 struct RankRecord {
   std::vector<Span> ops;            // both of a pair have the pair's
   std::vector<Span> communication;  // a send: when it was handed over; a receive: from its post, or its arrival if

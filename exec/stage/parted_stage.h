@@ -32,24 +32,24 @@
 
 namespace dualpipe::detail::stage {
 
-// Keeps what an AutogradStage of the same layers does, and what comes in from an exchange. Each tensor is freed when
-// the last part that needs it has been issued.
+// It keeps what an AutogradStage of the same layers keeps, and what an exchange brings. Each tensor is freed when the
+// last part that needs it has been put on its lane.
 //
-// Of the lanes the stage knows this: a forward or backward by itself computes on the lane that is used when it is
-// called, and ends on it; a micro-batch has the same lane for both. What goes from a lane to another waits for a mark
-// behind what made it, and is adopted there.
+// A forward or backward by itself computes on the lane that is in use when it is called, and that lane is in use again
+// when it returns; forward and backward of a micro-batch have the same lane. A tensor that goes from one lane to
+// another is adopted there (Device::adopt()), at a mark after the work that made it.
 class PartedStage : public Stage {
  public:
   [[nodiscard]] Tensors forward(std::uint32_t micro_batch, Tensors inputs) final;
   [[nodiscard]] Tensors backward(std::uint32_t micro_batch, Tensors gradients) final;
   [[nodiscard]] Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) final;
   void backward_weight(std::uint32_t micro_batch) final;
-  // By name, as they were added. Weight gradients are a part of their own, "experts dW", in a W all together "dW"; what
-  // is recomputed is "experts again".
+  // Parts are noted by their names. The weight gradients of a part are a part of their own, "experts dW"; those of a
+  // whole W are one part, "dW". A part that is recomputed is "experts again".
   void note_parts(PartLog* log) final { log_ = log; }
   [[nodiscard]] Bytes working_bytes() const final { return working_bytes_; }
 
-  // Interleaved, if both are parted. Else, or if that is off: F first, then B.
+  // Interleaves the parts if `back` is a PartedStage, too, and interleaving is on. Else F runs first, and then B.
   [[nodiscard]] Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
                                                        std::uint32_t backward_micro_batch, Tensors gradients,
                                                        const PairLanes& lanes) final;
@@ -63,18 +63,20 @@ class PartedStage : public Stage {
   };
   PartedStage(Device& device, const Options& options) : device_(device), options_(options) {}
 
-  // The parts, in the order of the forward. The first one gets the stage's inputs; each gets what the part before it
-  // gave; the last one gives the stage's outputs, or the loss. A function may be called twice
-  // for a micro-batch, and must then do the same again.
+  // Parts are added in the order of the forward. The first part gets the stage's inputs, and every other one the
+  // results of the part before it; the results of the last part are the stage's outputs, or the loss. A function may be
+  // called twice for a micro-batch, if that is recomputed, and must then do the same again.
   using Function = std::function<Tensors(std::uint32_t micro_batch, const Tensors& inputs)>;
   struct Work {
     std::string name;
     Function function;
   };
-  // `meanwhile` computes before what an exchange sends has come: it gets and gives all tensors but the first,
-  // `work` then all. Its backward runs when the gradient of what was sent is on its way.
+  // `meanwhile` is what the part can compute while the exchange before it is still under way: it gets all tensors but
+  // the first, which is the one that is exchanged, and returns as many. `work` then gets all. In the backward,
+  // `meanwhile` runs while the gradient of the exchanged tensor is under way.
   void add_compute(Work work, Work meanwhile = {});
-  // Sends the first of the tensors. The others are for the part behind it. It stands between two parts that compute.
+  // Exchanges the first tensor, and passes the others on to the next part. It must stand between two parts that
+  // compute.
   void add_exchange(std::string name);
 
   // For the layers.

@@ -1,8 +1,8 @@
 // What an op does: one stage of a model, one micro-batch at a time.
 //
-// A stage is used by one thread, its rank's. Between F and B (or I and W) of a micro-batch it keeps what the backward
-// needs; it frees that as soon as the op that ends its use has run. Tensors that come in and go out are detached: the
-// autograd graphs of two stages never touch.
+// A stage is used by one thread, that of its rank. Between F and B (or I and W) of a micro-batch it keeps what the
+// backward needs, and frees it as soon as the last op that needs it has run. Tensors that come in and go out are
+// detached: no autograd graph reaches from one stage to another.
 //
 // What goes from a stage to the next is a list of tensors, of any shapes and types: hidden states, an attention mask,
 // position ids, … An entry may be undefined, where a model has none of it. The gradients that come back are a list of
@@ -27,7 +27,7 @@ struct Overlapped {
   Tensors input_gradients;
 };
 
-// Where the two of an F&B pair run.
+// The lanes on which the two ops of an F&B pair run.
 struct PairLanes {
   Device& device;
   Lane forward;
@@ -70,13 +70,14 @@ class Stage {
   [[nodiscard]] virtual Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) = 0;
   virtual void backward_weight(std::uint32_t micro_batch) = 0;
 
-  // F&B: this stage's F together with the B of another stage of the rank. Each on its lane, F first, unless a stage
-  // knows better. Both lanes may begin at once; the caller waits for both.
+  // F&B: this stage's F together with the B of another stage of the rank. Unless a stage overrides it, F is put on its
+  // lane, and then B on the other one. Both lanes may begin at once; the caller waits for both.
   [[nodiscard]] virtual Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs,
                                                                Stage& back, std::uint32_t backward_micro_batch,
                                                                Tensors gradients, const PairLanes& lanes);
 
-  // From now on it notes there what its ops are made of; null: no longer. Ops of one piece have no parts.
+  // From now on the stage notes in `log` the parts that its ops consist of; null: no longer. A stage whose ops are of
+  // one piece notes nothing.
   virtual void note_parts(PartLog* /*log*/) {}
 
   // What the optimizer updates, each once. Names and their order are the model's, however it is split:
@@ -84,16 +85,18 @@ class Stage {
   [[nodiscard]] virtual std::vector<NamedTensor> named_parameters() = 0;
   [[nodiscard]] std::vector<at::Tensor> parameters();
 
-  // What it holds besides them for as long as it lives: copies of them in the type that its ops compute in, and what
-  // add_up_gradients() adds.
+  // What it holds besides its parameters for as long as it lives: copies of them in the type that its ops compute in,
+  // and the gradients that add_up_gradients() adds.
   [[nodiscard]] virtual Bytes working_bytes() const { return 0; }
 
-  // Those of parameters() of which other stages of the chain hold a copy: an embedding that is the head, too. Their
-  // gradients are summed over all stages that have them (tied_stages() in model.h), so that the copies stay equal.
+  // The parameters of which other stages of the chain hold a copy, such as an embedding whose weight is that of the
+  // head, too. Their gradients are summed over all stages that have them (tied_stages() in model.h), so that the copies
+  // stay equal.
   [[nodiscard]] virtual std::vector<at::Tensor> tied_parameters() { return {}; }
 
-  // After the last backward of a step, before anybody reads the gradients: adds to them what a stage has summed apart,
-  // so that its sums have the order that they have where the model is split.
+  // Called after the last backward of a step, before anybody reads the gradients. A stage that has summed some
+  // gradients separately, so that they are added in the same order as where the model is split, adds them to .grad
+  // here.
   virtual void add_up_gradients() {}
 };
 

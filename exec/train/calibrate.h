@@ -30,20 +30,21 @@ struct MeasuredSteps {
 // `runs`: programs over one placement. `stages`: as in TrainResult. Throws InputError where there is no step, or one
 // that did not come to its end.
 //
-// Memory of ops: M_B is what F leaves behind, its input included and its output not; M_W what W frees; a workspace what
-// an op held more than that at its peak. Where no W ran, M_W is M_B.
+// Memory: M_B is what an F leaves behind, its input included and its output not. M_W is what a W frees, or M_B where no
+// W ran. A workspace is what an op held at its peak above these.
 //
-// launch is the median time between two ops of a rank that is not spent waiting for an input. latency is the median
-// time of the awaited messages; `bandwidth`, bytes per second (0: infinite), is the share of it that depends on bytes.
-// The model is `links`, or without a bandwidth `latency`.
+// Communication: `launch` is the median time between two ops of a rank in which it does not wait for an input.
+// `latency` is the median time of the awaited messages, less their bytes / `bandwidth` (bytes per second; 0: infinite).
+// The model is `links`, or `latency` without a bandwidth.
 [[nodiscard]] ModelCosts calibrate(std::span<const MeasuredSteps> runs, std::span<const StageBytes> stages,
                                    double bandwidth = 0);
 
 // From the warm-up of a training, or without one from the measured steps.
 [[nodiscard]] ModelCosts calibrate(const Program& program, const TrainResult& result);
 
-// A message that was made when its receiver's rank had nothing left to do before the op that needs it; a pair waits for
-// the later one of two. (One that was made before tells when the op came to want it, not how long the way is.)
+// A message for which the receiving rank waited: it had nothing else to do before the op that needs the message. A pair
+// waits for the later one of its two. (Other messages tell nothing about the time of the way, since nobody knows when
+// they arrived.)
 struct AwaitedMessage {
   int sender = 0;  // a stage
   bool forward = true;

@@ -11,14 +11,13 @@
 //    that an activation that is late holds up no gradient.
 // 2. Both ends have to issue the messages of a lane in the same order, and no batch may wait for another in a circle:
 //    that is checked before a program first runs.
-// 3. What messages look like is told beforehand, through the MessageRouter, by the first of each boundary and
-// direction. For it
-//    the receiver's thread waits, in its slot, until the sender's has come to its send. In a lowered program that does
-//    not depend on anything later of the receiver (sim/schedule/lower.h), only perhaps on what it sends in that slot.
-// 4. A thread watches: the backend's errors, a group that does not end within the timeout of when it started, a run
-// that
-//    another rank has aborted. Then the backend is aborted, which ends what is under way.
-// 5. On the host no lane knows when a group is done. There it starts when the rank's thread waits for it.
+// 3. A receiver has to know the shapes and types of a message before it comes. So the sender of the first message of
+//    each boundary and direction tells them, through the MessageRouter, when its thread comes to the send. The
+//    receiver's thread waits for that in its slot. In a lowered program (sim/schedule/lower.h) the send depends on
+//    nothing that the receiver does later; it may only depend on what the receiver sends in that same slot.
+// 4. A thread watches for errors of the backend, for a group that does not end within the timeout after its start, and
+//    for a run that another rank has aborted. Then it aborts the backend, which ends all groups that are under way.
+// 5. On the host no lane can tell when a group is done. There a group starts when the rank's thread waits for it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
