@@ -2,6 +2,7 @@
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <sstream>
 #include <string>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "dualpipe/sim/schedule/error.h"
+#include "tests/scratch.h"
 #include "tests/support.h"
 
 namespace dualpipe {
@@ -225,6 +227,22 @@ BOOST_AUTO_TEST_CASE(parts_that_do_not_fit_are_named) {
       R"({"forward_ns": 43200000000001, "backward_ns": 2, "input_gradient_ns": 1, "weight_gradient_ns": 1})";
   BOOST_TEST(refusal(header + "\"parts\": [" + long_part + ", " + long_part + "]}") ==
              "f.json: parts: forward_ns is more than 86400000000000 over all parts, the most that one stage may have");
+}
+
+BOOST_AUTO_TEST_CASE(a_file_is_loaded) {
+  const test::Scratch scratch;
+  Costs costs = test::uniform(1, 2, 1);
+  costs.speed = {1, 0.5};
+  {
+    std::ofstream out(scratch / "costs");
+    write_costs(out, costs);
+  }
+  BOOST_TEST((load_costs(scratch / "costs") == GivenCosts(costs)));
+  const auto error_of = [&](const std::string& path) {
+    return test::refusal([&] { static_cast<void>(load_costs(path)); });
+  };
+  BOOST_TEST(error_of(scratch / "none") == (scratch / "none") + ": cannot be opened: No such file or directory");
+  BOOST_TEST(error_of(scratch.folder()) == scratch.folder() + ": is a folder, not a file");
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -2,14 +2,12 @@
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "dualpipe/sim/schedule/error.h"
-#include "tests/scratch.h"
 #include "tests/support.h"
 
 namespace dualpipe {
@@ -79,23 +77,6 @@ BOOST_AUTO_TEST_CASE(check_names_what_does_not_fit) {
     BOOST_TEST(!refused([&](Costs& c) { c.jitter = bad; }).empty());
     BOOST_TEST(!refused([&](Costs& c) { c.bandwidth = bad; }).empty());
   }
-}
-
-BOOST_AUTO_TEST_CASE(a_file_is_loaded) {
-  const test::Scratch scratch;
-  Costs costs;
-  costs.stages.push_back({.forward = 1, .backward = 3, .input_gradient = 2, .weight_gradient = 1});
-  costs.speed = {1, 0.5};
-  {
-    std::ofstream out(scratch / "costs");
-    write_costs(out, costs);
-  }
-  BOOST_TEST((load_costs(scratch / "costs") == costs));
-  const auto error_of = [&](const std::string& path) {
-    return test::refusal([&] { static_cast<void>(load_costs(path)); });
-  };
-  BOOST_TEST(error_of(scratch / "none") == (scratch / "none") + ": cannot be opened: No such file or directory");
-  BOOST_TEST(error_of(scratch.folder()) == scratch.folder() + ": is a folder, not a file");
 }
 
 BOOST_AUTO_TEST_SUITE_END()
