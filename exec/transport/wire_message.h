@@ -21,8 +21,8 @@ namespace dualpipe::detail::transport {
 
 // Stages whose tensors are summed.
 struct SumGroup {
-  bool is_sum = false;        // of Transport::sum(), else of reduce()
-  std::vector<int> stages{};  // in ascending order; of sum() the first one of each rank, in the order of ranks
+  bool is_sum = false;      // of Transport::sum(), else of reduce()
+  std::vector<int> stages;  // in ascending order; of sum() the first one of each rank, in the order of ranks
 
   friend auto operator<=>(const SumGroup&, const SumGroup&) = default;
 };
