@@ -70,8 +70,10 @@ class OpCheck {
     if (!is_exchanged && message.kind != Kind::reduce_gradients) return;
     check_place(position, message);
     if (!is_exchanged) return;
-    const auto end = other_end_of(message, program_.schedule.placement);
-    if (!end || !end->is_remote) refuse(Rule::message_unneeded, position, message, message);
+    const HeldStage& stage = held_[message.stage];
+    const bool is_forward_on = message.kind == Kind::send_forward || message.kind == Kind::receive_backward;
+    const Neighbour& neighbour = is_forward_on ? stage.next : stage.previous;
+    if (neighbour.where != Neighbour::Where::other_rank) refuse(Rule::message_unneeded, position, message, message);
   }
 
   const Program& program_;

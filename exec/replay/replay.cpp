@@ -199,16 +199,12 @@ class Replay {
     if (options_.before_op) std::ranges::for_each(unit, options_.before_op);
     device_.use(lane_of(unit[0]));
     device_.wait(last_);
-    std::array<Tensors, 2> inputs;
-    for (std::size_t i = 0; i < unit.size(); ++i) inputs[i] = inputs_of(unit[i]);
+    Tensors inputs = inputs_of(unit[0]);
+    Tensors gradients = unit.size() == 2 ? inputs_of(unit[1]) : Tensors();
     const Mark start = device_.mark();
     log_.begin(position, unit, last_);
-    Overlapped results;
-    if (unit.size() == 2) {
-      results = run_pair(unit[0], unit[1], std::move(inputs[0]), std::move(inputs[1]), start);
-    } else {
-      results = run_op(unit[0], std::move(inputs[0]));
-    }
+    Overlapped results =
+        unit.size() == 2 ? run_pair(unit[0], unit[1], inputs, gradients, start) : run_op(unit[0], inputs);
     Bytes output = 0;
     for (const at::Tensor& each : results.outputs) output += each.defined() ? static_cast<Bytes>(each.nbytes()) : 0;
     if (is_end(unit[0])) end_chain(unit[0], std::move(results.outputs));
@@ -217,8 +213,9 @@ class Replay {
     log_.end(position, unit, start, last_, output);
   }
 
-  // Both return what was made: the outputs of a forward, the gradients of its inputs, or both.
-  Overlapped run_op(Op op, Tensors inputs) {
+  // Both move from what they are given, and return what was made: the outputs of a forward, the gradients of its
+  // inputs, or both.
+  Overlapped run_op(Op op, Tensors& inputs) {
     Stage& stage = *held(op).stage;
     switch (op.kind) {
       case Kind::forward:
@@ -235,13 +232,13 @@ class Replay {
   }
 
   // Both lanes begin at `start`; the forward's goes on when both have ended.
-  Overlapped run_pair(Op ahead, Op back, Tensors inputs, Tensors gradients, const Mark& start) {
+  Overlapped run_pair(Op ahead, Op back, Tensors& inputs, Tensors& gradients, const Mark& start) {
     const PairLanes lanes = {device_, lane_of(ahead), lane_of(back)};
     device_.use(lanes.backward);
     device_.wait(start);
     device_.use(lanes.forward);
-    Overlapped results = forward_backward(*held(ahead).stage, ahead.micro_batch, std::move(inputs), *held(back).stage,
-                                          back.micro_batch, std::move(gradients), lanes);
+    Overlapped results = held(ahead).stage->overlapped_forward_backward(
+        ahead.micro_batch, std::move(inputs), *held(back).stage, back.micro_batch, std::move(gradients), lanes);
     device_.use(lanes.backward);
     const Mark backward_end = device_.mark();
     device_.use(lanes.forward);

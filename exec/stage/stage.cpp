@@ -13,12 +13,10 @@ std::vector<at::Tensor> Stage::parameters() {
 Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
                                               std::uint32_t backward_micro_batch, Tensors gradients,
                                               const PairLanes& lanes) {
-  Overlapped result;
   lanes.device.use(lanes.forward);
-  result.outputs = forward(forward_micro_batch, std::move(inputs));
+  Tensors outputs = forward(forward_micro_batch, std::move(inputs));
   lanes.device.use(lanes.backward);
-  result.input_gradients = back.backward(backward_micro_batch, std::move(gradients));
-  return result;
+  return {std::move(outputs), back.backward(backward_micro_batch, std::move(gradients))};
 }
 
 std::vector<at::Tensor> untied_parameters(Stage& stage) {

@@ -71,16 +71,6 @@ int Placement::chain_of(int stage) const {
   return static_cast<int>(std::ranges::upper_bound(chain_begin, stage) - chain_begin.begin()) - 1;
 }
 
-std::optional<int> Placement::previous(int stage) const {
-  const bool first = chain_begin[static_cast<std::size_t>(chain_of(stage))] == stage;
-  return first ? std::nullopt : std::optional(stage - 1);
-}
-
-std::optional<int> Placement::next(int stage) const {
-  const bool last = chain_begin[static_cast<std::size_t>(chain_of(stage)) + 1] == stage + 1;
-  return last ? std::nullopt : std::optional(stage + 1);
-}
-
 std::vector<int> Placement::sharers_of(int stage) const {
   std::vector<int> sharers;
   for (int other = 0; other < stages(); ++other) {

@@ -1,6 +1,7 @@
 // Where the stages are: which rank holds each, which chain it belongs to, and which stages share weights.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -21,11 +22,19 @@ struct Placement {
   [[nodiscard]] int chains() const { return static_cast<int>(chain_begin.size()) - 1; }
   [[nodiscard]] int chain_of(int stage) const;
   // The neighbours of a stage in its chain; nothing at the ends of the chain.
-  [[nodiscard]] std::optional<int> previous(int stage) const;
-  [[nodiscard]] std::optional<int> next(int stage) const;
+  [[nodiscard]] std::optional<int> previous(int stage) const {
+    return begins_chain(stage) ? std::nullopt : std::optional(stage - 1);
+  }
+  [[nodiscard]] std::optional<int> next(int stage) const {
+    return begins_chain(stage + 1) ? std::nullopt : std::optional(stage + 1);
+  }
   [[nodiscard]] std::vector<int> stages_on(int rank) const;
   // All stages with the same weights, itself among them, in ascending order.
   [[nodiscard]] std::vector<int> sharers_of(int stage) const;
+
+ private:
+  // The number of all stages is the end of the last chain, and counts as a beginning, too.
+  [[nodiscard]] bool begins_chain(int stage) const { return std::ranges::binary_search(chain_begin, stage); }
 };
 
 // One chain whose stage s is on rank_of[s], no shared weights.
