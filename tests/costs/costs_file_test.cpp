@@ -10,7 +10,6 @@
 #include <variant>
 #include <vector>
 
-#include "dualpipe/sim/schedule/error.h"
 #include "tests/scratch.h"
 #include "tests/support.h"
 
@@ -29,12 +28,7 @@ std::string written(const GivenCosts& costs) {
 }
 
 std::string refusal(const std::string& text) {
-  try {
-    static_cast<void>(read(text));
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return {};
+  return test::refusal([&] { static_cast<void>(read(text)); });
 }
 
 const std::string header = R"({"format": "dualpipe-costs", "version": 1, )";

@@ -2,20 +2,22 @@
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
-#include <functional>
 #include <limits>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "dualpipe/sim/generate/catalog.h"
-#include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/simulate.h"
+#include "tests/scratch.h"
 #include "tests/support.h"
 
 namespace dualpipe {
+
+using test::refusal;
+
 namespace {
 
 using test::Random;
@@ -55,14 +57,6 @@ Sums largest_of(const std::vector<StageCosts>& stages) {
   return largest;
 }
 
-std::string refusal(const std::function<void()>& act) {
-  try {
-    act();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return {};
-}
 std::string refusal_of(const ModelCosts& costs, const Placement& placement = straight(2, 1)) {
   return refusal([&] { (void)stage_costs(costs, placement); });
 }

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "tests/scratch.h"
 #include "tests/support.h"
 
 namespace dualpipe {
@@ -33,12 +33,7 @@ std::string written(const Read& read) {
 }
 
 std::string refusal(std::istream& in, int chains = 1) {
-  try {
-    static_cast<void>(read_csv(in, "f.csv", chains));
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return {};
+  return test::refusal([&] { static_cast<void>(read_csv(in, "f.csv", chains)); });
 }
 
 std::string refusal(const std::string& text, int chains = 1) {

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "tests/scratch.h"
 #include "tests/support.h"
 
 namespace dualpipe {
@@ -28,12 +28,7 @@ std::string written(const Value& value) {
 }
 
 std::string refusal(const std::string& text) {
-  try {
-    static_cast<void>(read(text));
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return {};
+  return test::refusal([&] { static_cast<void>(read(text)); });
 }
 
 const std::string good =

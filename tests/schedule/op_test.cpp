@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/program.h"
+#include "tests/scratch.h"
 #include "tests/support.h"
 
 namespace dualpipe {
@@ -13,12 +13,7 @@ namespace {
 
 // What parse_cell() says to the text; empty where it takes it.
 std::string refusal(std::string_view text) {
-  try {
-    static_cast<void>(parse_cell(text));
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return {};
+  return test::refusal([&] { static_cast<void>(parse_cell(text)); });
 }
 
 BOOST_AUTO_TEST_SUITE(schedule_op)

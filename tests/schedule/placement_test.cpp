@@ -7,20 +7,15 @@
 
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/op.h"
+#include "tests/scratch.h"
 
 namespace dualpipe {
+
+using test::refusal;
+
 namespace {
 
 using Numbers = std::vector<std::uint16_t>;
-
-std::string refusal(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return {};
-}
 
 // The error of the two-way placement on two ranks (stages 0 1 | 2 3) after a change for the worse.
 std::string refusal_after(const std::function<void(Placement&)>& change) {
