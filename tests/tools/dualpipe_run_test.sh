@@ -424,12 +424,12 @@ test_interrupt() {
   for signal in INT TERM 'HUP HUP'; do interrupts $signal; done
 }
 
-# interrupts SIGNAL...: one after the other, in the midst of a run.
+# interrupts SIGNAL...: one after the other, in the midst of a run. Ops are long: so it is in the midst of a step, too.
 interrupts() {
   command=(--model timed --trace partial, interrupted by "$*")
   checks=$((checks + 1))
   rm -f partial
-  "$dualpipe_run" "${timed[@]}" --forward 20ms --warmup 0 --steps 1000 --trace partial >stdout 2>stderr &
+  "$dualpipe_run" "${timed[@]}" --forward 200ms --warmup 0 --steps 1000 --trace partial >stdout 2>stderr &
   local pid=$! signal
   until_busy $pid
   for signal in "$@"; do
