@@ -96,6 +96,22 @@ class GroupBackend::HostWork final : public Work {
   std::vector<Part> parts_;
 };
 
+// Keeps transfers whose waits were aborted as long as their group lives. Where gloo finds that the buffer of a message
+// has gone while a part of the message is still on its way, it reads no more from that connection, for any message: the
+// group could not be used again.
+void GroupBackend::keep_with(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                             std::vector<std::shared_ptr<HostWork>> works) {
+  struct Kept {
+    c10::weak_intrusive_ptr<c10d::ProcessGroup> group;
+    std::vector<std::shared_ptr<HostWork>> works;
+  };
+  static std::mutex mutex;
+  static auto& all = *new std::vector<Kept>;  // never destroyed: at the end of the process gloo may be gone
+  const std::lock_guard lock(mutex);
+  std::erase_if(all, [](const Kept& each) { return each.group.expired(); });
+  if (!works.empty()) all.push_back({c10::weak_intrusive_ptr(group), std::move(works)});
+}
+
 GroupBackend::GroupBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, int first_tag)
     : group_(std::move(group)), first_tag_(first_tag) {}
 
@@ -216,13 +232,14 @@ void GroupBackend::cancel() {
 void GroupBackend::close(std::chrono::nanoseconds timeout) {
   {
     std::unique_lock lock(mutex_);
-    if (!awaiting_.joinable()) return;
     is_ending_ = true;
     changed_.notify_all();
     (void)changed_.wait_for(lock, timeout, [&] { return is_cancelled_ || unsent_ == 0; });
     for (const auto& each : under_way_) each->cancel();
   }
-  awaiting_.join();
+  if (awaiting_.joinable()) awaiting_.join();
+  std::erase_if(under_way_, [](const auto& each) { return each->is_done(); });
+  keep_with(group_, std::exchange(under_way_, {}));
 }
 
 }  // namespace dualpipe::detail::transport

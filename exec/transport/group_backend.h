@@ -1,17 +1,17 @@
 // Ranks that a process group of LibTorch's (c10d::ProcessGroup) connects, which somebody else has made. Private to
 // exec/transport.
 //
-//     host (gloo)       a Work for each tensor; lanes are told apart by their tags
-//     GPU (nccl, …)     one coalesced Work for each group, which the device's lane waits for; one lane, as it has no
-//     tags
+//     host (gloo)    a Work for each tensor; lanes are told apart by their tags
+//     GPU (nccl, …)  one coalesced Work for each group, for which the device's lane waits; one lane,
+//                    since there are no tags
 //
 // gloo's Work is not what c10d's header says:
 //
-// 1. isCompleted() becomes true only in wait(). So the rank's thread waits for what it receives, and a thread for what
-//    was sent, so that it is released.
-// 2. A wait that expires closes the connection to the peer, and with it the group. So no wait here has an end: it is
-// the
-//    transport's watchdog that ends one, by Work::abort(), after which the group can be used again.
+// 1. isCompleted() becomes true only in wait(). So the rank's thread waits for what it receives, and another thread for
+//    what was sent, so that it is released.
+// 2. A wait that expires closes the connection to the peer, and with it the group. So no wait here expires: the
+//    transport's watchdog ends it by Work::abort(). After that the group can be used again, if what was aborted is
+//    kept.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>
@@ -55,6 +55,8 @@ class GroupBackend final : public OrderedBackend {
   class HostWork;
   using Sent = std::pair<std::shared_ptr<HostWork>, std::size_t>;  // a transfer of it
 
+  static void keep_with(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                        std::vector<std::shared_ptr<HostWork>> works);
   [[nodiscard]] std::shared_ptr<Work> put_on_host(std::size_t lane, std::span<const Transfer> transfers);
   void put_on_device(std::span<const Transfer> transfers, at::DeviceType type);
   void await_sent();
