@@ -1,6 +1,6 @@
-// Samples on a device, there before a step begins: no op of the step copies any, or waits for one.
+// Samples that are on the device before a step begins, so that no op of the step copies one, or waits for one.
 //
-// They are no part of what a rank is said to hold: not of its measured peak, nor of the predicted one.
+// They do not count as memory of the rank, neither in its measured peak nor in the predicted one.
 #pragma once
 
 #include <cstdint>
@@ -19,15 +19,15 @@ class DeviceData final : public Data {
   // The device must outlive it.
   DeviceData(std::shared_ptr<Data> source, const Device& device) : source_(std::move(source)), where_(device.where()) {}
 
-  // Which of a step: `count` micro-batches from `first` on.
+  // `count` micro-batches of a step, from `first` on.
   struct Range {
     std::int64_t first = 0;
     std::int64_t count = 0;
   };
-  // Copies these, and lets go of those of the step before. Put on the lane that is used.
+  // Copies these samples, on the lane that is used, and frees those of the step before.
   void begin_step(std::int64_t step, const std::vector<Range>& inputs, const std::vector<Range>& targets);
 
-  // Of the step that has begun, and in its ranges; else they throw InputError.
+  // Both throw InputError for another step than the one that has begun, or a micro-batch that is not in its ranges.
   [[nodiscard]] at::Tensor input(std::int64_t step, std::int64_t micro_batch) override;
   [[nodiscard]] at::Tensor target(std::int64_t step, std::int64_t micro_batch) override;
   [[nodiscard]] std::string description() override { return source_->description(); }

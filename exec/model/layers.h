@@ -18,13 +18,13 @@ namespace dualpipe::detail::model {
 
 using stage::WeightGradients;
 
-// What a model's layers share.
+// What the layers of a model have in common.
 struct LayerOptions {
   at::ScalarType dtype = at::kFloat;  // of the parameters
   at::Device device = at::kCPU;
   WeightGradients* gradients = nullptr;     // must outlive the layers
   at::ScalarType activations = at::kFloat;  // of what goes from layer to layer
-  Bytes* working = nullptr;                 // the layers add what they hold in copies of parameters
+  Bytes* working = nullptr;                 // to it the layers add the bytes of their copies of parameters
 };
 
 // For the layers of a stage, which has these two.
@@ -37,9 +37,9 @@ struct LayerOptions {
   return options;
 }
 
-// A parameter in the type that a layer computes in: itself, or a copy, there from the start, which is made anew when it
-// is used and the parameter has changed since (at::Tensor::_version()): once a step. (LibTorch's own SGD changes
-// parameters without saying so, for which see Optimizer::step().)
+// A parameter in the type that a layer computes in: the parameter itself, or a copy. The copy's memory is there from
+// the start. It is written anew when it is used and the parameter has changed (at::Tensor::_version()), which is once a
+// step. (LibTorch's own SGD does not count up the version; Optimizer::step() does it instead.)
 class Working {
  public:
   Working() = default;  // of an undefined parameter

@@ -23,10 +23,10 @@ class StepBarrier {
  public:
   explicit StepBarrier(int count) : count_(count) {}
 
-  // Thrown where a rank waits, or comes to wait, after stop(): another one has the reason.
+  // Thrown in a rank that waits, or comes to wait, after stop(). The rank that called stop() knows the reason.
   struct Stopped {};
 
-  // The last to come calls `meanwhile`, then all go on.
+  // The last rank to come calls `meanwhile`; then all go on.
   template <typename Meanwhile>
   void meet(Meanwhile&& meanwhile) {
     std::unique_lock lock(mutex_);
@@ -64,8 +64,9 @@ class RankTeam {
            std::stop_token stop)
       : here_(here), transports_(transports), stop_(std::move(stop)), barrier_(static_cast<int>(here.size())) {}
 
-  // Runs `work` for each rank, whose ops may use so many threads, and returns when all have ended. The first that
-  // fails, or a stop, ends all, here and in other processes; so does a system that does not give so many threads.
+  // Runs `work` for each rank on a thread of its own, and returns when all have ended. Each op may use so many threads.
+  // The first failure ends all ranks, here and in other processes, and so does a stop, or a system that refuses a
+  // thread.
   void run(int threads_per_rank, const std::function<void(int rank, Transport& transport)>& work);
 
   // In `work`: StepBarrier::meet().
@@ -74,9 +75,9 @@ class RankTeam {
     barrier_.meet(std::forward<Meanwhile>(meanwhile));
   }
 
-  // After run(): the first failure, but for those of ranks that only heard of another's; null: none.
+  // After run(): the first failure, null if there was none. Errors of ranks that only heard of a failure do not count.
   [[nodiscard]] std::exception_ptr error() const { return error_; }
-  // The failure is none of this process's ranks, but that the run was stopped, here or in another process.
+  // Whether no rank of this process has failed, but the run was stopped, here or in another process.
   [[nodiscard]] bool was_interrupted() const { return is_interrupted_ && !is_own_; }
 
  private:

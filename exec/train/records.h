@@ -1,4 +1,5 @@
-// What the ranks of a training recorded, of all processes and of the last steps. Private to exec/train.
+// The records of a training's ranks: those of all processes brought together, and those of the last steps kept. Private
+// to exec/train.
 #pragma once
 
 #include <cstddef>
@@ -12,13 +13,15 @@ namespace dualpipe::detail::train {
 
 // `clock_offset` is added to all times.
 void pack(detail::transport::Packer& packer, const RankRecord& record, Time clock_offset);
-// The record of a rank that ran this program, or was not begun. Throws std::runtime_error where it cannot be that.
+// The record of a rank of this program; it is empty where the rank was not begun. Throws std::runtime_error where the
+// bytes are not those of such a record.
 [[nodiscard]] RankRecord unpack_record(detail::transport::Unpacker& unpacker, const Program& program, int rank);
 
-// Those of other processes' ranks are written. All have run this program. Throws TransportError. Collective.
+// Fills in the records of the ranks of other processes, all of which have run this program. Collective. Throws
+// TransportError.
 void gather_records(World& world, const Program& program, RankRecords& records);
 
-// What each process knows of its ranks and stages all know then. Throws TransportError. Collective.
+// Afterwards every process knows what each knew of its own ranks and stages. Collective. Throws TransportError.
 void gather_results(World& world, const Program& program, TrainResult& result);
 
 // A step that failed: its number, the program that it ran, and what was done of it.
@@ -27,9 +30,9 @@ struct FailedStep {
   const Program* program = nullptr;
   RankRecords records;
 };
-// After a failure process 0 gets what each process knows of the step that was reached last. `own`: of this process;
-// `apart`: the other program that a step may have run. A process that does not answer, or not to the point, has done
-// nothing. Elsewhere it returns `own`.
+// After a failure, gives process 0 what all processes know of the step that was reached last. `own`: what this process
+// knows; `apart`: the other program that a step may have run. A process whose answer does not come, or cannot be read,
+// counts as having done nothing. In the other processes it returns `own`.
 [[nodiscard]] FailedStep hand_over_records(World& world, const Program& program, const Program& apart, FailedStep own);
 
 // The last of the records that it is given, in a list.

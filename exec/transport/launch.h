@@ -16,7 +16,7 @@ struct Launch {
   std::string address;     // of the host where they meet (a TCP store): process 0's, or torchrun's agent's
   std::uint16_t port = 0;  // 0 for a process by itself: any
   bool is_served = false;  // torchrun's agent has the store; else process 0 makes it
-  std::string run;         // told apart from others that use the same store, as from itself before a restart
+  std::string run;         // differs for each run that uses the same store, also after a restart
 
   friend bool operator==(const Launch&, const Launch&) = default;
 };
@@ -29,8 +29,8 @@ using Environment = std::function<const char*(const char* name)>;  // null: not 
 //   mpirun   OMPI_COMM_WORLD_RANK  OMPI_COMM_WORLD_SIZE  the same, which the user sets (mpirun -x)
 //   srun     SLURM_PROCID          SLURM_STEP_NUM_TASKS  MASTER_ADDR or SLURM_LAUNCH_NODE_IPADDR
 //
-// One of these, in this order; without any, a process by itself. A batch script and the shell of salloc are no step of
-// srun's, whatever SLURM_NTASKS says of their job. Throws InputError that names what is missing or wrong.
+// The first of these that is set counts; if none is, the process is by itself. A batch script, or the shell of salloc,
+// is not a step of srun, although SLURM_NTASKS is set in it. Throws InputError that names what is missing or wrong.
 [[nodiscard]] Launch launch_of(const Environment& environment = process_environment);
 
 // Which launcher has started this process, and how many with it. One that says nothing of itself, and no launcher at
@@ -43,8 +43,8 @@ struct Started {
 };
 [[nodiscard]] Started started(const Environment& environment = process_environment);
 
-// Which of the processes of its host this one is, for CudaOptions: LOCAL_RANK, else OMPI_COMM_WORLD_LOCAL_RANK, else
-// SLURM_LOCALID, whichever is set, whatever else is; nothing where none is. Throws InputError where it is no number.
+// Which of the processes of its host this one is, for CudaOptions: the first of LOCAL_RANK, OMPI_COMM_WORLD_LOCAL_RANK
+// and SLURM_LOCALID that is set; nothing if none is. Throws InputError where it is no number.
 [[nodiscard]] std::optional<LocalProcess> local_process(const Environment& environment = process_environment);
 
 }  // namespace dualpipe

@@ -1,7 +1,7 @@
 // A connection to a store of LibTorch's (c10d::Store), as store_engine uses it. Private to exec/transport.
 //
-// Its calls throw what LibTorch throws. Nothing ends one that the store does not answer: where the store's process is
-// stopped, or its host is gone without a word, a call waits for good.
+// Its calls throw what LibTorch throws. A call that the store does not answer never ends: so it is where the store's
+// process is stopped, or its host has gone without closing the connection.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>
@@ -19,10 +19,10 @@ class Store;
 
 namespace dualpipe::detail::transport {
 
-// For one thread at a time: a wait keeps it busy.
+// To be used by one thread at a time. While that waits, no other can use it.
 class StoreClient {
  public:
-  // Of a TCP store. Makes the store as well, where it `makes_store`; it is there as long as this lives.
+  // Connects to a TCP store. If `makes_store`, it makes the store, too, which lives as long as this object.
   StoreClient(const Launch& launch, bool makes_store, std::chrono::nanoseconds timeout);
   // Another connection to a store that somebody else has made. `run`: as in a Launch.
   StoreClient(c10d::Store& store, const std::string& run);
@@ -32,12 +32,12 @@ class StoreClient {
 
   [[nodiscard]] std::uint16_t port() const { return port_; }  // of a TCP store
 
-  // Returns the sum; what was never added to is 0.
+  // Adds to a number, which is 0 at first, and returns the sum.
   std::int64_t add(const std::string& key, std::int64_t value);
-  // Of any size.
+  // The value may have any size.
   void set(const std::string& key, const std::string& value);
   [[nodiscard]] bool has(const std::string& key);
-  // Waits for what another sets, and removes it. Nothing if it is not there in time.
+  // Waits until the key is set, and removes it. Returns its value, or nothing where it was not set in time.
   [[nodiscard]] std::optional<std::string> take(const std::string& key, std::chrono::milliseconds timeout);
 
  private:

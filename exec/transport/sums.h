@@ -1,4 +1,4 @@
-// What Transport::reduce() adds up, and in which order: that of the stages, so that every transport gets the same bits.
+// The sum of Transport::reduce(). It is added in the order of the stages, so that every transport gets the same bits.
 // Private to exec/transport.
 #pragma once
 
@@ -13,7 +13,8 @@
 
 namespace dualpipe::detail::transport {
 
-// `parts`: the tensors that each stage brings, as many and of the same forms from all, in the order of the stages.
+// `parts`: the tensors of each stage, in the order of the stages. All stages bring as many, of the same shapes and
+// types.
 template <std::ranges::input_range Parts>
 [[nodiscard]] Tensors sums_of(Parts&& parts) {
   const c10::NoGradGuard no_grad;
