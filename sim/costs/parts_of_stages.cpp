@@ -4,7 +4,6 @@
 #include <iterator>
 #include <limits>
 #include <optional>
-#include <ranges>
 #include <string>
 #include <unordered_set>
 
@@ -128,7 +127,7 @@ class CutSearch {
     const auto from = std::ranges::partition_point(sums_, [&](Time each) { return Int128{stages_} * each < wanted; });
     const int after = static_cast<int>(from - sums_.begin());
     const int nearest = after > 0 && distance(after - 1) <= distance(after) ? after - 1 : after;
-    const auto [first, last] = std::ranges::equal_range(sums_, sum(nearest));
+    const auto [first, last] = std::equal_range(sums_.begin(), sums_.end(), sum(nearest));
     const auto by_count = static_cast<int>(std::int64_t{bound} * parts() / stages_);
     return std::clamp(by_count, static_cast<int>(first - sums_.begin()), static_cast<int>(last - sums_.begin()) - 1);
   }
@@ -189,7 +188,9 @@ class CutSearch {
     const Rank& rank = plan_[number];
     if (next == rank.steps.size()) return end_rank(number, left);
     const Step& step = rank.steps[next];
-    const auto [first, last] = places(number, next, total, left);
+    const Places range = places(number, next, total, left);
+    const int first = range.first;
+    const int last = range.last;
     const auto is_right = [&](int place) {
       if (place < first || place > last || is_given_up()) return false;
       at(step.bound) = place;
@@ -209,6 +210,21 @@ class CutSearch {
   struct Places {
     int first, last;
   };
+  // The first number below `count` for which `holds` does not hold, which it does for all before it and none after it;
+  // `count` if there is none.
+  template <typename Holds>
+  [[nodiscard]] static int first_without(int count, Holds holds) {
+    int first = 0;
+    while (first < count) {
+      const int middle = first + (count - first) / 2;
+      if (holds(middle)) {
+        first = middle + 1;
+      } else {
+        count = middle;
+      }
+    }
+    return first;
+  }
   // Where a bound may be: each stage has a part; if one stage is then known the rank has not too much, and where that
   // is its last stage not so little that the ranks after it have too much.
   [[nodiscard]] Places places(std::size_t number, std::size_t next, Time total, Time left) {
@@ -222,13 +238,13 @@ class CutSearch {
     const auto load_at = [&](int i) {
       return total + (ends ? sum(place_of(i)) - sum(at(step.bound - 1)) : sum(at(step.bound + 1)) - sum(place_of(i)));
     };
-    const auto ways = std::views::iota(0, all.last - all.first + 1);
-    const int too_many = *std::ranges::partition_point(ways, [&](int i) { return load_at(i) <= limit_; });
-    if (too_many < std::ssize(ways)) (void)is_within(load_at(too_many));
+    const int ways = all.last - all.first + 1;
+    const int too_many = first_without(ways, [&](int i) { return load_at(i) <= limit_; });
+    if (too_many < ways) (void)is_within(load_at(too_many));
     int enough = 0;
     if (next + 1 == rank.steps.size() && !rank.has_twice) {
       const Int128 most_after = Int128{limit_} * static_cast<Time>(plan_.size() - number - 1);
-      enough = *std::ranges::partition_point(ways, [&](int i) { return left - load_at(i) > most_after; });
+      enough = first_without(ways, [&](int i) { return left - load_at(i) > most_after; });
       if (enough > 0) (void)is_within(left - load_at(enough - 1), number);
     }
     if (enough >= too_many) return {0, -1};
@@ -283,8 +299,8 @@ std::vector<RankStages> stages_of_ranks(const Placement& placement) {
   }
   for (RankStages& stages : ranks) std::ranges::sort(stages);
   std::ranges::sort(ranks);
-  const auto same = std::ranges::unique(ranks);
-  ranks.erase(same.begin(), same.end());
+  const auto same = std::unique(ranks.begin(), ranks.end());
+  ranks.erase(same, ranks.end());
   return ranks;
 }
 
