@@ -159,6 +159,8 @@ std::shared_ptr<OrderedBackend::Work> GroupBackend::put_on_host(std::size_t lane
       work->start(number, each.is_send ? group_->send(tensors, each.peer, tag) : group_->recv(tensors, each.peer, tag),
                   text_of(each));
     } catch (const std::exception& error) {
+      const std::lock_guard lock(mutex_);
+      under_way_.push_back(work);  // those before this one have begun
       throw TransferError(fmt::format("{} failed: {}", text_of(each), reason_of(error)));
     }
     if (each.is_send) sent.emplace_back(work, number);
