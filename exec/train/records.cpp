@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "dualpipe/exec/replay/rank_part.h"
 #include "dualpipe/exec/train/exchange.h"
 
 namespace dualpipe::detail::train {
@@ -44,14 +45,12 @@ std::vector<PartSpan> unpack_parts(Unpacker& unpacker) {
 // What merge() and the reports take for granted.
 void check_sizes(const RankRecord& record, const Program& program, int rank) {
   const std::size_t ops = program.schedule.rank(rank).size();
-  const std::size_t messages =
-      program.slot_begin[program.slot_index(rank, ops) + 1] - program.slot_begin[program.slot_index(rank, 0)];
-  const auto is = [&](std::size_t size, std::size_t whole) { return size == whole; };
+  const std::size_t messages = replay::messages_of(program, rank).size();
   const bool is_begun = !record.ops.empty() || ops == 0;
   const std::size_t of_ops = is_begun ? ops : 0;
-  if (is(record.ops.size(), of_ops) && is(record.waited.size(), of_ops) &&
-      is(record.communication.size(), is_begun ? messages : 0) &&
-      (record.memory.empty() || is(record.memory.size(), of_ops)) && record.done <= of_ops) {
+  if (record.ops.size() == of_ops && record.waited.size() == of_ops &&
+      record.communication.size() == (is_begun ? messages : 0) &&
+      (record.memory.empty() || record.memory.size() == of_ops) && record.done <= of_ops) {
     return;
   }
   throw std::runtime_error(
