@@ -13,9 +13,10 @@ if [[ $what != tool && $what != run ]]; then
 fi
 tools/setup.sh "$what"
 
-# Only the tools. A build that is already configured is used as it is, tests and all.
+# A build that is already configured is used as it is. What is switched off here would stay off for tools/test.sh; only
+# the tools are built in any case.
 if [[ ! -f build/release/build.ninja ]]; then
-  cmake --preset release -DDUALPIPE_BUILD_TESTS=OFF -DDUALPIPE_BUILD_BENCHMARKS=OFF
+  cmake --preset release
 elif [[ $what == run ]]; then
   cmake build/release  # LibTorch may not have been there yet
 fi
