@@ -1,6 +1,6 @@
 // The schedules that have a name.
 //
-// To add one: write a Family in a file of its own, with its drawing, its paper and its shape rule, and its name in
+// To add one: write a Family in a file of its own, with its drawing, its paper and its shape rule, and give it a line in
 // catalog.cpp. Tests, tables, benchmarks and the command line take it from there.
 #pragma once
 
