@@ -205,23 +205,50 @@ std::vector<std::vector<std::string>> read_table(const std::string& path_below_g
 }
 
 std::ostream& operator<<(std::ostream& out, const Case& a_case) {
-  return out << a_case.family << " with " << a_case.shape.ranks << " ranks, " << a_case.shape.micro_batches
-             << " micro-batches, " << a_case.shape.chunks << " chunks";
+  out << a_case.family << " with " << a_case.shape.ranks << " ranks, " << a_case.shape.micro_batches
+      << " micro-batches";
+  for (const Parameter& each : parameters()) {
+    if (family(a_case.family).*each.is_taken) out << ", " << a_case.shape.*each.value << " " << each.name;
+  }
+  return out;
 }
+
+namespace {
+
+// Shapes of so many ranks and micro-batches: with what stands for "not given" and then up to 3 of each parameter.
+std::vector<Shape> with_all_parameters(const Family& family, const Shape& shape) {
+  std::vector<Shape> shapes{shape};
+  for (const Parameter& each : parameters()) {
+    if (!(family.*each.is_taken)) continue;
+    std::vector<Shape> more;
+    for (Shape other : shapes) {
+      for (other.*each.value = Shape{}.*each.value; other.*each.value <= 3; ++(other.*each.value)) {
+        more.push_back(other);
+      }
+    }
+    shapes = std::move(more);
+  }
+  return shapes;
+}
+
+bool has_shape(const Family& family, const Shape& shape) {
+  try {
+    (void)generate(family.name, shape);
+  } catch (const ShapeError&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 std::vector<Case> small_cases(int ranks_max, std::int64_t micro_batches_max) {
   std::vector<Case> cases;
   for (const Family& family : catalog()) {
     for (int ranks = 1; ranks <= ranks_max; ++ranks) {
       for (std::int64_t micro_batches = 1; micro_batches <= micro_batches_max; ++micro_batches) {
-        for (int chunks = 1; chunks <= (family.takes_chunks ? 3 : 1); ++chunks) {
-          const Shape shape{ranks, micro_batches, chunks};
-          try {
-            (void)generate(family.name, shape);
-          } catch (const ShapeError&) {
-            continue;
-          }
-          cases.push_back({family.name, shape});
+        for (const Shape& shape : with_all_parameters(family, {ranks, micro_batches})) {
+          if (has_shape(family, shape)) cases.push_back({family.name, shape});
         }
       }
     }

@@ -44,13 +44,54 @@ static std::span<const Family> families() {
 
 std::span<const Family> catalog() { return detail::generate::families(); }
 
+namespace {
+
+// "gpipe, 1f1b": those that `is_wanted`.
+template <typename IsWanted>
+std::string names_of(IsWanted is_wanted) {
+  std::string names;
+  for (const Family& each : catalog()) {
+    if (is_wanted(each)) names += fmt::format("{}{}", names.empty() ? "" : ", ", each.name);
+  }
+  return names;
+}
+
+}  // namespace
+
 const Family& family(std::string_view name) {
   const auto families = catalog();
   const auto found = std::ranges::find(families, name, &Family::name);
   if (found != families.end()) return *found;
-  std::string names;
-  for (const Family& each : families) names += fmt::format("{}{}", names.empty() ? "" : ", ", each.name);
-  throw InputError(fmt::format("there is no schedule named '{}'; the catalog has: {}", name, names));
+  throw InputError(fmt::format("there is no schedule named '{}'; the catalog has: {}", name,
+                               names_of([](const Family&) { return true; })));
+}
+
+std::span<const Parameter> parameters() {
+  constexpr auto stages_most = static_cast<int>(stage_count_max);
+  constexpr auto micro_batches_most = static_cast<int>(micro_batch_count_max);
+  static constexpr std::array all{
+      Parameter{"chunks", "number of chunks", "V", "stages per rank", stages_most, &Shape::chunks,
+                &Family::takes_chunks},
+      Parameter{"group", "size of a group", "N", "micro-batches that go through one chunk before the next",
+                micro_batches_most, &Shape::group, &Family::takes_group},
+      Parameter{"waves", "number of waves", "W", "how often a micro-batch goes down all ranks and up again",
+                stages_most / 2, &Shape::waves, &Family::takes_waves},
+      Parameter{"replicas", "number of replicas", "f",
+                "pairs of chains, one down the ranks and one up, over all layers", stages_most / 2, &Shape::replicas,
+                &Family::takes_replicas},
+  };
+  return all;
+}
+
+std::string families_that_take(const Parameter& parameter) {
+  return names_of([&](const Family& each) { return each.*parameter.is_taken; });
+}
+
+Shape as_taken_by(const Family& family, Shape shape) {
+  for (const Parameter& each : parameters()) {
+    if (!(family.*each.is_taken)) shape.*each.value = Shape{}.*each.value;
+  }
+  return shape;
 }
 
 Schedule generate(const Request& request) {

@@ -9,38 +9,28 @@
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::detail::generate {
-namespace {
-
-// "interleaved or looped-bfs"
-std::string families_with_chunks() {
-  std::string names;
-  for (const Family& each : catalog()) {
-    if (each.takes_chunks) names += fmt::format("{}{}", names.empty() ? "" : " or ", each.name);
-  }
-  return names;
-}
-
-}  // namespace
 
 void check_counts(const Family& family, const Shape& shape) {
   const auto check_range = [&](std::string_view what, std::int64_t value, std::int64_t most) {
     if (value >= 1 && value <= most) return;
-    throw ShapeError(
-        fmt::format("{}: the number of {} must be between 1 and {}, and is {}", family.name, what, most, value));
+    throw ShapeError(fmt::format("{}: the {} must be between 1 and {}, and is {}", family.name, what, most, value));
   };
-  check_range("ranks", shape.ranks, stage_count_max);
-  check_range("micro-batches", shape.micro_batches, micro_batch_count_max);
-  check_range("chunks", shape.chunks, stage_count_max);
+  check_range("number of ranks", shape.ranks, stage_count_max);
+  check_range("number of micro-batches", shape.micro_batches, micro_batch_count_max);
+  for (const Parameter& each : parameters()) {
+    const int value = shape.*each.value;
+    if (value != Shape{}.*each.value) check_range(each.noun, value, each.most);
+  }
 }
 
 void check_shape(const Family& family, const Shape& shape) {
   check_counts(family, shape);
-  if (!family.takes_chunks && shape.chunks != 1) {
-    throw ShapeError(
-        fmt::format("{}: the number of chunks per rank is fixed, and {} were asked for; leave it out, or use {}",
-                    family.name, shape.chunks, families_with_chunks()));
+  for (const Parameter& each : parameters()) {
+    if (family.*each.is_taken || shape.*each.value == Shape{}.*each.value) continue;
+    throw ShapeError(fmt::format("{}: the {} cannot be chosen, and {} was asked for; leave it out, or use one of: {}",
+                                 family.name, each.noun, shape.*each.value, families_that_take(each)));
   }
-  const std::int64_t per_rank = family.stages_per_rank(shape.chunks);
+  const std::int64_t per_rank = family.stages_per_rank(shape);
   const std::int64_t stages = shape.ranks * per_rank;
   if (stages > stage_count_max) {
     throw ShapeError(fmt::format("{}: {} ranks of {} stages make {} stages; there can be at most {}", family.name,

@@ -29,6 +29,7 @@ struct SymbolValues {
   std::int64_t p = 1;   // ranks
   std::int64_t m = 1;   // micro-batches, over all chains
   std::int64_t pp = 1;  // stages of a chain
+  std::int64_t chains = 1;
   Time f = 0, b = 0, i = 0, w = 0;
   Time overlapped = 0;  // F&B
 };
@@ -53,8 +54,11 @@ struct Family {
   std::string_view name;   // what the command line takes
   std::string_view title;  // one line for people
   std::string_view paper;
-  std::string_view rule;           // which shapes it has
-  bool takes_chunks = false;       // whether Shape::chunks is free; else it must be 1
+  std::string_view rule;      // which shapes it has
+  bool takes_chunks = false;  // whether Shape::chunks is free; the same for the next three
+  bool takes_group = false;
+  bool takes_waves = false;
+  bool takes_replicas = false;
   bool splits_backward = false;    // has I and W ops
   bool is_in_first_table = false;  // is among those that are compared where nobody says which: DeepSeek's table
 
@@ -68,9 +72,27 @@ struct Family {
   // Unset: none is published.
   BubbleFormula (*bubble)(const SymbolValues& values) = nullptr;
 
-  [[nodiscard]] int chains() const { return placement({}).chains(); }
-  // Over all chains. `chunks` as in Shape.
-  [[nodiscard]] int stages_per_rank(int chunks) const { return placement({1, 1, chunks}).stages(); }
+  // Those of any shape that differs in ranks and micro-batches alone.
+  [[nodiscard]] int chains(const Shape& shape) const { return on_one_rank(shape).chains(); }
+  // Over all chains.
+  [[nodiscard]] int stages_per_rank(const Shape& shape) const { return on_one_rank(shape).stages(); }
+
+ private:
+  [[nodiscard]] Placement on_one_rank(Shape shape) const {
+    shape.ranks = 1;
+    return placement(shape);
+  }
+};
+
+// A number of a Shape that is free in some families only.
+struct Parameter {
+  std::string_view name;    // "chunks"
+  std::string_view noun;    // "number of chunks"
+  std::string_view symbol;  // "V"
+  std::string_view what;    // one line for people
+  int most;
+  int Shape::*value;
+  bool Family::*is_taken;
 };
 
 }  // namespace dualpipe

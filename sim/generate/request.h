@@ -12,7 +12,12 @@ namespace dualpipe {
 struct Shape {
   int ranks = 1;                   // P
   std::int64_t micro_batches = 1;  // M, the total over chains, as DeepSeek counts it
-  int chunks = 1;                  // V, stages per rank, of the families whose rank holds a free number of them
+
+  // Each of these is free in some families only (family.h); in the others it stays as it is here.
+  int chunks = 1;    // V, stages per rank
+  int group = 0;     // N, micro-batches that a rank runs through one chunk before the next one; 0: the family's choice
+  int waves = 1;     // W, how often a micro-batch goes down all ranks and up again
+  int replicas = 1;  // f, how many pairs of chains, one down and one up, hold all layers
 
   friend bool operator==(const Shape&, const Shape&) = default;
 };

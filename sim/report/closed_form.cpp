@@ -101,7 +101,8 @@ SymbolValues values_of(const Family& family, const Shape& shape, const StageCost
   SymbolValues values;
   values.p = shape.ranks;
   values.m = shape.micro_batches;
-  values.pp = values.p * family.stages_per_rank(shape.chunks) / family.chains();
+  values.chains = family.chains(shape);
+  values.pp = values.p * family.stages_per_rank(shape) / values.chains;
   values.f = stage.forward;
   values.b = stage.duration(Kind::backward);
   values.i = stage.duration(Kind::input_gradient);

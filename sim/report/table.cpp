@@ -19,10 +19,11 @@ namespace {
 
 // How many stages of one chain a rank holds: what divides the ranks when the number of stages is to be equal.
 int stages_of_chain_per_rank(const Family& family, const Shape& shape) {
-  return family.stages_per_rank(family.takes_chunks ? shape.chunks : 1) / family.chains();
+  return family.stages_per_rank(shape) / family.chains(shape);
 }
 
 Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
+  shape = as_taken_by(family, shape);
   detail::generate::check_counts(family, shape);
   const int per_rank = stages_of_chain_per_rank(family, shape);
   if (terms == EqualTerms::stages) {
@@ -34,7 +35,6 @@ Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
     }
     shape.ranks /= per_rank;
   }
-  if (!family.takes_chunks) shape.chunks = 1;
   return shape;
 }
 

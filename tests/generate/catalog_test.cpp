@@ -56,8 +56,8 @@ BOOST_AUTO_TEST_CASE(refusals) {
              "interleaved: 9 micro-batches on 4 ranks make 2 rounds, and 2 does not divide them evenly; nearest that "
              "work: 8 or 10 micro-batches");
   BOOST_TEST(refusal("1f1b", {4, 8, 2}) ==
-             "1f1b: the number of chunks per rank is fixed, and 2 were asked for; leave it out, or use interleaved or "
-             "looped-bfs");
+             "1f1b: the number of chunks cannot be chosen, and 2 was asked for; leave it out, or use one of: "
+             "interleaved, looped-bfs");
   BOOST_TEST(refusal("1f1b", {0, 8}) == "1f1b: the number of ranks must be between 1 and 65535, and is 0");
   BOOST_TEST(refusal("1f1b", {4, -1}) == "1f1b: the number of micro-batches must be between 1 and 16777216, and is -1");
   BOOST_TEST(refusal("gpipe", {4, 1'000'000'000}) ==
@@ -76,8 +76,8 @@ BOOST_AUTO_TEST_CASE(what_a_family_says_of_its_placement) {
       BOOST_TEST(schedule.name == each.family);
       BOOST_TEST(schedule.ranks() == each.shape.ranks);
       BOOST_TEST(schedule.total_micro_batches() == static_cast<std::uint64_t>(each.shape.micro_batches));
-      BOOST_TEST(schedule.placement.chains() == its_family.chains());
-      BOOST_TEST(schedule.placement.stages() == each.shape.ranks * its_family.stages_per_rank(each.shape.chunks));
+      BOOST_TEST(schedule.placement.chains() == its_family.chains(each.shape));
+      BOOST_TEST(schedule.placement.stages() == each.shape.ranks * its_family.stages_per_rank(each.shape));
       const bool splits = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind == Kind::weight_gradient; });
       BOOST_TEST(splits == its_family.splits_backward);
     }

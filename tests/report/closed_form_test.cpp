@@ -51,7 +51,9 @@ Costs random_durations(Random& random) {
 
 Shape random_shape(Random& random, const Family& family) {
   Shape shape{static_cast<int>(random.between(1, 9)), random.between(1, 40), 1};
-  if (family.takes_chunks) shape.chunks = static_cast<int>(random.between(1, 4));
+  for (const Parameter& each : parameters()) {
+    if (family.*each.is_taken) shape.*each.value = static_cast<int>(random.between(Shape{}.*each.value, 4));
+  }
   return shape;
 }
 

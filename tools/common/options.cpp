@@ -49,13 +49,10 @@ CommunicationModel parse_model(std::string_view text) {
   throw InputError(fmt::format("there is no communication model '{}'; use latency, links or stream", text));
 }
 
-// "interleaved and looped-bfs"
-std::string families_with_chunks() {
-  std::string names;
-  for (const Family& family : catalog()) {
-    if (family.takes_chunks) names += fmt::format("{}{}", names.empty() ? "" : " and ", family.name);
-  }
-  return names;
+// "--chunks", and "--chunks,-v" where it has a letter.
+std::string option_of(const Parameter& parameter) { return fmt::format("--{}", parameter.name); }
+std::string names_of(const Parameter& parameter) {
+  return option_of(parameter) + (parameter.name == "chunks" ? ",-v" : "");
 }
 
 }  // namespace
@@ -78,12 +75,20 @@ CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::s
 }
 
 void ShapeOptions::add_to(CLI::App& app, const std::string& ranks_help) {
-  const auto add = [&](const char* name, std::string& value, const std::string& help) {
+  const auto add = [&](const std::string& name, std::string& value, const std::string& help) {
     app.add_option(name, value, help)->type_name("N")->group("Shape");
   };
   add("--ranks,-p", ranks, ranks_help);
   add("--microbatches,-m", micro_batches, "Micro-batches, the total over both directions");
-  add("--chunks,-v", chunks, "Stages per rank, of " + families_with_chunks());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const Parameter& each = parameters()[i];
+    add(names_of(each), values[i], fmt::format("{}: {}; of {}", each.symbol, each.what, families_that_take(each)));
+  }
+}
+
+bool ShapeOptions::given() const {
+  const auto is_given = [](const std::string& value) { return !value.empty(); };
+  return is_given(ranks) || is_given(micro_batches) || std::ranges::any_of(values, is_given);
 }
 
 Shape ShapeOptions::shape(const std::optional<Shape>& defaults) const {
@@ -97,7 +102,11 @@ Shape ShapeOptions::shape(const std::optional<Shape>& defaults) const {
   };
   if (!ranks.empty()) shape.ranks = static_cast<int>(value_of("--ranks", ranks, whole(stage_count_max)));
   if (!micro_batches.empty()) shape.micro_batches = value_of("--microbatches", micro_batches, whole(most));
-  if (!chunks.empty()) shape.chunks = static_cast<int>(value_of("--chunks", chunks, whole(stage_count_max)));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const Parameter& each = parameters()[i];
+    if (values[i].empty()) continue;
+    shape.*each.value = static_cast<int>(value_of(option_of(each), values[i], whole(each.most)));
+  }
   return shape;
 }
 
@@ -266,7 +275,7 @@ std::variant<Schedule, Program> ScheduleOptions::load() const {
   }
   if (shape.given())
     throw InputError(
-        fmt::format("{}: a file has its own shape; leave out --ranks, --microbatches and --chunks", source));
+        fmt::format("{}: a file has its own shape; leave out --ranks, --microbatches and the like", source));
   const auto number = [](std::string_view text) { return parse_integer(text, 1, stage_count_max); };
   std::optional<int> chain_count;
   if (!chains.empty()) chain_count = static_cast<int>(value_of("--chains", chains, number));

@@ -36,10 +36,10 @@ CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::s
 struct ShapeOptions {
   std::string ranks;
   std::string micro_batches;
-  std::string chunks;
+  std::vector<std::string> values = std::vector<std::string>(parameters().size());  // in this order
 
   void add_to(CLI::App& app, const std::string& ranks_help = "Pipeline ranks, P");
-  [[nodiscard]] bool given() const { return !ranks.empty() || !micro_batches.empty() || !chunks.empty(); }
+  [[nodiscard]] bool given() const;
   // What is not given is taken from `defaults`; without, ranks and micro-batches must be. Throws InputError.
   [[nodiscard]] Shape shape(const std::optional<Shape>& defaults = std::nullopt) const;
 };
