@@ -39,7 +39,8 @@ Memory memory(const Program& program, const Costs& costs, int rank) {
   const auto start = [&](Op op) {
     if (op.kind != Kind::forward) return;
     held.erase({forward_buffer, op.stage, op.micro_batch});
-    held[{activation, op.stage, op.micro_batch}] = costs.of(op.stage).activation;
+    held[{activation, op.stage, op.micro_batch}] =
+        costs.of(op.stage).recompute_activation.value_or(costs.of(op.stage).activation);
   };
   const auto is_here = [&](std::optional<int> stage) {
     return stage && placement.rank_of[static_cast<std::size_t>(*stage)] == rank;
@@ -57,8 +58,10 @@ Memory memory(const Program& program, const Costs& costs, int rank) {
   const auto workspace_of = [&](Op op) {
     const StageCosts& stage = costs.of(op.stage);
     if (op.kind == Kind::forward) return stage.forward_workspace;
-    if (op.kind == Kind::backward) return stage.backward_workspace;
-    return op.kind == Kind::input_gradient ? stage.input_gradient_workspace : stage.weight_gradient_workspace;
+    if (op.kind == Kind::weight_gradient) return stage.weight_gradient_workspace;
+    // The forward runs again, and what it did not hold is there until the op ends.
+    const Bytes again = stage.activation - stage.recompute_activation.value_or(stage.activation);
+    return again + (op.kind == Kind::backward ? stage.backward_workspace : stage.input_gradient_workspace);
   };
   const auto workspace_of_pair = [&](Op forward, Op backward) {
     const StageCosts& stage = costs.of(forward.stage);

@@ -291,6 +291,7 @@ Costs random_costs(Random& random, const Placement& placement, CommunicationMode
     s.parameters = random.between(0, 100);
     s.gradients = random.between(0, 100);
     s.optimizer = random.between(0, 100);
+    if (s.recompute > 0 && random.one_in(2)) s.recompute_activation = random.between(0, s.activation);
   }
   costs.model = model;
   costs.latency = time();

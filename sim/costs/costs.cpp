@@ -43,11 +43,23 @@ Limits limits_of(std::string_view key) {
   return {key == overlapped_workspace.key ? -bytes_max : 0, bytes_max};
 }
 
+std::optional<std::string> flaw_of_recompute(const StageCosts& costs) {
+  if (!costs.recompute_activation) return std::nullopt;
+  if (costs.recompute == 0) {
+    return fmt::format("{} is what is held where the forward runs again, but {} is 0; give that, too",
+                       recompute_activation.key, recompute.key);
+  }
+  if (*costs.recompute_activation <= costs.activation) return std::nullopt;
+  return fmt::format("{} is {}, more than {}, which it is a part of: {}", recompute_activation.key,
+                     *costs.recompute_activation, "activation_bytes", costs.activation);
+}
+
 void check_each(const StageCosts& costs, std::string_view what) {
   visit_fields([&](const auto& field) {
     const auto value = value_of(costs, field);
     if (value) check_field(what, field.key, *value);
   });
+  if (const auto flaw = flaw_of_recompute(costs)) throw InputError(fmt::format("{}: {}", what, *flaw));
 }
 
 void check_machine(const MachineCosts& costs) {
@@ -79,17 +91,35 @@ Time StageCosts::duration(Kind pass) const {
 }
 
 Bytes StageCosts::workspace(Kind pass) const {
+  const Bytes made_anew = activation - held_activation();
   switch (pass) {
     case Kind::forward:
       return forward_workspace;
     case Kind::backward:
-      return backward_workspace;
+      return backward_workspace + made_anew;
     case Kind::input_gradient:
-      return input_gradient_workspace;
+      return input_gradient_workspace + made_anew;
     default:
       assert(pass == Kind::weight_gradient);
       return weight_gradient_workspace;
   }
+}
+
+bool knows_both_recomputes(std::span<const StageCosts> stages) {
+  const auto recomputes = [](const StageCosts& stage) { return stage.recompute > 0; };
+  const auto knows_both = [&](const StageCosts& stage) {
+    return !recomputes(stage) || stage.recompute_activation || stage.activation == 0;
+  };
+  return std::ranges::any_of(stages, recomputes) && std::ranges::all_of(stages, knows_both);
+}
+
+StageCosts without_recompute(StageCosts costs) {
+  if (costs.recompute == 0) return costs;
+  costs.recompute = 0;
+  costs.recompute_activation.reset();
+  costs.overlapped.reset();
+  costs.overlapped_workspace.reset();
+  return costs;
 }
 
 bool has_overlapped(const Costs& costs) {

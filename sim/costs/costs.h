@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "dualpipe/sim/costs/units.h"
@@ -41,12 +42,21 @@ struct StageCosts {
   Bytes gradients = 0;
   Bytes optimizer = 0;
 
+  // What of M_B is held from F to B or I where the forward runs again there, which makes the rest anew: the input, or
+  // more (activation checkpointing, arXiv:1604.06174). Unset: all that `activation` says.
+  std::optional<Bytes> recompute_activation;
+
   friend bool operator==(const StageCosts&, const StageCosts&) = default;
 
   // Of an F, B, I or W that runs by itself, recomputation included.
   [[nodiscard]] Time duration(Kind pass) const;
   [[nodiscard]] Bytes workspace(Kind pass) const;
+  // From F to B or I.
+  [[nodiscard]] Bytes held_activation() const { return recompute_activation.value_or(activation); }
 };
+
+// Activation recomputation: each stage runs its forward again before B or I, or none does.
+enum class Recompute : std::uint8_t { none, full };
 
 enum class CommunicationModel : std::uint8_t {
   latency,  // a message arrives `latency` after its producer ends; links never contend (the zero-bubble paper's)
@@ -83,6 +93,12 @@ struct Costs : MachineCosts {
 
 // Whether F&B is known of every stage. Where it is not, simulate() takes a pair for F and then B.
 [[nodiscard]] bool has_overlapped(const Costs& costs);
+
+// Whether the costs of stages, or of parts, know both: some recompute, and of each of these it is said what they hold
+// without (recompute_activation is set, or activations are not counted at all).
+[[nodiscard]] bool knows_both_recomputes(std::span<const StageCosts> stages);
+// Of costs that know both, those without. F&B, which was measured with recomputation, is not known of them.
+[[nodiscard]] StageCosts without_recompute(StageCosts costs);
 
 // Throws InputError: a negative duration, a speed of 0, no stages, …
 void check(const Costs& costs);

@@ -33,9 +33,11 @@ constexpr std::array<std::string_view, 13> top_level_keys = {
     "launch_ns", "speed",   "jitter", "seed",  "release_early"};
 constexpr std::array<std::string_view, 3> model_names = {"latency", "links", "stream"};  // as CommunicationModel
 
+constexpr std::string_view count_key = "count";  // of a list's entry
 constexpr auto stage_keys = [] {
-  std::array<std::string_view, required_durations.size() + sizes.size() + 3> keys;
-  std::size_t count = 0;
+  std::array<std::string_view, required_durations.size() + sizes.size() + 5> keys;
+  keys[0] = count_key;
+  std::size_t count = 1;
   visit_fields([&](const auto& field) { keys[count++] = field.key; });
   return keys;
 }();
@@ -48,13 +50,18 @@ StageCosts read_stage(const JsonValue& object) {
     const Limits limits = limits_of(field.key);
     if (const auto value = object.find(field.key)) costs.*field.member = value->integer(limits.least, limits.most);
   });
+  if (const auto flaw = flaw_of_recompute(costs)) object.fail(*flaw);
   return costs;
 }
 
 std::vector<StageCosts> read_stages(const JsonValue& list) {
-  if (list.list_size() > stage_count_max) list.fail(fmt::format("more than {} of them", stage_count_max));
   std::vector<StageCosts> stages;
-  for (std::size_t i = 0; i < list.list_size(); ++i) stages.push_back(read_stage(list[i]));
+  for (std::size_t i = 0; i < list.list_size(); ++i) {
+    const StageCosts each = read_stage(list[i]);
+    const auto count = list[i].find(count_key);
+    stages.resize(stages.size() + static_cast<std::size_t>(count ? count->integer(1, stage_count_max) : 1), each);
+    if (stages.size() > stage_count_max) list.fail(fmt::format("more than {} of them", stage_count_max));
+  }
   return stages;
 }
 
@@ -121,17 +128,23 @@ Costs read_stage_costs(const JsonValue& document) {
 void write_list(std::ostream& out, std::string_view key, const std::vector<StageCosts>& list) {
   out << fmt::format("{{\n  \"format\": \"{}\", \"version\": {},\n  \"{}\": [", format_name, format_version, key);
   std::string_view separator = "\n    {";
-  for (const StageCosts& stage : list) {
+  for (auto entry = list.begin(); entry != list.end();) {
     out << separator;
     separator = "";
+    const auto other = std::find_if(entry, list.end(), [&](const StageCosts& each) { return each != *entry; });
+    if (other - entry > 1) {
+      out << fmt::format("\"{}\": {}", count_key, other - entry);
+      separator = ", ";
+    }
     visit_fields([&](const auto& field) {
-      const auto value = value_of(stage, field);
+      const auto value = value_of(*entry, field);
       if (!value) return;
       out << separator << fmt::format("\"{}\": {}", field.key, *value);
       separator = ", ";
     });
     out << '}';
     separator = ",\n    {";
+    entry = other;
   }
   out << "\n  ],\n";
 }

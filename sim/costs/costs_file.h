@@ -4,8 +4,8 @@
 //   {
 //     "format": "dualpipe-costs", "version": 1,
 //     "parts": [{"forward_ns": 1000, "backward_ns": 2000, "input_gradient_ns": 1000, "weight_gradient_ns": 1000,
-//                "recompute_ns": 0, "overlapped_ns": 2500,
-//                "activation_bytes": 0, "weight_stash_bytes": 0, "message_bytes": 0,
+//                "recompute_ns": 800, "overlapped_ns": 2500,
+//                "activation_bytes": 64, "recompute_activation_bytes": 16, "weight_stash_bytes": 0, "message_bytes": 0,
 //                "forward_workspace_bytes": 0, "backward_workspace_bytes": 0, "input_gradient_workspace_bytes": 0,
 //                "weight_gradient_workspace_bytes": 0, "overlapped_workspace_bytes": 0,
 //                "parameter_bytes": 0, "gradient_bytes": 0, "optimizer_bytes": 0}],
@@ -16,7 +16,8 @@
 //
 // "parts" are those of a model, in its order (ModelCosts), and serve every schedule; "cut", which only they have, says
 // how many of them each stage of a chain gets. "stages" in their place is one entry for all stages of a schedule, or
-// one for each. All but format, version and parts or stages may be left out; of a part all but F, B, I and W.
+// one for each. "count": 30 in an entry stands for so many alike, one after the other. All but format, version and
+// parts or stages may be left out; of a part all but F, B, I and W.
 #pragma once
 
 #include <iosfwd>

@@ -31,6 +31,8 @@ inline constexpr std::array required_durations{Field{"forward_ns", &StageCosts::
                                                Field{"input_gradient_ns", &StageCosts::input_gradient, Joined::sum},
                                                Field{"weight_gradient_ns", &StageCosts::weight_gradient, Joined::sum}};
 inline constexpr Field recompute{"recompute_ns", &StageCosts::recompute, Joined::sum};
+inline constexpr OptionalField recompute_activation{"recompute_activation_bytes", &StageCosts::recompute_activation,
+                                                    Joined::sum};
 inline constexpr OptionalField overlapped{"overlapped_ns", &StageCosts::overlapped, Joined::sum};
 inline constexpr std::array sizes{
     Field{"activation_bytes", &StageCosts::activation, Joined::sum},
@@ -60,6 +62,7 @@ constexpr void visit_fields(Visit visit) {
   visit(recompute);
   visit(overlapped);
   for (const Field& field : sizes) visit(field);
+  visit(recompute_activation);
   visit(overlapped_workspace);
 }
 

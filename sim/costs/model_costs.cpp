@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <iterator>
 #include <numeric>
 #include <optional>
@@ -20,6 +21,10 @@ namespace {
 
 // A run of parts as one stage.
 StageCosts joined(std::span<const StageCosts> parts) {
+  const Bytes held = std::transform_reduce(parts.begin(), parts.end(), Bytes{0}, std::plus{},
+                                           [](const StageCosts& part) { return part.held_activation(); });
+  const bool is_less_held =
+      std::ranges::any_of(parts, [](const StageCosts& part) { return part.recompute_activation.has_value(); });
   StageCosts stage = parts[0];
   for (const StageCosts& part : parts.subspan(1)) {
     visit_fields([&](const auto& field) {
@@ -37,6 +42,7 @@ StageCosts joined(std::span<const StageCosts> parts) {
       }
     });
   }
+  if (is_less_held) stage.recompute_activation = held;  // a part that does not recompute holds all
   return stage;
 }
 
@@ -47,6 +53,9 @@ StageCosts divided(const StageCosts& part, int index, int count, Bytes message) 
     const auto value = value_of(part, field);
     if (value && field.joined == Joined::sum) stage.*field.member = share_of(*value, index, count);
   });
+  // Rounded apart from each other, one may be a byte, or a nanosecond, off where the other is not.
+  if (stage.recompute_activation) stage.recompute_activation = std::min(*stage.recompute_activation, stage.activation);
+  if (stage.recompute == 0) stage.recompute_activation.reset();
   if (index + 1 < count) stage.message = message;
   return stage;
 }
@@ -102,7 +111,7 @@ std::vector<StageCosts> chain_of(const ModelCosts& costs, const Placement& place
   const int stages = stages_of_chain(placement);
   if (!costs.cut.empty()) {
     if (costs.cut.size() == static_cast<std::size_t>(stages)) return cut_parts(costs.parts, costs.cut);
-    throw InputError(fmt::format(
+    throw ShapeError(fmt::format(
         "the model is cut for {} stages, but a chain of the schedule has {}; leave the cut out, or give one "
         "for {} stages",
         costs.cut.size(), stages, stages));

@@ -9,7 +9,7 @@
 //
 // With at least as many parts as stages, a stage is a run of whole parts:
 //   durations, recomputation, F&B   are added: the parts run one after the other, those of a pair as pairs
-//   activation, weight stash        are added: each part keeps what it needs, its input included
+//   activation (recomputed or not), weight stash   are added: each part keeps what it needs, its input included
 //   workspaces                      are those of the part that has most, for only one part runs at a time
 //   message                         is that of the last part; what goes from part to part stays on the rank
 //   parameters, gradients, optimizer state   are added
@@ -56,7 +56,7 @@ void check(const ModelCosts& costs);
 // Which of several cuts that are equally good is always the same one.
 //
 // Throws InputError: what check() throws, chains of different lengths, stages that share weights without being at the
-// same place in their chains, a given cut for another number of stages, speeds for another number of ranks.
+// same place in their chains, speeds for another number of ranks. ShapeError: a given cut for another number of stages.
 [[nodiscard]] Costs stage_costs(const ModelCosts& costs, const Placement& placement);
 // Costs of stages are only checked, and stay one entry for all stages where they are.
 [[nodiscard]] Costs stage_costs(const GivenCosts& costs, const Placement& placement);

@@ -29,6 +29,7 @@ inline constexpr std::string_view bandwidth_rule =
     "the bandwidth must be a finite number of bytes per second, or 0 for infinite";
 
 // What is wrong with them, or nothing.
+[[nodiscard]] std::optional<std::string> flaw_of_recompute(const StageCosts& costs);
 [[nodiscard]] std::optional<std::string> flaw_of_parts(std::span<const StageCosts> parts);
 [[nodiscard]] std::optional<std::string> flaw_of_cut(std::span<const int> cut, std::size_t parts);
 

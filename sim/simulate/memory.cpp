@@ -52,8 +52,8 @@ StageEffects effects_of(const Placement& placement, const Costs& costs, int stag
   effects.gradient = next ? cost.message : 0;
   const Bytes output_waits = next && !next->is_remote ? effects.gradient : 0;
   const Bytes input_gradient_waits = previous && !previous->is_remote ? effects.input : 0;
-  const Bytes forward = cost.activation - effects.input;
-  const Bytes backward = input_gradient_waits - cost.activation - effects.gradient;
+  const Bytes forward = cost.held_activation() - effects.input;
+  const Bytes backward = input_gradient_waits - cost.held_activation() - effects.gradient;
   effects.of(Kind::forward) = {{forward, 1}, {forward + output_waits, 1}};
   effects.of(Kind::backward).after = {backward, -1};
   effects.of(Kind::input_gradient).after = {backward + cost.weight_stash, -1};

@@ -52,11 +52,12 @@ BOOST_AUTO_TEST_CASE(reads_what_the_header_shows) {
                       "activation_bytes": 1, "weight_stash_bytes": 2, "message_bytes": 3,
                       "forward_workspace_bytes": 4, "backward_workspace_bytes": 5, "input_gradient_workspace_bytes": 6,
                       "weight_gradient_workspace_bytes": 7, "overlapped_workspace_bytes": 8,
-                      "parameter_bytes": 9, "gradient_bytes": 10, "optimizer_bytes": 11}],
+                      "parameter_bytes": 9, "gradient_bytes": 10, "optimizer_bytes": 11,
+                      "recompute_activation_bytes": 0}],
           "communication": "links", "latency_ns": 500, "bandwidth_bytes_per_s": 5e10, "launch_ns": 7,
           "speed": [1, 1, 0.5, 1], "jitter": 0.05, "seed": 18446744073709551615, "release_early": true})"));
   Costs expected;
-  expected.stages = {{1000, 2000, 1001, 1002, 1003, 2500, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}};
+  expected.stages = {{1000, 2000, 1001, 1002, 1003, 2500, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0}};
   expected.model = CommunicationModel::links;
   expected.latency = 500;
   expected.bandwidth = 5e10;
@@ -70,8 +71,23 @@ BOOST_AUTO_TEST_CASE(reads_what_the_header_shows) {
 
 BOOST_AUTO_TEST_CASE(all_but_the_durations_may_be_left_out) {
   Costs expected;
-  expected.stages = {{1, 2, 1, 1, 0, std::nullopt, 0, 0, 0, 0, 0, 0, 0, std::nullopt, 0, 0, 0}};
+  expected.stages = {{1, 2, 1, 1, 0, std::nullopt, 0, 0, 0, 0, 0, 0, 0, std::nullopt, 0, 0, 0, std::nullopt}};
   BOOST_TEST((read(header + "\"stages\": [" + stage + "]}") == GivenCosts(expected)));
+}
+
+BOOST_AUTO_TEST_CASE(an_entry_may_stand_for_several) {
+  const std::string alike = R"({"count": 3, )" + stage.substr(1);
+  const std::string other = R"({"forward_ns": 9, "backward_ns": 2, "input_gradient_ns": 1, "weight_gradient_ns": 1})";
+  const auto costs = std::get<ModelCosts>(read(header + "\"parts\": [" + other + ", " + alike + "]}"));
+  BOOST_REQUIRE(costs.parts.size() == 4);
+  BOOST_TEST(costs.parts[0].forward == 9);
+  for (const std::size_t i : {1U, 2U, 3U}) BOOST_TEST(costs.parts[i].forward == 1);
+  BOOST_TEST(written(costs).find("{\"count\": 3, \"forward_ns\": 1,") != std::string::npos);
+  BOOST_TEST((read(written(costs)) == GivenCosts(costs)));
+  BOOST_TEST(refusal_of_stage(R"({"count": 0, )" + stage.substr(1)) ==
+             "f.json: stages[0].count: expected a whole number from 1 to 65535, not 0");
+  BOOST_TEST(refusal_of_stage(R"({"count": 65535, )" + stage.substr(1) + ", " + stage) ==
+             "f.json: stages: more than 65535 of them");
 }
 
 BOOST_AUTO_TEST_CASE(whole_numbers_may_have_an_exponent) {
@@ -99,7 +115,7 @@ BOOST_AUTO_TEST_CASE(random_costs_round_trip) {
 BOOST_AUTO_TEST_CASE(the_limits_are_taken) {
   Costs costs;
   costs.stages = {{time_max, time_max, time_max, time_max, time_max, time_max, bytes_max, 0, 0, 0, 0, 0, 0, bytes_max,
-                   0, 0, bytes_max}};
+                   0, 0, bytes_max, std::nullopt}};
   costs.latency = time_max;
   costs.bandwidth = std::numeric_limits<double>::max();
   costs.launch = time_max;
@@ -151,11 +167,11 @@ BOOST_AUTO_TEST_CASE(stages_that_do_not_fit_are_named) {
   BOOST_TEST(refusal_of_stage(stage + ", " + R"({"forward_ns": 5})") ==
              "f.json: stages[1]: \"backward_ns\" is missing");
   BOOST_TEST(refusal_of_stage(R"({"forward": 1})") ==
-             "f.json: stages[0]: unknown key 'forward'; known are forward_ns, backward_ns, input_gradient_ns, "
+             "f.json: stages[0]: unknown key 'forward'; known are count, forward_ns, backward_ns, input_gradient_ns, "
              "weight_gradient_ns, recompute_ns, overlapped_ns, activation_bytes, weight_stash_bytes, message_bytes, "
              "forward_workspace_bytes, backward_workspace_bytes, input_gradient_workspace_bytes, "
              "weight_gradient_workspace_bytes, parameter_bytes, gradient_bytes, optimizer_bytes, "
-             "overlapped_workspace_bytes");
+             "recompute_activation_bytes, overlapped_workspace_bytes");
   BOOST_TEST(refusal_of_stage(R"({"forward_ns": 1, "forward_ns": 1})") ==
              "f.json: stages[0].forward_ns: is there twice");
   BOOST_TEST(refusal_of_stage(R"({"forward_ns": -5})") ==

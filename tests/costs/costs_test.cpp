@@ -40,6 +40,31 @@ BOOST_AUTO_TEST_CASE(a_backward_starts_with_what_it_recomputes) {
   BOOST_TEST(costs.duration(Kind::weight_gradient) == 8);
 }
 
+// What is not held until then is made anew, and held while the op runs.
+BOOST_AUTO_TEST_CASE(recomputation_holds_less_between_and_the_same_within) {
+  StageCosts costs;
+  costs.recompute = 100;
+  costs.activation = 50;
+  costs.backward_workspace = 7;
+  BOOST_TEST(costs.held_activation() == 50);
+  BOOST_TEST(costs.workspace(Kind::backward) == 7);
+  BOOST_TEST(!knows_both_recomputes({&costs, 1}));
+  costs.recompute_activation = 20;
+  BOOST_TEST(costs.held_activation() == 20);
+  BOOST_TEST(costs.workspace(Kind::backward) == 37);
+  BOOST_TEST(costs.workspace(Kind::input_gradient) == 30);
+  BOOST_TEST(costs.workspace(Kind::weight_gradient) == 0);
+  BOOST_TEST(costs.workspace(Kind::forward) == 0);
+  costs.overlapped = 130;
+  BOOST_TEST(knows_both_recomputes({&costs, 1}));
+  const StageCosts without = without_recompute(costs);
+  BOOST_TEST(without.duration(Kind::backward) == 0);
+  BOOST_TEST(without.held_activation() == 50);
+  BOOST_TEST(without.workspace(Kind::backward) == 7);
+  BOOST_TEST(!without.overlapped);
+  BOOST_TEST(!knows_both_recomputes({&without, 1}));
+}
+
 BOOST_AUTO_TEST_CASE(check_names_what_does_not_fit) {
   const auto refused = check_after;
   BOOST_TEST(refused([](Costs&) {}) == "");
@@ -55,6 +80,14 @@ BOOST_AUTO_TEST_CASE(check_names_what_does_not_fit) {
                c.stages.resize(2);
                c.stages[1].overlapped = time_max + 1;
              }) == "stage 1: overlapped_ns is 86400000000001 ns; it must be from 0 to 86400000000000 ns, a day");
+  BOOST_TEST(refused([](Costs& c) { c.stages[0].recompute_activation = 1; }) ==
+             "stage 0: recompute_activation_bytes is what is held where the forward runs again, but recompute_ns is 0; "
+             "give that, too");
+  BOOST_TEST(refused([](Costs& c) {
+               c.stages[0].recompute = 1;
+               c.stages[0].activation = 9;
+               c.stages[0].recompute_activation = 10;
+             }) == "stage 0: recompute_activation_bytes is 10, more than activation_bytes, which it is a part of: 9");
   BOOST_TEST(refused([](Costs& c) { c.stages[0].activation = -1; }) ==
              "stage 0: activation_bytes is -1; it must be from 0 to 2^60 bytes");
   BOOST_TEST(refused([](Costs& c) {

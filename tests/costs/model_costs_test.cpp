@@ -65,10 +65,10 @@ BOOST_AUTO_TEST_SUITE(costs_model_costs)
 
 BOOST_AUTO_TEST_CASE(parts_of_a_stage_are_put_together) {
   ModelCosts model;
-  model.parts = {{10, 20, 11, 9, 1, 25, 100, 40, 7, 50, 60, 70, 80, -5, 1000, 2000, 3000},
-                 {30, 40, 21, 19, 2, 60, 300, 50, 8, 40, 90, 30, 85, -9, 5000, 6000, 7000}};
+  model.parts = {{10, 20, 11, 9, 1, 25, 100, 40, 7, 50, 60, 70, 80, -5, 1000, 2000, 3000, {}},
+                 {30, 40, 21, 19, 2, 60, 300, 50, 8, 40, 90, 30, 85, -9, 5000, 6000, 7000, {}}};
   const Costs costs = stage_costs(model, straight(1, 1));
-  const StageCosts both{40, 60, 32, 28, 3, 85, 400, 90, 8, 50, 90, 70, 85, -5, 6000, 8000, 10'000};
+  const StageCosts both{40, 60, 32, 28, 3, 85, 400, 90, 8, 50, 90, 70, 85, -5, 6000, 8000, 10'000, {}};
   BOOST_TEST((costs.stages == std::vector{both}));
 
   model.parts[1].overlapped.reset();
@@ -80,15 +80,41 @@ BOOST_AUTO_TEST_CASE(parts_of_a_stage_are_put_together) {
   BOOST_TEST(has_overlapped(stage_costs(model, straight(2, 1))));
 }
 
+// A part that does not recompute holds all of its own. Shares that are rounded apart stay costs that check() takes.
+BOOST_AUTO_TEST_CASE(recomputed_parts) {
+  ModelCosts model;
+  model.parts.resize(2);
+  model.parts[0].recompute = 3;
+  model.parts[0].activation = 100;
+  model.parts[0].recompute_activation = 11;
+  model.parts[1].activation = 50;
+  const Costs joined = stage_costs(model, straight(1, 1));
+  BOOST_TEST(joined.stages[0].activation == 150);
+  BOOST_TEST(joined.stages[0].held_activation() == 61);
+  BOOST_TEST(!stage_costs(model, straight(2, 1)).stages[1].recompute_activation);
+
+  model.parts.resize(1);
+  for (Bytes bytes = 0; bytes <= 12; ++bytes) {
+    model.parts[0].activation = 12;
+    model.parts[0].recompute_activation = bytes;
+    for (int stages = 1; stages <= 9; ++stages) {
+      Bytes held = 0;
+      for (const StageCosts& each : stage_costs(model, straight(stages, 1)).stages) held += each.held_activation();
+      BOOST_TEST(held <= 12);
+      BOOST_TEST((stages > 3 || held == bytes));
+    }
+  }
+}
+
 // 2 parts on 5 stages: the one of 20 in 2, that of 31 in 3.
 BOOST_AUTO_TEST_CASE(a_part_is_divided_evenly) {
   ModelCosts model;
-  model.parts = {{10, 10, 5, 5, 0, 19, 100, 41, 7, 50, 60, 70, 80, -5, 1001, 2000, 3000},
-                 {11, 20, 10, 10, 0, 28, 300, 50, 0, 40, 90, 30, 85, -9, 5000, 6000, 7000}};
+  model.parts = {{10, 10, 5, 5, 0, 19, 100, 41, 7, 50, 60, 70, 80, -5, 1001, 2000, 3000, {}},
+                 {11, 20, 10, 10, 0, 28, 300, 50, 0, 40, 90, 30, 85, -9, 5000, 6000, 7000, {}}};
   const Costs costs = stage_costs(model, straight(5, 1));
   BOOST_TEST_REQUIRE(costs.stages.size() == 5U);
-  const StageCosts first{5, 5, 2, 2, 0, 9, 50, 20, 7, 50, 60, 70, 80, -5, 500, 1000, 1500};
-  const StageCosts second{5, 5, 3, 3, 0, 10, 50, 21, 7, 50, 60, 70, 80, -5, 501, 1000, 1500};
+  const StageCosts first{5, 5, 2, 2, 0, 9, 50, 20, 7, 50, 60, 70, 80, -5, 500, 1000, 1500, {}};
+  const StageCosts second{5, 5, 3, 3, 0, 10, 50, 21, 7, 50, 60, 70, 80, -5, 501, 1000, 1500, {}};
   BOOST_TEST((costs.stages[0] == first));
   BOOST_TEST((costs.stages[1] == second));
   // What goes on inside of the last part is what came into it.
@@ -157,7 +183,10 @@ BOOST_AUTO_TEST_CASE(no_given_cut_is_better) {
   Random random(7);
   for (int i = 0; i < 200; ++i) {
     ModelCosts model = random_model(random, 7);
-    for (StageCosts& each : model.parts) each.recompute = random.between(0, 2) * each.forward;
+    for (StageCosts& each : model.parts) {
+      each.recompute = random.between(0, 2) * each.forward;
+      each.recompute_activation.reset();
+    }
     for (const Placement& placement : {straight(4, 1), v_shape(2), straight(2, 2), two_way(4)}) {
       const Time found = most_loaded(stage_costs(model, placement), placement);
       Time least = std::numeric_limits<Time>::max();

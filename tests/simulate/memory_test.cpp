@@ -76,7 +76,7 @@ std::string disagreement(const Program& program, const Costs& costs) {
       return name + "something is left over";
 
     const auto bytes_of = [&](Op op) {
-      return op.kind == Kind::forward ? costs.of(op.stage).activation : costs.of(op.stage).weight_stash;
+      return op.kind == Kind::forward ? costs.of(op.stage).held_activation() : costs.of(op.stage).weight_stash;
     };
     Bytes held = memory.resident + workspace_at(program, costs, rank, memory.peak_position);
     for (const Op op : held_at(program, rank, memory.peak_position)) held += bytes_of(op);
