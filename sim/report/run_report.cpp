@@ -8,6 +8,8 @@
 #include <ostream>
 #include <span>
 
+#include "dualpipe/sim/report/costs_json.h"
+#include "dualpipe/sim/report/costs_text.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/simulate/memory.h"
@@ -91,9 +93,9 @@ std::string held_text(const Peak& peak) {
   return text;
 }
 
-std::string header(const RunReport& report) {
-  std::string text =
-      format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) + "\n\n";
+std::string header(const RunReport& report, ByteUnits units) {
+  std::string text = format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) +
+                     "\n" + costs_text(report.costs, report.has_pairs, units) + "\n";
   const auto append = [&](std::string_view term, const std::string& value, std::string_view meaning) {
     const std::string padding(display_width(value) < 10 ? 10 - display_width(value) : 0, ' ');
     text += fmt::format("{:<8}  {}{}   {}\n", term, padding, value, meaning);
@@ -101,38 +103,60 @@ std::string header(const RunReport& report) {
   append("makespan", format_time(report.makespan), "first start to last end, over all ranks");
   append("span", format_time(report.span), "the longest first-op-to-last-op span of any one rank");
   append("bubble", format_rate(report.bubble_rate_makespan),
-         "by makespan: idle share of ranks x makespan (DeepSeek's bubble)");
-  append("", format_rate(report.bubble_rate_span),
-         "by span: the same with the span as cost (the zero-bubble papers' rate)");
+         "by makespan: idle share of ranks x makespan (DeepSeek's)");
+  append("", format_rate(report.bubble_rate_span), "by span: the same with the span (the zero-bubble papers')");
   if (report.reduced > 0) append("reduced", format_time(report.reduced), "the last gradient reduction ends");
   return text;
 }
 
-TextTable rank_table(const RunReport& report) {
-  const bool has_times = std::any_of(report.per_rank.begin(), report.per_rank.end(),
-                                     [](const RankReport& rank) { return rank.peak.at.has_value(); });
-  std::vector<Column> columns{{"rank"},    {"busy"},       {"idle"},      {"span"},        {"bubble"},
-                              {"by span"}, {"parameters"}, {"peak act."}, {"peak memory"}, {"in op", Align::left}};
-  if (has_times) columns.push_back({"at"});
-  columns.push_back({"held then", Align::left});
-  TextTable table(std::move(columns));
-  for (const RankReport& rank : report.per_rank) {
-    std::vector<std::string> row{std::to_string(rank.rank),
-                                 format_time(rank.busy),
-                                 format_time(rank.idle),
-                                 format_time(rank.span),
-                                 format_rate(rank.bubble_rate_makespan),
-                                 format_rate(rank.bubble_rate_span),
-                                 format_count(static_cast<std::uint64_t>(rank.parameters), "stage"),
-                                 std::to_string(rank.peak_activations),
-                                 format_bytes(rank.peak_memory),
-                                 rank.peak.op};
-    if (has_times) row.push_back(rank.peak.at ? format_time(*rank.peak.at) : "");
-    row.push_back(held_text(rank.peak));
-    table.add_row(std::move(row));
+// The figures of all ranks, column by column.
+class RankColumns {
+ public:
+  RankColumns(const RunReport& report, ByteUnits units) : report_(report), units_(units) {}
+
+  [[nodiscard]] TextTable take() {
+    add({"rank"}, [](const RankReport& rank) { return std::to_string(rank.rank); });
+    add_time({"busy"}, [](const RankReport& rank) { return std::optional(rank.busy); });
+    add_time({"idle"}, [](const RankReport& rank) { return std::optional(rank.idle); });
+    add_time({"span", Align::right, 2}, [](const RankReport& rank) { return std::optional(rank.span); });
+    add({"bubble"}, [](const RankReport& rank) { return format_rate(rank.bubble_rate_makespan); });
+    add({"by span", Align::right, 3}, [](const RankReport& rank) { return format_rate(rank.bubble_rate_span); });
+    add({"parameters", Align::right, 4},
+        [](const RankReport& rank) { return format_count(static_cast<std::uint64_t>(rank.parameters), "stage"); });
+    add({"peak act."}, [](const RankReport& rank) { return std::to_string(rank.peak_activations); });
+    if (any([](const RankReport& rank) { return rank.peak_memory > 0; })) {
+      add({"peak memory"}, [this](const RankReport& rank) { return format_bytes(rank.peak_memory, units_); });
+    }
+    add({"in op", Align::left, 5}, [](const RankReport& rank) { return rank.peak.op; });
+    if (any([](const RankReport& rank) { return rank.peak.at.has_value(); })) {
+      add_time({"at", Align::right, 6}, [](const RankReport& rank) { return rank.peak.at; });
+    }
+    add({"held then", Align::left, 7}, [](const RankReport& rank) { return held_text(rank.peak); });
+    return std::move(text_);
   }
-  return table;
-}
+
+ private:
+  template <typename Predicate>
+  [[nodiscard]] bool any(Predicate predicate) const {
+    return std::ranges::any_of(report_.per_rank, predicate);
+  }
+  template <typename Cell>
+  void add(Column column, Cell cell) {
+    std::vector<std::string> cells;
+    for (const RankReport& rank : report_.per_rank) cells.push_back(cell(rank));
+    text_.add_column(std::move(column), std::move(cells));
+  }
+  template <typename When>
+  void add_time(Column column, When when) {
+    std::vector<std::optional<Time>> times;
+    for (const RankReport& rank : report_.per_rank) times.push_back(when(rank));
+    text_.add_column(std::move(column), format_times(times));
+  }
+
+  const RunReport& report_;
+  ByteUnits units_;
+  TextTable text_{{}};
+};
 
 using Json = nlohmann::ordered_json;
 
@@ -180,6 +204,8 @@ RunReport run_report(const Program& program, const Costs& costs, const Timeline&
   report.bubble_rate_makespan = timeline.bubble_rate_makespan();
   report.bubble_rate_span = timeline.bubble_rate_span();
   report.reduced = timeline.reduced;
+  report.costs = costs;
+  report.has_pairs = std::ranges::any_of(program.schedule.ops, [](Op op) { return op.with_next; });
   const RankMemories memories(program, costs);
   for (int rank = 0; rank < placement.ranks; ++rank) {
     report.per_rank.push_back(rank_report(report, program, memories, timeline, rank));
@@ -187,7 +213,14 @@ RunReport run_report(const Program& program, const Costs& costs, const Timeline&
   return report;
 }
 
-std::string to_text(const RunReport& report) { return header(report) + "\n" + rank_table(report).to_text(); }
+std::string to_text(const RunReport& report, const TextLayout& layout) {
+  TextTable ranks = RankColumns(report, layout.bytes).take();
+  std::vector<std::string> left_out;
+  if (layout.width > 0) left_out = ranks.narrow_to(layout.width);
+  std::string text = header(report, layout.bytes) + "\n" + ranks.to_text();
+  if (!left_out.empty()) text += "\n" + wrapped_list(no_room_text(layout.width), left_out);
+  return text;
+}
 
 std::string to_csv(const RunReport& report) {
   TextTable table({{"rank"},
@@ -223,6 +256,7 @@ void write_json(std::ostream& out, const RunReport& report) {
   json["bubble_rate_makespan"] = report.bubble_rate_makespan;
   json["bubble_rate_span"] = report.bubble_rate_span;
   json["reduced_ns"] = report.reduced;
+  json["costs"] = detail::report::costs_json(report.costs);
   json["per_rank"] = Json::array();
   for (const RankReport& rank : report.per_rank) json["per_rank"].push_back(to_json(rank));
   out << detail::report::json_text(json);

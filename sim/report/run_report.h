@@ -1,11 +1,14 @@
 // How a Program ran: the whole, and every rank. Collected once, printed as text, JSON or CSV.
 //
 //   1f1b: 3 ranks, 3 stages, 1 chain, 4 micro-batches
+//   per micro-batch, of a stage: F 1 ms, B 2 ms (I 1 ms, W 1 ms)
+//   communication: latency, messages take no time
+//   memory: M_B 600 MiB, parameters 8 GiB
 //
 //   makespan       18 ms   first start to last end, over all ranks
 //   span           18 ms   the longest first-op-to-last-op span of any one rank
-//   bubble        33.33%   by makespan: idle share of ranks x makespan (DeepSeek's bubble)
-//                 33.33%   by span: the same with the span as cost (the zero-bubble papers' rate)
+//   bubble        33.33%   by makespan: idle share of ranks x makespan (DeepSeek's)
+//                 33.33%   by span: the same with the span (the zero-bubble papers')
 //
 //   rank   busy  idle   span  bubble  by span  parameters  peak act.  peak memory  in op    at  held then
 //      0  12 ms  6 ms  18 ms  33.33%   33.33%     1 stage          3    9.758 GiB  0F2    2 ms  3 x 0F
@@ -21,6 +24,7 @@
 #include <vector>
 
 #include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -74,13 +78,15 @@ struct RunReport {
   double bubble_rate_span = 0;
   Time reduced = 0;  // when the last REDUCE_GRAD ended; 0 without any
   std::vector<RankReport> per_rank;
+  Costs costs = {};        // that it was simulated with
+  bool has_pairs = false;  // F&B
 
   friend bool operator==(const RunReport&, const RunReport&) = default;
 };
 
 [[nodiscard]] RunReport run_report(const Program& program, const Costs& costs, const Timeline& timeline);
 
-[[nodiscard]] std::string to_text(const RunReport& report);
+[[nodiscard]] std::string to_text(const RunReport& report, const TextLayout& layout = {});
 // One row per rank; times in nanoseconds.
 [[nodiscard]] std::string to_csv(const RunReport& report);
 // One object; `per_rank` has one per rank. Times in nanoseconds, `…_ns`. `peak` names all that is held.

@@ -7,7 +7,8 @@
 #include <cassert>
 #include <cmath>
 #include <cstdint>
-#include <span>
+#include <limits>
+#include <numeric>
 
 #include "dualpipe/sim/report/printable.h"
 
@@ -53,6 +54,16 @@ std::string quotient(std::uint64_t value, std::uint64_t unit, int digits) {
   return without_trailing_zeros(std::move(number));
 }
 
+// value / unit, a power of ten, with so many decimals, rounded half up.
+std::string fixed(std::uint64_t value, std::uint64_t unit, int decimals) {
+  std::uint64_t steps = 1;  // of a unit
+  for (int i = 0; i < decimals; ++i) steps *= 10;
+  const std::uint64_t step = unit / steps;
+  const std::uint64_t rounded = value / step + (value % step * 2 >= step && step > 1 ? 1 : 0);
+  return decimals == 0 ? fmt::format("{}", rounded)
+                       : fmt::format("{}.{:0{}}", rounded / steps, rounded % steps, decimals);
+}
+
 struct Unit {
   std::string_view name;
   std::uint64_t size;
@@ -73,6 +84,12 @@ std::string in_units(std::int64_t value, std::span<const Unit> units, std::strin
 
 constexpr std::array<Unit, 4> time_units{{{"ns", 1}, {"µs", 1'000}, {"ms", 1'000'000}, {"s", 1'000'000'000}}};
 
+constexpr std::array<Unit, 6> decimal_byte_units{{{"B", 1},
+                                                  {"kB", 1'000},
+                                                  {"MB", 1'000'000},
+                                                  {"GB", 1'000'000'000},
+                                                  {"TB", 1'000'000'000'000},
+                                                  {"PB", 1'000'000'000'000'000}}};
 constexpr std::array<Unit, 6> byte_units{{{"B", 1},
                                           {"KiB", 1ULL << 10},
                                           {"MiB", 1ULL << 20},
@@ -114,6 +131,46 @@ void append_csv_cell(std::string& out, std::string_view cell) {
 void TextTable::add_row(std::vector<std::string> cells) {
   assert(cells.size() == columns_.size());
   rows_.push_back(std::move(cells));
+}
+
+void TextTable::add_column(Column column, std::vector<std::string> cells) {
+  if (columns_.empty()) rows_.resize(cells.size());
+  assert(cells.size() == rows_.size());
+  columns_.push_back(std::move(column));
+  for (std::size_t i = 0; i < rows_.size(); ++i) rows_[i].push_back(std::move(cells[i]));
+}
+
+bool TextTable::has(std::string_view header) const {
+  return std::ranges::find(columns_, header, &Column::header) != columns_.end();
+}
+
+std::vector<std::string> TextTable::narrow_to(std::size_t width) {
+  const auto each = widths();
+  std::vector<bool> stays(columns_.size(), true);
+  const auto all = [&] {
+    std::size_t sum = 0;
+    for (std::size_t i = 0; i < each.size(); ++i) sum += stays[i] ? each[i] + 2 : 0;
+    return sum == 0 ? 0 : sum - 2;
+  };
+  while (all() > width) {
+    int last = 0;
+    for (std::size_t i = 0; i < columns_.size(); ++i) last = std::max(last, stays[i] ? columns_[i].rank : 0);
+    if (last == 0) break;
+    for (std::size_t i = 0; i < columns_.size(); ++i) stays[i] = stays[i] && columns_[i].rank != last;
+  }
+  std::vector<std::string> gone;
+  TextTable narrow({});
+  narrow.rows_.resize(rows_.size());
+  for (std::size_t i = 0; i < columns_.size(); ++i) {
+    if (!stays[i]) {
+      gone.push_back(std::move(columns_[i].header));
+      continue;
+    }
+    narrow.columns_.push_back(std::move(columns_[i]));
+    for (std::size_t row = 0; row < rows_.size(); ++row) narrow.rows_[row].push_back(std::move(rows_[row][i]));
+  }
+  *this = std::move(narrow);
+  return gone;
 }
 
 std::vector<std::size_t> TextTable::widths() const {
@@ -198,12 +255,69 @@ std::string format_time_exact(Time time) {
   return fmt::format("{}{} {}", time < 0 ? "-" : "", quotient(size, time_units[i].size, 20), time_units[i].name);
 }
 
+std::vector<std::string> format_times(std::span<const std::optional<Time>> times) {
+  constexpr int digits_max = 6;
+  std::uint64_t smallest = std::numeric_limits<std::uint64_t>::max();  // but 0
+  std::uint64_t largest = 0;
+  for (const auto& time : times) {
+    if (!time || *time == 0) continue;
+    smallest = std::min(smallest, magnitude(*time));
+    largest = std::max(largest, magnitude(*time));
+  }
+  std::size_t i = time_units.size() - 1;
+  while (i > 0 && smallest < time_units[i].size) --i;
+  constexpr std::uint64_t six_digits = 1'000'000;
+  while (i + 1 < time_units.size() && largest / time_units[i].size >= six_digits) ++i;
+  const Unit unit = time_units[largest == 0 ? 0 : i];
+  int decimals = 0;
+  for (const auto& time : times) {
+    std::uint64_t rest = time ? magnitude(*time) % unit.size : 0;
+    int needed = 0;
+    for (std::uint64_t place = unit.size; rest > 0; rest %= place) {
+      place /= 10;
+      ++needed;
+    }
+    decimals = std::max(decimals, needed);
+  }
+  int decimals_max = digits_max;
+  for (std::uint64_t whole = largest / unit.size; whole > 0 && decimals_max > 0; whole /= 10) --decimals_max;
+  decimals = std::min(decimals, decimals_max);
+  std::vector<std::string> texts;
+  for (const auto& time : times) {
+    texts.push_back(
+        time ? fmt::format("{}{} {}", *time < 0 ? "-" : "", fixed(magnitude(*time), unit.size, decimals), unit.name)
+             : "");
+  }
+  return texts;
+}
+
 std::string format_bytes(Bytes bytes) { return in_units(bytes, byte_units, "1024"); }
+
+std::string format_bytes(Bytes bytes, ByteUnits units) {
+  return units == ByteUnits::binary ? format_bytes(bytes) : in_units(bytes, decimal_byte_units, "1000");
+}
 
 std::string format_rate(double rate) {
   const double percent = std::abs(rate) < 0.000'05 ? 0 : rate * 100;  // no "-0.00%"
   return fmt::format("{:.2f}%", percent);
 }
+
+std::string wrapped_list(std::string_view head, std::span<const std::string> items) {
+  constexpr std::size_t width_max = 80;
+  std::string text;
+  std::string line(head);
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const std::string item = items[i] + (i + 1 < items.size() ? "," : "");
+    if (display_width(line) + 1 + display_width(item) > width_max) {
+      text += line + '\n';
+      line = " ";
+    }
+    line += " " + item;
+  }
+  return text + line + '\n';
+}
+
+std::string no_room_text(std::size_t width) { return fmt::format("no room in {} columns (--width) for:", width); }
 
 std::string format_count(std::uint64_t count, std::string_view noun, std::string_view plural_ending) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : plural_ending);

@@ -9,6 +9,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,9 +21,13 @@ namespace dualpipe {
 
 enum class Align : std::uint8_t { left, right };
 
+// GiB or GB.
+enum class ByteUnits : std::uint8_t { binary, decimal };
+
 struct Column {
   std::string header;
   Align align = Align::right;
+  int rank = 0;  // where there is no room for all columns, those of the largest rank go first, all at once; 0: it stays
 };
 
 class TextTable {
@@ -30,6 +36,14 @@ class TextTable {
 
   // As many cells as there are columns.
   void add_row(std::vector<std::string> cells);
+  // One cell for each row, top down.
+  void add_column(Column column, std::vector<std::string> cells);
+
+  [[nodiscard]] bool has(std::string_view header) const;
+
+  // Takes columns out until the lines of to_text() have at most so many columns of a terminal, or only those are left
+  // that stay. Returns the headers of what went, from the left.
+  std::vector<std::string> narrow_to(std::size_t width);
 
   [[nodiscard]] std::string to_text() const;      // aligned, two blanks between columns
   [[nodiscard]] std::string to_markdown() const;  // a pipe table; '|' in cells is escaped
@@ -42,6 +56,12 @@ class TextTable {
   std::vector<std::vector<std::string>> rows_;
 };
 
+// How people see a report.
+struct TextLayout {
+  std::size_t width = 0;  // columns of the terminal: what matters less is left out; 0: all is there
+  ByteUnits bytes = ByteUnits::binary;
+};
+
 // How many columns of a terminal it takes: UTF-8 code points. (No cell of ours has wide or combining ones.)
 [[nodiscard]] std::size_t display_width(std::string_view text);
 
@@ -50,10 +70,21 @@ class TextTable {
 [[nodiscard]] std::string format_time(Time time);
 // The same with all digits: "1.234567 ms".
 [[nodiscard]] std::string format_time_exact(Time time);
+// Those of one column: in one unit, that of the largest, and with as many decimals as the one needs that needs most,
+// but seven digits at most. "" where there is none.
+[[nodiscard]] std::vector<std::string> format_times(std::span<const std::optional<Time>> times);
 // In the largest of B, KiB, MiB, GiB, TiB, PiB in which it is at least 1, with at most four digits: "1.5 GiB".
 [[nodiscard]] std::string format_bytes(Bytes bytes);
+// Or of B, kB, MB, GB, TB, PB.
+[[nodiscard]] std::string format_bytes(Bytes bytes, ByteUnits units);
 // "4.55%": two decimals.
 [[nodiscard]] std::string format_rate(double rate);
+
+// "head item, item, …", each line with its end, broken between items where it would be longer than 80 columns.
+[[nodiscard]] std::string wrapped_list(std::string_view head, std::span<const std::string> items);
+
+// What stands before the headers of the columns that narrow_to() took out.
+[[nodiscard]] std::string no_room_text(std::size_t width);
 
 // "1 rank", "8 ranks", "2 micro-batches".
 [[nodiscard]] std::string format_count(std::uint64_t count, std::string_view noun,

@@ -46,7 +46,6 @@ test_usage() {
   fails 2 'xml' table --format xml
   fails 2 'xml' schedules --format xml
   fails 2 'pairs' table --equal pairs
-  fails 2 '--gantt' simulate "${shape[@]}" --width 80
   fails 2 '--trace' simulate "${shape[@]}" --trace-ranks 0 1
 }
 
@@ -67,7 +66,31 @@ test_table_formats() {
   done
   succeeds '^[[{]' table --format json
   check_braces
-  succeeds 'interleaved' table --schedules 1f1b,interleaved --chunks 2 --equal ranks --ranks 4 --microbatches 8
+  succeeds 'interleaved' table --schedules 1f1b,interleaved --chunks 2 --equal stages --ranks 4 --microbatches 8
+}
+
+# One model on the same ranks: which schedule, and does it fit?
+test_table_of_a_job() {
+  succeeds '^one model on 4 ranks, 8 or 16 micro-batches, 6 GB per rank$' table -p 4 -m 8,16 --memory-limit 6GB \
+    -f 1,2,2,3 -b 2,4,4,6 -w 1,2,2,3 --activation-bytes 1GB --tokens 4096 --flops 1e12,1e14 --sort memory
+  for text in '^\* +[a-z0-9-]+ .* yes' 'no, [0-9.]+ GB over' 'tokens/s' 'of peak' 'imbalance'; do
+    grep -qE "$text" stdout || fail "stdout lacks: $text"
+  done
+  "$dualpipe_sim" convert gpipe --ranks 4 --microbatches 8 --to csv -o mine.csv
+  succeeds ' mine.csv ' table -p 4 -m 8 --schedules 1f1b,mine.csv
+  succeeds ' full ' table -p 4 -m 8 --recompute-time 1ms --activation-bytes 1GB --recompute-activation-bytes 100MB
+  succeeds ' 95% ' table -p 4 -m 8 --jitter 0.1 --seeds 20
+  [[ $(COLUMNS=80 "$dualpipe_sim" table | wc -L) -le 80 ]] || fail "wider than 80 columns"
+  fails 1 '--jitter' table --seeds 20
+  fails 1 '--activation-bytes' table --memory-limit 6GB
+  fails 1 'recompute_activation_bytes' table --recompute none
+  fails 1 'most' table --recompute most --recompute-time 1ms
+  fails 1 'two numbers' table --flops 1e12
+  fails 1 '--tokens' table --tokens 0
+  fails 1 '1f1bb' table --schedules 1f1bb
+  fails 1 'must be even' table --schedules dualpipe -p 3
+  fails 2 'worst' table --sort worst
+  fails 1 '--width' table --width 3
 }
 
 # What is opened is closed: enough to see that a JSON text is all there.
@@ -139,9 +162,9 @@ JSON
   ! cmp -s first stdout || fail "--seed changes nothing"
 
   # One value for all stages, or one for each.
-  succeeds . simulate "${shape[@]}" --forward 1ms,1ms,1ms,1ms --json -
+  succeeds . simulate "${shape[@]}" --forward 1ms,1ms,1ms,1ms --csv -
   cp stdout first
-  succeeds . simulate "${shape[@]}" --forward 1 --json -
+  succeeds . simulate "${shape[@]}" --forward 1 --csv -
   cmp -s first stdout || fail "a list of equal values differs from one value"
   fails 1 '3 stages.*has 4' simulate "${shape[@]}" --forward 1,2,3
   fails 1 '--backward: 3 values' simulate "${shape[@]}" --forward 1,2 --backward 1,2,3
@@ -164,12 +187,12 @@ test_parts() {
   succeeds . simulate zb1p --ranks 4 --microbatches 8 --costs parts.json
   succeeds . simulate interleaved --ranks 4 --microbatches 8 --chunks 2 --costs parts.json
   succeeds . table --costs parts.json --ranks 4 --microbatches 8 --schedules dualpipe,1f1b
-  holds 'dualpipe:F&Bwasnotmeasured,andistakenforF+B'
+  holds 'F&B=F+B(notmeasured)'
   succeeds . table --costs parts.json --ranks 4 --microbatches 8 --schedules dualpipe,1f1b --format json
   [[ $(grep -c '"overlapped_is_assumed": true' stdout) == 1 ]] || fail "not dualpipe's F&B alone is assumed"
   succeeds 'F&B was not measured' table --costs parts.json --ranks 4 --microbatches 8 --schedules dualpipe --format csv
-  succeeds . table --ranks 4 --microbatches 8 --schedules dualpipe
-  ! grep 'not measured' stdout || fail "costs that are no model's are what the user says they are"
+  succeeds . table --ranks 4 --microbatches 8 --schedules dualpipe --overlapped 3ms
+  ! grep 'not measured' stdout || fail "what is given counts as measured"
 
   sed 's/"parts"/"cut": [1, 3], "parts"/' parts.json >cut.json
   # The first rank waits for the second, which works all the time but for the first F and the last B.
@@ -547,6 +570,7 @@ test_help
 test_usage
 test_table
 test_table_formats
+test_table_of_a_job
 test_schedules
 test_simulate
 test_costs

@@ -80,9 +80,16 @@ void ShapeOptions::add_to(CLI::App& app, const std::string& ranks_help) {
   };
   add("--ranks,-p", ranks, ranks_help);
   add("--microbatches,-m", micro_batches, "Micro-batches, the total over both directions");
+  add_parameters_to(app);
+}
+
+void ShapeOptions::add_parameters_to(CLI::App& app) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     const Parameter& each = parameters()[i];
-    add(names_of(each), values[i], fmt::format("{}: {}; of {}", each.symbol, each.what, families_that_take(each)));
+    app.add_option(names_of(each), values[i],
+                   fmt::format("{}: {}; of {}", each.symbol, each.what, families_that_take(each)))
+        ->type_name("N")
+        ->group("Shape");
   }
 }
 
@@ -141,6 +148,8 @@ void CostOptions::add_to(CLI::App& app) {
 
   constexpr auto memory = "Memory of one stage (64MiB, 2GB, …)";
   add_costs(app, "--activation-bytes", activation, "BYTES", "M_B: held from F to B or I, per micro-batch (0)", memory);
+  add_costs(app, "--recompute-activation-bytes", recompute_activation, "BYTES",
+            "What of it is held where the forward runs again (all)", memory);
   add_costs(app, "--weight-stash-bytes", weight_stash, "BYTES", "M_W: what of it stays until W (0)", memory);
   add_costs(app, "--workspace-bytes", workspace, "BYTES", "What an op, of any pass, needs besides while it runs (0)",
             memory);
@@ -176,6 +185,7 @@ void CostOptions::check_usage() const {
       {"--recompute-time", &recompute},
       {"--overlapped", &overlapped},
       {"--activation-bytes", &activation},
+      {"--recompute-activation-bytes", &recompute_activation},
       {"--weight-stash-bytes", &weight_stash},
       {"--workspace-bytes", &workspace},
       {"--parameter-bytes", &parameters},
@@ -185,6 +195,21 @@ void CostOptions::check_usage() const {
   for (const auto& [name, values] : of_stages) {
     if (!file.empty() && !values->empty()) throw CLI::ExcludesError("--costs", name);
   }
+}
+
+ByteUnits CostOptions::byte_units(const std::string& first) const {
+  const auto units_of = [](const std::string& text) -> std::optional<ByteUnits> {
+    if (text.find_first_of("kKMGTP") == std::string::npos) return std::nullopt;
+    return text.find('i') == std::string::npos ? ByteUnits::decimal : ByteUnits::binary;
+  };
+  if (const auto units = units_of(first)) return *units;
+  for (const auto* values :
+       {&activation, &recompute_activation, &weight_stash, &workspace, &parameters, &gradients, &optimizer, &message}) {
+    for (const std::string& value : *values) {
+      if (const auto units = units_of(value)) return *units;
+    }
+  }
+  return ByteUnits::binary;
 }
 
 GivenCosts CostOptions::costs() const {
@@ -211,6 +236,8 @@ Costs CostOptions::of_stages() const {
   lists.apply("--recompute-time", recompute, parse_duration, [](StageCosts& s, Time t) { s.recompute = t; });
   lists.apply("--overlapped", overlapped, parse_duration, [](StageCosts& s, Time t) { s.overlapped = t; });
   lists.apply("--activation-bytes", activation, parse_bytes, [](StageCosts& s, Bytes b) { s.activation = b; });
+  lists.apply("--recompute-activation-bytes", recompute_activation, parse_bytes,
+              [](StageCosts& s, Bytes b) { s.recompute_activation = b; });
   lists.apply("--weight-stash-bytes", weight_stash, parse_bytes, [](StageCosts& s, Bytes b) { s.weight_stash = b; });
   lists.apply("--workspace-bytes", workspace, parse_bytes, [](StageCosts& s, Bytes b) {
     s.forward_workspace = s.backward_workspace = s.input_gradient_workspace = s.weight_gradient_workspace = b;

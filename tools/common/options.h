@@ -12,6 +12,7 @@
 
 #include "dualpipe/sim/costs/model_costs.h"
 #include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/schedule/validate.h"
@@ -39,6 +40,7 @@ struct ShapeOptions {
   std::vector<std::string> values = std::vector<std::string>(parameters().size());  // in this order
 
   void add_to(CLI::App& app, const std::string& ranks_help = "Pipeline ranks, P");
+  void add_parameters_to(CLI::App& app);  // chunks and the like
   [[nodiscard]] bool given() const;
   // What is not given is taken from `defaults`; without, ranks and micro-batches must be. Throws InputError.
   [[nodiscard]] Shape shape(const std::optional<Shape>& defaults = std::nullopt) const;
@@ -47,7 +49,8 @@ struct ShapeOptions {
 struct CostOptions {
   std::string file;
   std::vector<std::string> forward, backward, weight, recompute, overlapped;  // per stage, or one for all
-  std::vector<std::string> activation, weight_stash, workspace, message, parameters, gradients, optimizer;
+  std::vector<std::string> activation, recompute_activation, weight_stash, workspace, message, parameters, gradients,
+      optimizer;
   std::string communication, latency, bandwidth, launch, jitter, seed;
   std::vector<std::string> speed;  // per rank
   bool release_early = false;
@@ -59,6 +62,8 @@ struct CostOptions {
   void check_usage() const;
   // Throws InputError, and what check_usage() throws.
   [[nodiscard]] GivenCosts costs() const;
+  // GB where the user types GB: in the value that comes first, or else in those of these options. GiB otherwise.
+  [[nodiscard]] ByteUnits byte_units(const std::string& first = {}) const;
 
  private:
   [[nodiscard]] Costs of_stages() const;

@@ -7,10 +7,12 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <optional>
+#include <string>
 #include <system_error>
 
 #include "dualpipe/sim/report/output_file.h"
@@ -94,6 +96,11 @@ void write_output(const std::string& path, const std::function<void(std::ostream
 bool terminal_has_color() { return isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr; }
 
 int terminal_width(int otherwise) {
+  if (const char* columns = std::getenv("COLUMNS"); columns != nullptr) {
+    int width = 0;
+    const char* const end = columns + std::char_traits<char>::length(columns);
+    if (std::from_chars(columns, end, width).ptr == end && width > 0) return width;
+  }
   winsize size{};
   if (isatty(STDOUT_FILENO) == 0 || ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return otherwise;
   return size.ws_col;

@@ -31,7 +31,7 @@ void check_output(const std::string& path);
 
 // Standard output is a terminal that wants colour (NO_COLOR is not set).
 [[nodiscard]] bool terminal_has_color();
-// Its columns, or `otherwise` where it is none.
+// The columns that COLUMNS names, or those of the terminal; `otherwise` where there is neither.
 [[nodiscard]] int terminal_width(int otherwise);
 
 }  // namespace dualpipe

@@ -45,12 +45,17 @@ TraceFilter trace_filter(const SimulateOptions& options, int ranks) {
   return filter;
 }
 
+// Of text on standard output.
+int columns(const SimulateOptions& options, int otherwise) {
+  if (options.width.empty()) return terminal_width(otherwise);
+  const auto count = [](std::string_view text) { return static_cast<int>(parse_integer(text, 20, 100'000)); };
+  return value_of("--width", options.width, count);
+}
+
 GanttOptions gantt_options(const SimulateOptions& options) {
   GanttOptions gantt;
   const bool to_terminal = options.gantt == "-";
-  if (to_terminal) gantt.width = terminal_width(gantt.width);
-  const auto columns = [](std::string_view text) { return static_cast<int>(parse_integer(text, 20, 100'000)); };
-  if (!options.width.empty()) gantt.width = value_of("--width", options.width, columns);
+  if (to_terminal || !options.width.empty()) gantt.width = columns(options, gantt.width);
   gantt.color = to_terminal && terminal_has_color();
   return gantt;
 }
@@ -91,7 +96,8 @@ void run(const SimulateOptions& options) {
   write(options.csv, [&](std::ostream& out) { out << to_csv(report); });
   write(options.gantt, [&](std::ostream& out) { out << gantt(program, timeline, chart); });
   if (!prints_summary(options)) return;
-  write_output("-", [&](std::ostream& out) { out << (options.gantt == "-" ? "\n" : "") << to_text(report); });
+  const TextLayout layout{.width = static_cast<std::size_t>(columns(options, 0)), .bytes = options.costs.byte_units()};
+  write_output("-", [&](std::ostream& out) { out << (options.gantt == "-" ? "\n" : "") << to_text(report, layout); });
 }
 
 }  // namespace
@@ -109,10 +115,9 @@ void add_simulate(CLI::App& app) {
   output("--svg", options->svg, "Gantt chart as a picture");
   output("--json", options->json, "All figures");
   output("--csv", options->csv, "A row per rank");
-  auto* gantt = output("--gantt", options->gantt, "Gantt chart as text, in colour on a terminal");
-  simulate.add_option("--width", options->width, "Columns of the text Gantt (the terminal's)")
+  output("--gantt", options->gantt, "Gantt chart as text, in colour on a terminal");
+  simulate.add_option("--width", options->width, "Columns of the text, and of the text Gantt (the terminal's)")
       ->type_name("N")
-      ->needs(gantt)
       ->group(results);
   simulate.add_option("--trace-ranks", options->trace_ranks, "FIRST LAST: only these ranks in the trace")
       ->type_name("N")

@@ -1,0 +1,17 @@
+// What a report was computed from, for machines: as in a costs file. Private to sim/report.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "dualpipe/sim/costs/costs_file.h"
+
+namespace dualpipe::detail::report {
+
+[[nodiscard]] inline nlohmann::ordered_json costs_json(const GivenCosts& costs) {
+  std::ostringstream text;
+  write_costs(text, costs);
+  return nlohmann::ordered_json::parse(text.str());
+}
+
+}  // namespace dualpipe::detail::report
