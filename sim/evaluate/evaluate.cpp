@@ -44,8 +44,9 @@ Evaluation evaluate(const Request& request) {
   return evaluate(std::move(schedule), costs);
 }
 
-Evaluation evaluate(Schedule schedule, const Costs& costs) {
-  const Program program = lower(std::move(schedule));
+Evaluation evaluate(Schedule schedule, const Costs& costs) { return evaluate(lower(std::move(schedule)), costs); }
+
+Evaluation evaluate(const Program& program, const Costs& costs) {
   Evaluation evaluation;
   evaluation.stages = program.schedule.placement.stages();
   evaluation.timeline = simulate(program, costs, Record::ranks);

@@ -16,7 +16,7 @@
 
 #include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/generate/request.h"
-#include "dualpipe/sim/schedule/schedule.h"
+#include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -46,6 +46,7 @@ struct Evaluation {
 [[nodiscard]] Evaluation evaluate(const Request& request);
 // Of a schedule that is there already. It must be valid (validate.h).
 [[nodiscard]] Evaluation evaluate(Schedule schedule, const Costs& costs);
+[[nodiscard]] Evaluation evaluate(const Program& program, const Costs& costs);
 
 // What came of one candidate of many: its figures, or why it has none. Where shapes are tried, one that does not fit is
 // an ordinary outcome.

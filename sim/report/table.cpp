@@ -3,19 +3,57 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include <cmath>
+#include <set>
 #include <string_view>
 #include <utility>
 #include <variant>
 
 #include "dualpipe/sim/evaluate/evaluate.h"
 #include "dualpipe/sim/generate/check_shape.h"
-#include "dualpipe/sim/report/json_text.h"
-#include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe {
 namespace {
+
+constexpr std::string_view baseline = "1f1b";
+
+// What a row is made of.
+struct Candidate {
+  const TableSchedule* schedule;
+  Shape shape;  // of a family
+  std::optional<Recompute> recompute;
+  std::size_t group;  // with those of the same ranks and micro-batches
+  bool is_shown;      // else it is there to be compared with
+  TableRow row = {};
+  std::string reason = {};  // why it has no row
+};
+
+std::span<const StageCosts> entries_of(const GivenCosts& costs) {
+  const auto* model = std::get_if<ModelCosts>(&costs);
+  return model != nullptr ? model->parts : std::get<Costs>(costs).stages;
+}
+
+std::span<StageCosts> entries_of(GivenCosts& costs) {
+  auto* model = std::get_if<ModelCosts>(&costs);
+  return model != nullptr ? model->parts : std::get<Costs>(costs).stages;
+}
+
+// Of so many ranks.
+GivenCosts costs_of(const TableRequest& request, int ranks, std::optional<Recompute> recompute) {
+  GivenCosts costs = request.costs;
+  if (recompute == Recompute::none) {
+    for (StageCosts& each : entries_of(costs)) each = without_recompute(each);
+  }
+  const auto* stages = std::get_if<Costs>(&costs);
+  if (stages == nullptr || request.terms == EqualTerms::stages) return costs;
+  ModelCosts model{static_cast<const MachineCosts&>(*stages), stages->stages, {}};
+  if (model.parts.size() == 1) model.parts.resize(static_cast<std::size_t>(ranks), stages->stages[0]);
+  return model;
+}
 
 // How many stages of one chain a rank holds: what divides the ranks when the number of stages is to be equal.
 int stages_of_chain_per_rank(const Family& family, const Shape& shape) {
@@ -38,16 +76,51 @@ Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
   return shape;
 }
 
-// All that a row says, unless its schedule has no such shape, or cannot run: that is thrown.
-Evaluation evaluate_row(TableRow& row, const Shape& shape, EqualTerms terms, const GivenCosts& given) {
-  row.shape = shape_of_row(family(row.schedule), shape, terms);
-  Schedule schedule = generate({.family = row.schedule, .shape = row.shape, .costs = given});
-  const Costs costs = stage_costs(given, schedule.placement);
-  row.overlapped_is_assumed = std::holds_alternative<ModelCosts>(given) && !has_overlapped(costs) &&
-                              std::ranges::any_of(schedule.ops, [](Op op) { return op.with_next; });
-  Evaluation evaluation = evaluate(std::move(schedule), costs);
+Quantiles quantiles_of(const Program& program, Costs costs, int seeds) {
+  std::vector<Time> makespans;
+  for (int i = 0; i < seeds; ++i) {
+    makespans.push_back(simulate(program, costs, Record::ranks).makespan());
+    ++costs.seed;
+  }
+  std::ranges::sort(makespans);
+  // Nearest rank, in whole numbers: the least that percent / 100 of them do not exceed.
+  const auto at = [&](std::size_t percent) { return makespans[(makespans.size() * percent + 99) / 100 - 1]; };
+  return {at(5), at(50), at(95)};
+}
+
+void fill_work(TableRow& row, const Timeline& timeline) {
+  double busy = 0;
+  Time most = 0;
+  for (const RankTimes& rank : timeline.ranks) {
+    busy += static_cast<double>(rank.busy);
+    most = std::max(most, rank.busy);
+  }
+  const auto ranks = static_cast<double>(timeline.ranks.size());
+  const auto makespan = static_cast<double>(row.makespan);
+  if (row.makespan > 0) row.imbalance_rate = (static_cast<double>(most) - busy / ranks) / makespan;
+  if (busy > 0) row.idle_per_ideal = (makespan * ranks - busy) / busy;
+}
+
+// Per second, over the whole run.
+void fill_rates(TableRow& row, const TableRequest& request) {
+  const double seconds = static_cast<double>(row.time()) * 1e-9;
+  if (seconds <= 0) return;
+  const auto micro_batches = static_cast<double>(row.micro_batches);
+  if (request.tokens) row.tokens_per_second = *request.tokens * micro_batches / seconds;
+  if (request.flops && request.peak_flops) {
+    row.flops_utilization = *request.flops * micro_batches / (seconds * row.ranks * *request.peak_flops);
+  }
+}
+
+// All that a row says but what it takes other rows to know.
+Evaluation evaluate_program(TableRow& row, const TableRequest& request, const Program& program, const Costs& costs) {
+  const Placement& placement = program.schedule.placement;
+  Evaluation evaluation = evaluate(program, costs);
+  row.ranks = placement.ranks;
+  row.micro_batches = static_cast<std::int64_t>(program.schedule.total_micro_batches());
   row.stages = evaluation.stages;
-  row.form = closed_form(row.schedule, row.shape, costs);
+  row.has_pairs = std::ranges::any_of(program.schedule.ops, [](Op op) { return op.with_next; });
+  row.overlapped_is_assumed = row.has_pairs && !has_overlapped(costs);
   row.makespan = evaluation.timeline.makespan();
   row.span = evaluation.timeline.span();
   row.bubble = row.form && row.form->by_span ? evaluation.bubble_by_span() : evaluation.bubble_by_makespan();
@@ -55,196 +128,208 @@ Evaluation evaluate_row(TableRow& row, const Shape& shape, EqualTerms terms, con
   row.bubble_rate_span = evaluation.timeline.bubble_rate_span();
   row.peak_activations_least = evaluation.peak_activations_least();
   row.peak_activations_most = evaluation.peak_activations_most();
-  row.peak_memory = evaluation.peak_memory();
   row.parameters = evaluation.parameters();
+  if (request.terms == EqualTerms::ranks) {
+    row.share = static_cast<double>(row.ranks) * placement.chains() / placement.stages();
+  }
+  row.peak_memory = evaluation.peak_memory();
+  if (request.memory_limit) row.room = *request.memory_limit - row.peak_memory;
+  if (request.seeds > 0) row.makespans = quantiles_of(program, costs, request.seeds);
+  fill_work(row, evaluation.timeline);
+  fill_rates(row, request);
   return evaluation;
 }
 
-std::string activations_text(const TableRow& row) {
-  return row.peak_activations_least == row.peak_activations_most
-             ? fmt::format("{}", row.peak_activations_most)
-             : fmt::format("{}..{}", row.peak_activations_least, row.peak_activations_most);
-}
-
-TextTable table_for_people(const ScheduleTable& table) {
-  const bool counts_bytes = std::ranges::any_of(table.rows, [](const auto& row) { return row.peak_memory > 0; });
-  std::vector<Column> columns{{"schedule", Align::left},
-                              {"ranks"},
-                              {"closed form", Align::left},
-                              {"it says"},
-                              {"simulated"},
-                              {"it holds", Align::left},
-                              {"bubble"},
-                              {"by span"},
-                              {"makespan"},
-                              {"activations"},
-                              {"parameters"}};
-  if (counts_bytes) columns.push_back({"memory"});
-  TextTable text(std::move(columns));
-  for (const TableRow& row : table.rows) {
-    if (!row.unfit.empty()) continue;
-    std::vector<std::string> cells{row.schedule,
-                                   fmt::format("{}", row.shape.ranks),
-                                   row.form ? row.form->formula + (row.form->by_span ? " by span" : "") : "",
-                                   row.form ? format_time_exact(row.form->bubble) : "",
-                                   format_time_exact(row.bubble),
-                                   !row.form           ? ""
-                                   : row.form->holds() ? "yes"
-                                                       : "no",
-                                   format_rate(row.bubble_rate_makespan),
-                                   format_rate(row.bubble_rate_span),
-                                   format_time_exact(row.makespan),
-                                   activations_text(row),
-                                   fmt::format("{}x", row.parameters)};
-    if (counts_bytes) cells.push_back(format_bytes(row.peak_memory));
-    text.add_row(std::move(cells));
+Evaluation evaluate_candidate(Candidate& candidate, const TableRequest& request) {
+  TableRow& row = candidate.row;
+  row.recompute = candidate.recompute;
+  if (const auto& program = candidate.schedule->program) {
+    const Placement& placement = program->schedule.placement;
+    const GivenCosts costs = costs_of(request, placement.ranks, candidate.recompute);
+    return evaluate_program(row, request, *program, stage_costs(costs, placement));
   }
-  return text;
+  const std::string& name = candidate.schedule->name;
+  const Shape shape = shape_of_row(family(name), candidate.shape, request.terms);
+  const GivenCosts given = costs_of(request, shape.ranks, candidate.recompute);
+  Schedule schedule = generate({.family = name, .shape = shape, .costs = given, .memory_limit = request.memory_limit});
+  const Costs costs = stage_costs(given, schedule.placement);
+  row.form = closed_form(name, shape, costs);
+  return evaluate_program(row, request, lower(std::move(schedule)), costs);
 }
 
-// Of a row whose F&B is assumed.
-constexpr std::string_view overlapped_note = "F&B was not measured, and is taken for F + B";
+bool counts_bytes(const StageCosts& costs) {
+  const auto sizes = {costs.activation,
+                      costs.weight_stash,
+                      costs.message,
+                      costs.parameters,
+                      costs.gradients,
+                      costs.optimizer,
+                      costs.workspace(Kind::forward),
+                      costs.workspace(Kind::backward)};
+  return std::ranges::any_of(sizes, [](Bytes bytes) { return bytes > 0; });
+}
 
-// What stands under the table: which conditions are broken, and which rows are not there.
-std::vector<std::string> notes_of(const ScheduleTable& table) {
-  std::vector<std::string> notes;
-  for (const TableRow& row : table.rows) {
-    if (!row.unfit.empty()) {
-      notes.push_back("no row for " + row.unfit);
-    } else if (!row.form) {
-      notes.push_back(fmt::format("{}: no closed form is known", row.schedule));
-    } else if (!row.form->holds()) {
-      notes.push_back(fmt::format("{}: the closed form {}", row.schedule, row.form->broken));
+void check_request(const TableRequest& request) {
+  std::visit([](const auto& costs) { check(costs); }, request.costs);
+  const double jitter = std::visit([](const MachineCosts& costs) { return costs.jitter; }, request.costs);
+  if (request.seeds > 0 && jitter == 0) {
+    throw InputError("several seeds need jitter, by which the runs differ: give its share (--jitter 0.05)");
+  }
+  const auto entries = entries_of(request.costs);
+  if (request.memory_limit && std::ranges::none_of(entries, counts_bytes)) {
+    throw InputError(
+        "a memory limit needs the bytes that it limits: give those of a micro-batch (--activation-bytes, …) or a costs "
+        "file that has them");
+  }
+  if (!request.recompute.empty() && !knows_both_recomputes(entries)) {
+    throw InputError(
+        "to choose whether to recompute, the costs must know both: recompute_ns, and recompute_activation_bytes beside "
+        "activation_bytes (--recompute-time, --recompute-activation-bytes)");
+  }
+}
+
+std::vector<TableSchedule> default_schedules(EqualTerms terms) {
+  std::vector<TableSchedule> schedules;
+  for (const Family& family : catalog()) {
+    if (terms == EqualTerms::ranks || family.is_in_first_table) {
+      schedules.push_back({std::string(family.name), std::nullopt});
     }
-    if (row.overlapped_is_assumed) notes.push_back(fmt::format("{}: {}", row.schedule, overlapped_note));
   }
-  return notes;
+  return schedules;
 }
 
-std::string note_with_overlapped(const ClosedForm& form) {
-  return form.holds() ? std::string(overlapped_note) : fmt::format("{}; {}", form.broken, overlapped_note);
+// Rows that can be compared stand together.
+class Candidates {
+ public:
+  explicit Candidates(const TableRequest& request) : request_(request) {
+    for (const Recompute each : request.recompute) recompute_.emplace_back(each);
+    if (recompute_.empty() && knows_both_recomputes(entries_of(request.costs))) {
+      recompute_ = {Recompute::none, Recompute::full};
+    }
+    if (recompute_.empty()) recompute_.emplace_back();
+    for (const int ranks : request.ranks) {
+      for (const std::int64_t micro_batches : request.micro_batches) {
+        for (const TableSchedule& each : request.schedules) {
+          Shape shape = request.parameters;
+          shape.ranks = ranks;
+          shape.micro_batches = micro_batches;
+          if (!each.program) add(each, shape, true);
+        }
+      }
+    }
+    for (const TableSchedule& each : request.schedules) {
+      if (!each.program) continue;
+      const Schedule& schedule = each.program->schedule;
+      add(each, {schedule.placement.ranks, static_cast<std::int64_t>(schedule.total_micro_batches())}, true);
+    }
+    for (std::size_t group = 0; group < groups_.size(); ++group) add_baseline(group);
+  }
+
+  [[nodiscard]] std::vector<Candidate> take() { return std::move(all_); }
+
+ private:
+  void add(const TableSchedule& schedule, const Shape& shape, bool is_shown) {
+    const std::pair key{shape.ranks, shape.micro_batches};
+    const auto found = std::ranges::find(groups_, key);
+    const auto group = static_cast<std::size_t>(found - groups_.begin());
+    if (found == groups_.end()) groups_.push_back(key);
+    for (const auto& recompute : recompute_) {
+      all_.push_back({&schedule, shape, recompute, group, is_shown});
+      if (!is_shown) break;
+    }
+  }
+
+  void add_baseline(std::size_t group) {
+    const auto is_baseline = [&](const Candidate& each) {
+      return each.group == group && !each.schedule->program && each.schedule->name == baseline;
+    };
+    if (std::ranges::any_of(all_, is_baseline)) return;
+    static const TableSchedule one_f_one_b{std::string(baseline), std::nullopt};
+    add(one_f_one_b, {groups_[group].first, groups_[group].second}, false);
+  }
+
+  const TableRequest& request_;
+  std::vector<std::optional<Recompute>> recompute_;
+  std::vector<std::pair<int, std::int64_t>> groups_;
+  std::vector<Candidate> all_;
+};
+
+// Within each group: what takes all of it to know.
+void compare_group(std::span<Candidate> group, EqualTerms terms) {
+  const auto base = std::ranges::find_if(group, [](const Candidate& each) {
+    return each.reason.empty() && !each.schedule->program && each.schedule->name == baseline;
+  });
+  Candidate* best = nullptr;
+  std::size_t shown = 0;
+  for (Candidate& each : group) {
+    if (!each.reason.empty()) continue;
+    if (base != group.end() && each.row.time() > 0) {
+      each.row.speedup = static_cast<double>(base->row.time()) / static_cast<double>(each.row.time());
+    }
+    if (!each.is_shown) continue;
+    ++shown;
+    if (each.row.fits() && (best == nullptr || each.row.time() < best->row.time())) best = &each;
+  }
+  if (best != nullptr && shown > 1 && terms == EqualTerms::ranks) best->row.is_best = true;
 }
 
-std::string heading(const ScheduleTable& table) {
-  return fmt::format(
-      "{}, {}; durations of one stage",
-      format_count(static_cast<std::uint64_t>(table.shape.ranks), table.terms == EqualTerms::stages ? "stage" : "rank"),
-      format_count(static_cast<std::uint64_t>(table.shape.micro_batches), "micro-batch", "es"));
+void sort_group(std::span<Candidate> group, TableSort by) {
+  const auto sort = [&](auto key) {
+    std::ranges::stable_sort(group, {}, [&](const Candidate& c) { return key(c.row); });
+  };
+  if (by == TableSort::makespan) sort([](const TableRow& row) { return row.time(); });
+  if (by == TableSort::bubble) sort([](const TableRow& row) { return row.bubble_rate_makespan; });
+  if (by == TableSort::memory) sort([](const TableRow& row) { return row.peak_memory; });
+}
+
+[[noreturn]] void refuse_all(const std::vector<LeftOut>& left_out) {
+  std::string reasons;
+  std::set<std::string_view> said;
+  for (const LeftOut& each : left_out) {
+    if (said.insert(each.reason).second) reasons += "\n  " + each.reason;
+  }
+  throw InputError("no schedule can be compared:" + reasons);
 }
 
 }  // namespace
 
-ScheduleTable schedule_table(const std::vector<std::string>& schedules, const Shape& shape, EqualTerms terms,
-                             const GivenCosts& costs) {
-  ScheduleTable table{terms, shape, std::vector<TableRow>(schedules.size())};
-  const auto evaluate_one = [&](std::size_t i) {
-    TableRow& row = table.rows[i];
-    row.schedule = schedules[i];
-    row.shape = shape;
-    return evaluate_row(row, shape, terms, costs);
-  };
-  evaluate_each(schedules.size(), evaluate_one, [&](std::size_t i, const Outcome& outcome) {
+ScheduleTable schedule_table(TableRequest request) {
+  check_request(request);
+  if (request.schedules.empty()) request.schedules = default_schedules(request.terms);
+  for (const TableSchedule& each : request.schedules) {
+    if (!each.program) (void)family(each.name);
+  }
+  ScheduleTable table{std::move(request), {}, {}};
+  std::vector<Candidate> candidates = Candidates(table.request).take();
+  const auto evaluate_one = [&](std::size_t i) { return evaluate_candidate(candidates[i], table.request); };
+  evaluate_each(candidates.size(), evaluate_one, [&](std::size_t i, const Outcome& outcome) {
     try {
       (void)outcome.evaluation();
     } catch (const ShapeError& error) {
-      table.rows[i].unfit = error.what();
+      candidates[i].reason = error.what();
+    } catch (const DeadlockError&) {
+      candidates[i].reason = fmt::format("{}: it hangs under this communication; dualpipe-sim validate shows where",
+                                         candidates[i].schedule->name);
     }
   });
+  std::ranges::stable_sort(candidates, {}, &Candidate::group);
+  for (auto begin = candidates.begin(); begin != candidates.end();) {
+    const auto end = std::find_if(begin, candidates.end(), [&](const Candidate& c) { return c.group != begin->group; });
+    compare_group({begin, end}, table.request.terms);
+    sort_group({begin, end}, table.request.sort);
+    begin = end;
+  }
+  for (Candidate& each : candidates) {
+    if (!each.is_shown) continue;
+    each.row.schedule = each.schedule->name;
+    if (each.reason.empty()) {
+      table.rows.push_back(std::move(each.row));
+    } else if (each.recompute != Recompute::full) {  // said once
+      table.left_out.push_back({each.schedule->name, each.shape.ranks, each.shape.micro_batches, each.reason});
+    }
+  }
+  if (table.rows.empty()) refuse_all(table.left_out);
   return table;
-}
-
-std::string to_text(const ScheduleTable& table) {
-  std::string text = heading(table) + "\n\n" + table_for_people(table).to_text() + "\n";
-  for (const std::string& note : notes_of(table)) text += note + "\n";
-  text +=
-      "closed form, simulated: idle time of the rank that idles most, makespan - busy, or span - busy for a form by "
-      "span\n"
-      "bubble: idle share of ranks x makespan (DeepSeek's); by span: with the longest rank's span instead (zero-bubble "
-      "papers')\n"
-      "B is the full backward, I + W; activations: live micro-batches of the ranks at their peaks; parameters: stages "
-      "held\n";
-  return text;
-}
-
-std::string to_markdown(const ScheduleTable& table) {
-  std::string text = heading(table) + "\n\n" + table_for_people(table).to_markdown();
-  const auto notes = notes_of(table);
-  if (!notes.empty()) text += "\n";
-  for (const std::string& note : notes) text += "- " + note + "\n";
-  return text;
-}
-
-std::string to_csv(const ScheduleTable& table) {
-  TextTable text({{"schedule"},
-                  {"ranks"},
-                  {"stages"},
-                  {"microbatches"},
-                  {"closed_form"},
-                  {"closed_form_by"},
-                  {"closed_form_ns"},
-                  {"simulated_ns"},
-                  {"holds"},
-                  {"bubble_rate_makespan"},
-                  {"bubble_rate_span"},
-                  {"makespan_ns"},
-                  {"span_ns"},
-                  {"peak_activations_least"},
-                  {"peak_activations_most"},
-                  {"peak_memory_bytes"},
-                  {"parameters"},
-                  {"note"}});
-  for (const TableRow& row : table.rows) {
-    const bool fits = row.unfit.empty();
-    const auto number = [&](auto value) { return fits ? fmt::format("{}", value) : std::string(); };
-    const ClosedForm form = row.form.value_or(ClosedForm{});
-    const auto of_form = [&](auto value) { return row.form ? fmt::format("{}", value) : std::string(); };
-    text.add_row({row.schedule, number(row.shape.ranks), number(row.stages), number(row.shape.micro_batches),
-                  form.formula, of_form(form.by_span ? "span" : "makespan"), of_form(form.bubble), number(row.bubble),
-                  of_form(form.holds() ? "yes" : "no"), number(row.bubble_rate_makespan), number(row.bubble_rate_span),
-                  number(row.makespan), number(row.span), number(row.peak_activations_least),
-                  number(row.peak_activations_most), number(row.peak_memory), number(row.parameters),
-                  !fits                       ? row.unfit
-                  : row.overlapped_is_assumed ? note_with_overlapped(form)
-                                              : form.broken});
-  }
-  return text.to_csv();
-}
-
-std::string to_json(const ScheduleTable& table) {
-  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  for (const TableRow& row : table.rows) {
-    if (!row.unfit.empty()) {
-      rows.push_back({{"schedule", row.schedule}, {"unfit", row.unfit}});
-      continue;
-    }
-    nlohmann::ordered_json form;  // null where none is known
-    if (row.form) {
-      form = {{"formula", row.form->formula},
-              {"by", row.form->by_span ? "span" : "makespan"},
-              {"bubble_ns", row.form->bubble},
-              {"holds", row.form->holds()},
-              {"broken", row.form->broken}};
-    }
-    rows.push_back({{"schedule", row.schedule},
-                    {"ranks", row.shape.ranks},
-                    {"stages", row.stages},
-                    {"microbatches", row.shape.micro_batches},
-                    {"closed_form", form},
-                    {"bubble_ns", row.bubble},
-                    {"makespan_ns", row.makespan},
-                    {"span_ns", row.span},
-                    {"bubble_rate_makespan", row.bubble_rate_makespan},
-                    {"bubble_rate_span", row.bubble_rate_span},
-                    {"peak_activations_least", row.peak_activations_least},
-                    {"peak_activations_most", row.peak_activations_most},
-                    {"peak_memory_bytes", row.peak_memory},
-                    {"parameters", row.parameters}});
-    if (row.overlapped_is_assumed) rows.back()["overlapped_is_assumed"] = true;
-  }
-  const char* equal = table.terms == EqualTerms::stages ? "stages" : "ranks";
-  const nlohmann::ordered_json document{
-      {"equal", equal}, {equal, table.shape.ranks}, {"microbatches", table.shape.micro_batches}, {"rows", rows}};
-  return detail::report::json_text(document);
 }
 
 }  // namespace dualpipe
