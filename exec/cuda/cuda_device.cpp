@@ -32,8 +32,8 @@ namespace {
 
 constexpr double nanoseconds_per_millisecond = 1e6;
 
-cudaEvent_t event_of(const Mark& mark) {
-  return static_cast<cudaEvent_t>(const_cast<void*>(mark.event));  // as it was made, in mark()
+cudaEvent_t handle_of(const Event& event) {
+  return static_cast<cudaEvent_t>(const_cast<void*>(event.handle));  // as it was made, in record_event()
 }
 
 Time elapsed(cudaEvent_t from, cudaEvent_t to) {
@@ -49,7 +49,7 @@ class ClockBase {
   // The stream must be idle. The event's time lies between two of the host; the closest two of several tries count.
   void take(cudaStream_t stream) {
     width_ = std::numeric_limits<Time>::max();
-    for (Event& each : tries_) {
+    for (CudaEvent& each : tries_) {
       const Time before = now();
       each.record(stream);
       each.synchronize();
@@ -63,12 +63,13 @@ class ClockBase {
   [[nodiscard]] Time time_of(cudaEvent_t event) const { return time_ + elapsed(event_->get(), event); }
 
  private:
-  static std::array<Event, 4> make_tries() {
-    return {Event(Event::Knows::time), Event(Event::Knows::time), Event(Event::Knows::time), Event(Event::Knows::time)};
+  static std::array<CudaEvent, 4> make_tries() {
+    constexpr auto knows = CudaEvent::Knows::time;
+    return {CudaEvent(knows), CudaEvent(knows), CudaEvent(knows), CudaEvent(knows)};
   }
 
-  std::array<Event, 4> tries_ = make_tries();
-  const Event* event_ = &tries_.front();
+  std::array<CudaEvent, 4> tries_ = make_tries();
+  const CudaEvent* event_ = &tries_.front();
   Time time_ = 0;
   Time width_ = 0;
 };
@@ -123,14 +124,14 @@ void attach(MemoryListener& listener) {
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice(c10::DeviceIndex gpu, Lanes lanes, bool copies)
+  CudaDevice(c10::DeviceIndex gpu, RankStreams streams, bool copies)
       : before_(gpu),
         gpu_(gpu),
-        lanes_(std::move(lanes)),
+        streams_(std::move(streams)),
         copies_(copies),
-        deferred_free_(std::make_shared<DeferredFree>(lanes_.streams)) {
+        deferred_free_(std::make_shared<DeferredFree>(streams_.all)) {
     use({});
-    base_.take(stream());
+    base_.take(current());
   }
 
   ~CudaDevice() override {
@@ -149,39 +150,39 @@ class CudaDevice final : public Device {
 
   void begin_step() override {
     finish();
-    marks_.free_all();
-    base_.take(stream());
+    events_.free_all();
+    base_.take(current());
   }
 
-  void use(Lane lane) override {
-    const std::size_t index = lanes_.index_of(lane);
-    used_ = lane;
+  void use(Stream stream) override {
+    const std::size_t index = streams_.index_of(stream);
+    used_ = stream;
     deferred_free_->note_busy(index);
-    c10::cuda::setCurrentCUDAStream(lanes_.streams[index]);
+    c10::cuda::setCurrentCUDAStream(streams_.all[index]);
   }
-  [[nodiscard]] Lane used() const override { return used_; }
+  [[nodiscard]] Stream used() const override { return used_; }
 
-  [[nodiscard]] Mark mark() override {
+  [[nodiscard]] Event record_event() override {
     deferred_free_->release();
-    Event& event = marks_.next();
-    event.record(stream());
+    CudaEvent& event = events_.next();
+    event.record(current());
     return {now(), event.get()};
   }
 
-  [[nodiscard]] bool is_done(const Mark& mark) const override {
-    return mark.event == nullptr || detail::cuda::is_done(event_of(mark));
+  [[nodiscard]] bool is_done(const Event& event) const override {
+    return event.handle == nullptr || detail::cuda::is_done(handle_of(event));
   }
 
-  void wait(const Mark& mark) override {
-    if (mark.event == nullptr) return;
-    check(cudaStreamWaitEvent(stream(), event_of(mark), 0), "making a stream wait");
+  void wait(const Event& event) override {
+    if (event.handle == nullptr) return;
+    check(cudaStreamWaitEvent(current(), handle_of(event), 0), "making a stream wait");
   }
 
-  void await(const Mark& mark) override {
-    if (mark.event != nullptr) check(cudaEventSynchronize(event_of(mark)), "waiting for an event");
+  void await(const Event& event) override {
+    if (event.handle != nullptr) check(cudaEventSynchronize(handle_of(event)), "waiting for an event");
   }
 
-  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Event& ready) override {
     wait(ready);
     if (!tensor.defined() || !tensor.is_cuda()) return tensor;
     return alias_with_release(std::move(tensor), [deferred_free = deferred_free_](at::Tensor ended) {
@@ -189,24 +190,24 @@ class CudaDevice final : public Device {
     });
   }
 
-  // The copy is in memory of the message lane, not of the one that receives it: there it would have to wait for what
-  // that lane does meanwhile, and which may have used the memory before.
-  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
+  // The copy is in memory of the message stream, not of the one that receives it: there it would have to wait for what
+  // that stream does meanwhile, and which may have used the memory before.
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Event& ready) override {
     copy_begun_.reset();
     if (!copies_ || !tensor.defined() || !tensor.is_cuda()) return adopt(std::move(tensor), ready);
-    constexpr Lane message{Lane::Kind::message};
-    const Lane receiver = used_;
+    constexpr Stream message{Stream::Kind::message};
+    const Stream receiver = used_;
     use(message);
     wait(ready);
-    copy_begun_ = mark();
+    copy_begun_ = record_event();
     at::Tensor copy = tensor.detach().clone();
-    ready = mark();
-    deferred_free_->defer(std::move(tensor), StreamSet{1} << lanes_.index_of(message));
+    ready = record_event();
+    deferred_free_->defer(std::move(tensor), StreamSet{1} << streams_.index_of(message));
     use(receiver);
     return adopt(std::move(copy), ready);
   }
 
-  [[nodiscard]] std::optional<Mark> copy_begun() const override { return copy_begun_; }
+  [[nodiscard]] std::optional<Event> copy_begun() const override { return copy_begun_; }
 
   // Through memory of the host, by the copy engines: on one GPU there is no link between the parts of a stage, so this
   // stands for it. It takes time of the bus, and leaves the multiprocessors free, as a transfer between GPUs does.
@@ -220,12 +221,12 @@ class CudaDevice final : public Device {
           "a tensor of the host cannot be exchanged on a GPU; a stage has its tensors on its rank's device");
     }
     PinnedBuffers::Buffer& buffer = pinned_.take(source.nbytes());
-    const cudaStream_t lane = stream();
-    check(cudaMemcpyAsync(buffer.data(), source.const_data_ptr(), source.nbytes(), cudaMemcpyDeviceToHost, lane),
+    const cudaStream_t stream = current();
+    check(cudaMemcpyAsync(buffer.data(), source.const_data_ptr(), source.nbytes(), cudaMemcpyDeviceToHost, stream),
           "a copy to the host");
-    check(cudaMemcpyAsync(result.mutable_data_ptr(), buffer.data(), source.nbytes(), cudaMemcpyHostToDevice, lane),
+    check(cudaMemcpyAsync(result.mutable_data_ptr(), buffer.data(), source.nbytes(), cudaMemcpyHostToDevice, stream),
           "a copy from the host");
-    buffer.hold_until(lane);
+    buffer.hold_until(stream);
     return result;
   }
 
@@ -234,40 +235,40 @@ class CudaDevice final : public Device {
   void tell_of_memory(MemoryListener& listener) override { attach(listener); }
 
   void finish() override {
-    for (const c10::cuda::CUDAStream& each : lanes_.streams) {
+    for (const c10::cuda::CUDAStream& each : streams_.all) {
       check(cudaStreamSynchronize(each.stream()), "waiting for the GPU");
     }
-    deferred_free_->release_all(StreamSet{1} << lanes_.index_of(used_));
+    deferred_free_->release_all(StreamSet{1} << streams_.index_of(used_));
   }
 
-  [[nodiscard]] Time time_of(const Mark& mark) const override {
-    return mark.event == nullptr ? mark.time : base_.time_of(event_of(mark));
+  [[nodiscard]] Time time_of(const Event& event) const override {
+    return event.handle == nullptr ? event.time : base_.time_of(handle_of(event));
   }
 
  private:
-  [[nodiscard]] cudaStream_t stream() const { return lanes_.streams[lanes_.index_of(used_)].stream(); }
+  [[nodiscard]] cudaStream_t current() const { return streams_.all[streams_.index_of(used_)].stream(); }
 
   const ThreadState before_;
   const c10::DeviceIndex gpu_;
-  const Lanes lanes_;
+  const RankStreams streams_;
   const bool copies_;
   const std::shared_ptr<DeferredFree> deferred_free_;  // outlives this where tensors do
-  EventPool marks_;
-  std::optional<Mark> copy_begun_;  // of the last one that was taken
+  CudaEventPool events_;
+  std::optional<Event> copy_begun_;  // of the last one that was taken
   ClockBase base_;
   PinnedBuffers pinned_;
-  Lane used_;
+  Stream used_;
 };
 
 }  // namespace
 
-std::unique_ptr<Device> cuda_device(c10::DeviceIndex gpu, Lanes lanes, bool copies) {
-  return std::make_unique<CudaDevice>(gpu, std::move(lanes), copies);
+std::unique_ptr<Device> cuda_device(c10::DeviceIndex gpu, RankStreams streams, bool copies) {
+  return std::make_unique<CudaDevice>(gpu, std::move(streams), copies);
 }
 
-MarkCost measure_mark_cost(c10::cuda::CUDAStream stream) {
+EventCost measure_event_cost(c10::cuda::CUDAStream stream) {
   constexpr std::size_t count = 1000;
-  EventPool pool;
+  CudaEventPool pool;
   std::vector<cudaEvent_t> events;
   for (std::size_t i = 0; i < count; ++i) events.push_back(pool.next().get());  // to make them is not measured
   pool.free_all();

@@ -3,15 +3,15 @@
 
 #include <memory>
 
-#include "dualpipe/exec/cuda/lanes.h"
+#include "dualpipe/exec/cuda/streams.h"
 #include "dualpipe/exec/device/device.h"
 
 namespace dualpipe::detail::cuda {
 
 // To be made, used and destroyed by the thread of the rank. `copies`: messages are.
-[[nodiscard]] std::unique_ptr<Device> cuda_device(c10::DeviceIndex gpu, Lanes lanes, bool copies);
+[[nodiscard]] std::unique_ptr<Device> cuda_device(c10::DeviceIndex gpu, RankStreams streams, bool copies);
 
-// Of marks in an idle stream.
-[[nodiscard]] MarkCost measure_mark_cost(c10::cuda::CUDAStream stream);
+// Of events in an idle stream.
+[[nodiscard]] EventCost measure_event_cost(c10::cuda::CUDAStream stream);
 
 }  // namespace dualpipe::detail::cuda

@@ -21,7 +21,7 @@ void DeferredFree::defer(at::Tensor tensor, StreamSet streams, Bytes counted) {
   Deferred deferred;
   for (std::size_t i = 0; i < streams_.size(); ++i) {
     if ((streams >> i & 1U) == 0) continue;
-    if (spare_.empty()) spare_.emplace_back(Event::Knows::order);
+    if (spare_.empty()) spare_.emplace_back(CudaEvent::Knows::order);
     deferred.fences.push_back(std::move(spare_.back()));
     spare_.pop_back();
     deferred.fences.back().record(streams_[i].stream());
@@ -38,7 +38,7 @@ std::deque<DeferredFree::Deferred> DeferredFree::take(bool reached_only) {
   const std::lock_guard lock(mutex_);
   while (!deferred_.empty()) {
     Deferred& oldest = deferred_.front();
-    if (reached_only && !std::ranges::all_of(oldest.fences, &Event::is_done)) break;
+    if (reached_only && !std::ranges::all_of(oldest.fences, &CudaEvent::is_done)) break;
     std::ranges::move(oldest.fences, std::back_inserter(spare_));
     oldest.fences.clear();
     pending_bytes_ -= oldest.counted;

@@ -1,11 +1,11 @@
 // Tensors that nobody uses any more, but the GPU still does: kept until it has come so far. Private to exec/cuda.
 //
-//     rank 0, lane a   ▐█ makes T █▌──┐ mark
-//     rank 1, lane b                  └▶▐█ uses T █▌──┐ fence: T may go back to the memory of lane a
-//            thread    adopt(T) … drops T: defer(T)───┘  … release(): the fence is reached, T is freed
+//     rank 0, stream a   ▐█ makes T █▌──┐ event
+//     rank 1, stream b                  └▶▐█ uses T █▌──┐ fence: T may go back to the memory of stream a
+//             thread    adopt(T) … drops T: defer(T)──┘  … release(): the fence is reached, T is freed
 //
-// LibTorch's own way, record_stream(), looks after such blocks only when memory is asked for, and keeps all of them for
-// as long as the slowest stream; which makes the peak a matter of luck.
+// LibTorch's own way, record_stream(), looks after such blocks only when memory is asked for, and keeps all of them
+// until the slowest stream has come so far. That makes the peak a matter of luck.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "dualpipe/exec/cuda/event.h"
-#include "dualpipe/exec/cuda/lanes.h"
+#include "dualpipe/exec/cuda/streams.h"
 #include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe::detail::cuda {
@@ -53,7 +53,7 @@ class DeferredFree {
   struct Deferred {
     at::Tensor tensor;
     Bytes counted = 0;
-    std::vector<Event> fences;
+    std::vector<CudaEvent> fences;
   };
 
   void defer(at::Tensor tensor, StreamSet streams, Bytes counted);
@@ -64,7 +64,7 @@ class DeferredFree {
   std::atomic<Bytes> pending_bytes_{0};
   std::mutex mutex_;
   std::deque<Deferred> deferred_;
-  std::vector<Event> spare_;
+  std::vector<CudaEvent> spare_;
   bool closed_ = false;
 };
 

@@ -23,21 +23,21 @@ namespace dualpipe::detail::cuda {
 }
 
 // Belongs to the GPU that is current on the thread that makes it.
-class Event {
+class CudaEvent {
  public:
   enum class Knows : unsigned { time = cudaEventDefault, order = cudaEventDisableTiming };
 
-  explicit Event(Knows what) { check(cudaEventCreateWithFlags(&event_, static_cast<unsigned>(what)), "an event"); }
-  ~Event() {
+  explicit CudaEvent(Knows what) { check(cudaEventCreateWithFlags(&event_, static_cast<unsigned>(what)), "an event"); }
+  ~CudaEvent() {
     if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));  // at the end of the process CUDA may be gone
   }
-  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
-  Event& operator=(Event&& other) noexcept {
+  CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  CudaEvent& operator=(CudaEvent&& other) noexcept {
     std::swap(event_, other.event_);
     return *this;
   }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
 
   [[nodiscard]] cudaEvent_t get() const { return event_; }
 
@@ -50,16 +50,16 @@ class Event {
 };
 
 // Events that all become free together. To make one takes much longer than to use it again.
-class EventPool {
+class CudaEventPool {
  public:
-  [[nodiscard]] Event& next() {
-    if (used_ == events_.size()) events_.emplace_back(Event::Knows::time);
+  [[nodiscard]] CudaEvent& next() {
+    if (used_ == events_.size()) events_.emplace_back(CudaEvent::Knows::time);
     return events_[used_++];
   }
   void free_all() { used_ = 0; }
 
  private:
-  std::deque<Event> events_;  // which do not move
+  std::deque<CudaEvent> events_;  // which do not move
   std::size_t used_ = 0;
 };
 

@@ -16,8 +16,8 @@
 #include "dualpipe/exec/cuda/check.h"
 #include "dualpipe/exec/cuda/cuda_device.h"
 #include "dualpipe/exec/cuda/green.h"
-#include "dualpipe/exec/cuda/lanes.h"
 #include "dualpipe/exec/cuda/nccl.h"
+#include "dualpipe/exec/cuda/streams.h"
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe::detail::cuda {
@@ -72,12 +72,12 @@ class Cuda final : public Hardware {
                       "that of the ranks, and a rank has at least one stage",
                       index, ranks, stages));
     }
-    return cuda_device(gpu_, lanes_of(index, ranks, stages), options_.copy);
+    return cuda_device(gpu_, streams_of(index, ranks, stages), options_.copy);
   }
 
-  [[nodiscard]] MarkCost mark_cost() override {
+  [[nodiscard]] EventCost event_cost() override {
     c10::cuda::set_device(gpu_);
-    return measure_mark_cost(lanes_of(0, 1, 1).streams.front());
+    return measure_event_cost(streams_of(0, 1, 1).all.front());
   }
 
  private:
@@ -88,12 +88,12 @@ class Cuda final : public Hardware {
   }
 
   // Made once: streams are never destroyed.
-  [[nodiscard]] Lanes lanes_of(int index, int ranks, int stages) {
+  [[nodiscard]] RankStreams streams_of(int index, int ranks, int stages) {
     const std::lock_guard lock(mutex_);
     const auto key = std::tuple(index, ranks, stages);
-    const auto found = lanes_.find(key);
-    if (found != lanes_.end()) return found->second;
-    return lanes_.emplace(key, make_lanes(gpu_, stages, context_of(index, ranks))).first->second;
+    const auto found = streams_.find(key);
+    if (found != streams_.end()) return found->second;
+    return streams_.emplace(key, make_streams(gpu_, stages, context_of(index, ranks))).first->second;
   }
   [[nodiscard]] std::optional<CUgreenCtx> context_of(int index, int ranks) {
     if (!options_.sm_partition) return std::nullopt;
@@ -106,8 +106,8 @@ class Cuda final : public Hardware {
   const c10::DeviceIndex gpu_;
   std::string name_;
   std::mutex mutex_;
-  std::map<std::tuple<int, int, int>, Lanes> lanes_;  // by index, ranks and stages
-  std::map<int, std::vector<CUgreenCtx>> contexts_;   // by ranks
+  std::map<std::tuple<int, int, int>, RankStreams> streams_;  // by index, ranks and stages
+  std::map<int, std::vector<CUgreenCtx>> contexts_;           // by ranks
 };
 
 std::unique_ptr<Hardware> make_hardware(const CudaOptions& options) { return std::make_unique<Cuda>(options); }

@@ -76,7 +76,7 @@ class RealNccl final : public Nccl {
   void abort(Communicator communicator) override { check(ncclCommAbort(handle_of(communicator))); }
 
  private:
-  // Of the lane that this thread uses.
+  // Of the stream that this thread uses.
   [[nodiscard]] static cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 };
 

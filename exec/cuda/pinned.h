@@ -36,7 +36,7 @@ class PinnedBuffers {
    private:
     void* data_ = nullptr;
     std::size_t bytes_;
-    Event free_at_{Event::Knows::order};
+    CudaEvent free_at_{CudaEvent::Knows::order};
   };
 
   // One of at least so many bytes that is free. Only a new size, or more exchanges under way than ever, need a new one:

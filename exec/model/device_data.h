@@ -24,7 +24,7 @@ class DeviceData final : public Data {
     std::int64_t first = 0;
     std::int64_t count = 0;
   };
-  // Copies these samples, on the lane that is used, and frees those of the step before.
+  // Copies these samples, on the stream that is used, and frees those of the step before.
   void begin_step(std::int64_t step, const std::vector<Range>& inputs, const std::vector<Range>& targets);
 
   // Both throw InputError for another step than the one that has begun, or a micro-batch that is not in its ranges.

@@ -47,11 +47,11 @@ class TimedStage final : public EmptyStage {
 
   Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
                                          std::uint32_t backward_micro_batch, Tensors gradients,
-                                         const PairLanes& lanes) override {
+                                         const PairStreams& streams) override {
     const auto* const timed_back = dynamic_cast<const TimedStage*>(&back);
     if (!costs_.overlapped || timed_back == nullptr) {
       return Stage::overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
-                                                std::move(gradients), lanes);
+                                                std::move(gradients), streams);
     }
     take(*costs_.overlapped);
     return {outputs(), timed_back->input_gradients()};

@@ -6,7 +6,7 @@
 //
 // A step runs on the thread that calls it, and what a stage or the criterion throws there is nested in the ReplayError
 // that comes out. Every rank of the program has a Pipeline, and calls step() when the others do. On a GPU a rank may
-// begin a step only when all have ended the one before: the marks that they wait for become void.
+// begin a step only when all have ended the one before: the events that they wait for become void.
 //
 // While gradients are off (c10::NoGradGuard) a step evaluates: it runs the forwards of the program alone, in its order,
 // and the stages keep nothing.
@@ -30,7 +30,7 @@ namespace dualpipe {
 using Criterion = std::function<at::Tensor(const Tensors& outputs, const Tensors& targets)>;
 
 // What a rank brings to a step. Tensors are on the rank's device, and made, where that is a GPU, on its first compute
-// lane. All lists of a step have a place for each micro-batch of each chain: chain * micro-batches of a chain +
+// stream. All lists of a step have a place for each micro-batch of each chain: chain * micro-batches of a chain +
 // micro-batch. What stands in the places of chains that begin, or end, on another rank is not looked at.
 struct StepInput {
   // What goes into the first stages. Empty: they read data of their own, as those of exec/model do.

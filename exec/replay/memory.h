@@ -15,7 +15,7 @@
 // Neither touches what torch.profiler uses: both may measure at the same time.
 //
 // On a GPU, too, memory is counted when the thread asks for it, ahead of the device: as the allocator does, which uses
-// a block again at once, in the order of its lane. Not seen: what LibTorch allocates on threads of its own
+// a block again at once, in the order of its stream. Not seen: what LibTorch allocates on threads of its own
 // (at::set_num_threads above 1), and buffers inside of its matrix libraries.
 #pragma once
 

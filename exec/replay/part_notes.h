@@ -32,7 +32,7 @@ class PartNotes {
     std::vector<PartSpan> parts;
     for (std::size_t i = 0; i < ops_.size(); ++i) {
       const NotedPart& part = log_[i];
-      const auto lane = part.lane == Lane::Kind::exchange ? PartSpan::Lane::exchange : PartSpan::Lane::compute;
+      const auto lane = part.stream == Stream::Kind::exchange ? PartSpan::Lane::exchange : PartSpan::Lane::compute;
       parts.push_back({ops_[i], lane, part.name, {device.time_of(part.start), device.time_of(part.end)}});
       parts.back().op.with_next = false;
     }

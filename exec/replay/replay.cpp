@@ -74,13 +74,13 @@ class Table {
 // A RECV that was posted.
 struct Posted {
   const Op* message = nullptr;
-  Mark at;
+  Event at;
 };
 
 // What an op made, and when it is done.
 struct Made {
   Tensors tensors;
-  Mark ready;
+  Event ready;
 };
 
 // Of a rank that has done nothing yet.
@@ -129,7 +129,7 @@ class Replay {
     device_.begin_step();
     device_.use({});
     transport_.begin(program_, device_);
-    last_ = device_.mark();
+    last_ = device_.record_event();
     for (std::size_t position = 0; position < ops_.size();) {
       issue(position);
       const auto unit = ops_.subspan(position, unit_size(ops_.subspan(position)));
@@ -162,7 +162,9 @@ class Replay {
   [[nodiscard]] bool skips_message(Kind kind) const { return options_.forward_only && !is_forward(kind); }
 
   [[nodiscard]] const HeldStage& held(Op op) const { return held_[op.stage]; }
-  [[nodiscard]] Lane lane_of(Op op) const { return {Lane::Kind::compute, static_cast<std::uint16_t>(held(op).index)}; }
+  [[nodiscard]] Stream stream_of(Op op) const {
+    return {Stream::Kind::compute, static_cast<std::uint16_t>(held(op).index)};
+  }
 
   // What stands in the slot before an op. `last_` goes along: one thing begins when the one before it has ended.
   void issue(std::size_t position) {
@@ -189,7 +191,7 @@ class Replay {
     Made made = take_result(held(message).index, is_forward(message.kind), message.micro_batch);
     for (const at::Tensor& tensor : made.tensors) charge_to_nobody(tensor);
     transport_.send(message, std::move(made.tensors), made.ready);
-    const Mark start = std::exchange(last_, device_.mark());
+    const Event start = std::exchange(last_, device_.record_event());
     log_.message(message, start, last_);
   }
 
@@ -197,18 +199,18 @@ class Replay {
   void run_unit(std::size_t position, std::span<const Op> unit) {
     at_ = unit;
     if (options_.before_op) std::ranges::for_each(unit, options_.before_op);
-    device_.use(lane_of(unit[0]));
+    device_.use(stream_of(unit[0]));
     device_.wait(last_);
     Tensors inputs = inputs_of(unit[0]);
     Tensors gradients = unit.size() == 2 ? inputs_of(unit[1]) : Tensors();
-    const Mark start = device_.mark();
+    const Event start = device_.record_event();
     log_.begin(position, unit, last_);
     Overlapped results =
         unit.size() == 2 ? run_pair(unit[0], unit[1], inputs, gradients, start) : run_op(unit[0], inputs);
     Bytes output = 0;
     for (const at::Tensor& each : results.outputs) output += each.defined() ? static_cast<Bytes>(each.nbytes()) : 0;
     if (is_end(unit[0])) end_chain(unit[0], std::move(results.outputs));
-    last_ = device_.mark();
+    last_ = device_.record_event();
     for (const Op op : unit) keep(op, op.kind == Kind::forward ? results.outputs : results.input_gradients);
     log_.end(position, unit, start, last_, output);
   }
@@ -231,17 +233,17 @@ class Replay {
     }
   }
 
-  // Both lanes begin at `start`; the forward's goes on when both have ended.
-  Overlapped run_pair(Op ahead, Op back, Tensors& inputs, Tensors& gradients, const Mark& start) {
-    const PairLanes lanes = {device_, lane_of(ahead), lane_of(back)};
-    device_.use(lanes.backward);
+  // Both streams begin at `start`; the forward's goes on when both have ended.
+  Overlapped run_pair(Op ahead, Op back, Tensors& inputs, Tensors& gradients, const Event& start) {
+    const PairStreams streams = {device_, stream_of(ahead), stream_of(back)};
+    device_.use(streams.backward);
     device_.wait(start);
-    device_.use(lanes.forward);
+    device_.use(streams.forward);
     Overlapped results = held(ahead).stage->overlapped_forward_backward(
-        ahead.micro_batch, std::move(inputs), *held(back).stage, back.micro_batch, std::move(gradients), lanes);
-    device_.use(lanes.backward);
-    const Mark backward_end = device_.mark();
-    device_.use(lanes.forward);
+        ahead.micro_batch, std::move(inputs), *held(back).stage, back.micro_batch, std::move(gradients), streams);
+    device_.use(streams.backward);
+    const Event backward_end = device_.record_event();
+    device_.use(streams.forward);
     device_.wait(backward_end);
     return results;
   }
@@ -270,15 +272,15 @@ class Replay {
     }
   }
 
-  // On the lane of the stage, where its loss was computed.
+  // On the stream of the stage, where its loss was computed.
   [[nodiscard]] Tensors gradients_of_loss(Op op) {
-    const Lane lane = device_.used();
-    if (lane == lane_of(op)) return options_.ends->gradients(op);
-    device_.use(lane_of(op));
+    const Stream stream = device_.used();
+    if (stream == stream_of(op)) return options_.ends->gradients(op);
+    device_.use(stream_of(op));
     device_.wait(last_);
     Tensors gradients = options_.ends->gradients(op);
-    const Mark done = device_.mark();
-    device_.use(lane);
+    const Event done = device_.record_event();
+    device_.use(stream);
     device_.wait(done);
     return gradients;
   }
@@ -290,9 +292,9 @@ class Replay {
                                    to_text(receive_for(op)), see_validate));
     }
     Received received = transport_.wait(*message);
-    const Mark sent = {time_of(received.arrived), received.ready.event};
-    Mark arrived = sent;
-    std::optional<Mark> copy_begun;
+    const Event sent = {time_of(received.arrived), received.ready.handle};
+    Event arrived = sent;
+    std::optional<Event> copy_begun;
     for (at::Tensor& tensor : received.tensors) {
       if (!tensor.defined()) continue;
       arrived = sent;
@@ -342,9 +344,9 @@ class Replay {
       gradients.push_back(gradient);
     }
     device_.finish();  // others read the gradients
-    last_ = device_.mark();
+    last_ = device_.record_event();
     transport_.reduce(program_.schedule.placement.sharers_of(reduction.stage), reduction.stage, gradients);
-    const Mark start = std::exchange(last_, device_.mark());
+    const Event start = std::exchange(last_, device_.record_event());
     log_.message(reduction, start, last_);
   }
 
@@ -363,9 +365,9 @@ class Replay {
   Table<Posted> receives_;
   std::vector<const Op*> reductions_;  // reached
   StepLog log_;
-  Mark last_;               // when the last thing ended
-  Mark previous_;           // the end of the last op, or pair
-  Mark before_previous_;    // of the one before it
+  Event last_;              // when the last thing ended
+  Event previous_;          // the end of the last op, or pair
+  Event before_previous_;   // of the one before it
   std::span<const Op> at_;  // what it is at
 };
 

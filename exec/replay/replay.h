@@ -4,13 +4,13 @@
 //     for each op: issue the slot before it (sends, receives posted) → wait for its inputs → run it
 //     then the reductions, in their order
 //
-// Every stage of the rank has a lane of its device (exec/device/device.h). An op starts when everything that the rank
-// did before has ended, on whichever lane; only the two ops of a pair run side by side. On a GPU the thread is ahead of
-// the device, and times are known when the device has finished. The thread is at most one op ahead, since what a rank
-// has received stays allocated until the device is done with it.
+// Every stage of the rank has a stream of the device (exec/device/device.h). An op starts when everything that the rank
+// did before has ended, on whichever stream; only the two ops of a pair run side by side. On a GPU the thread is ahead
+// of the device, and times are known when the device has finished. The thread is at most one op ahead, since what a
+// rank has received stays allocated until the device is done with it.
 //
 // A reduction waits for other ranks. So it must not hold up an op whose result one of these ranks needs. In the
-// simulator reductions have a lane of their own; here a rank comes to them when all its ops are done.
+// simulator reductions have a stream of their own; here a rank comes to them when all its ops are done.
 #pragma once
 
 #include <cstddef>
@@ -85,8 +85,8 @@ class ChainEnds {
 struct ReplayOptions {
   bool forward_only = false;          // skip all but F and its messages, with gradients off (evaluation)
   std::function<void(Op)> before_op;  // for tests: called before each op
-  Device* device = &host_device();    // the rank's, with a lane for each of its stages
-  bool note_parts = false;            // RankRecord::parts, which takes two marks for each
+  Device* device = &host_device();    // the rank's, with a stream for each of its stages
+  bool note_parts = false;            // RankRecord::parts, which takes two events for each
   bool measure_memory = false;        // RankRecord::memory and peak_memory, by a MemoryMeter (exec/replay/memory.h)
   ChainEnds* ends = nullptr;          // null: the first stages read their own data, and the last ones give the loss
 };

@@ -1,4 +1,4 @@
-// What a rank notes while it runs: marks of its device, whose times are known when the device has finished. Private to
+// What a rank notes while it runs: events of its device, whose times are known when the device has finished. Private to
 // exec/replay.
 #pragma once
 
@@ -26,7 +26,7 @@ class StepLog {
           std::span<const HeldStage> stages, MemoryMeter* meter);
 
   // An op, or the two of a pair, at its position: when it could have begun, and what is held then.
-  void begin(std::size_t position, std::span<const Op> unit, const Mark& ready) {
+  void begin(std::size_t position, std::span<const Op> unit, const Event& ready) {
     ready_[position] = ready;
     activations_ += static_cast<int>(std::ranges::count(unit, Kind::forward, &Op::kind));
     record_.peak_activations = std::max(record_.peak_activations, activations_);
@@ -34,8 +34,8 @@ class StepLog {
     record_.memory[position].before = held_memory();
     meter_->take_peak();
   }
-  // It ran from one mark to the other. `output`: bytes of what its F made.
-  void end(std::size_t position, std::span<const Op> unit, const Mark& start, const Mark& end, Bytes output) {
+  // It ran from one event to the other. `output`: bytes of what its F made.
+  void end(std::size_t position, std::span<const Op> unit, const Event& start, const Event& end, Bytes output) {
     if (meter_ != nullptr) {
       OpMemory& memory = record_.memory[position];
       memory.output = output;
@@ -49,9 +49,11 @@ class StepLog {
   }
 
   // A send, a reduction: while it was handed over.
-  void message(const Op& message, const Mark& start, const Mark& end) { intervals_[index_of(message)] = {start, end}; }
+  void message(const Op& message, const Event& start, const Event& end) {
+    intervals_[index_of(message)] = {start, end};
+  }
   // A receive: from its post until it was there. `copy_begun`: where a copy of it is noted.
-  void received(const Op& message, const Mark& posted, const Mark& arrived, const std::optional<Mark>& copy_begun) {
+  void received(const Op& message, const Event& posted, const Event& arrived, const std::optional<Event>& copy_begun) {
     intervals_[index_of(message)] = {posted, arrived};
     if (part_notes_ && copy_begun) copied_.push_back({&message, {*copy_begun, arrived}});
   }
@@ -62,10 +64,10 @@ class StepLog {
   void read();
 
  private:
-  // From one mark to another. Where it is not set nothing happened.
+  // From one event to another. Where it is not set nothing happened.
   struct Interval {
-    Mark start;
-    Mark end;
+    Event start;
+    Event end;
   };
   // The copy of a message.
   struct Copied {
@@ -85,7 +87,7 @@ class StepLog {
   const std::span<const Op> messages_;
   MemoryMeter* const meter_;
   std::vector<std::optional<Interval>> ops_;
-  std::vector<std::optional<Mark>> ready_;          // before an op, or pair: the end of what was before
+  std::vector<std::optional<Event>> ready_;         // before an op, or pair: the end of what was before
   std::vector<std::optional<Interval>> intervals_;  // of messages
   std::optional<PartNotes> part_notes_;             // where they are wanted
   std::vector<Copied> copied_;

@@ -12,25 +12,26 @@
 namespace dualpipe::detail::stage {
 namespace {
 
-constexpr Lane exchange_lane = {Lane::Kind::exchange, 0};
+constexpr Stream exchange_stream = {Stream::Kind::exchange, 0};
 
 }  // namespace
 
 template <typename Run>
-void PartedStage::noted(bool is_forward, Lane::Kind lane, const std::string& name, std::string_view suffix, Run run) {
+void PartedStage::noted(bool is_forward, Stream::Kind stream, const std::string& name, std::string_view suffix,
+                        Run run) {
   if (log_ == nullptr) return run();
-  const Mark start = device_.mark();
+  const Event start = device_.record_event();
   run();
-  log_->push_back({name + std::string(suffix), is_forward, lane, start, device_.mark()});
+  log_->push_back({name + std::string(suffix), is_forward, stream, start, device_.record_event()});
 }
 
 // A micro-batch on its way through the parts: in their order for F; in reverse for B and I, which, where the stage
 // recomputes, first go through them in order once more.
 class PartedStage::Pass {
  public:
-  // Computes on `lane`.
-  Pass(PartedStage& stage, Device& device, Lane lane, std::uint32_t micro_batch)
-      : stage_(stage), device_(device), lane_(lane), micro_batch_(micro_batch) {}
+  // Computes on `stream`.
+  Pass(PartedStage& stage, Device& device, Stream stream, std::uint32_t micro_batch)
+      : stage_(stage), device_(device), stream_(stream), micro_batch_(micro_batch) {}
 
   void begin_forward(Tensors inputs) {
     is_forward_ = true;
@@ -50,16 +51,16 @@ class PartedStage::Pass {
   }
 
   [[nodiscard]] bool has_next() const { return next_ < steps_.size(); }
-  [[nodiscard]] Lane::Kind next_lane() const { return part_of(steps_[next_]).lane; }
-  [[nodiscard]] bool next_is(Lane::Kind lane) const { return has_next() && next_lane() == lane; }
+  [[nodiscard]] Stream::Kind next_stream() const { return part_of(steps_[next_]).stream; }
+  [[nodiscard]] bool next_is(Stream::Kind stream) const { return has_next() && next_stream() == stream; }
 
   void issue_next() {
     const Step step = steps_[next_++];
-    if (part_of(step).lane == Lane::Kind::exchange) {
+    if (part_of(step).stream == Stream::Kind::exchange) {
       exchange(step);
       return;
     }
-    device_.use(lane_);
+    device_.use(stream_);
     if (step.direction == Direction::forward) {
       run_forward(step.part);
     } else {
@@ -90,30 +91,30 @@ class PartedStage::Pass {
   [[nodiscard]] const Part& part_of(Step step) const { return stage_.parts_[step.part]; }
 
   void go_forward(Tensors inputs) {
-    assert(!stage_.parts_.empty() && stage_.parts_.back().lane == Lane::Kind::compute);
+    assert(!stage_.parts_.empty() && stage_.parts_.back().stream == Stream::Kind::compute);
     tensors_ = std::move(inputs);
     held_.segments = std::vector<PartSegments>(stage_.parts_.size());
     for (std::size_t part = 0; part < stage_.parts_.size(); ++part) steps_.push_back({part, Direction::forward});
   }
 
-  // What was made on the other kind of lane, on this one.
+  // What was made on the other kind of stream, on this one.
   [[nodiscard]] at::Tensor arrived() {
-    const Mark sent = *std::exchange(sent_, {});
+    const Event sent = *std::exchange(sent_, {});
     device_.wait(sent);
     return device_.adopt(std::move(tensors_[0]), sent);
   }
 
   void exchange(Step step) {
-    device_.use(exchange_lane);
+    device_.use(exchange_stream);
     at::Tensor sent = arrived();
-    noted(Lane::Kind::exchange, part_of(step).work, again(step.direction),
+    noted(Stream::Kind::exchange, part_of(step).work, again(step.direction),
           [&] { tensors_[0] = device_.exchange(std::exchange(sent, {})); });
-    sent_ = device_.mark();
+    sent_ = device_.record_event();
   }
 
   template <typename Run>
-  void noted(Lane::Kind lane, const Work& work, std::string_view suffix, Run run) {
-    stage_.noted(is_forward_, lane, work.name, suffix, run);
+  void noted(Stream::Kind stream, const Work& work, std::string_view suffix, Run run) {
+    stage_.noted(is_forward_, stream, work.name, suffix, run);
   }
   // Of what a forward in front of a backward repeats.
   [[nodiscard]] std::string_view again(Direction direction) const {
@@ -129,12 +130,12 @@ class PartedStage::Pass {
     };
     const std::string_view suffix = again(Direction::forward);
     if (part.meanwhile.function) {
-      noted(Lane::Kind::compute, part.meanwhile, suffix,
+      noted(Stream::Kind::compute, part.meanwhile, suffix,
             [&] { replace_others(run(segments.meanwhile, part.meanwhile, others())); });
     }
     if (sent_) tensors_[0] = arrived();
-    noted(Lane::Kind::compute, part.work, suffix, [&] { tensors_ = run(segments.segment, part.work, tensors_); });
-    mark_what_is_sent();
+    noted(Stream::Kind::compute, part.work, suffix, [&] { tensors_ = run(segments.segment, part.work, tensors_); });
+    note_what_is_sent();
   }
 
   // First what others wait for.
@@ -146,21 +147,22 @@ class PartedStage::Pass {
     {
       std::vector<WeightGradient>& kept = defers_weights_ ? held_.weight_gradients : of_this_part;
       const DeferWeightGradients defer(stage_.weight_gradients_, kept);
-      noted(Lane::Kind::compute, part.work, "", [&] {
+      noted(Stream::Kind::compute, part.work, "", [&] {
         if (number + 1 == stage_.parts_.size()) tensors_ = last_gradients(segments.segment);
         tensors_ = segments.segment.backward(tensors_);
       });
-      mark_what_is_sent();
+      note_what_is_sent();
       if (part.meanwhile.function) {
-        noted(Lane::Kind::compute, part.meanwhile, "", [&] { replace_others(segments.meanwhile.backward(others())); });
+        noted(Stream::Kind::compute, part.meanwhile, "",
+              [&] { replace_others(segments.meanwhile.backward(others())); });
       }
     }
     if (of_this_part.empty()) return;
     const c10::NoGradGuard no_gradients;
-    noted(Lane::Kind::compute, part.work, " dW", [&] { run_all(of_this_part); });
+    noted(Stream::Kind::compute, part.work, " dW", [&] { run_all(of_this_part); });
   }
 
-  // All but the first: they stay on the lane of the parts that compute.
+  // All but the first: they stay on the stream of the parts that compute.
   [[nodiscard]] Tensors others() const { return {tensors_.begin() + 1, tensors_.end()}; }
   void replace_others(Tensors others) {
     tensors_.resize(1);
@@ -171,13 +173,13 @@ class PartedStage::Pass {
     return gradients_.empty() ? last.loss_gradients(stage_.options_.loss_scale) : std::move(gradients_);
   }
 
-  void mark_what_is_sent() {
-    if (next_is(Lane::Kind::exchange)) sent_ = device_.mark();
+  void note_what_is_sent() {
+    if (next_is(Stream::Kind::exchange)) sent_ = device_.record_event();
   }
 
   PartedStage& stage_;
   Device& device_;
-  Lane lane_;
+  Stream stream_;
   std::uint32_t micro_batch_;
   Kept held_;
   bool is_forward_ = false;
@@ -187,17 +189,17 @@ class PartedStage::Pass {
   Tensors gradients_;            // of the outputs
   std::vector<Step> steps_;
   std::size_t next_ = 0;
-  Tensors tensors_;           // between the step before and the next
-  std::optional<Mark> sent_;  // when the first of them was made, if on another lane than that of the next step
+  Tensors tensors_;            // between the step before and the next
+  std::optional<Event> sent_;  // when the first of them was made, if on another stream than that of the next step
 };
 
 void PartedStage::add_compute(Work work, Work meanwhile) {
-  parts_.push_back({Lane::Kind::compute, std::move(work), std::move(meanwhile)});
+  parts_.push_back({Stream::Kind::compute, std::move(work), std::move(meanwhile)});
 }
 
 void PartedStage::add_exchange(std::string name) {
-  assert(!parts_.empty() && parts_.back().lane == Lane::Kind::compute);
-  parts_.push_back({Lane::Kind::exchange, {std::move(name), {}}, {}});
+  assert(!parts_.empty() && parts_.back().stream == Stream::Kind::compute);
+  parts_.push_back({Stream::Kind::exchange, {std::move(name), {}}, {}});
 }
 
 Tensors PartedStage::forward(std::uint32_t micro_batch, Tensors inputs) {
@@ -221,29 +223,29 @@ Tensors PartedStage::backward_input(std::uint32_t micro_batch, Tensors gradients
 void PartedStage::backward_weight(std::uint32_t micro_batch) {
   const c10::NoGradGuard no_gradients;
   Kept kept = held_.take(micro_batch, Awaited::weight_gradient);
-  noted(/*is_forward=*/false, Lane::Kind::compute, "dW", "", [&] { run_all(kept.weight_gradients); });
+  noted(/*is_forward=*/false, Stream::Kind::compute, "dW", "", [&] { run_all(kept.weight_gradients); });
 }
 
-// Step by step, the next of each: side by side on the two kinds of lanes, the exchange first, as it is issued at once;
-// where both compute, B's by itself. From then on they take turns.
+// Step by step, the next of each: side by side on the two kinds of streams, the exchange first, as it is issued at
+// once; where both compute, B's by itself. From then on they take turns.
 Overlapped PartedStage::overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
                                                     std::uint32_t backward_micro_batch, Tensors gradients,
-                                                    const PairLanes& lanes) {
+                                                    const PairStreams& streams) {
   auto* const parted_back = dynamic_cast<PartedStage*>(&back);
   if (!options_.interleave || parted_back == nullptr) {
     return Stage::overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
-                                              std::move(gradients), lanes);
+                                              std::move(gradients), streams);
   }
-  Pass ahead(*this, lanes.device, lanes.forward, forward_micro_batch);
+  Pass ahead(*this, streams.device, streams.forward, forward_micro_batch);
   ahead.begin_forward(std::move(inputs));
-  Pass behind(*parted_back, lanes.device, lanes.backward, backward_micro_batch);
+  Pass behind(*parted_back, streams.device, streams.backward, backward_micro_batch);
   behind.begin_backward(std::move(gradients), /*defers_weights=*/false);
   while (ahead.has_next() && behind.has_next()) {
-    if (ahead.next_lane() == behind.next_lane()) {
+    if (ahead.next_stream() == behind.next_stream()) {
       behind.issue_next();
       continue;
     }
-    const bool ahead_exchanges = ahead.next_is(Lane::Kind::exchange);
+    const bool ahead_exchanges = ahead.next_is(Stream::Kind::exchange);
     (ahead_exchanges ? ahead : behind).issue_next();
     (ahead_exchanges ? behind : ahead).issue_next();
   }

@@ -1,4 +1,4 @@
-// A stage that is a sequence of parts, which take turns on two kinds of lanes: they compute, or they exchange what
+// A stage that is a sequence of parts, which take turns on two kinds of streams: they compute, or they exchange what
 // other shards of the stage need of it. In an F&B pair the parts of the two micro-batches are interleaved, so that one
 // computes while the other exchanges. For the layers of a mixture of experts, of four parts each (B's are marked by ',
 // and dW are its weight gradients):
@@ -6,13 +6,13 @@
 //     F                            attention, dispatch, experts, combine
 //     B                            combine', experts' dW, dispatch', attention' dW
 //
-//     compute, lane of F           ▐attention▌             ▐ experts  ▌                 …
-//     compute, lane of B     …                ▐experts'▐dW▌            ▐attention'▐dW▌
+//     compute, stream of F         ▐attention▌             ▐ experts  ▌                 …
+//     compute, stream of B   …                ▐experts'▐dW▌            ▐attention'▐dW▌
 //     exchange                     ▐combine' ▌▐ dispatch  ▌▐dispatch' ▌▐   combine   ▌
 //
 // That is the order of DeepSeek-V3 (arXiv:2412.19437, section 3.2.1, figure 4) and of Megatron-Core's overlapped
 // forward and backward: an exchange begins as soon as what it sends is there, and weight gradients, for which nobody
-// waits, are computed while the gradient of the input travels. The lanes of F and B are two, and may share the cores.
+// waits, are computed while the gradient of the input travels. The streams of F and B are two, and may share the cores.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -33,11 +33,11 @@
 namespace dualpipe::detail::stage {
 
 // It keeps what an AutogradStage of the same layers keeps, and what an exchange brings. Each tensor is freed when the
-// last part that needs it has been put on its lane.
+// last part that needs it has been put on its stream.
 //
-// A forward or backward by itself computes on the lane that is in use when it is called, and that lane is in use again
-// when it returns; forward and backward of a micro-batch have the same lane. A tensor that goes from one lane to
-// another is adopted there (Device::adopt()), at a mark after the work that made it.
+// A forward or backward by itself computes on the stream that is in use when it is called, and that stream is in use
+// again when it returns; forward and backward of a micro-batch have the same stream. A tensor that goes from one stream
+// to another is adopted there (Device::adopt()), at an event after the work that made it.
 class PartedStage : public Stage {
  public:
   [[nodiscard]] Tensors forward(std::uint32_t micro_batch, Tensors inputs) final;
@@ -52,7 +52,7 @@ class PartedStage : public Stage {
   // Interleaves the parts if `back` is a PartedStage, too, and interleaving is on. Else F runs first, and then B.
   [[nodiscard]] Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
                                                        std::uint32_t backward_micro_batch, Tensors gradients,
-                                                       const PairLanes& lanes) final;
+                                                       const PairStreams& streams) final;
 
  protected:
   struct Options {
@@ -86,7 +86,7 @@ class PartedStage : public Stage {
  private:
   class Pass;
   struct Part {
-    Lane::Kind lane = Lane::Kind::compute;
+    Stream::Kind stream = Stream::Kind::compute;
     Work work;       // of an exchange its name alone
     Work meanwhile;  // may be empty
   };
@@ -101,9 +101,9 @@ class PartedStage : public Stage {
     std::vector<WeightGradient> weight_gradients;
   };
   [[nodiscard]] bool recomputes() const { return options_.recompute == Recompute::full; }
-  // Runs what is a part, on the lane that is used. The marks around it are made only where somebody wants to know.
+  // Runs what is a part, on the stream that is used. The events around it are made only where somebody wants to know.
   template <typename Run>
-  void noted(bool is_forward, Lane::Kind lane, const std::string& name, std::string_view suffix, Run run);
+  void noted(bool is_forward, Stream::Kind stream, const std::string& name, std::string_view suffix, Run run);
 
   Device& device_;
   Options options_;

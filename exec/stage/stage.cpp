@@ -12,10 +12,10 @@ std::vector<at::Tensor> Stage::parameters() {
 
 Overlapped Stage::overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
                                               std::uint32_t backward_micro_batch, Tensors gradients,
-                                              const PairLanes& lanes) {
-  lanes.device.use(lanes.forward);
+                                              const PairStreams& streams) {
+  streams.device.use(streams.forward);
   Tensors outputs = forward(forward_micro_batch, std::move(inputs));
-  lanes.device.use(lanes.backward);
+  streams.device.use(streams.backward);
   return {std::move(outputs), back.backward(backward_micro_batch, std::move(gradients))};
 }
 
@@ -29,9 +29,9 @@ std::vector<at::Tensor> untied_parameters(Stage& stage) {
 }
 
 Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
-                            std::uint32_t backward_micro_batch, Tensors gradients, const PairLanes& lanes) {
+                            std::uint32_t backward_micro_batch, Tensors gradients, const PairStreams& streams) {
   return ahead.overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
-                                           std::move(gradients), lanes);
+                                           std::move(gradients), streams);
 }
 
 }  // namespace dualpipe

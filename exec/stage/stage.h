@@ -27,20 +27,20 @@ struct Overlapped {
   Tensors input_gradients;
 };
 
-// The lanes on which the two ops of an F&B pair run.
-struct PairLanes {
+// The streams on which the two ops of an F&B pair run.
+struct PairStreams {
   Device& device;
-  Lane forward;
-  Lane backward;
+  Stream forward;
+  Stream backward;
 };
 
-// A part of an F, a B, an I or a W, between two marks of the lane that it ran on.
+// A part of an F, a B, an I or a W, between two events of the stream that it ran on.
 struct NotedPart {
   std::string name;
   bool is_forward = false;  // of an F
-  Lane::Kind lane = Lane::Kind::compute;
-  Mark start;
-  Mark end;
+  Stream::Kind stream = Stream::Kind::compute;
+  Event start;
+  Event end;
 };
 using PartLog = std::vector<NotedPart>;
 
@@ -71,10 +71,10 @@ class Stage {
   virtual void backward_weight(std::uint32_t micro_batch) = 0;
 
   // F&B: this stage's F together with the B of another stage of the rank. Unless a stage overrides it, F is put on its
-  // lane, and then B on the other one. Both lanes may begin at once; the caller waits for both.
+  // stream, and then B on the other one. Both streams may begin at once; the caller waits for both.
   [[nodiscard]] virtual Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs,
                                                                Stage& back, std::uint32_t backward_micro_batch,
-                                                               Tensors gradients, const PairLanes& lanes);
+                                                               Tensors gradients, const PairStreams& streams);
 
   // From now on the stage notes in `log` the parts that its ops consist of; null: no longer. A stage whose ops are of
   // one piece notes nothing.
@@ -106,6 +106,6 @@ class Stage {
 // F&B of two stages of one rank: `ahead` does it.
 [[nodiscard]] Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
                                           std::uint32_t backward_micro_batch, Tensors gradients,
-                                          const PairLanes& lanes = {host_device(), {}, {}});
+                                          const PairStreams& streams = {host_device(), {}, {}});
 
 }  // namespace dualpipe

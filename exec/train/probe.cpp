@@ -69,7 +69,7 @@ void LinkProbe::run(int rank, Transport& transport, RankRecord& record, Device& 
     stages.push_back(std::make_unique<EmptyStage>(message, !placement.previous(stage), !placement.next(stage)));
     by_number[static_cast<std::size_t>(stage)] = stages.back().get();
   }
-  device.finish();  // the stages send from lanes of their own
+  device.finish();  // the stages send from streams of their own
   ReplayOptions options;
   options.device = &device;
   Pipeline(program_, rank, by_number, transport, record, options).step();

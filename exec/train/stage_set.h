@@ -25,7 +25,7 @@ class StageSet {
   StageSet(const Schedule& schedule, const TrainOptions& options, std::span<const int> numbers,
            Device& device = host_device(), std::shared_ptr<Data> data = nullptr);
 
-  // The step whose samples are read from now on. Puts them on the device, in its first compute lane.
+  // The step whose samples are read from now on. Puts them on the device, in its first compute stream.
   void begin_step(int step);
 
   // Stage::add_up_gradients() of each.

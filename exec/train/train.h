@@ -47,7 +47,7 @@ struct TrainOptions {
   // Before the first step: how long messages of several sizes take. Between threads, size makes no difference.
   bool measure_links = false;
   // What ops are made of, and copies (RankRecord::parts): of the step of median duration, or the one that fails. The
-  // marks that it takes cost all steps a little on a GPU.
+  // events that it takes cost all steps a little on a GPU.
   bool note_parts = false;
   // RankRecord::memory and peak_memory, and so the peaks of the result, and what calibrate() says of memory. Off, the
   // allocators of the process are left alone (exec/replay/memory.h), and a peak is what stays between steps.

@@ -133,23 +133,24 @@ void GroupBackend::begin(at::Device where) {
   }
 }
 
-bool GroupBackend::is_ready(std::size_t /*lane*/) {
+bool GroupBackend::is_ready(std::size_t /*stream*/) {
   const std::lock_guard lock(mutex_);
   return !is_cancelled_;
 }
 
-std::shared_ptr<OrderedBackend::Work> GroupBackend::put(std::size_t lane, std::span<const Transfer> transfers) {
+std::shared_ptr<OrderedBackend::Work> GroupBackend::put(std::size_t stream, std::span<const Transfer> transfers) {
   {
     const std::lock_guard lock(mutex_);
     if (is_cancelled_) return nullptr;
   }
-  if (is_on_host_) return put_on_host(lane, transfers);
+  if (is_on_host_) return put_on_host(stream, transfers);
   put_on_device(transfers, transfers.front().tensor.device().type());
   return nullptr;
 }
 
-std::shared_ptr<OrderedBackend::Work> GroupBackend::put_on_host(std::size_t lane, std::span<const Transfer> transfers) {
-  const int tag = first_tag_ + static_cast<int>(lane);
+std::shared_ptr<OrderedBackend::Work> GroupBackend::put_on_host(std::size_t stream,
+                                                                std::span<const Transfer> transfers) {
+  const int tag = first_tag_ + static_cast<int>(stream);
   auto work = std::make_shared<HostWork>(transfers.size());
   std::deque<Sent> sent;
   for (std::size_t number = 0; number < transfers.size(); ++number) {
@@ -186,7 +187,7 @@ void GroupBackend::put_on_device(std::span<const Transfer> transfers, at::Device
       std::vector<at::Tensor> tensors{each.tensor};
       (void)(each.is_send ? group_->send(tensors, each.peer, 0) : group_->recv(tensors, each.peer, 0));
     }
-    (void)group_->endCoalescing(type)->wait();  // the lane of the device does, and not this thread
+    (void)group_->endCoalescing(type)->wait();  // the stream of the device does, and not this thread
   } catch (const std::exception& error) {
     throw TransferError(fmt::format("a group with {} failed: {}", text_of(transfers.front()), reason_of(error)));
   }

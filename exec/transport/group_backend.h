@@ -1,8 +1,8 @@
 // Ranks that a process group of LibTorch's (c10d::ProcessGroup) connects, which somebody else has made. Private to
 // exec/transport.
 //
-//     host (gloo)    a Work for each tensor; lanes are told apart by their tags
-//     GPU (nccl, …)  one coalesced Work for each group, for which the device's lane waits; one lane,
+//     host (gloo)    a Work for each tensor; streams are told apart by their tags
+//     GPU (nccl, …)  one coalesced Work for each group, for which the device's stream waits; one stream,
 //                    since there are no tags
 //
 // gloo's Work is not what c10d's header says:
@@ -37,16 +37,16 @@ namespace dualpipe::detail::transport {
 
 class GroupBackend final : public OrderedBackend {
  public:
-  // Lane l has `first_tag` + l, which nobody else uses in this group.
+  // Stream l has `first_tag` + l, which nobody else uses in this group.
   GroupBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, int first_tag);
   ~GroupBackend() override;
 
   [[nodiscard]] std::string_view name() const override { return "the process group"; }
   void begin(at::Device where) override;
-  [[nodiscard]] std::size_t lanes() const override { return is_on_host_ ? 2 : 1; }
-  void connect(std::size_t /*lane*/) override {}  // it is connected
-  [[nodiscard]] bool is_ready(std::size_t lane) override;
-  [[nodiscard]] std::shared_ptr<Work> put(std::size_t lane, std::span<const Transfer> transfers) override;
+  [[nodiscard]] std::size_t streams() const override { return is_on_host_ ? 2 : 1; }
+  void connect(std::size_t /*stream*/) override {}  // it is connected
+  [[nodiscard]] bool is_ready(std::size_t stream) override;
+  [[nodiscard]] std::shared_ptr<Work> put(std::size_t stream, std::span<const Transfer> transfers) override;
   void check() override;
   void cancel() override;
   void close(std::chrono::nanoseconds timeout) override;
@@ -57,7 +57,7 @@ class GroupBackend final : public OrderedBackend {
 
   static void keep_with(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                         std::vector<std::shared_ptr<HostWork>> works);
-  [[nodiscard]] std::shared_ptr<Work> put_on_host(std::size_t lane, std::span<const Transfer> transfers);
+  [[nodiscard]] std::shared_ptr<Work> put_on_host(std::size_t stream, std::span<const Transfer> transfers);
   void put_on_device(std::span<const Transfer> transfers, at::DeviceType type);
   void await_sent();
 

@@ -14,21 +14,21 @@
 namespace dualpipe::detail::transport {
 namespace {
 
-// The messages of one lane from one rank to another, as one of the two issues them: all as the sends that they are.
+// The messages of one stream from one rank to another, as one of the two issues them: all as the sends that they are.
 using Line = std::vector<Op>;
-using Lines = std::map<std::array<int, 3>, Line>;  // from, to, lane
+using Lines = std::map<std::array<int, 3>, Line>;  // from, to, stream
 
-void add_lines(const Program& program, int rank, std::size_t lanes, Lines& sent, Lines& received) {
+void add_lines(const Program& program, int rank, std::size_t streams, Lines& sent, Lines& received) {
   const Placement& placement = program.schedule.placement;
   const auto rank_of = [&](Op op) { return static_cast<int>(placement.rank_of[op.stage]); };
   for (std::size_t position = 0; position <= program.schedule.rank(rank).size(); ++position) {
     for (const Op each : program.slot(rank, position)) {
-      const int lane = static_cast<int>(direction_of(each.kind) % lanes);
+      const int stream = static_cast<int>(direction_of(each.kind) % streams);
       if (is_send(each.kind)) {
-        sent[{rank, rank_of(peer_of(each, placement)), lane}].push_back(plain(each));
+        sent[{rank, rank_of(peer_of(each, placement)), stream}].push_back(plain(each));
       } else if (is_receive(each.kind)) {
         const Op send = plain(peer_of(each, placement));
-        received[{rank_of(send), rank, lane}].push_back(send);
+        received[{rank_of(send), rank, stream}].push_back(send);
       }
     }
   }
@@ -57,10 +57,10 @@ Op plain(Op message) {
   return message;
 }
 
-void check_message_order(const Program& program, std::size_t lanes) {
+void check_message_order(const Program& program, std::size_t streams) {
   Lines sent;
   Lines received;
-  for (int rank = 0; rank < program.schedule.ranks(); ++rank) add_lines(program, rank, lanes, sent, received);
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) add_lines(program, rank, streams, sent, received);
   for (const auto& [ends, line] : sent) check_line(program.schedule.placement, ends, line, received[ends]);
   for (const auto& [ends, line] : received) check_line(program.schedule.placement, ends, sent[ends], line);
   if (const auto deadlock = find_deadlock(program, CommunicationModel::stream)) {

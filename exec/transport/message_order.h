@@ -8,10 +8,10 @@
 
 namespace dualpipe::detail::transport {
 
-// `lanes`: 2, for activations and for gradients, or 1 for both. Throws InputError if two ranks issue the messages
-// between them, of one lane, in different orders, and DeadlockError if the program hangs with its batches on one stream
-// per rank.
-void check_message_order(const Program& program, std::size_t lanes);
+// `streams`: 2, for activations and for gradients, or 1 for both. Throws InputError if two ranks issue the messages
+// between them, of one stream, in different orders, and DeadlockError if the program hangs with its batches on one
+// stream per rank.
+void check_message_order(const Program& program, std::size_t streams);
 
 // Of a send or receive: 0 for activations, 1 for gradients.
 [[nodiscard]] std::size_t direction_of(Kind kind);

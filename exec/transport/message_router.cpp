@@ -84,7 +84,7 @@ Waiting MessageRouter::waiting() const {
 
 // --- messages
 
-void MessageRouter::send(Op message, Tensors tensors, const Mark& ready) {
+void MessageRouter::send(Op message, Tensors tensors, const Event& ready) {
   abort_flag_->throw_if_aborted();
   const Op receive = peer_of(message, placement_);
   const int to = rank_of(receive.stage);
@@ -324,7 +324,7 @@ class RankTransport final : public Transport {
   void begin(const Program& /*program*/, Device& /*device*/) override {}  // any order will do
   void end_batch() override {}
   void confirm() override {}
-  void send(Op message, Tensors tensors, const Mark& ready) override {
+  void send(Op message, Tensors tensors, const Event& ready) override {
     router_->send(message, std::move(tensors), ready);
   }
   void post_receive(Op) override {}  // what comes is taken in anyway

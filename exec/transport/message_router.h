@@ -43,7 +43,7 @@ class MessageRouter {
   MessageRouter(const MessageRouter&) = delete;
   MessageRouter& operator=(const MessageRouter&) = delete;
 
-  void send(Op message, Tensors tensors, const Mark& ready);
+  void send(Op message, Tensors tensors, const Event& ready);
   [[nodiscard]] Received wait(Op message);
   // Nothing if it did not come so soon; the message can be waited for again.
   [[nodiscard]] std::optional<Received> wait_for(Op message, std::chrono::nanoseconds patience);

@@ -43,7 +43,7 @@ class Nccl {
   [[nodiscard]] virtual State state(Communicator communicator) = 0;
 
   // Messages of a group move side by side, those of one peer in order; the group is done as a whole. It is put on the
-  // lane that this thread uses. state() tells when it has been.
+  // stream that this thread uses. state() tells when it has been.
   virtual void group_start() = 0;
   virtual void send(Communicator communicator, const void* data, std::size_t bytes, int peer) = 0;
   virtual void receive(Communicator communicator, void* data, std::size_t bytes, int peer) = 0;

@@ -27,20 +27,20 @@ void NcclBackend::begin(at::Device where) {
       "NCCL moves tensors between GPUs, and those of this run are on the {}; use --device cuda", where.str()));
 }
 
-void NcclBackend::connect(std::size_t lane) {
+void NcclBackend::connect(std::size_t stream) {
   const std::lock_guard lock(mutex_);
-  if (!is_cancelled_) communicators_.push_back(nccl_->init(ids_.at(lane), rank_, ranks_, ctas_max));
+  if (!is_cancelled_) communicators_.push_back(nccl_->init(ids_.at(stream), rank_, ranks_, ctas_max));
 }
 
-bool NcclBackend::is_ready(std::size_t lane) {
+bool NcclBackend::is_ready(std::size_t stream) {
   const std::lock_guard lock(mutex_);
-  return !is_cancelled_ && nccl_->state(communicators_.at(lane)) == Nccl::State::done;
+  return !is_cancelled_ && nccl_->state(communicators_.at(stream)) == Nccl::State::done;
 }
 
-std::shared_ptr<OrderedBackend::Work> NcclBackend::put(std::size_t lane, std::span<const Transfer> transfers) {
+std::shared_ptr<OrderedBackend::Work> NcclBackend::put(std::size_t stream, std::span<const Transfer> transfers) {
   const std::lock_guard lock(mutex_);
   if (is_cancelled_) return nullptr;
-  const Nccl::Communicator communicator = communicators_.at(lane);
+  const Nccl::Communicator communicator = communicators_.at(stream);
   nccl_->group_start();
   for (const Transfer& each : transfers) {
     if (each.is_send) {

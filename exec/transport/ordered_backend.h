@@ -27,11 +27,11 @@ struct Transfer {
   std::string what;  // for an error: "1SEND_F3"
 };
 
-// One rank's connection to the others of its pipeline. Messages between two ranks on one lane are matched by their
+// One rank's connection to the others of its pipeline. Messages between two ranks on one stream are matched by their
 // order alone. All is called by the rank's thread, but for check() and cancel(), which any thread may call meanwhile.
 class OrderedBackend {
  public:
-  // Transfers under way that no lane of the device knows of. May be asked by any thread.
+  // Transfers under way that no stream of the device knows of. May be asked by any thread.
   class Work {
    public:
     Work() = default;
@@ -53,15 +53,15 @@ class OrderedBackend {
   // At each step's beginning. Throws InputError where it moves no tensors that are there.
   virtual void begin(at::Device where) = 0;
   // What is put on one of them does not wait for what is put on another: 2, or 1 where it has no more.
-  [[nodiscard]] virtual std::size_t lanes() const = 0;
-  // Collective, before the first group of a lane.
-  virtual void connect(std::size_t lane) = 0;
-  // Whether what was last called for the lane has been taken in. After cancel() it never is.
-  [[nodiscard]] virtual bool is_ready(std::size_t lane) = 0;
-  // The transfers move side by side, those of one peer in order. On a GPU they are put on the device's lane that this
+  [[nodiscard]] virtual std::size_t streams() const = 0;
+  // Collective, before the first group of a stream.
+  virtual void connect(std::size_t stream) = 0;
+  // Whether what was last called for the stream has been taken in. After cancel() it never is.
+  [[nodiscard]] virtual bool is_ready(std::size_t stream) = 0;
+  // The transfers move side by side, those of one peer in order. On a GPU they are put on the device's stream that this
   // thread uses, which then knows when they are done: null is returned. After cancel() nothing is done. Throws what is
   // wrong.
-  [[nodiscard]] virtual std::shared_ptr<Work> put(std::size_t lane, std::span<const Transfer> transfers) = 0;
+  [[nodiscard]] virtual std::shared_ptr<Work> put(std::size_t stream, std::span<const Transfer> transfers) = 0;
 
   // Throws what is wrong with what is under way.
   virtual void check() = 0;

@@ -24,7 +24,7 @@ using namespace std::chrono_literals;
 constexpr auto look_shortest = std::chrono::nanoseconds(1ms);
 constexpr auto look_longest = std::chrono::nanoseconds(50ms);
 constexpr int looks_per_timeout = 20;
-// Most groups are put on their lane at once.
+// Most groups are put on their stream at once.
 constexpr int yields = 200;
 constexpr auto nap_after_yields = 50us;
 // For what a first message looks like, where its sender may be waiting for this rank.
@@ -44,17 +44,17 @@ TensorSpec spec_of_herald(const at::Tensor& herald) {
   return spec;
 }
 
-// The lane that the thread used before, again.
-class LaneGuard {
+// The stream that the thread used before, again.
+class StreamGuard {
  public:
-  LaneGuard(Device& device, Lane lane) : device_(device), before_(device.used()) { device.use(lane); }
-  ~LaneGuard() { device_.use(before_); }
-  LaneGuard(const LaneGuard&) = delete;
-  LaneGuard& operator=(const LaneGuard&) = delete;
+  StreamGuard(Device& device, Stream stream) : device_(device), before_(device.used()) { device.use(stream); }
+  ~StreamGuard() { device_.use(before_); }
+  StreamGuard(const StreamGuard&) = delete;
+  StreamGuard& operator=(const StreamGuard&) = delete;
 
  private:
   Device& device_;
-  Lane before_;
+  Stream before_;
 };
 
 Tensors heralds_of(std::span<const at::Tensor> tensors) {
@@ -63,7 +63,7 @@ Tensors heralds_of(std::span<const at::Tensor> tensors) {
   return heralds;
 }
 
-Lane device_lane(std::size_t lane) { return {Lane::Kind::message, static_cast<std::uint16_t>(lane)}; }
+Stream device_stream(std::size_t stream) { return {Stream::Kind::message, static_cast<std::uint16_t>(stream)}; }
 
 }  // namespace
 
@@ -95,9 +95,9 @@ int OrderedTransport::peer_rank(Op message) const { return rank_of(peer_of(messa
 void OrderedTransport::begin(const Program& program, Device& device) {
   throw_if_aborted();
   backend_->begin(device.where());
-  lanes_ = backend_->lanes();
+  streams_ = backend_->streams();
   if (std::ranges::find(checked_, program) == checked_.end()) {
-    check_message_order(program, lanes_);
+    check_message_order(program, streams_);
     checked_.push_back(program);
   }
   {
@@ -110,20 +110,20 @@ void OrderedTransport::begin(const Program& program, Device& device) {
 }
 
 void OrderedTransport::connect() {
-  for (std::size_t lane = 0; lane < lanes_; ++lane) {
-    backend_->connect(lane);
-    await_ready(lane, "make a communicator of all ranks");
+  for (std::size_t stream = 0; stream < streams_; ++stream) {
+    backend_->connect(stream);
+    await_ready(stream, "make a communicator of all ranks");
   }
-  for (std::size_t lane = 0; lane < lanes_; ++lane) meet_neighbours(lane);
+  for (std::size_t stream = 0; stream < streams_; ++stream) meet_neighbours(stream);
 }
 
 // NCCL connects two ranks when they first exchange something, and both wait for that. It must not happen in the midst
 // of a step, where one may wait for what the other does later; so all do it now, a byte to and from each.
-void OrderedTransport::meet_neighbours(std::size_t lane) {
+void OrderedTransport::meet_neighbours(std::size_t stream) {
   std::set<int> receivers;
   std::set<int> senders;
   const auto meet = [&](std::optional<int> stage, Kind kind) {
-    if (!stage || rank_of(*stage) == rank_ || lane_of(kind) != lane) return;
+    if (!stage || rank_of(*stage) == rank_ || stream_of(kind) != stream) return;
     (is_send(kind) ? receivers : senders).insert(rank_of(*stage));
   };
   for (const int stage : placement_.stages_on(rank_)) {
@@ -136,13 +136,13 @@ void OrderedTransport::meet_neighbours(std::size_t lane) {
   const auto byte = [&] { return at::zeros({1}, at::TensorOptions(at::kByte).device(device_->where())); };
   for (const int peer : receivers) transfers.push_back({byte(), peer, true, "the first byte"});
   for (const int peer : senders) transfers.push_back({byte(), peer, false, "the first byte"});
-  const std::array<Mark, 1> after{device_->mark()};
-  await(*issue(lane, std::move(transfers), after));
+  const std::array<Event, 1> after{device_->record_event()};
+  await(*issue(stream, std::move(transfers), after));
 }
 
 // --- messages
 
-void OrderedTransport::send(Op message, Tensors tensors, const Mark& ready) {
+void OrderedTransport::send(Op message, Tensors tensors, const Event& ready) {
   throw_if_aborted();
   if (specs_.check(message, tensors)) router_->send(message, heralds_of(tensors), {});
   Message sent{plain(message), std::move(tensors), ready};
@@ -150,7 +150,7 @@ void OrderedTransport::send(Op message, Tensors tensors, const Mark& ready) {
     if (!each.defined() || each.is_contiguous()) continue;
     const detail::replay::ChargeToNobody guard;
     each = each.contiguous();
-    sent.ready = device_->mark();
+    sent.ready = device_->record_event();
   }
   batch_.push_back(std::move(sent));
 }
@@ -160,21 +160,21 @@ void OrderedTransport::post_receive(Op message) {
   batch_.push_back({plain(message), {}});
 }
 
-// A lane whose receives are known goes ahead of one that still has to wait for that.
+// A stream whose receives are known goes ahead of one that still has to wait for that.
 void OrderedTransport::end_batch() {
   if (batch_.empty()) return;
   release_done();
-  const Mark reached = device_->mark();
-  std::array<Messages, 2> by_lane;
-  for (Message& each : std::exchange(batch_, {})) by_lane.at(lane_of(each.op.kind)).push_back(std::move(each));
+  const Event reached = device_->record_event();
+  std::array<Messages, 2> by_stream;
+  for (Message& each : std::exchange(batch_, {})) by_stream.at(stream_of(each.op.kind)).push_back(std::move(each));
   std::array<bool, 2> waits{};
-  for (std::size_t lane = 0; lane < lanes_; ++lane) {
-    Messages& messages = by_lane[lane];
-    waits[lane] = !std::ranges::all_of(messages, [&](const Message& each) { return is_known(each.op); });
-    if (!waits[lane]) issue_messages(lane, std::move(messages), reached);
+  for (std::size_t stream = 0; stream < streams_; ++stream) {
+    Messages& messages = by_stream[stream];
+    waits[stream] = !std::ranges::all_of(messages, [&](const Message& each) { return is_known(each.op); });
+    if (!waits[stream]) issue_messages(stream, std::move(messages), reached);
   }
-  for (std::size_t lane = 0; lane < lanes_; ++lane) {
-    if (waits[lane]) issue_first(lane, std::move(by_lane[lane]), reached);
+  for (std::size_t stream = 0; stream < streams_; ++stream) {
+    if (waits[stream]) issue_first(stream, std::move(by_stream[stream]), reached);
   }
 }
 
@@ -183,7 +183,7 @@ void OrderedTransport::end_batch() {
 // What it is the answer to may be among the sends of this very batch: then these have to go ahead. But if both ends did
 // so, each would send before it receives, and neither would end. Each has told what it sends before it comes here; so
 // whoever comes last finds out at once what it receives, and its group is whole. That is enough.
-void OrderedTransport::issue_first(std::size_t lane, Messages messages, const Mark& reached) {
+void OrderedTransport::issue_first(std::size_t stream, Messages messages, const Event& reached) {
   const auto is_sent = [](const Message& each) { return is_send(each.op.kind); };
   const auto deadline = Clock::now() + std::min(patience_with_first_receive, options_.timeout / 4);
   const auto is_known_soon = [&](const Message& each) {
@@ -193,12 +193,12 @@ void OrderedTransport::issue_first(std::size_t lane, Messages messages, const Ma
     Messages sends;
     std::ranges::copy_if(messages, std::back_inserter(sends), is_sent);
     std::erase_if(messages, is_sent);
-    issue_messages(lane, std::move(sends), reached);
+    issue_messages(stream, std::move(sends), reached);
   }
   for (const Message& each : messages) {
     if (!is_known(each.op)) learn(each.op);
   }
-  issue_messages(lane, std::move(messages), reached);
+  issue_messages(stream, std::move(messages), reached);
 }
 
 Received OrderedTransport::wait(Op message) {
@@ -227,11 +227,11 @@ void OrderedTransport::note(Op receive, const Received& herald) {
   specs_.learn(receive, std::move(specs));
 }
 
-void OrderedTransport::issue_messages(std::size_t lane, Messages messages, const Mark& reached) {
+void OrderedTransport::issue_messages(std::size_t stream, Messages messages, const Event& reached) {
   if (messages.empty()) return;
-  const LaneGuard guard(*device_, device_lane(lane));
+  const StreamGuard guard(*device_, device_stream(stream));
   std::vector<Transfer> transfers;
-  std::vector<Mark> after{reached};
+  std::vector<Event> after{reached};
   std::vector<std::pair<Op, Arrival>> received;
   for (Message& each : messages) {
     const std::size_t first = transfers.size();
@@ -250,36 +250,36 @@ void OrderedTransport::issue_messages(std::size_t lane, Messages messages, const
     }
   }
   messages.clear();  // what is sent is held by the group alone
-  const std::shared_ptr<Group> group = issue(lane, std::move(transfers), after);
+  const std::shared_ptr<Group> group = issue(stream, std::move(transfers), after);
   for (auto& [op, arrival] : received) {
     arrival.group = group;
     arrivals_[op] = std::move(arrival);
   }
 }
 
-// The device's lane need not be in use.
-std::shared_ptr<OrderedTransport::Group> OrderedTransport::issue(std::size_t lane, std::vector<Transfer> transfers,
-                                                                 std::span<const Mark> after) {
-  const LaneGuard guard(*device_, device_lane(lane));
-  for (const Mark& each : after) device_->wait(each);
-  auto group = std::make_shared<Group>(Group{.transfers = std::move(transfers), .started = device_->mark()});
+// The device's stream need not be in use.
+std::shared_ptr<OrderedTransport::Group> OrderedTransport::issue(std::size_t stream, std::vector<Transfer> transfers,
+                                                                 std::span<const Event> after) {
+  const StreamGuard guard(*device_, device_stream(stream));
+  for (const Event& each : after) device_->wait(each);
+  auto group = std::make_shared<Group>(Group{.transfers = std::move(transfers), .started = device_->record_event()});
   throw_if_aborted();
   if (!group->transfers.empty()) {
-    group->work = backend_->put(lane, group->transfers);
-    await_ready(lane, "put a group on its stream");
+    group->work = backend_->put(stream, group->transfers);
+    await_ready(stream, "put a group on its stream");
   }
-  group->done = device_->mark();
+  group->done = device_->record_event();
   const std::lock_guard lock(mutex_);
   // Where it was aborted meanwhile the watchdog must not look at the device, which may soon be gone.
-  (is_aborted_ ? abandoned_ : under_way_.at(lane)).push_back(group);
+  (is_aborted_ ? abandoned_ : under_way_.at(stream)).push_back(group);
   return group;
 }
 
-void OrderedTransport::await_ready(std::size_t lane, const char* what) {
+void OrderedTransport::await_ready(std::size_t stream, const char* what) {
   const auto deadline = Clock::now() + options_.timeout;
   for (int looks = 0;; ++looks) {
     throw_if_aborted();
-    if (backend_->is_ready(lane)) return;
+    if (backend_->is_ready(stream)) return;
     if (Clock::now() >= deadline) {
       throw TimeoutError(fmt::format("rank {} waited {} for {} to {}; another rank has not come to it", rank_,
                                      seconds(options_.timeout), backend_->name(), what));
@@ -302,7 +302,7 @@ void OrderedTransport::await(Group& group) {
   release_done();
 }
 
-// On a GPU there is nothing to wait for: the lanes do.
+// On a GPU there is nothing to wait for: the streams do.
 void OrderedTransport::await(Group& group, std::size_t first, std::size_t count) {
   if (!group.work) return;
   const auto note_start = [&](std::optional<Clock::time_point> start) {
@@ -359,7 +359,7 @@ void OrderedTransport::agree(std::span<const int> stages, Sum& sum) {
 
 // What the stages of other ranks bring, by stage. Each end goes through the stages in their order.
 std::map<int, Tensors> OrderedTransport::exchange(std::span<const int> stages, const Sum& sum) {
-  const std::size_t lane = lane_of(Kind::send_backward);
+  const std::size_t stream = stream_of(Kind::send_backward);
   std::vector<Transfer> transfers;
   std::map<int, Tensors> parts;
   const Tensors& form = sum.brought.begin()->second;
@@ -367,7 +367,7 @@ std::map<int, Tensors> OrderedTransport::exchange(std::span<const int> stages, c
     const int peer = rank_of(stage);
     if (peer == rank_) continue;
     const std::string what = fmt::format("gradients of stage {}", stage);
-    const LaneGuard guard(*device_, device_lane(lane));
+    const StreamGuard guard(*device_, device_stream(stream));
     for (const at::Tensor& each : form) {
       parts[stage].push_back(at::empty(each.sizes(), each.options()));
       if (each.nbytes() > 0) transfers.push_back({parts[stage].back(), peer, false, what});
@@ -386,12 +386,12 @@ std::map<int, Tensors> OrderedTransport::exchange(std::span<const int> stages, c
     }
   }
   if (transfers.empty()) return parts;
-  const std::array<Mark, 1> after{device_->mark()};
-  const std::shared_ptr<Group> group = issue(lane, std::move(transfers), after);
+  const std::array<Event, 1> after{device_->record_event()};
+  const std::shared_ptr<Group> group = issue(stream, std::move(transfers), after);
   await(*group);
   for (auto& [stage, tensors] : parts) {
     for (at::Tensor& each : tensors) {
-      Mark ready = group->done;
+      Event ready = group->done;
       each = device_->take(std::move(each), ready);
     }
   }
@@ -430,7 +430,7 @@ bool OrderedTransport::is_done(const Group& group) const {
   return true;
 }
 
-// A lane of a device runs in order. Without one, a message that nobody waits for yet may be late, and others done.
+// A stream of a device runs in order. Without one, a message that nobody waits for yet may be late, and others done.
 void OrderedTransport::release_done() {
   const std::lock_guard lock(mutex_);
   for (Groups& groups : under_way_) {
@@ -463,7 +463,7 @@ std::string OrderedTransport::trouble() {
   for (Groups& groups : under_way_) {
     for (const auto& each : groups) {
       if (is_overdue(*each)) return overdue(*each);
-      if (!each->work) break;  // what is behind it in its lane has not started
+      if (!each->work) break;  // what is behind it in its stream has not started
     }
   }
   return "";

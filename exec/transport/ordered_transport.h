@@ -1,15 +1,15 @@
 // Ranks in processes of their own, whose messages are matched by their order: over NCCL, or over a process group.
 // Private to exec/transport.
 //
-//     thread of the rank   0F2 │ send, post_receive, end_batch │ 0B1 …         ahead of its GPU
-//     compute lane         ▐███ 0F2 ███▌mark──┐          ┌───▶▐██ 0B1 ██▌
-//     message lane 0                          └▶▐ group of SEND_F ▌           activations
-//     message lane 1               ▐ group of RECV_B ▌mark─┘                  gradients
+//     thread of the rank   0F2 │ send, post_receive, end_batch │ 0B1 …           ahead of its GPU
+//     compute stream       ▐███ 0F2 ███▌event─┐           ┌───▶▐██ 0B1 ██▌
+//     message stream 0                        └▶▐ group of SEND_F ▌              activations
+//     message stream 1               ▐ group of RECV_B ▌event─┘                  gradients
 //
-// 1. A batch of the Program is a group for each lane. It starts when its slot is reached, not before: a group that
-//    waits for its peer occupies multiprocessors. Where the backend has two lanes each direction has one of its own, so
-//    that an activation that is late holds up no gradient.
-// 2. Both ends have to issue the messages of a lane in the same order, and no batch may wait for another in a circle:
+// 1. A batch of the Program is a group for each stream. It starts when its slot is reached, not before: a group that
+//    waits for its peer occupies multiprocessors. Where the backend has two streams each direction has one of its own,
+//    so that an activation that is late holds up no gradient.
+// 2. Both ends have to issue the messages of a stream in the same order, and no batch may wait for another in a circle:
 //    that is checked before a program first runs.
 // 3. A receiver has to know the shapes and types of a message before it comes. So the sender of the first message of
 //    each boundary and direction tells them, through the MessageRouter, when its thread comes to the send. The
@@ -17,7 +17,7 @@
 //    nothing that the receiver does later; it may only depend on what the receiver sends in that same slot.
 // 4. A thread watches for errors of the backend, for a group that does not end within the timeout after its start, and
 //    for a run that another rank has aborted. Then it aborts the backend, which ends all groups that are under way.
-// 5. On the host no lane can tell when a group is done. There a group starts when the rank's thread waits for it.
+// 5. On the host no stream can tell when a group is done. There a group starts when the rank's thread waits for it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -59,7 +59,7 @@ class OrderedTransport final : public Transport {
   ~OrderedTransport() override;
 
   void begin(const Program& program, Device& device) override;
-  void send(Op message, Tensors tensors, const Mark& ready) override;
+  void send(Op message, Tensors tensors, const Event& ready) override;
   void post_receive(Op message) override;
   void end_batch() override;
   [[nodiscard]] Received wait(Op message) override;
@@ -75,14 +75,14 @@ class OrderedTransport final : public Transport {
   struct Message {
     Op op;            // a send or a receive
     Tensors tensors;  // of a receive: once their specs are known
-    Mark ready{};     // of a send
+    Event ready{};    // of a send
   };
   using Messages = std::vector<Message>;
-  // What has been put on a lane together.
+  // What has been put on a stream together.
   struct Group {
     std::vector<Transfer> transfers;  // held until it is done
-    Mark started{};
-    Mark done{};
+    Event started{};
+    Event done{};
     std::shared_ptr<OrderedBackend::Work> work{};  // null: `done` tells
     std::optional<Clock::time_point> start_seen{};
   };
@@ -102,20 +102,20 @@ class OrderedTransport final : public Transport {
   [[nodiscard]] int rank_of(int stage) const { return placement_.rank_of[static_cast<std::size_t>(stage)]; }
   [[nodiscard]] int peer_rank(Op message) const;
 
-  [[nodiscard]] std::size_t lane_of(Kind kind) const { return direction_of(kind) % lanes_; }
+  [[nodiscard]] std::size_t stream_of(Kind kind) const { return direction_of(kind) % streams_; }
 
   void connect();
-  void meet_neighbours(std::size_t lane);
+  void meet_neighbours(std::size_t stream);
 
   [[nodiscard]] bool is_known(Op message) const;
   void learn(Op receive);
   [[nodiscard]] bool learn(Op receive, std::chrono::nanoseconds patience);
   void note(Op receive, const Received& herald);
-  void issue_messages(std::size_t lane, Messages messages, const Mark& reached);
-  void issue_first(std::size_t lane, Messages messages, const Mark& reached);
-  [[nodiscard]] std::shared_ptr<Group> issue(std::size_t lane, std::vector<Transfer> transfers,
-                                             std::span<const Mark> after);
-  void await_ready(std::size_t lane, const char* what);
+  void issue_messages(std::size_t stream, Messages messages, const Event& reached);
+  void issue_first(std::size_t stream, Messages messages, const Event& reached);
+  [[nodiscard]] std::shared_ptr<Group> issue(std::size_t stream, std::vector<Transfer> transfers,
+                                             std::span<const Event> after);
+  void await_ready(std::size_t stream, const char* what);
   void await(Group& group);
   void await(Group& group, std::size_t first, std::size_t count);
 
@@ -140,7 +140,7 @@ class OrderedTransport final : public Transport {
 
   // --- of the rank's thread
   bool is_connected_ = false;  // or was, before an abort
-  std::size_t lanes_ = 0;
+  std::size_t streams_ = 0;
   BoundarySpecs specs_;
   std::vector<Program> checked_;
   Messages batch_;  // that is being put together
@@ -150,7 +150,7 @@ class OrderedTransport final : public Transport {
   std::mutex mutex_;  // of what follows
   // Set by the rank's thread, which alone reads it without the mutex.
   Device* device_ = nullptr;
-  std::array<Groups, 2> under_way_;  // by lane
+  std::array<Groups, 2> under_way_;  // by stream
   Groups abandoned_;                 // what they hold may still be written to
   bool is_aborted_ = false;
 

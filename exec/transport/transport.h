@@ -30,7 +30,7 @@ class TimeoutError : public TransportError {
 struct Received {
   Tensors tensors;
   std::chrono::steady_clock::time_point arrived;
-  Mark ready{};  // on a GPU: when its content will be there
+  Event ready{};  // on a GPU: when its content will be there
 };
 
 class Transport {
@@ -40,9 +40,9 @@ class Transport {
   Transport& operator=(const Transport&) = delete;
   virtual ~Transport() = default;
 
-  // A step begins, and runs this rank's part of the program on the device; its marks are void, as is what was received
-  // before. Called by the rank's thread, with a lane of the device in use that the slots' ops run on. Throws InputError
-  // or DeadlockError where the program's messages cannot move in its order.
+  // A step begins, and runs this rank's part of the program on the device; its events are void, as is what was received
+  // before. Called by the rank's thread, with a stream of the device in use that the slots' ops run on. Throws
+  // InputError or DeadlockError where the program's messages cannot move in its order.
   virtual void begin(const Program& program, Device& device) = 0;
   // What was sent and posted since the last call are the messages of one batch of the Program (an NCCL group).
   virtual void end_batch() = 0;
@@ -53,7 +53,7 @@ class Transport {
   // Hands over what a SEND op of this rank sends, and what is done at `ready`; never waits for the receiver. Any
   // number of tensors, also none; one that is undefined (the gradient of what needs none) arrives undefined. They must
   // not be changed afterwards.
-  virtual void send(Op message, Tensors tensors, const Mark& ready) = 0;
+  virtual void send(Op message, Tensors tensors, const Event& ready) = 0;
   // Announces that a RECV op is reached, so that the message can be taken in while the rank computes.
   virtual void post_receive(Op message) = 0;
   // Waits for a message that was posted. Number, order, shapes and types of its tensors are what the sender sent.

@@ -64,7 +64,7 @@ struct QueuedMessage {
   std::uint32_t micro_batch;
   Tensors tensors;
   Clock::time_point arrived;  // may lie ahead
-  Mark ready{};
+  Event ready{};
 };
 // The messages to one stage, of one kind; or what a stage brings to a sum, or a rank gets from it. They are mostly
 // taken in the order in which they come.

@@ -28,7 +28,7 @@ class Communicators final : public NcclCore {
  private:
   // All sends first: those of a group move side by side.
   void launch(const std::shared_ptr<Group>& group) override {
-    const auto stream = std::any_cast<cudaStream_t>(group->lane);
+    const auto stream = std::any_cast<cudaStream_t>(group->stream);
     for (const auto& each : group->transfers) {
       if (each->is_send) send(each, stream);
     }

@@ -1,4 +1,4 @@
-// A device that does later what it is given: a double whose lanes have a time of their own, and which knows what each
+// A device that does later what it is given: a double whose streams have a time of their own, and which knows what each
 // of them can have seen (vector clocks, as a race detector has).
 #pragma once
 
@@ -39,7 +39,7 @@ inline Time duration_of(Kind kind) {
                                         : weight_gradient_time;
 }
 
-using Clock = std::vector<int>;  // by lane of all ranks: how much of its work has been done
+using Clock = std::vector<int>;  // by stream of all ranks: how much of its work has been done
 inline void join(Clock& clock, const Clock& other) {
   for (std::size_t i = 0; i < clock.size(); ++i) clock[i] = std::max(clock[i], other[i]);
 }
@@ -48,7 +48,7 @@ inline void join(Clock& clock, const Clock& other) {
 class Log {
  public:
   struct Write {
-    std::size_t lane;
+    std::size_t stream;
     int tick;
   };
 
@@ -65,7 +65,7 @@ class Log {
   [[nodiscard]] bool is_seen(const void* data, const Clock& clock) {
     const std::lock_guard lock(mutex_);
     const Write& write = writes_.at(data);
-    return clock[write.lane] >= write.tick;
+    return clock[write.stream] >= write.tick;
   }
 
  private:
@@ -75,7 +75,7 @@ class Log {
 };
 
 class AsyncDevice;
-struct Event {
+struct Recorded {
   const AsyncDevice* device;
   int step;
   Clock clock;
@@ -86,10 +86,10 @@ class AsyncDevice final : public Device {
  public:
   enum class From : std::uint8_t { adopt, take };
 
-  // It has as many lanes as those of the other ranks, for so many stages, and the last one for messages.
+  // It has as many streams as those of the other ranks, for so many stages, and the last one for messages.
   AsyncDevice(Log& log, std::size_t rank, std::size_t ranks, std::size_t stages_max, bool copies)
-      : log_(log), first_(rank * (stages_max + 1)), copies_(copies), lanes_(stages_max + 1) {
-    for (LaneState& lane : lanes_) lane.clock.assign(ranks * lanes_.size(), 0);
+      : log_(log), first_(rank * (stages_max + 1)), copies_(copies), streams_(stages_max + 1) {
+    for (StreamState& stream : streams_) stream.clock.assign(ranks * streams_.size(), 0);
   }
 
   [[nodiscard]] at::Device where() const override { return at::kCPU; }
@@ -99,57 +99,58 @@ class AsyncDevice final : public Device {
     ++step_;
     events_.clear();
   }
-  void use(Lane lane) override {
-    if (lane.kind == Lane::Kind::compute && lane.index + 1U >= lanes_.size()) log_.flaw("there is no such lane");
-    used_ = lane;
+  void use(Stream stream) override {
+    if (stream.kind == Stream::Kind::compute && stream.index + 1U >= streams_.size())
+      log_.flaw("there is no such stream");
+    used_ = stream;
   }
-  [[nodiscard]] Lane used() const override { return used_; }
+  [[nodiscard]] Stream used() const override { return used_; }
 
-  [[nodiscard]] Mark mark() override {
+  [[nodiscard]] Event record_event() override {
     is_finished_ = false;
-    events_.push_back({this, step_, lane().clock, lane().time});
+    events_.push_back({this, step_, stream().clock, stream().time});
     return {0, &events_.back()};
   }
-  void wait(const Mark& mark) override {
-    const Event* const event = checked(mark);
-    if (event == nullptr) return;
-    join(lane().clock, event->clock);
-    lane().time = std::max(lane().time, event->time);
+  void wait(const Event& event) override {
+    const Recorded* const recorded = checked(event);
+    if (recorded == nullptr) return;
+    join(stream().clock, recorded->clock);
+    stream().time = std::max(stream().time, recorded->time);
   }
-  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Event& ready) override {
     return hand_over(std::move(tensor), ready, From::adopt);
   }
-  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Event& ready) override {
     if (!copies_) return hand_over(std::move(tensor), ready, From::take);
-    const Lane before = used_;
-    use({Lane::Kind::message});
+    const Stream before = used_;
+    use({Stream::Kind::message});
     wait(ready);
     read(tensor);
-    copy_begun_ = mark();
+    copy_begun_ = record_event();
     at::Tensor copy = tensor.clone();
     work(copy_time);
     made(copy);
-    ready = mark();
+    ready = record_event();
     use(before);
     return hand_over(std::move(copy), ready, From::take);
   }
-  [[nodiscard]] std::optional<Mark> copy_begun() const override { return copy_begun_; }
+  [[nodiscard]] std::optional<Event> copy_begun() const override { return copy_begun_; }
   [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor.clone(); }
 
-  // All that this thread gives to any lane from now on starts later.
+  // All that this thread gives to any stream from now on starts later.
   void finish() override {
-    LaneState all = lanes_.front();
-    for (const LaneState& each : lanes_) {
+    StreamState all = streams_.front();
+    for (const StreamState& each : streams_) {
       join(all.clock, each.clock);
       all.time = std::max(all.time, each.time);
     }
-    std::ranges::fill(lanes_, all);
+    std::ranges::fill(streams_, all);
     is_finished_ = true;
   }
-  [[nodiscard]] Time time_of(const Mark& mark) const override {
+  [[nodiscard]] Time time_of(const Event& event) const override {
     if (!is_finished_) log_.flaw("a time is read before finish()");
-    const Event* const event = checked(mark);
-    return event == nullptr ? 0 : event->time;
+    const Recorded* const recorded = checked(event);
+    return recorded == nullptr ? 0 : recorded->time;
   }
 
   // --- for stages
@@ -167,63 +168,63 @@ class AsyncDevice final : public Device {
   }
   void run(Kind kind) {
     ++running_;
-    for (std::size_t i = 0; i < lanes_.size() - 1; ++i) {
-      if (lane().clock[first_ + i] < before_unit_[i]) log_.flaw("an op does not wait for what was before it");
+    for (std::size_t i = 0; i < streams_.size() - 1; ++i) {
+      if (stream().clock[first_ + i] < before_unit_[i]) log_.flaw("an op does not wait for what was before it");
     }
     for (const auto& [other, tick] : in_unit_) {
-      if (lane().clock[other] >= tick) log_.flaw("the two of a pair are not side by side");
+      if (stream().clock[other] >= tick) log_.flaw("the two of a pair are not side by side");
     }
     work(duration_of(kind));
-    in_unit_.emplace_back(first_ + index(used_), lane().clock[first_ + index(used_)]);
+    in_unit_.emplace_back(first_ + index(used_), stream().clock[first_ + index(used_)]);
   }
   void made(const at::Tensor& tensor) {
-    log_.made(tensor.data_ptr(), {first_ + index(used_), lane().clock[first_ + index(used_)]});
+    log_.made(tensor.data_ptr(), {first_ + index(used_), stream().clock[first_ + index(used_)]});
   }
   void read(const at::Tensor& tensor) {
-    if (!log_.is_seen(tensor.data_ptr(), lane().clock)) log_.flaw("a tensor is used before it is made");
+    if (!log_.is_seen(tensor.data_ptr(), stream().clock)) log_.flaw("a tensor is used before it is made");
   }
   void read(const at::Tensor& tensor, From from) {
     read(tensor);
     const auto found = handed_over_->find(tensor.data_ptr());
     if (found == handed_over_->end() || found->second != from) {
-      log_.flaw(from == From::take ? "a message was not taken" : "what another lane made was not adopted");
+      log_.flaw(from == From::take ? "a message was not taken" : "what another stream made was not adopted");
     }
   }
   [[nodiscard]] std::size_t handed_over() const { return handed_over_->size(); }
 
  private:
-  struct LaneState {
+  struct StreamState {
     Clock clock;
     Time time = 0;
   };
 
-  [[nodiscard]] std::size_t index(Lane lane) const {
-    return lane.kind == Lane::Kind::message ? lanes_.size() - 1 : static_cast<std::size_t>(lane.index);
+  [[nodiscard]] std::size_t index(Stream stream) const {
+    return stream.kind == Stream::Kind::message ? streams_.size() - 1 : static_cast<std::size_t>(stream.index);
   }
-  [[nodiscard]] LaneState& lane() { return lanes_[index(used_)]; }
+  [[nodiscard]] StreamState& stream() { return streams_[index(used_)]; }
   [[nodiscard]] Clock own_clock() const {
     Clock clock;
-    for (std::size_t i = 0; i < lanes_.size(); ++i) clock.push_back(lanes_[i].clock[first_ + i]);
+    for (std::size_t i = 0; i < streams_.size(); ++i) clock.push_back(streams_[i].clock[first_ + i]);
     return clock;
   }
   void work(Time duration) {
     is_finished_ = false;
-    ++lane().clock[first_ + index(used_)];
-    lane().time += duration;
+    ++stream().clock[first_ + index(used_)];
+    stream().time += duration;
   }
 
-  [[nodiscard]] const Event* checked(const Mark& mark) const {
-    const auto* const event = static_cast<const Event*>(mark.event);
-    if (event == nullptr) {
-      log_.flaw("a mark of no device");
-    } else if (event->step != event->device->step_) {
-      log_.flaw("a mark of an earlier step");
+  [[nodiscard]] const Recorded* checked(const Event& event) const {
+    const auto* const recorded = static_cast<const Recorded*>(event.handle);
+    if (recorded == nullptr) {
+      log_.flaw("an event of no device");
+    } else if (recorded->step != recorded->device->step_) {
+      log_.flaw("an event of an earlier step");
     }
-    return event;
+    return recorded;
   }
-  at::Tensor hand_over(at::Tensor tensor, const Mark& ready, From from) {
-    if (const Event* const event = checked(ready); event != nullptr && !log_.is_seen(tensor.data_ptr(), event->clock)) {
-      log_.flaw("what is handed over is not ready at its mark");
+  at::Tensor hand_over(at::Tensor tensor, const Event& ready, From from) {
+    if (const Recorded* const made = checked(ready); made != nullptr && !log_.is_seen(tensor.data_ptr(), made->clock)) {
+      log_.flaw("what is handed over is not ready at its event");
     }
     wait(ready);
     const void* const data = tensor.data_ptr();
@@ -232,13 +233,13 @@ class AsyncDevice final : public Device {
   }
 
   Log& log_;
-  const std::size_t first_;  // of its lanes among all
+  const std::size_t first_;  // of its streams among all
   const bool copies_;
-  std::vector<LaneState> lanes_;
-  Lane used_;
-  std::optional<Mark> copy_begun_;
+  std::vector<StreamState> streams_;
+  Stream used_;
+  std::optional<Event> copy_begun_;
   std::atomic<int> step_{0};
-  std::deque<Event> events_;
+  std::deque<Recorded> events_;
   bool is_finished_ = true;
   std::shared_ptr<std::map<const void*, From>> handed_over_ = std::make_shared<std::map<const void*, From>>();
   std::size_t announced_ = 0;

@@ -150,7 +150,7 @@ class SlowTransport final : public Transport {
   void begin(const Program& program, Device& device) override { below_.begin(program, device); }
   void end_batch() override { below_.end_batch(); }
   void confirm() override { below_.confirm(); }
-  void send(Op message, Tensors tensors, const Mark& ready) override {
+  void send(Op message, Tensors tensors, const Event& ready) override {
     below_.send(message, std::move(tensors), ready);
   }
   void post_receive(Op message) override { below_.post_receive(message); }

@@ -75,7 +75,7 @@ class AsyncStage final : public Stage {
  private:
   // Of several tensors, one of which is nothing.
   Tensors run(Kind kind, const Tensors& inputs, std::optional<AsyncDevice::From> from, bool makes) {
-    if (device_.used() != Lane{Lane::Kind::compute, index_}) log_.flaw("an op is not on the lane of its stage");
+    if (device_.used() != Stream{Stream::Kind::compute, index_}) log_.flaw("an op is not on the stream of its stage");
     if (from && inputs.size() != 3) log_.flaw("a tensor is missing");
     for (const at::Tensor& input : inputs) {
       if (input.defined()) device_.read(input, from.value());
@@ -171,7 +171,7 @@ BOOST_AUTO_TEST_SUITE(exec_device)
 
 // Nothing is used before it is there, nothing of the rank runs at a time but the two of a pair; and so all happens when
 // the simulator says.
-BOOST_DATA_TEST_CASE(lanes_wait_for_what_they_need_and_for_nothing_else,
+BOOST_DATA_TEST_CASE(streams_wait_for_what_they_need_and_for_nothing_else,
                      boost::unit_test::data::make(schedules) * boost::unit_test::data::make(rank_counts), name, ranks) {
   const Program program = program_of(name, ranks);
   const AsyncRun got = run(program, false);
@@ -189,7 +189,7 @@ BOOST_DATA_TEST_CASE(lanes_wait_for_what_they_need_and_for_nothing_else,
   }
 }
 
-// Each has a lane, also where their number does not fit into a byte.
+// Each has a stream, also where their number does not fit into a byte.
 BOOST_AUTO_TEST_CASE(a_rank_may_have_any_number_of_stages) {
   for (const int chunks : {16, 40, 300}) {
     const Program program = lower(generate("looped-bfs", {2, 2, chunks}));
@@ -201,7 +201,7 @@ BOOST_AUTO_TEST_CASE(a_rank_may_have_any_number_of_stages) {
   }
 }
 
-// Copies go on a lane of their own.
+// Copies go on a stream of their own.
 BOOST_DATA_TEST_CASE(messages_may_be_copied,
                      boost::unit_test::data::make(schedules) * boost::unit_test::data::make(rank_counts), name, ranks) {
   const Program program = program_of(name, ranks);
@@ -236,7 +236,7 @@ BOOST_AUTO_TEST_CASE(a_copy_takes_its_time) {
   BOOST_TEST(measured.makespan() == simulate(program, costs(2 * AsyncDevice::copy_time)).makespan());
 }
 
-BOOST_AUTO_TEST_CASE(evaluation_uses_lanes_too) {
+BOOST_AUTO_TEST_CASE(evaluation_uses_streams_too) {
   for (const auto* const name : {"1f1b", "dualpipe", "interleaved"}) {
     const AsyncRun got = run(program_of(name, 4), false, true);
     BOOST_TEST(got.flaws == "");
@@ -250,7 +250,7 @@ struct Alone {
   Log log;
   AsyncDevice device{log, 0, 1, 2, false};
 
-  static constexpr Lane other{Lane::Kind::compute, 1};
+  static constexpr Stream other{Stream::Kind::compute, 1};
   at::Tensor made() {
     device.announce({});
     device.run(Kind::forward);
@@ -263,14 +263,14 @@ struct Alone {
 BOOST_FIXTURE_TEST_CASE(it_sees_a_race, Alone) {
   device.begin_step();
   device.use({});
-  const Mark early = device.mark();
+  const Event early = device.record_event();
   const at::Tensor tensor = made();
-  const Mark late = device.mark();
+  const Event late = device.record_event();
   device.use(other);
   device.read(tensor);
   BOOST_TEST(log.flaws() == "a tensor is used before it is made");
   static_cast<void>(device.adopt(tensor, early));
-  BOOST_TEST(log.flaws().find("not ready at its mark") != std::string::npos);
+  BOOST_TEST(log.flaws().find("not ready at its event") != std::string::npos);
   device.announce({});
   device.run(Kind::forward);
   BOOST_TEST(log.flaws().find("does not wait for what was before") != std::string::npos);
@@ -283,8 +283,8 @@ BOOST_FIXTURE_TEST_CASE(it_sees_what_was_not_handed_over, Alone) {
   device.use({});
   const at::Tensor tensor = made();
   device.read(tensor, AsyncDevice::From::adopt);
-  BOOST_TEST(log.flaws() == "what another lane made was not adopted");
-  const at::Tensor adopted = device.adopt(tensor, device.mark());
+  BOOST_TEST(log.flaws() == "what another stream made was not adopted");
+  const at::Tensor adopted = device.adopt(tensor, device.record_event());
   device.read(adopted, AsyncDevice::From::take);
   BOOST_TEST(log.flaws().find("a message was not taken") != std::string::npos);
 }
@@ -336,8 +336,8 @@ BOOST_AUTO_TEST_CASE(a_module_is_loaded_when_it_is_asked_for) {
   BOOST_TEST(hardware->description() == "a double that copies");
   const auto device = hardware->device(0, 1, 1);
   BOOST_TEST(device->where().is_cpu());
-  BOOST_TEST(device->mark().time > 0);
-  BOOST_TEST(hardware->mark_cost().between == 2);
+  BOOST_TEST(device->record_event().time > 0);
+  BOOST_TEST(hardware->event_cost().between == 2);
   BOOST_TEST(cuda_hardware({})->description() == "a double");
 }
 

@@ -38,15 +38,15 @@ class MemoryOfGpu final : public Device {
   }
 
   void begin_step() override {}
-  void use(Lane) override {}
-  [[nodiscard]] Lane used() const override { return {}; }
-  [[nodiscard]] Mark mark() override { return {}; }
-  void wait(const Mark&) override {}
-  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark&) override { return tensor; }
-  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark&) override { return tensor; }
+  void use(Stream) override {}
+  [[nodiscard]] Stream used() const override { return {}; }
+  [[nodiscard]] Event record_event() override { return {}; }
+  void wait(const Event&) override {}
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Event&) override { return tensor; }
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Event&) override { return tensor; }
   [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor; }
   void finish() override {}
-  [[nodiscard]] Time time_of(const Mark& mark) const override { return mark.time; }
+  [[nodiscard]] Time time_of(const Event& event) const override { return event.time; }
 
  private:
   MemoryListener* listener_ = nullptr;

@@ -38,7 +38,7 @@ BOOST_AUTO_TEST_SUITE(exec_message_order)
 
 BOOST_AUTO_TEST_CASE(an_order_that_differs_between_the_ends_is_refused) {
   for (const std::string& name : family_names())
-    for (const std::size_t lanes : {1U, 2U}) BOOST_CHECK_NO_THROW(check_message_order(program_of(name, 4), lanes));
+    for (const std::size_t streams : {1U, 2U}) BOOST_CHECK_NO_THROW(check_message_order(program_of(name, 4), streams));
   BOOST_CHECK_EXCEPTION(check_message_order(swapped(), 2), InputError, [](const auto& error) {
     return contains(error.what(), "as number 1 from rank 0 to rank 1 the one issues 0SEND_F0, and the other 1RECV_F1");
   });
@@ -48,8 +48,8 @@ BOOST_AUTO_TEST_CASE(an_order_that_differs_between_the_ends_is_refused) {
 }
 
 // In one batch rank 1 takes a gradient and an activation the other way round than rank 0 sends them: that matters only
-// where both go over one lane.
-BOOST_AUTO_TEST_CASE(one_lane_keeps_the_order_of_both_directions) {
+// where both go over one stream.
+BOOST_AUTO_TEST_CASE(one_stream_keeps_the_order_of_both_directions) {
   Program program = program_of("dualpipev", 2, 4);
   const auto received = [](const Op& each) {
     return is_receive(each.kind) && (each.stage == 1 || each.stage == 2);  // those of rank 1

@@ -29,20 +29,20 @@ class DoubleDevice final : public Device {
  public:
   [[nodiscard]] at::Device where() const override { return at::kCPU; }
   void begin_step() override {}
-  void use(Lane lane) override { used_ = lane; }
-  [[nodiscard]] Lane used() const override { return used_; }
-  [[nodiscard]] Mark mark() override { return {now(), this}; }
-  void wait(const Mark&) override {}
-  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark&) override { return tensor; }
-  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark&) override { return tensor; }
+  void use(Stream stream) override { used_ = stream; }
+  [[nodiscard]] Stream used() const override { return used_; }
+  [[nodiscard]] Event record_event() override { return {now(), this}; }
+  void wait(const Event&) override {}
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Event&) override { return tensor; }
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Event&) override { return tensor; }
   [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor.clone(); }
   void finish() override {
     if (is_told("too few")) throw std::runtime_error("the device failed");
   }
-  [[nodiscard]] Time time_of(const Mark& mark) const override { return mark.time; }
+  [[nodiscard]] Time time_of(const Event& event) const override { return event.time; }
 
  private:
-  Lane used_;
+  Stream used_;
 };
 
 class DoubleHardware final : public Hardware {
@@ -58,7 +58,7 @@ class DoubleHardware final : public Hardware {
     if (is_told("too few") && index > 0) throw InputError("too few for " + std::to_string(ranks) + " ranks");
     return std::make_unique<DoubleDevice>();
   }
-  [[nodiscard]] MarkCost mark_cost() override { return {1, 2}; }
+  [[nodiscard]] EventCost event_cost() override { return {1, 2}; }
 
  private:
   CudaOptions options_;

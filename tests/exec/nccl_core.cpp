@@ -100,7 +100,7 @@ bool NcclCore::is_connected(const Group& group) const {
 
 void NcclCore::group_start() { open_group = {true, nullptr}; }
 
-void NcclCore::add(Communicator communicator, Transfer transfer, const std::any& lane) {
+void NcclCore::add(Communicator communicator, Transfer transfer, const std::any& stream) {
   const std::lock_guard lock(mutex_);
   Member& found = member(communicator, "a message");
   if (!open_group.is_open) misused(fmt::format("rank {}: a message outside of a group", found.rank));
@@ -117,7 +117,7 @@ void NcclCore::add(Communicator communicator, Transfer transfer, const std::any&
   }
   open_group.communicator = communicator;
   if (!found.unlaunched) {
-    found.unlaunched = std::make_shared<Group>(Group{&found, lane, {}});
+    found.unlaunched = std::make_shared<Group>(Group{&found, stream, {}});
     found.looks = looks_in_progress;
   }
   found.unlaunched->transfers.push_back(std::make_shared<Transfer>(std::move(transfer)));

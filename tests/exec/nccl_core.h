@@ -2,7 +2,8 @@
 // (nccl_double.h), or the streams of a GPU that the host stands for (tests/cuda_double/nccl.cpp). Nonblocking ones
 // alone.
 //
-// - A call is not done when it returns: a group is put on its lane only when is_done() has said so, and two ranks that
+// - A call is not done when it returns: a group is put on its stream only when is_done() has said so, and two ranks
+// that
 //   exchange something for the first time wait for each other there.
 // - Messages of one peer are matched in order, those of different peers in any.
 // - Misuse is told: calls outside of a group, on a communicator that is in progress or gone, messages of unlike sizes,
@@ -45,7 +46,7 @@ class NcclCore {
   struct Member;
   struct Group {
     Member* member = nullptr;
-    std::any lane;  // on which it was called
+    std::any stream;  // on which it was called
     std::vector<std::shared_ptr<Transfer>> transfers;
   };
 
@@ -59,7 +60,7 @@ class NcclCore {
   // Whether it is not in progress any more. Throws Failure after a fail().
   [[nodiscard]] bool is_done(Communicator communicator);
   void group_start();
-  void add(Communicator communicator, Transfer transfer, const std::any& lane);
+  void add(Communicator communicator, Transfer transfer, const std::any& stream);
   void group_end();
   void finalize(Communicator communicator);
   void destroy(Communicator communicator);
@@ -74,7 +75,7 @@ class NcclCore {
  protected:
   // All of these with the mutex held.
 
-  // Puts a group on its lane. What does that calls post() when the lane has come to it.
+  // Puts a group on its stream. What does that calls post() when the stream has come to it.
   virtual void launch(const std::shared_ptr<Group>& group) = 0;
   // Both are there, and neither was aborted.
   virtual void matched(Transfer& /*sent*/, Transfer& /*received*/) {}

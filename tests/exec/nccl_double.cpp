@@ -15,11 +15,11 @@ using namespace std::chrono_literals;
 
 // Where a group goes.
 struct Place {
-  LaneDevice* device = nullptr;
-  Lane lane;
+  StreamDevice* device = nullptr;
+  Stream stream;
 };
 
-Place place_of_thread() { return {LaneDevice::of_thread(), LaneDevice::of_thread()->used()}; }
+Place place_of_thread() { return {StreamDevice::of_thread(), StreamDevice::of_thread()->used()}; }
 
 }  // namespace
 
@@ -40,14 +40,14 @@ void NcclDouble::receive(Communicator communicator, void* data, std::size_t byte
 }
 
 void NcclDouble::launch(const std::shared_ptr<Group>& group) {
-  const auto [device, lane] = std::any_cast<Place>(group->lane);
-  if (lane.kind != Lane::Kind::message || lane.index != number_of(*group)) {
-    misused(fmt::format("rank {}: a group of communicator {} on another's lane", rank_of(*group), number_of(*group)));
+  const auto [device, stream] = std::any_cast<Place>(group->stream);
+  if (stream.kind != Stream::Kind::message || stream.index != number_of(*group)) {
+    misused(fmt::format("rank {}: a group of communicator {} on another's stream", rank_of(*group), number_of(*group)));
   }
-  device->put(lane, [this, group] { run(group); });
+  device->put(stream, [this, group] { run(group); });
 }
 
-// On its lane.
+// On its stream.
 void NcclDouble::run(const std::shared_ptr<Group>& group) {
   constexpr unsigned char garbage = 0xFF;
   std::this_thread::sleep_for(20us);

@@ -1,5 +1,6 @@
-// A NCCL that moves what it is given between the lanes of LaneDevices: a group ends as a unit on the lane that its call
-// was made on. What is being received holds garbage until then; what is being sent is read late. Misuse is taken down.
+// A NCCL that moves what it is given between the streams of StreamDevices: a group ends as a unit on the stream that
+// its call was made on. What is being received holds garbage until then; what is being sent is read late. Misuse is
+// taken down.
 #pragma once
 
 #include <condition_variable>
@@ -9,8 +10,8 @@
 #include <vector>
 
 #include "dualpipe/exec/transport/nccl_api.h"
-#include "tests/exec/lane_device.h"
 #include "tests/exec/nccl_core.h"
+#include "tests/exec/stream_device.h"
 
 namespace dualpipe::test {
 

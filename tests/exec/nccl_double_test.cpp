@@ -21,7 +21,7 @@ BOOST_AUTO_TEST_SUITE(exec_nccl_double)
 BOOST_AUTO_TEST_CASE(the_double_hangs_where_nccl_would) {
   NcclDouble nccl;
   const std::string id = nccl.unique_id();
-  std::array<LaneDevice, 2> devices;
+  std::array<StreamDevice, 2> devices;
   std::array<Nccl::Communicator, 2> communicators{};
   for (int rank = 0; rank < 2; ++rank) communicators[static_cast<std::size_t>(rank)] = nccl.init(id, rank, 2, 1);
   at::Tensor buffer = at::zeros({8}, at::kDouble);
@@ -32,7 +32,7 @@ BOOST_AUTO_TEST_CASE(the_double_hangs_where_nccl_would) {
     return false;
   };
   const auto group = [&](std::size_t rank, bool sends) {
-    devices[rank].use({Lane::Kind::message, 0});
+    devices[rank].use({Stream::Kind::message, 0});
     nccl.group_start();
     if (sends) {
       nccl.send(communicators[rank], buffer.const_data_ptr(), 64, static_cast<int>(1 - rank));
@@ -50,25 +50,25 @@ BOOST_AUTO_TEST_CASE(the_double_hangs_where_nccl_would) {
   BOOST_TEST(!group(0, false));
   BOOST_TEST(group(1, true));
   BOOST_TEST(settle(0));
-  for (LaneDevice& each : devices) each.finish();
-  // Both receive first: each lane waits for what stands behind in the other.
-  std::array<Mark, 2> ends;
+  for (StreamDevice& each : devices) each.finish();
+  // Both receive first: each stream waits for what stands behind in the other.
+  std::array<Event, 2> ends;
   for (const std::size_t rank : {0U, 1U}) BOOST_TEST(group(rank, false));
   for (const std::size_t rank : {0U, 1U}) {
     BOOST_TEST(group(rank, true));
-    ends[rank] = devices[rank].mark();
+    ends[rank] = devices[rank].record_event();
   }
   std::this_thread::sleep_for(50ms);
   for (const std::size_t rank : {0U, 1U}) BOOST_TEST(!devices[rank].is_done(ends[rank]));
   for (const Nccl::Communicator each : communicators) nccl.abort(each);
-  for (LaneDevice& each : devices) each.finish();
+  for (StreamDevice& each : devices) each.finish();
   for (const std::size_t rank : {0U, 1U}) BOOST_TEST(devices[rank].is_done(ends[rank]));
 }
 
 BOOST_AUTO_TEST_CASE(the_double_takes_down_misuse) {
   NcclDouble nccl;
-  LaneDevice device;
-  device.use({Lane::Kind::message, 0});
+  StreamDevice device;
+  device.use({Stream::Kind::message, 0});
   const auto communicator = nccl.init(nccl.unique_id(), 0, 1, 1);
   at::Tensor buffer = at::zeros({8}, at::kDouble);
   nccl.group_start();

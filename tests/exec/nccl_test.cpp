@@ -46,7 +46,7 @@ using namespace std::chrono_literals;
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 Outcome over_nccl(const std::shared_ptr<NcclDouble>& nccl, const Program& program, TrainOptions options) {
-  LaneHardware hardware;
+  StreamHardware hardware;
   options.hardware = &hardware;
   return trained(program, options, [&](const std::function<void(World&)>& run) {
     return in_worlds(program.schedule.ranks(), nccl, {.timeout = 10s}, run);
@@ -140,7 +140,7 @@ BOOST_DATA_TEST_CASE(groups_are_the_batches_of_the_program, data::make({"1f1b", 
 BOOST_AUTO_TEST_CASE(a_message_has_any_number_of_tensors) {
   for (const Messages& messages : many_messages()) {
     const auto nccl = std::make_shared<NcclDouble>();
-    LaneHardware hardware;
+    StreamHardware hardware;
     const auto errors =
         in_worlds(2, nccl, {.timeout = 10s}, [&](World& world) { exchange_messages(world, messages, &hardware); });
     BOOST_TEST(errors == Lines(2), boost::test_tools::per_element());
@@ -164,7 +164,7 @@ BOOST_AUTO_TEST_CASE(a_boundary_keeps_the_shape_of_its_first_message) {
     return "";
   };
   const auto errors = in_worlds(2, nccl, {.timeout = 10s}, [&](World& world) {
-    LaneDevice device;
+    StreamDevice device;
     device.use({});
     const auto transports = world.transports(straight(2, 1), {.timeout = 10s});
     Transport& transport = *transports[static_cast<std::size_t>(world.process())];
@@ -247,7 +247,7 @@ BOOST_AUTO_TEST_CASE(a_rank_that_throws_ends_all) {
   check_used_well(*nccl);
 }
 
-// Its neighbours' groups do not end: their lanes hang, and with them their threads, until the communicators are
+// Its neighbours' groups do not end: their streams hang, and with them their threads, until the communicators are
 // aborted.
 BOOST_DATA_TEST_CASE(a_rank_that_stops_ends_all_within_the_timeout, data::make({0, 1, 3}), bad) {
   const Program program = program_of("1f1b", 4);
@@ -259,7 +259,7 @@ BOOST_DATA_TEST_CASE(a_rank_that_stops_ends_all_within_the_timeout, data::make({
   const auto nccl = std::make_shared<NcclDouble>();
   std::mutex mutex;
   std::vector<std::chrono::nanoseconds> durations(4);
-  LaneHardware hardware;
+  StreamHardware hardware;
   options.hardware = &hardware;
   const Lines errors = in_worlds(4, nccl, {.timeout = 10s}, [&](World& world) {
     const auto begin = std::chrono::steady_clock::now();
@@ -294,7 +294,7 @@ BOOST_AUTO_TEST_CASE(a_rank_that_does_not_connect_is_waited_for_no_longer_than_t
   const auto nccl = std::make_shared<NcclDouble>();
   const NcclBackend::UniqueIds ids{nccl->unique_id(), nccl->unique_id()};
   OrderedTransport transport(std::make_unique<NcclBackend>(nccl, ids, 0, 2), placement, 0, options, router, abort_flag);
-  LaneDevice device;
+  StreamDevice device;
   device.use({});
   BOOST_CHECK_EXCEPTION(transport.begin(program_of("1f1b", 2), device), TimeoutError, [](const auto& error) {
     return contains(error.what(), "rank 0 waited 0.3 s for NCCL to make a communicator of all ranks");
@@ -302,12 +302,12 @@ BOOST_AUTO_TEST_CASE(a_rank_that_does_not_connect_is_waited_for_no_longer_than_t
 }
 
 // Where it is asked in a step's beginning, it does something else at first.
-class SlowDevice final : public LaneDevice {
+class SlowDevice final : public StreamDevice {
  public:
   std::function<void()> meanwhile;
   [[nodiscard]] at::Device where() const override {
     if (meanwhile) meanwhile();
-    return LaneDevice::where();
+    return StreamDevice::where();
   }
 };
 
@@ -328,7 +328,7 @@ BOOST_AUTO_TEST_CASE(an_abort_while_a_step_begins_ends_it) {
     const std::jthread other([&] {
       OrderedTransport of_other(std::make_unique<NcclBackend>(nccl, ids, 1, 2), placement, 1, options, router,
                                 abort_flag);
-      LaneDevice others_device;
+      StreamDevice others_device;
       others_device.use({});
       of_other.begin(program, others_device);
     });

@@ -14,7 +14,7 @@
 #include "dualpipe/exec/replay/memory.h"
 #include "dualpipe/exec/stage/parted_stage.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "tests/exec/lane_check.h"
+#include "tests/exec/stream_check.h"
 #include "tests/exec/training.h"
 
 namespace dualpipe::test {
@@ -31,21 +31,22 @@ namespace data = boost::unit_test::data;
 using Log = std::vector<std::string>;
 
 // Says what a device is asked for. The tensors of a micro-batch have one value, which tells them apart.
-class LoggingDevice final : public LaneCheck {
+class LoggingDevice final : public StreamCheck {
  public:
   explicit LoggingDevice(Log& log) : log_(log) {}
 
   void note(const std::string& what) {
-    const Lane lane = used();
-    log_.push_back(fmt::format("{}{}: {}", lane.kind == Lane::Kind::compute ? "lane " : "exchange ", lane.index, what));
+    const Stream stream = used();
+    log_.push_back(
+        fmt::format("{}{}: {}", stream.kind == Stream::Kind::compute ? "stream " : "exchange ", stream.index, what));
   }
-  [[nodiscard]] Mark mark() override {
-    note("mark");
-    return LaneCheck::mark();
+  [[nodiscard]] Event record_event() override {
+    note("event");
+    return StreamCheck::record_event();
   }
   [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override {
     note(fmt::format("of {}", tensor.sum().item<double>()));
-    return LaneCheck::exchange(tensor);
+    return StreamCheck::exchange(tensor);
   }
 
  private:
@@ -105,8 +106,8 @@ class ToldStage final : public PartedStage {
   std::vector<std::unique_ptr<Told::Teller>> tellers_;
 };
 
-constexpr Lane forward_lane = {Lane::Kind::compute, 0};
-constexpr Lane backward_lane = {Lane::Kind::compute, 1};
+constexpr Stream forward_stream = {Stream::Kind::compute, 0};
+constexpr Stream backward_stream = {Stream::Kind::compute, 1};
 
 // What a pair of stages of so many layers does; the forward's tensors are 1, the backward's 2.
 Log log_of_pair(int forward_layers, int backward_layers, bool interleave = true,
@@ -115,17 +116,17 @@ Log log_of_pair(int forward_layers, int backward_layers, bool interleave = true,
   LoggingDevice device(log);
   ToldStage ahead(device, "F", forward_layers, {1, recompute, interleave});
   ToldStage behind(device, "B", backward_layers, {1, recompute, interleave});
-  device.use(backward_lane);
+  device.use(backward_stream);
   const Tensors outputs = behind.forward(0, {at::zeros({1})});
   device.finish();
   log.clear();
-  device.use(forward_lane);
+  device.use(forward_stream);
   const at::Tensor input = at::ones({1});
-  device.use(backward_lane);
+  device.use(backward_stream);
   const at::Tensor gradient = at::full({1}, 2.0);
   const Overlapped result =
-      forward_backward(ahead, 1, {input}, behind, 0, {gradient}, {device, forward_lane, backward_lane});
-  BOOST_TEST((device.used().kind == Lane::Kind::compute));
+      forward_backward(ahead, 1, {input}, behind, 0, {gradient}, {device, forward_stream, backward_stream});
+  BOOST_TEST((device.used().kind == Stream::Kind::compute));
   BOOST_TEST(device.races() == Log{}, boost::test_tools::per_element());
   device.finish();
   BOOST_TEST(result.outputs.at(0).item<double>() == 1);
@@ -138,42 +139,42 @@ BOOST_AUTO_TEST_SUITE(exec_parted)
 // The drawing in parted_stage.h.
 BOOST_AUTO_TEST_CASE(a_pair_is_interleaved_like_deepseeks) {
   const Log expected = {
-      "lane 1: B end'",    "lane 1: mark",         "lane 1: B end dW",
+      "stream 1: B end'",    "stream 1: event",        "stream 1: B end dW",
       "exchange 0: of 2",  // combine'
-      "exchange 0: mark",  "lane 0: F attention",  "lane 0: mark",
+      "exchange 0: event",   "stream 0: F attention",  "stream 0: event",
       "exchange 0: of 1",  // dispatch
-      "exchange 0: mark",  "lane 1: B experts'",
-      "lane 1: mark",  // for dispatch', which waits for no more
-      "lane 1: B shared'", "lane 1: B experts dW", "lane 1: B shared dW",
+      "exchange 0: event",   "stream 1: B experts'",
+      "stream 1: event",  // for dispatch', which waits for no more
+      "stream 1: B shared'", "stream 1: B experts dW", "stream 1: B shared dW",
       "exchange 0: of 2",  // dispatch'
-      "exchange 0: mark",  "lane 0: F shared",     "lane 0: F experts",      "lane 0: mark",
+      "exchange 0: event",   "stream 0: F shared",     "stream 0: F experts",      "stream 0: event",
       "exchange 0: of 1",  // combine
-      "exchange 0: mark",  "lane 1: B attention'", "lane 1: B attention dW", "lane 0: F end",
+      "exchange 0: event",   "stream 1: B attention'", "stream 1: B attention dW", "stream 0: F end",
   };
   BOOST_TEST(log_of_pair(1, 1) == expected, boost::test_tools::per_element());
 }
 
-// What computes, and what is exchanged, in the order of the lanes' work; marks left out.
-Log without_marks(Log log) {
-  std::erase_if(log, [](const std::string& line) { return line.ends_with("mark"); });
+// What computes, and what is exchanged, in the order of the streams' work; events left out.
+Log without_events(Log log) {
+  std::erase_if(log, [](const std::string& line) { return line.ends_with("event"); });
   return log;
 }
 
 BOOST_AUTO_TEST_CASE(not_interleaved_it_is_a_forward_and_a_backward) {
   const Log expected = {
-      "lane 0: F attention", "exchange 0: of 1",   "lane 0: F shared",     "lane 0: F experts",
-      "exchange 0: of 1",    "lane 0: F end",      "lane 1: B end'",       "lane 1: B end dW",
-      "exchange 0: of 2",    "lane 1: B experts'", "lane 1: B shared'",    "lane 1: B experts dW",
-      "lane 1: B shared dW", "exchange 0: of 2",   "lane 1: B attention'", "lane 1: B attention dW",
+      "stream 0: F attention", "exchange 0: of 1",     "stream 0: F shared",     "stream 0: F experts",
+      "exchange 0: of 1",      "stream 0: F end",      "stream 1: B end'",       "stream 1: B end dW",
+      "exchange 0: of 2",      "stream 1: B experts'", "stream 1: B shared'",    "stream 1: B experts dW",
+      "stream 1: B shared dW", "exchange 0: of 2",     "stream 1: B attention'", "stream 1: B attention dW",
   };
-  BOOST_TEST(without_marks(log_of_pair(1, 1, false)) == expected, boost::test_tools::per_element());
+  BOOST_TEST(without_events(log_of_pair(1, 1, false)) == expected, boost::test_tools::per_element());
 }
 
 // From the first step on, whatever one computes beside the other's exchange; each part once.
 BOOST_DATA_TEST_CASE(pairs_of_any_lengths_take_turns, data::xrange(4) * data::xrange(4), forward_layers,
                      backward_layers) {
   for (const Recompute recompute : {Recompute::none, Recompute::full}) {
-    const Log log = without_marks(log_of_pair(forward_layers, backward_layers, true, recompute));
+    const Log log = without_events(log_of_pair(forward_layers, backward_layers, true, recompute));
     const auto count = [&](std::string_view text) {
       return std::ranges::count_if(log, [&](const std::string& line) { return line.ends_with(text); });
     };
@@ -185,7 +186,7 @@ BOOST_DATA_TEST_CASE(pairs_of_any_lengths_take_turns, data::xrange(4) * data::xr
     BOOST_TEST(count("of 1") == 2 * forward_layers);
     BOOST_TEST(count("F end") == 1);
     BOOST_TEST(count("B end dW") == 1);
-    // While both have parts left, no lane of a pass has two parts in a row.
+    // While both have parts left, no stream of a pass has two parts in a row.
     if (recompute == Recompute::none && forward_layers == backward_layers && forward_layers > 0) {
       const auto kinds = [&](char pass) {
         std::string text;
@@ -193,7 +194,7 @@ BOOST_DATA_TEST_CASE(pairs_of_any_lengths_take_turns, data::xrange(4) * data::xr
           if (line.starts_with("exchange")) {
             text += line.ends_with("1") == (pass == 'F') ? "X" : "-";
           } else if (!line.ends_with("dW") && line.find("shared") == std::string::npos) {
-            text += line[8] == pass ? "C" : "-";
+            text += line[line.find(": ") + 2] == pass ? "C" : "-";
           }
         }
         return text;
@@ -208,66 +209,66 @@ BOOST_DATA_TEST_CASE(pairs_of_any_lengths_take_turns, data::xrange(4) * data::xr
   }
 }
 
-// --- the lanes
+// --- the streams
 
-BOOST_AUTO_TEST_CASE(the_check_of_lanes_notices_races) {
-  const Lane exchange = {Lane::Kind::exchange, 0};
-  const auto notices = [&](const std::function<void(LaneCheck&)>& run) {
-    LaneCheck device;
-    device.use(forward_lane);
+BOOST_AUTO_TEST_CASE(the_check_of_streams_notices_races) {
+  const Stream exchange = {Stream::Kind::exchange, 0};
+  const auto notices = [&](const std::function<void(StreamCheck&)>& run) {
+    StreamCheck device;
+    device.use(forward_stream);
     run(device);
     return !device.races().empty();
   };
-  const auto is_right = [&](LaneCheck& device) {
+  const auto is_right = [&](StreamCheck& device) {
     const at::Tensor x = at::ones({3});
-    const Mark ready = device.mark();
+    const Event ready = device.record_event();
     device.use(exchange);
     device.wait(ready);
     static_cast<void>(device.adopt(x, ready).add(1));
   };
   BOOST_TEST(!notices(is_right));
-  const auto not_adopted = [&](LaneCheck& device) {
+  const auto not_adopted = [&](StreamCheck& device) {
     const at::Tensor x = at::ones({3});
-    const Mark ready = device.mark();
+    const Event ready = device.record_event();
     device.use(exchange);
     device.wait(ready);
     static_cast<void>(x.add(1));
   };
   BOOST_TEST(notices(not_adopted));
-  const auto without_wait = [&](LaneCheck& device) {
+  const auto without_wait = [&](StreamCheck& device) {
     const at::Tensor x = at::ones({3});
-    const Mark ready = device.mark();
+    const Event ready = device.record_event();
     device.use(exchange);
     static_cast<void>(device.adopt(x, ready).add(1));
   };
   BOOST_TEST(notices(without_wait));
-  const auto marked_too_early = [&](LaneCheck& device) {
-    const Mark early = device.mark();
+  const auto recorded_too_early = [&](StreamCheck& device) {
+    const Event early = device.record_event();
     const at::Tensor x = at::ones({3});
     device.use(exchange);
     device.wait(early);
     static_cast<void>(device.adopt(x, early));
   };
-  BOOST_TEST(notices(marked_too_early));
-  const auto changed_behind_the_mark = [&](LaneCheck& device) {
+  BOOST_TEST(notices(recorded_too_early));
+  const auto changed_behind_the_event = [&](StreamCheck& device) {
     at::Tensor x = at::ones({3});
-    const Mark ready = device.mark();
+    const Event ready = device.record_event();
     x.add_(1);
     device.use(exchange);
     device.wait(ready);
     static_cast<void>(device.adopt(x, ready));
   };
-  BOOST_TEST(notices(changed_behind_the_mark));
-  const auto of_the_step_before = [&](LaneCheck& device) {
+  BOOST_TEST(notices(changed_behind_the_event));
+  const auto of_the_step_before = [&](StreamCheck& device) {
     const at::Tensor x = at::ones({3});
     device.begin_step();
-    const Mark ready = device.mark();
+    const Event ready = device.record_event();
     device.use(exchange);
     device.wait(ready);
     static_cast<void>(x.add(1));
   };
   BOOST_TEST(!notices(of_the_step_before));
-  const auto settled = [&](LaneCheck& device) {
+  const auto settled = [&](StreamCheck& device) {
     const at::Tensor x = at::ones({3});
     device.finish();
     device.use(exchange);
@@ -277,20 +278,20 @@ BOOST_AUTO_TEST_CASE(the_check_of_lanes_notices_races) {
 }
 
 // What a stage forgets to do if its device does not.
-class Deaf : public LaneCheck {
+class Deaf : public StreamCheck {
  public:
-  void wait(const Mark&) override {}
+  void wait(const Event&) override {}
 };
-class Careless : public LaneCheck {
+class Careless : public StreamCheck {
  public:
-  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark&) override { return tensor; }
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Event&) override { return tensor; }
 };
 
-// The lanes of all ranks of a training.
+// The streams of all ranks of a training.
 template <typename Checked>
 class CheckedHardware final : public Hardware {
  public:
-  [[nodiscard]] std::string description() const override { return "lanes that are checked"; }
+  [[nodiscard]] std::string description() const override { return "streams that are checked"; }
   [[nodiscard]] std::unique_ptr<Device> device(int, int, int) override { return std::make_unique<Reporting>(*this); }
 
   std::vector<std::string> races;
@@ -319,11 +320,11 @@ TrainOptions moe_on(const Program& program, Hardware& hardware) {
   return options;
 }
 
-BOOST_DATA_TEST_CASE(no_tensor_crosses_lanes_unordered, data::make(family_names()), name) {
+BOOST_DATA_TEST_CASE(no_tensor_crosses_streams_unordered, data::make(family_names()), name) {
   const Program program = program_of(name, 2);
   for (const bool interleave : {true, false}) {
     for (const Recompute recompute : {Recompute::none, Recompute::full}) {
-      CheckedHardware<LaneCheck> hardware;
+      CheckedHardware<StreamCheck> hardware;
       TrainOptions options = moe_on(program, hardware);
       options.shape.interleave = interleave;
       options.shape.recompute = recompute;

@@ -34,50 +34,50 @@ namespace {
 namespace data = boost::unit_test::data;
 using Names = std::vector<std::string>;
 
-// --- a device whose lanes run side by side, in a time that passes only where work is put
+// --- a device whose streams run side by side, in a time that passes only where work is put
 
-class VirtualLanes final : public Device {
+class VirtualStreams final : public Device {
  public:
   static constexpr Time exchange_time = 30;
 
   [[nodiscard]] at::Device where() const override { return at::kCPU; }
   void begin_step() override {}
-  void use(Lane lane) override { used_ = lane; }
-  [[nodiscard]] Lane used() const override { return used_; }
-  [[nodiscard]] Mark mark() override { return {0, &events_.emplace_back(time())}; }
-  void wait(const Mark& mark) override { time() = std::max(time(), time_of(mark)); }
-  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
+  void use(Stream stream) override { used_ = stream; }
+  [[nodiscard]] Stream used() const override { return used_; }
+  [[nodiscard]] Event record_event() override { return {0, &events_.emplace_back(time())}; }
+  void wait(const Event& event) override { time() = std::max(time(), time_of(event)); }
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Event& ready) override {
     wait(ready);
     return tensor;
   }
-  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override { return adopt(std::move(tensor), ready); }
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Event& ready) override { return adopt(std::move(tensor), ready); }
   [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override {
     work(exchange_time);
     return tensor.clone();
   }
   void finish() override {}
-  [[nodiscard]] Time time_of(const Mark& mark) const override { return *static_cast<const Time*>(mark.event); }
+  [[nodiscard]] Time time_of(const Event& event) const override { return *static_cast<const Time*>(event.handle); }
 
   void work(Time duration) { time() += duration; }
 
  private:
   [[nodiscard]] Time& time() { return times_[{used_.kind, used_.index}]; }
 
-  Lane used_;
-  std::map<std::pair<Lane::Kind, std::uint16_t>, Time> times_;  // that each lane has come to
+  Stream used_;
+  std::map<std::pair<Stream::Kind, std::uint16_t>, Time> times_;  // that each stream has come to
   std::deque<Time> events_;
 };
 
 class VirtualHardware final : public Hardware {
  public:
-  [[nodiscard]] std::string description() const override { return "virtual lanes"; }
-  [[nodiscard]] std::unique_ptr<Device> device(int, int, int) override { return std::make_unique<VirtualLanes>(); }
+  [[nodiscard]] std::string description() const override { return "virtual streams"; }
+  [[nodiscard]] std::unique_ptr<Device> device(int, int, int) override { return std::make_unique<VirtualStreams>(); }
 };
 
 // The identity, which takes a time: forward, backward, and for its weight gradient.
 struct Working : torch::autograd::Function<Working> {
   struct Work {
-    VirtualLanes& device;
+    VirtualStreams& device;
     WeightGradients& gradients;
     Time time;
   };
@@ -99,7 +99,7 @@ struct Working : torch::autograd::Function<Working> {
 // One layer, as in the drawing in parted_stage.h.
 class WorkingStage final : public PartedStage {
  public:
-  explicit WorkingStage(VirtualLanes& device) : PartedStage(device, {}), device_(device) {
+  explicit WorkingStage(VirtualStreams& device) : PartedStage(device, {}), device_(device) {
     add_compute({"attention", [this](auto, const Tensors& in) { return Tensors{take(20, in[0]), in[0]}; }});
     add_exchange("dispatch");
     add_compute({"experts",
@@ -118,14 +118,14 @@ class WorkingStage final : public PartedStage {
     return Working::apply(x, works_.back().get());
   }
 
-  VirtualLanes& device_;
+  VirtualStreams& device_;
   std::vector<std::unique_ptr<Working::Work>> works_;
 };
 
 Names text_of(const PartLog& log, const Device& device, Time zero) {
   Names lines;
   for (const NotedPart& part : log) {
-    lines.push_back(fmt::format("{} {} {}: {}-{}", part.lane == Lane::Kind::exchange ? "exchange" : "compute",
+    lines.push_back(fmt::format("{} {} {}: {}-{}", part.stream == Stream::Kind::exchange ? "exchange" : "compute",
                                 part.is_forward ? 'F' : 'B', part.name, device.time_of(part.start) - zero,
                                 device.time_of(part.end) - zero));
   }
@@ -165,7 +165,7 @@ Names names_of(Op op, int layers, bool is_last, bool recomputes) {
 
 bool is_exchange(const std::string& name) { return name.starts_with("dispatch") || name.starts_with("combine"); }
 
-// Every part of every op of the rank once, in its order and on its lane, while the op runs.
+// Every part of every op of the rank once, in its order and on its stream, while the op runs.
 void check_parts(const Program& program, int rank, const RankRecord& record, const ModelShape& shape) {
   const Placement& placement = program.schedule.placement;
   const auto ops = program.schedule.rank(rank);
@@ -205,24 +205,24 @@ std::size_t part_count(const RankRecords& records) {
 
 BOOST_AUTO_TEST_SUITE(exec_parts)
 
-// What an exchange hides can be seen: the lanes wait for nothing but what they need.
+// What an exchange hides can be seen: the streams wait for nothing but what they need.
 BOOST_AUTO_TEST_CASE(parts_of_a_pair_lie_side_by_side) {
-  VirtualLanes device;
+  VirtualStreams device;
   WorkingStage ahead(device);
   WorkingStage behind(device);
-  const PairLanes lanes{device, {Lane::Kind::compute, 0}, {Lane::Kind::compute, 1}};
-  device.use(lanes.backward);
+  const PairStreams streams{device, {Stream::Kind::compute, 0}, {Stream::Kind::compute, 1}};
+  device.use(streams.backward);
   static_cast<void>(behind.forward(0, {at::zeros({1})}));
-  const Mark begin = device.mark();
-  for (const Lane lane : {lanes.forward, Lane{Lane::Kind::exchange, 0}}) {
-    device.use(lane);
+  const Event begin = device.record_event();
+  for (const Stream stream : {streams.forward, Stream{Stream::Kind::exchange, 0}}) {
+    device.use(stream);
     device.wait(begin);
   }
   PartLog log;
   ahead.note_parts(&log);
   behind.note_parts(&log);
-  device.use(lanes.forward);
-  static_cast<void>(forward_backward(ahead, 1, {at::zeros({1})}, behind, 0, {at::zeros({1})}, lanes));
+  device.use(streams.forward);
+  static_cast<void>(forward_backward(ahead, 1, {at::zeros({1})}, behind, 0, {at::zeros({1})}, streams));
   const Names expected = {
       "compute B sum: 0-10",          "compute B sum dW: 10-20",         "exchange B combine: 10-40",
       "compute F attention: 0-20",    "exchange F dispatch: 40-70",      "compute B experts: 40-60",
@@ -240,10 +240,10 @@ BOOST_AUTO_TEST_CASE(parts_of_a_pair_lie_side_by_side) {
 
 BOOST_DATA_TEST_CASE(every_part_of_every_op_is_there_once_and_within_it, data::make(family_names()), name) {
   const Program program = program_of(name, 2);
-  VirtualHardware virtual_lanes;
+  VirtualHardware virtual_streams;
   for (const bool interleave : {true, false}) {
     for (const Recompute recompute : {Recompute::none, Recompute::full}) {
-      for (Hardware* const hardware : {static_cast<Hardware*>(nullptr), static_cast<Hardware*>(&virtual_lanes)}) {
+      for (Hardware* const hardware : {static_cast<Hardware*>(nullptr), static_cast<Hardware*>(&virtual_streams)}) {
         TrainOptions options = noting(program);
         options.shape.interleave = interleave;
         options.shape.recompute = recompute;
@@ -369,7 +369,7 @@ BOOST_AUTO_TEST_CASE(observers_hear_what_ranks_run_on) {
   VirtualHardware hardware;
   options.hardware = &hardware;
   (void)train(program, options, observer);
-  const Names expected = {"cpu", "cpu", "virtual lanes", "virtual lanes"};
+  const Names expected = {"cpu", "cpu", "virtual streams", "virtual streams"};
   BOOST_TEST(heard == expected, boost::test_tools::per_element());
 }
 

@@ -232,24 +232,24 @@ class Recording final : public Device {
 
   [[nodiscard]] at::Device where() const override { return where_; }
   void begin_step() override {}
-  void use(Lane lane) override {
-    lane_ = lane;
+  void use(Stream stream) override {
+    stream_ = stream;
     finished_ = false;
   }
-  [[nodiscard]] Lane used() const override { return lane_; }
-  [[nodiscard]] Mark mark() override { return host_device().mark(); }
-  void wait(const Mark&) override {}
-  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark&) override { return tensor; }
-  [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark&) override { return tensor; }
+  [[nodiscard]] Stream used() const override { return stream_; }
+  [[nodiscard]] Event record_event() override { return host_device().record_event(); }
+  void wait(const Event&) override {}
+  [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Event&) override { return tensor; }
+  [[nodiscard]] at::Tensor take(at::Tensor tensor, Event&) override { return tensor; }
   [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return tensor.clone(); }
   void finish() override { finished_ = true; }
-  [[nodiscard]] Time time_of(const Mark& mark) const override { return mark.time; }
+  [[nodiscard]] Time time_of(const Event& event) const override { return event.time; }
 
   [[nodiscard]] bool finished() const { return finished_; }
 
  private:
   at::Device where_;
-  Lane lane_{Lane::Kind::message, 7};
+  Stream stream_{Stream::Kind::message, 7};
   bool finished_ = true;
 };
 
@@ -275,19 +275,19 @@ class RecordingHardware final : public Hardware {
     explicit Borrowed(Recording& device) : device_(device) {}
     [[nodiscard]] at::Device where() const override { return device_.where(); }
     void begin_step() override { device_.begin_step(); }
-    void use(Lane lane) override { device_.use(lane); }
-    [[nodiscard]] Lane used() const override { return device_.used(); }
-    [[nodiscard]] Mark mark() override { return device_.mark(); }
-    void wait(const Mark& mark) override { device_.wait(mark); }
-    [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Mark& ready) override {
+    void use(Stream stream) override { device_.use(stream); }
+    [[nodiscard]] Stream used() const override { return device_.used(); }
+    [[nodiscard]] Event record_event() override { return device_.record_event(); }
+    void wait(const Event& event) override { device_.wait(event); }
+    [[nodiscard]] at::Tensor adopt(at::Tensor tensor, const Event& ready) override {
       return device_.adopt(std::move(tensor), ready);
     }
-    [[nodiscard]] at::Tensor take(at::Tensor tensor, Mark& ready) override {
+    [[nodiscard]] at::Tensor take(at::Tensor tensor, Event& ready) override {
       return device_.take(std::move(tensor), ready);
     }
     [[nodiscard]] at::Tensor exchange(const at::Tensor& tensor) override { return device_.exchange(tensor); }
     void finish() override { device_.finish(); }
-    [[nodiscard]] Time time_of(const Mark& mark) const override { return device_.time_of(mark); }
+    [[nodiscard]] Time time_of(const Event& event) const override { return device_.time_of(event); }
 
    private:
     Recording& device_;
@@ -338,7 +338,7 @@ BOOST_DATA_TEST_CASE(a_stage_computes_with_tensors_of_its_device_alone,
   Recording device(at::kMeta);
   const std::vector<int> numbers{0, 1, 2, 3};
   StageSet stages(program.schedule, options, numbers, device);
-  BOOST_TEST((device.used() == Lane{}));
+  BOOST_TEST((device.used() == Stream{}));
   Optimizer optimizer(options, stages.all_parameters());
   for (int step = 0; step < 2; ++step) {
     stages.begin_step(step);
@@ -378,12 +378,12 @@ BOOST_AUTO_TEST_CASE(devices_have_finished_when_others_look) {
     look();
     check.on_gradients(step, stages);
     look();
-    for (Recording& rank : hardware.ranks) rank.use({Lane::Kind::message, 7});  // as the reference may
+    for (Recording& rank : hardware.ranks) rank.use({Stream::Kind::message, 7});  // as the reference may
   };
   observer.on_step = [&](const StepReport& step) {
     look();
     check.on_step(step);
-    for (const Recording& rank : hardware.ranks) BOOST_TEST((rank.used() == Lane{}));
+    for (const Recording& rank : hardware.ranks) BOOST_TEST((rank.used() == Stream{}));
   };
   (void)train(program, options, observer);
   BOOST_TEST(looks == 9);

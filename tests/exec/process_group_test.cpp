@@ -22,8 +22,8 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/group_double.h"
-#include "tests/exec/lane_device.h"
 #include "tests/exec/parity.h"
+#include "tests/exec/stream_device.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"
 #include "tests/support.h"
@@ -89,7 +89,7 @@ BOOST_AUTO_TEST_CASE(directions_do_not_wait_for_each_other) {
     Device& device = host_device();
     transport.begin(program_of("dualpipev", 2, 4), device);
     const auto send = [&](Op op, double value) {
-      transport.send(op, {at::full({1}, value, at::kDouble)}, device.mark());
+      transport.send(op, {at::full({1}, value, at::kDouble)}, device.record_event());
       transport.end_batch();
     };
     const auto post = [&](Op op) {
@@ -347,7 +347,7 @@ BOOST_AUTO_TEST_CASE(what_a_group_cannot_do_is_refused) {
 }
 
 BOOST_AUTO_TEST_CASE(a_device_that_the_group_has_no_backend_for_is_refused) {
-  class Elsewhere final : public LaneDevice {
+  class Elsewhere final : public StreamDevice {
    public:
     [[nodiscard]] at::Device where() const override { return at::kMeta; }
   };

@@ -32,7 +32,7 @@
 #include "dualpipe/exec/transport/store_world.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/placement.h"
-#include "tests/exec/lane_device.h"
+#include "tests/exec/stream_device.h"
 #include "tests/exec/training.h"
 #include "tests/exec/worlds.h"
 #include "tests/scratch.h"
@@ -473,7 +473,7 @@ BOOST_DATA_TEST_CASE(a_probe_without_a_device_ends_all, boost::unit_test::data::
     [[nodiscard]] std::string description() const override { return "broken"; }
     [[nodiscard]] std::unique_ptr<Device> device(int index, int, int) override {
       if (index == missing_) throw InputError("there is no device");
-      return std::make_unique<LaneDevice>();
+      return std::make_unique<StreamDevice>();
     }
 
    private:

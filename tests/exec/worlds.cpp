@@ -128,7 +128,7 @@ void exchange(const Messages& messages, int rank, Transport& transport, Device& 
   device.use({});
   transport.begin(program, device);
   const auto send = [&](Kind kind, std::uint32_t micro_batch, const Tensors& tensors) {
-    transport.send({micro_batch, static_cast<std::uint16_t>(rank), kind, false}, tensors, device.mark());
+    transport.send({micro_batch, static_cast<std::uint16_t>(rank), kind, false}, tensors, device.record_event());
     transport.end_batch();
   };
   const auto receive = [&](Kind kind, std::uint32_t micro_batch, const Tensors& sent) {
@@ -137,7 +137,7 @@ void exchange(const Messages& messages, int rank, Transport& transport, Device& 
     transport.end_batch();
     Received received = transport.wait(message);
     for (at::Tensor& each : received.tensors) {
-      Mark ready = received.ready;
+      Event ready = received.ready;
       if (each.defined()) each = device.take(std::move(each), ready);
     }
     check_is_like(received.tensors, sent);

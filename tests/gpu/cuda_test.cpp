@@ -33,8 +33,8 @@ using detail::replay::now;
 
 namespace {
 
-constexpr Lane first{Lane::Kind::compute, 0};
-constexpr Lane second{Lane::Kind::compute, 1};
+constexpr Stream first{Stream::Kind::compute, 0};
+constexpr Stream second{Stream::Kind::compute, 1};
 constexpr std::int64_t count = 1 << 18;
 
 at::TensorOptions on_gpu() { return at::TensorOptions(at::kFloat).device(at::kCUDA); }
@@ -58,19 +58,19 @@ BOOST_AUTO_TEST_CASE(a_device_is_on_the_gpu) {
   const auto device = gpu().device(0, 1, 2);
   BOOST_TEST(device->where().is_cuda());
   BOOST_TEST(!gpu().description().empty());
-  BOOST_TEST((device->used() == Lane{}));
+  BOOST_TEST((device->used() == Stream{}));
   BOOST_TEST((at::ones({2}, on_gpu()).device() == device->where()));
 }
 
-BOOST_AUTO_TEST_CASE(marks_know_times_by_the_hosts_clock) {
+BOOST_AUTO_TEST_CASE(events_know_times_by_the_hosts_clock) {
   const auto device = gpu().device(0, 1, 2);
   for (int step = 0; step < 3; ++step) {
     device->begin_step();
     device->use(first);
     const Time before = now();
-    const Mark start = device->mark();
+    const Event start = device->record_event();
     keep_busy();
-    const Mark end = device->mark();
+    const Event end = device->record_event();
     const Time queued = now();
     device->finish();
     const Time after = now();
@@ -82,47 +82,47 @@ BOOST_AUTO_TEST_CASE(marks_know_times_by_the_hosts_clock) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(marks_of_another_rank_are_comparable) {
+BOOST_AUTO_TEST_CASE(events_of_another_rank_are_comparable) {
   const auto one = gpu().device(0, 2, 1);
   one->begin_step();
   one->use(first);
   keep_busy();
-  const Mark early = one->mark();
+  const Event early = one->record_event();
   one->finish();
   const Time expected = one->time_of(early);
   const auto two = gpu().device(1, 2, 1);
-  two->begin_step();  // later than the mark
+  two->begin_step();  // later than the event
   two->use(first);
   two->wait(early);
   two->finish();
   BOOST_TEST(std::abs(two->time_of(early) - expected) < 100'000);
 }
 
-BOOST_AUTO_TEST_CASE(lanes_run_side_by_side_and_wait_for_marks) {
+BOOST_AUTO_TEST_CASE(streams_run_side_by_side_and_wait_for_events) {
   const auto device = gpu().device(0, 1, 2);
   device->begin_step();
   device->use(first);
   keep_busy();
   const at::Tensor a = at::full({count}, 3.0, on_gpu());
-  const Mark ready = device->mark();
+  const Event ready = device->record_event();
   device->use(second);
-  const Mark unbound = device->mark();
+  const Event unbound = device->record_event();
   at::Tensor b = device->adopt(a, ready) + 1;
-  const Mark bound = device->mark();
+  const Event bound = device->record_event();
   device->finish();
   BOOST_TEST(device->time_of(unbound) < device->time_of(ready));
   BOOST_TEST(device->time_of(bound) >= device->time_of(ready));
   BOOST_TEST(all_are(b, 4.0));
 }
 
-// The memory of what was adopted is not used again while the other lane still reads it.
+// The memory of what was adopted is not used again while the other stream still reads it.
 BOOST_AUTO_TEST_CASE(adopted_memory_is_kept_until_it_has_been_read) {
   const auto device = gpu().device(0, 1, 2);
   device->begin_step();
   for (int i = 0; i < 50; ++i) {
     device->use(first);
     at::Tensor a = at::full({count}, i, on_gpu());
-    const Mark ready = device->mark();
+    const Event ready = device->record_event();
     device->use(second);
     at::Tensor adopted = device->adopt(std::move(a), ready);
     keep_busy();
@@ -136,13 +136,13 @@ BOOST_AUTO_TEST_CASE(adopted_memory_is_kept_until_it_has_been_read) {
   device->finish();
 }
 
-// The lane that is used when the device has finished goes on without another use().
+// The stream that is used when the device has finished goes on without another use().
 BOOST_AUTO_TEST_CASE(adopted_memory_is_kept_after_the_device_has_finished) {
   const auto device = gpu().device(0, 1, 2);
   device->begin_step();
   device->use(first);
   at::Tensor a = at::full({count}, 3.0, on_gpu());
-  const Mark ready = device->mark();
+  const Event ready = device->record_event();
   device->use(second);
   device->finish();
   at::Tensor adopted = device->adopt(std::move(a), ready);
@@ -150,7 +150,7 @@ BOOST_AUTO_TEST_CASE(adopted_memory_is_kept_after_the_device_has_finished) {
   const at::Tensor seen = adopted.clone();
   adopted.reset();
   device->use(first);
-  static_cast<void>(device->mark());  // gives back what may be
+  static_cast<void>(device->record_event());  // gives back what may be
   static_cast<void>(at::full({count}, -1.0, on_gpu()));
   device->finish();
   BOOST_TEST(all_are(seen, 3.0));
@@ -165,17 +165,17 @@ BOOST_AUTO_TEST_CASE(messages_are_handed_over_or_copied) {
     keep_busy();
     at::Tensor message = at::full({count}, 7.0, on_gpu());
     const void* const data = message.data_ptr();
-    const Mark sent = sender->mark();
+    const Event sent = sender->record_event();
     // The rank's own thread has a current stream of its own.
     std::thread([&] {
       const auto receiver = hardware->device(1, 2, 1);
       receiver->begin_step();
       receiver->use(first);
-      Mark ready = sent;
+      Event ready = sent;
       at::Tensor taken = receiver->take(std::move(message), ready);
       BOOST_TEST((receiver->used() == first));
       BOOST_TEST((taken.data_ptr() == data) == (hardware != copying.get()));
-      BOOST_TEST((ready.event == sent.event) == (hardware != copying.get()));
+      BOOST_TEST((ready.handle == sent.handle) == (hardware != copying.get()));
       const at::Tensor sum = taken + 1;
       taken.reset();
       receiver->finish();
@@ -189,7 +189,7 @@ BOOST_AUTO_TEST_CASE(messages_are_handed_over_or_copied) {
 BOOST_AUTO_TEST_CASE(an_exchange_is_a_copy) {
   const auto device = gpu().device(0, 1, 1);
   device->begin_step();
-  device->use({Lane::Kind::exchange, 0});
+  device->use({Stream::Kind::exchange, 0});
   for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16, at::kLong}) {
     std::vector<at::Tensor> got;
     std::vector<at::Tensor> given;
@@ -207,13 +207,13 @@ BOOST_AUTO_TEST_CASE(an_exchange_is_a_copy) {
 }
 
 // Their buffers of the host are in use until the copies out of them have run.
-BOOST_AUTO_TEST_CASE(exchanges_of_two_lanes_go_side_by_side) {
+BOOST_AUTO_TEST_CASE(exchanges_of_two_streams_go_side_by_side) {
   const auto device = gpu().device(0, 1, 2);
   device->begin_step();
   std::vector<at::Tensor> got;
   std::vector<at::Tensor> given;
   for (int i = 0; i < 20; ++i) {
-    device->use({Lane::Kind::exchange, static_cast<std::uint16_t>(i % 2)});
+    device->use({Stream::Kind::exchange, static_cast<std::uint16_t>(i % 2)});
     given.push_back(at::full({count}, i, on_gpu()));
     got.push_back(device->exchange(given.back()));
   }
@@ -226,7 +226,7 @@ BOOST_AUTO_TEST_CASE(what_is_adopted_may_outlive_its_device) {
   {
     const auto device = gpu().device(0, 1, 1);
     device->begin_step();
-    kept = device->adopt(at::full({count}, 5.0, on_gpu()), device->mark());
+    kept = device->adopt(at::full({count}, 5.0, on_gpu()), device->record_event());
   }
   BOOST_TEST(all_are(kept, 5.0));
   std::thread([&] { kept.reset(); }).join();
@@ -238,7 +238,7 @@ BOOST_AUTO_TEST_CASE(memory_is_counted_for_the_thread) {
   constexpr Bytes bytes = count * 4;
   at::Tensor a = at::empty({count}, on_gpu());
   BOOST_TEST(meter.held() == bytes);
-  at::Tensor adopted = device->adopt(std::move(a), device->mark());
+  at::Tensor adopted = device->adopt(std::move(a), device->record_event());
   charge_to_nobody(adopted);
   BOOST_TEST(meter.held() == 0);
   charge_to_this_thread(adopted);
@@ -305,8 +305,8 @@ BOOST_DATA_TEST_CASE(a_rank_may_have_any_number_of_stages,
   device->begin_step();
   at::Tensor tensor = at::full({count / 64}, 0.0, on_gpu());
   for (int stage = 0; stage < stages; ++stage) {
-    for (const Lane::Kind kind : {Lane::Kind::exchange, Lane::Kind::compute}) {
-      const Mark ready = device->mark();
+    for (const Stream::Kind kind : {Stream::Kind::exchange, Stream::Kind::compute}) {
+      const Event ready = device->record_event();
       device->use({kind, static_cast<std::uint16_t>(stage)});
       at::Tensor adopted = device->adopt(std::move(tensor), ready);
       tensor = adopted + 1;
@@ -314,45 +314,45 @@ BOOST_DATA_TEST_CASE(a_rank_may_have_any_number_of_stages,
     }
   }
   // Side by side, as far as there are streams.
-  const Mark ready = device->mark();
+  const Event ready = device->record_event();
   std::vector<at::Tensor> parts;
-  std::vector<Mark> ends;
+  std::vector<Event> ends;
   for (int stage = 0; stage < stages; ++stage) {
-    device->use({Lane::Kind::compute, static_cast<std::uint16_t>(stage)});
+    device->use({Stream::Kind::compute, static_cast<std::uint16_t>(stage)});
     parts.push_back(device->adopt(tensor, ready) + stage);
-    ends.push_back(device->mark());
+    ends.push_back(device->record_event());
   }
-  device->use({Lane::Kind::message, 1});
+  device->use({Stream::Kind::message, 1});
   for (std::size_t i = 0; i < parts.size(); ++i) parts[i] = device->adopt(std::move(parts[i]), ends[i]) + 1;
   device->finish();
   for (int stage = 0; stage < stages; ++stage) {
     BOOST_TEST(all_are(parts[static_cast<std::size_t>(stage)], 2 * stages + stage + 1));
   }
-  const auto refuses = [&](Lane lane) {
+  const auto refuses = [&](Stream stream) {
     try {
-      device->use(lane);
+      device->use(stream);
     } catch (const InputError&) {
-      return device->used() == Lane{Lane::Kind::message, 1};
+      return device->used() == Stream{Stream::Kind::message, 1};
     }
     return false;
   };
-  BOOST_TEST(refuses({Lane::Kind::compute, static_cast<std::uint16_t>(stages)}));
-  BOOST_TEST(refuses({Lane::Kind::exchange, static_cast<std::uint16_t>(stages)}));
-  BOOST_TEST(refuses({Lane::Kind::message, 2}));
+  BOOST_TEST(refuses({Stream::Kind::compute, static_cast<std::uint16_t>(stages)}));
+  BOOST_TEST(refuses({Stream::Kind::exchange, static_cast<std::uint16_t>(stages)}));
+  BOOST_TEST(refuses({Stream::Kind::message, 2}));
 }
 
-// What waits on a lane of messages for another rank must not hold up what that one waits for.
-BOOST_AUTO_TEST_CASE(lanes_of_messages_share_no_stream) {
+// What waits on a stream of messages for another rank must not hold up what that one waits for.
+BOOST_AUTO_TEST_CASE(streams_of_messages_share_no_cuda_stream) {
   for (int i = 0; i < 40; ++i) {  // as streams come round at another place each time
     const auto device = gpu().device(0, 1, 31 + i);
     std::set<c10::StreamId> of_messages;
     for (const int direction : {0, 1}) {
-      device->use({Lane::Kind::message, static_cast<std::uint16_t>(direction)});
+      device->use({Stream::Kind::message, static_cast<std::uint16_t>(direction)});
       of_messages.insert(stream_in_use());
     }
     BOOST_TEST(of_messages.size() == 2U);
     for (int stage = 0; stage < 31; ++stage) {
-      for (const Lane::Kind kind : {Lane::Kind::compute, Lane::Kind::exchange}) {
+      for (const Stream::Kind kind : {Stream::Kind::compute, Stream::Kind::exchange}) {
         device->use({kind, static_cast<std::uint16_t>(stage)});
         BOOST_TEST(!of_messages.contains(stream_in_use()));
       }
@@ -380,9 +380,9 @@ BOOST_AUTO_TEST_CASE(ranks_may_have_multiprocessors_of_their_own) {
       device.begin_step();
       device.use(first);
       keep_busy();
-      const Mark start = device.mark();
+      const Event start = device.record_event();
       keep_busy();
-      const Mark end = device.mark();
+      const Event end = device.record_event();
       device.finish();
       least = std::min(least, device.time_of(end) - device.time_of(start));
     }
@@ -395,15 +395,15 @@ BOOST_AUTO_TEST_CASE(ranks_may_have_multiprocessors_of_their_own) {
   part->begin_step();
   part->use(first);
   const at::Tensor a = at::full({count}, 3.0, on_gpu());
-  const Mark ready = part->mark();
+  const Event ready = part->record_event();
   part->use(second);
   const at::Tensor b = part->adopt(a, ready) * 2;
   part->finish();
   BOOST_TEST(all_are(b, 6.0));
 }
 
-BOOST_AUTO_TEST_CASE(a_mark_costs_little) {
-  const MarkCost cost = gpu().mark_cost();
+BOOST_AUTO_TEST_CASE(an_event_costs_little) {
+  const EventCost cost = gpu().event_cost();
   BOOST_TEST(cost.call > 0);
   BOOST_TEST(cost.call < 50'000);
   BOOST_TEST(cost.between < 50'000);

@@ -18,7 +18,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr Lane messages{Lane::Kind::message, 0};
+constexpr Stream messages{Stream::Kind::message, 0};
 constexpr std::int64_t count = 1 << 20;
 
 at::TensorOptions on_gpu() { return at::TensorOptions(at::kFloat).device(at::kCUDA); }
@@ -67,15 +67,15 @@ BOOST_AUTO_TEST_CASE(a_rank_sends_to_itself) {
   device->use({});
   const at::Tensor sent = at::arange(count, on_gpu());
   const at::Tensor received = at::zeros({count}, on_gpu());
-  const Mark made = device->mark();
+  const Event made = device->record_event();
   device->use(messages);
   device->wait(made);
-  const Mark start = device->mark();
+  const Event start = device->record_event();
   alone.send_to_itself(sent, received);
-  const Mark end = device->mark();
+  const Event end = device->record_event();
   device->use({});
   device->wait(end);
-  const at::Tensor next = received + 1;  // on the compute lane, behind the message
+  const at::Tensor next = received + 1;  // on the compute stream, behind the message
   device->finish();
   BOOST_TEST(device->is_done(end));
   BOOST_TEST(device->time_of(start) <= device->time_of(end));
@@ -95,7 +95,7 @@ BOOST_AUTO_TEST_CASE(two_communicators_side_by_side) {
   device->finish();
   device->use(messages);
   activations.send_to_itself(sent, first);
-  device->use({Lane::Kind::message, 1});
+  device->use({Stream::Kind::message, 1});
   gradients.send_to_itself(sent, second);
   device->finish();
   BOOST_TEST(first.equal(sent));

@@ -194,7 +194,7 @@ class Run {
       return std::move(received.tensors);
     };
     const auto send = [&](Kind kind, std::uint32_t micro_batch, Tensors tensors) {
-      transport.send({micro_batch, stage_number, kind, false}, std::move(tensors), device.mark());
+      transport.send({micro_batch, stage_number, kind, false}, std::move(tensors), device.record_event());
     };
     std::vector<at::Tensor> losses;
     const auto forward = [&](std::uint32_t micro_batch) {

@@ -175,8 +175,8 @@ std::string device_text(const Hardware& hardware, const RunOptions& options, int
       ranks);
 }
 
-std::string mark_cost_text(Hardware& hardware) {
-  const MarkCost cost = hardware.mark_cost();
+std::string event_cost_text(Hardware& hardware) {
+  const EventCost cost = hardware.event_cost();
   return fmt::format("an event costs {} of its rank's thread; two in a row are at least {} apart\n",
                      format_time(cost.call), format_time(cost.between));
 }
@@ -204,7 +204,7 @@ void write_results(const RunOptions& options, Hardware* hardware, bool prints_te
     if (hardware != nullptr) text += "\n" + device_text(*hardware, options, program.schedule.ranks());
     if (options.compare) text += "\n" + to_text(report.difference);
     if (options.profile) text += "\n" + to_text(profile(program, measured));
-    if (options.profile && hardware != nullptr) text += mark_cost_text(*hardware);
+    if (options.profile && hardware != nullptr) text += event_cost_text(*hardware);
     write_output("-", [&](std::ostream& out) { out << text; });
   }
 }

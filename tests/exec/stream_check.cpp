@@ -1,4 +1,4 @@
-#include "tests/exec/lane_check.h"
+#include "tests/exec/stream_check.h"
 
 #include <ATen/ops/from_blob.h>
 #include <fmt/format.h>
@@ -16,11 +16,11 @@ using detail::replay::now;
 
 namespace {
 
-thread_local LaneCheck* watching = nullptr;
+thread_local StreamCheck* watching = nullptr;
 
-std::string text_of(Lane lane) {
+std::string text_of(Stream stream) {
   constexpr std::array kinds = {"compute", "exchange", "message"};
-  return fmt::format("{} {}", kinds.at(static_cast<std::size_t>(lane.kind)), lane.index);
+  return fmt::format("{} {}", kinds.at(static_cast<std::size_t>(stream.kind)), stream.index);
 }
 
 void for_each_tensor(const c10::IValue& value, const std::function<void(const at::Tensor&)>& function) {
@@ -43,43 +43,43 @@ bool has_seen(const Clock& clock, const Clock& other) {
 
 }  // namespace
 
-LaneCheck::LaneCheck() {
+StreamCheck::StreamCheck() {
   assert(watching == nullptr);
   watching = this;
   callback_ = at::addThreadLocalCallback(
       at::RecordFunctionCallback(begin, end).needsInputs(true).needsOutputs(true).scopes({at::RecordScope::FUNCTION}));
 }
 
-LaneCheck::~LaneCheck() {
+StreamCheck::~StreamCheck() {
   at::removeCallback(callback_);
   watching = nullptr;
 }
 
-std::size_t LaneCheck::index_of(Lane lane) {
-  assert(lane.index < 8);
-  return static_cast<std::size_t>(lane.kind) * 8 + lane.index;
+std::size_t StreamCheck::index_of(Stream stream) {
+  assert(stream.index < 8);
+  return static_cast<std::size_t>(stream.kind) * 8 + stream.index;
 }
 
-void LaneCheck::begin_step() {
-  marks_.clear();
-  for (const Clock& lane : clocks_) join(before_step_, lane);
+void StreamCheck::begin_step() {
+  events_.clear();
+  for (const Clock& stream : clocks_) join(before_step_, stream);
 }
 
-Mark LaneCheck::mark() {
-  marks_.push_back(clock());
-  return {now(), &marks_.back()};
+Event StreamCheck::record_event() {
+  events_.push_back(clock());
+  return {now(), &events_.back()};
 }
 
-void LaneCheck::wait(const Mark& mark) { join(clock(), *static_cast<const Clock*>(mark.event)); }
+void StreamCheck::wait(const Event& event) { join(clock(), *static_cast<const Clock*>(event.handle)); }
 
 // Another storage of the same memory.
-at::Tensor LaneCheck::adopt(at::Tensor tensor, const Mark& ready) {
-  const Clock& seen = *static_cast<const Clock*>(ready.event);
+at::Tensor StreamCheck::adopt(at::Tensor tensor, const Event& ready) {
+  const Clock& seen = *static_cast<const Clock*>(ready.handle);
   const Known* const known = find(tensor);
   if (known == nullptr) return tensor;
   if (!has_seen(seen, known->made)) {
     races_.push_back(
-        fmt::format("adopted by {}, but made by {} behind the mark", text_of(used_), text_of(known->maker)));
+        fmt::format("adopted by {}, but made by {} behind the event", text_of(used_), text_of(known->maker)));
   }
   at::Tensor adopted = at::from_blob(
       tensor.data_ptr(), tensor.sizes(), tensor.strides(), [tensor](void*) {}, tensor.options());
@@ -87,28 +87,28 @@ at::Tensor LaneCheck::adopt(at::Tensor tensor, const Mark& ready) {
   return adopted;
 }
 
-at::Tensor LaneCheck::take(at::Tensor tensor, Mark&) { return tensor; }
+at::Tensor StreamCheck::take(at::Tensor tensor, Event&) { return tensor; }
 
-at::Tensor LaneCheck::exchange(const at::Tensor& tensor) { return tensor.clone(); }
+at::Tensor StreamCheck::exchange(const at::Tensor& tensor) { return tensor.clone(); }
 
-void LaneCheck::finish() {
-  for (const Clock& lane : clocks_) join(settled_, lane);
+void StreamCheck::finish() {
+  for (const Clock& stream : clocks_) join(settled_, stream);
   clocks_.fill(settled_);
 }
 
-LaneCheck::Known* LaneCheck::find(const at::Tensor& tensor) {
+StreamCheck::Known* StreamCheck::find(const at::Tensor& tensor) {
   if (!tensor.defined() || !tensor.has_storage()) return nullptr;
   const auto found = known_.find(tensor.storage().unsafeGetStorageImpl());
   return found == known_.end() ? nullptr : &found->second;
 }
 
-void LaneCheck::remember(const at::Tensor& tensor, Lane maker, const Clock& made, bool adopted) {
+void StreamCheck::remember(const at::Tensor& tensor, Stream maker, const Clock& made, bool adopted) {
   std::erase_if(known_, [](const auto& each) { return each.second.storage.expired(); });
   known_.try_emplace(tensor.storage().unsafeGetStorageImpl(),
                      Known{tensor.storage().getWeakStorageImpl(), maker, made, adopted});
 }
 
-void LaneCheck::touch(const at::Tensor& tensor, const char* op) {
+void StreamCheck::touch(const at::Tensor& tensor, const char* op) {
   const Known* const known = find(tensor);
   if (known == nullptr || known->maker == used_ || has_seen(settled_, known->made)) return;
   ++crossings_;
@@ -121,7 +121,7 @@ void LaneCheck::touch(const at::Tensor& tensor, const char* op) {
   }
 }
 
-void LaneCheck::made(const at::Tensor& tensor, bool in_place) {
+void StreamCheck::made(const at::Tensor& tensor, bool in_place) {
   if (!tensor.defined() || !tensor.has_storage()) return;
   Known* const known = find(tensor);
   const bool is_changed = known != nullptr && in_place && known->maker == used_;
@@ -134,14 +134,14 @@ void LaneCheck::made(const at::Tensor& tensor, bool in_place) {
   }
 }
 
-std::unique_ptr<at::ObserverContext> LaneCheck::begin(const at::RecordFunction& op) {
+std::unique_ptr<at::ObserverContext> StreamCheck::begin(const at::RecordFunction& op) {
   for (const c10::IValue& input : op.inputs()) {
     for_each_tensor(input, [&](const at::Tensor& tensor) { watching->touch(tensor, op.name()); });
   }
   return nullptr;
 }
 
-void LaneCheck::end(const at::RecordFunction& op, at::ObserverContext*) {
+void StreamCheck::end(const at::RecordFunction& op, at::ObserverContext*) {
   const bool in_place = std::string_view(op.name()).ends_with('_');
   for (const c10::IValue& output : op.outputs()) {
     for_each_tensor(output, [&](const at::Tensor& tensor) { watching->made(tensor, in_place); });

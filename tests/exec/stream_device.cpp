@@ -1,4 +1,4 @@
-#include "tests/exec/lane_device.h"
+#include "tests/exec/stream_device.h"
 
 #include <ATen/core/Tensor.h>
 
@@ -13,16 +13,16 @@ using detail::replay::now;
 
 namespace {
 
-thread_local LaneDevice* device_of_thread = nullptr;
+thread_local StreamDevice* device_of_thread = nullptr;
 
 }  // namespace
 
-struct LaneDevice::Event {
+struct StreamDevice::Point {
   bool is_done = false;
   Time time = 0;
 };
 
-struct LaneDevice::Worker {
+struct StreamDevice::Worker {
   std::mutex mutex;
   std::condition_variable changed;
   std::deque<std::function<void()>> tasks;
@@ -47,9 +47,9 @@ struct LaneDevice::Worker {
   }
 };
 
-LaneDevice::LaneDevice() = default;
+StreamDevice::StreamDevice() = default;
 
-LaneDevice::~LaneDevice() {
+StreamDevice::~StreamDevice() {
   for (auto& [index, worker] : workers_) {
     {
       const std::lock_guard lock(worker->mutex);
@@ -61,21 +61,21 @@ LaneDevice::~LaneDevice() {
   if (device_of_thread == this) device_of_thread = nullptr;
 }
 
-LaneDevice* LaneDevice::of_thread() { return device_of_thread; }
+StreamDevice* StreamDevice::of_thread() { return device_of_thread; }
 
-void LaneDevice::begin_step() {
+void StreamDevice::begin_step() {
   finish();
   const std::lock_guard lock(mutex_);
-  events_.clear();
+  points_.clear();
 }
 
-void LaneDevice::use(Lane lane) {
-  used_ = lane;
+void StreamDevice::use(Stream stream) {
+  used_ = stream;
   device_of_thread = this;
 }
 
-void LaneDevice::put(Lane lane, std::function<void()> task) {
-  std::unique_ptr<Worker>& worker = workers_[lane.index];
+void StreamDevice::put(Stream stream, std::function<void()> task) {
+  std::unique_ptr<Worker>& worker = workers_[stream.index];
   if (!worker) {
     worker = std::make_unique<Worker>();
     worker->thread = std::thread([w = worker.get()] { w->run(); });
@@ -87,70 +87,70 @@ void LaneDevice::put(Lane lane, std::function<void()> task) {
   worker->changed.notify_all();
 }
 
-Mark LaneDevice::mark() {
-  Event* event = nullptr;
+Event StreamDevice::record_event() {
+  Point* point = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    event = &events_.emplace_back();
+    point = &points_.emplace_back();
   }
-  if (used_.kind == Lane::Kind::message) {
-    put(used_, [this, event] { signal(*event); });
+  if (used_.kind == Stream::Kind::message) {
+    put(used_, [this, point] { signal(*point); });
   } else {
-    signal(*event);
+    signal(*point);
   }
-  return {0, event};
+  return {0, point};
 }
 
-void LaneDevice::signal(Event& event) {
+void StreamDevice::signal(Point& point) {
   {
     const std::lock_guard lock(mutex_);
-    event = {true, now()};
+    point = {true, now()};
   }
   changed_.notify_all();
 }
 
-void LaneDevice::await(const Event& event) {
+void StreamDevice::await_point(const Point& point) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return event.is_done; });
+  changed_.wait(lock, [&] { return point.is_done; });
 }
 
-bool LaneDevice::is_done(const Mark& mark) const {
-  if (mark.event == nullptr) return true;
+bool StreamDevice::is_done(const Event& event) const {
+  if (event.handle == nullptr) return true;
   const std::lock_guard lock(mutex_);
-  return static_cast<const Event*>(mark.event)->is_done;
+  return static_cast<const Point*>(event.handle)->is_done;
 }
 
-void LaneDevice::wait(const Mark& mark) {
-  if (mark.event == nullptr) return;
-  const auto* const event = static_cast<const Event*>(mark.event);
-  if (used_.kind == Lane::Kind::message) {
-    put(used_, [this, event] { await(*event); });
+void StreamDevice::wait(const Event& event) {
+  if (event.handle == nullptr) return;
+  const auto* const point = static_cast<const Point*>(event.handle);
+  if (used_.kind == Stream::Kind::message) {
+    put(used_, [this, point] { await_point(*point); });
   } else {
-    await(*event);
+    await_point(*point);
   }
 }
 
-at::Tensor LaneDevice::adopt(at::Tensor tensor, const Mark& ready) {
+at::Tensor StreamDevice::adopt(at::Tensor tensor, const Event& ready) {
   wait(ready);
   return tensor;
 }
 
-at::Tensor LaneDevice::take(at::Tensor tensor, Mark& ready) {
+at::Tensor StreamDevice::take(at::Tensor tensor, Event& ready) {
   wait(ready);
   return tensor;
 }
 
-void LaneDevice::finish() {
+void StreamDevice::finish() {
   for (auto& [index, worker] : workers_) {
     std::unique_lock lock(worker->mutex);
     worker->changed.wait(lock, [&w = *worker] { return w.tasks.empty() && w.is_idle; });
   }
 }
 
-Time LaneDevice::time_of(const Mark& mark) const {
-  if (mark.event == nullptr) return mark.time;
+Time StreamDevice::time_of(const Event& event) const {
+  if (event.handle == nullptr) return event.time;
   const std::lock_guard lock(mutex_);
-  return static_cast<const Event*>(mark.event)->time;
+  return static_cast<const Point*>(event.handle)->time;
 }
 
 }  // namespace dualpipe::test
