@@ -3,6 +3,9 @@
 // exec.
 #pragma once
 
+#include <fmt/format.h>
+#include <zlib.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -10,19 +13,13 @@
 
 namespace dualpipe::detail::model {
 
-// Of bytes that come piece by piece.
-class Crc32 {
- public:
-  void add(std::span<const std::byte> bytes);
-  [[nodiscard]] std::uint32_t value() const { return ~state_; }
-
- private:
-  std::uint32_t state_ = ~std::uint32_t{0};
-};
-
-[[nodiscard]] std::uint32_t crc32(std::span<const std::byte> bytes);
+// Of bytes that follow others, whose checksum is `before`.
+[[nodiscard]] inline std::uint32_t crc32(std::span<const std::byte> bytes, std::uint32_t before = 0) {
+  if (bytes.empty()) return before;  // zlib begins anew where there is no address
+  return static_cast<std::uint32_t>(::crc32_z(before, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
+}
 
 // As it is written everywhere: 8 hexadecimal digits.
-[[nodiscard]] std::string crc32_text(std::uint32_t value);
+[[nodiscard]] inline std::string crc32_text(std::uint32_t value) { return fmt::format("{:08x}", value); }
 
 }  // namespace dualpipe::detail::model

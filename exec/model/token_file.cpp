@@ -16,7 +16,7 @@
 namespace dualpipe {
 
 using detail::model::check;
-using detail::model::Crc32;
+using detail::model::crc32;
 using detail::model::crc32_text;
 using detail::model::MappedFile;
 
@@ -43,7 +43,7 @@ std::span<const Token> tokens_of(const MappedFile& file, const std::string& path
 std::uint32_t check_all(const std::string& path, std::span<const Token> tokens, std::int64_t vocabulary) {
   constexpr std::size_t block_size = 1U << 14U;
   const auto is_outside = [vocabulary](Token token) { return token < 0 || token >= vocabulary; };
-  Crc32 checksum;
+  std::uint32_t checksum = 0;
   for (std::size_t begin = 0; begin < tokens.size(); begin += block_size) {
     const auto block = tokens.subspan(begin, std::min(block_size, tokens.size() - begin));
     const auto bad = std::ranges::find_if(block, is_outside);
@@ -53,9 +53,9 @@ std::uint32_t check_all(const std::string& path, std::span<const Token> tokens, 
                          "that the file holds int32",
                          begin + static_cast<std::size_t>(bad - block.begin()), *bad, vocabulary, vocabulary - 1));
     }
-    checksum.add(std::as_bytes(block));
+    checksum = crc32(std::as_bytes(block), checksum);
   }
-  return checksum.value();
+  return checksum;
 }
 
 class TokenFile final : public Data {

@@ -22,7 +22,6 @@
 
 namespace dualpipe::detail::train {
 
-using detail::model::Crc32;
 using detail::model::crc32;
 using detail::model::crc32_text;
 using detail::schedule::JsonValue;
@@ -76,10 +75,11 @@ std::string_view header_of(std::span<const std::byte> bytes, const std::string& 
 // Of the length, and of the header with zeros in the place of the digits.
 std::string header_checksum(Length length, std::string_view header) {
   const std::string_view behind = header.substr(header_begin.size() + no_checksum.size());
-  Crc32 sum;
-  sum.add(std::as_bytes(std::span(&length, 1)));
-  for (const std::string_view part : {header_begin, no_checksum, behind}) sum.add(std::as_bytes(std::span(part)));
-  return crc32_text(sum.value());
+  std::uint32_t sum = crc32(std::as_bytes(std::span(&length, 1)));
+  for (const std::string_view part : {header_begin, no_checksum, behind}) {
+    sum = crc32(std::as_bytes(std::span(part)), sum);
+  }
+  return crc32_text(sum);
 }
 
 // Returns it; nothing where the header has none.
