@@ -10,12 +10,14 @@
 #include <utility>
 
 #include "dualpipe/exec/train/probe.h"
+#include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 
+using detail::report::percentile;
 using detail::train::LinkProbe;
 
 namespace {
@@ -23,40 +25,28 @@ namespace {
 using Samples = std::vector<std::int64_t>;  // times or bytes
 using Figure = std::optional<std::int64_t>;
 
-constexpr std::array passes{Kind::forward, Kind::backward, Kind::input_gradient, Kind::weight_gradient};
-
-// The sample below which `share` of them lie.
-Figure quantile(Samples samples, double share) {
+Figure median(Samples samples) {
   if (samples.empty()) return std::nullopt;
-  const auto at = samples.begin() + static_cast<std::ptrdiff_t>(share * static_cast<double>(samples.size() - 1));
-  std::ranges::nth_element(samples, at);
-  return *at;
+  return detail::report::median(std::move(samples));
 }
 
-Figure median(Samples samples) { return quantile(std::move(samples), 0.5); }
+// What a part is measured at: ops that ran by themselves, and pairs with its forward, or with its backward.
+enum Unit : std::size_t { unit_f, unit_b, unit_i, unit_w, unit_pair, unit_pair_back, units };
+using UnitSamples = std::array<Samples, units>;
+using UnitFigures = std::array<Figure, units>;  // their medians; nothing where none ran
 
-// What was measured of the ops of one part: of F, B, I and W that ran by themselves, and of pairs with its forward.
-struct OpSamples {
-  std::array<Samples, passes.size()> alone;
-  Samples pairs;
+std::size_t unit_of(std::span<const Op> ops) {
+  return ops.size() == 2 ? unit_pair : static_cast<std::size_t>(ops[0].kind);  // the passes come first, in this order
+}
+static_assert(static_cast<std::size_t>(Kind::forward) == unit_f && static_cast<std::size_t>(Kind::backward) == unit_b);
+static_assert(static_cast<std::size_t>(Kind::input_gradient) == unit_i);
+static_assert(static_cast<std::size_t>(Kind::weight_gradient) == unit_w);
 
-  void add(std::span<const Op> unit, std::int64_t sample) {
-    (unit.size() == 2 ? pairs : alone[static_cast<std::size_t>(unit[0].kind)]).push_back(sample);
-  }
-};
-
-// Their medians; nothing where none ran.
-struct OpFigures {
-  std::array<Figure, passes.size()> alone;
-  Figure pair;
-
-  OpFigures() = default;
-  explicit OpFigures(const OpSamples& samples) : pair(median(samples.pairs)) {
-    std::ranges::transform(samples.alone, alone.begin(), median);
-  }
-  [[nodiscard]] Figure& of(Kind pass) { return alone[static_cast<std::size_t>(pass)]; }
-  [[nodiscard]] const Figure& of(Kind pass) const { return alone[static_cast<std::size_t>(pass)]; }
-};
+UnitFigures medians(const UnitSamples& samples) {
+  UnitFigures figures;
+  std::ranges::transform(samples, figures.begin(), median);
+  return figures;
+}
 
 // Calls `visit(record, unit, position)` with each op or pair of a rank, and its position in the rank.
 template <typename Visit>
@@ -79,25 +69,15 @@ void visit_run(const MeasuredSteps& run, Visit visit) {
 }
 
 // The parts of the model are the stages of a chain; those at the same place of all chains are the same part.
-class Parts {
- public:
-  explicit Parts(const Placement& placement) {
-    for (int chain = 0; chain < placement.chains(); ++chain) {
-      const int begin = placement.chain_begin[static_cast<std::size_t>(chain)];
-      const int end = placement.chain_begin[static_cast<std::size_t>(chain) + 1];
-      for (int stage = begin; stage < end; ++stage) part_of_.push_back(static_cast<std::size_t>(stage - begin));
-    }
-    count_ = *std::ranges::max_element(part_of_) + 1;
-  }
+std::size_t part_of(const Placement& placement, int stage) {
+  return static_cast<std::size_t>(stage - placement.chain_begin[static_cast<std::size_t>(placement.chain_of(stage))]);
+}
 
-  [[nodiscard]] std::size_t count() const { return count_; }
-  [[nodiscard]] std::size_t of(int stage) const { return part_of_[static_cast<std::size_t>(stage)]; }
-  [[nodiscard]] std::size_t of(Op op) const { return of(int{op.stage}); }
-
- private:
-  std::vector<std::size_t> part_of_;  // by stage
-  std::size_t count_;
-};
+std::size_t parts_of(const Placement& placement) {
+  std::size_t last = 0;
+  for (int stage = 0; stage < placement.stages(); ++stage) last = std::max(last, part_of(placement, stage));
+  return last + 1;
+}
 
 // Whole steps of this program; not of another one, or of a run that failed.
 void check_recorded(const MeasuredSteps& run) {
@@ -121,81 +101,60 @@ void check_recorded(const MeasuredSteps& run) {
 
 // --- durations
 
-// What the ops of one part took.
-struct PartTimes : OpFigures {
-  Figure pair_of_backward;  // pairs with its backward
-};
-
-std::vector<PartTimes> times_of(std::span<const MeasuredSteps> runs, const Parts& parts) {
-  std::vector<OpSamples> samples(parts.count());
-  std::vector<Samples> back(parts.count());
+// What the ops of each part took.
+std::vector<UnitFigures> times_of(std::span<const MeasuredSteps> runs, const Placement& placement) {
+  std::vector<UnitSamples> samples(parts_of(placement));
   for (const MeasuredSteps& run : runs) {
     visit_run(run, [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
       const Time time = record.ops[position].end - record.ops[position].start;
-      samples[parts.of(unit[0])].add(unit, time);
-      if (unit.size() == 2) back[parts.of(unit[1])].push_back(time);
+      samples[part_of(placement, unit[0].stage)][unit_of(unit)].push_back(time);
+      if (unit.size() == 2) samples[part_of(placement, unit[1].stage)][unit_pair_back].push_back(time);
     });
   }
-  std::vector<PartTimes> times;
-  for (std::size_t part = 0; part < parts.count(); ++part) {
-    times.push_back({OpFigures(samples[part]), median(std::move(back[part]))});
-  }
+  std::vector<UnitFigures> times(samples.size());
+  std::ranges::transform(samples, times.begin(), medians);
   return times;
 }
 
-void add_halves(PartTimes& part) {
-  auto& full = part.of(Kind::backward);
-  const auto& input = part.of(Kind::input_gradient);
-  const auto& weight = part.of(Kind::weight_gradient);
-  if (!full && input && weight) full = *input + *weight;
-}
-
 // What a part never ran by itself is the median of the other parts'.
-void fill_in(std::vector<PartTimes>& parts, Kind pass) {
+void fill_in(std::vector<UnitFigures>& parts, Unit unit) {
   Samples measured;
-  for (const PartTimes& part : parts) {
-    if (part.of(pass)) measured.push_back(*part.of(pass));
+  for (const UnitFigures& part : parts) {
+    if (part[unit]) measured.push_back(*part[unit]);
   }
   const Figure other = median(std::move(measured));
-  for (PartTimes& part : parts) {
-    if (!part.of(pass)) part.of(pass) = other;
+  for (UnitFigures& part : parts) {
+    if (!part[unit]) part[unit] = other;
   }
-}
-
-// What no part runs by itself: a pair is a third F and two thirds B.
-void split_pair(PartTimes& part) {
-  auto& forward = part.of(Kind::forward);
-  auto& backward = part.of(Kind::backward);
-  if (!forward && part.pair) forward = *part.pair / 3;
-  if (!backward && part.pair_of_backward) backward = *part.pair_of_backward - *part.pair_of_backward / 3;
 }
 
 // Where I and W are missing B is split, in the proportion of the parts that have them, or in two.
-void split_backwards(std::vector<PartTimes>& parts) {
-  const std::vector<PartTimes> measured = parts;
-  for (PartTimes& part : parts) {
-    auto& input = part.of(Kind::input_gradient);
-    auto& weight = part.of(Kind::weight_gradient);
-    if ((input && weight) || !part.of(Kind::backward)) continue;
-    const Time full = *part.of(Kind::backward);
+void split_backwards(std::vector<UnitFigures>& parts) {
+  const std::vector<UnitFigures> measured = parts;
+  for (UnitFigures& part : parts) {
+    if ((part[unit_i] && part[unit_w]) || !part[unit_b]) continue;
+    const Time full = *part[unit_b];
     Samples splits;
-    for (const PartTimes& other : measured) {
-      const Time i = other.of(Kind::input_gradient).value_or(0);
-      const Time w = other.of(Kind::weight_gradient).value_or(0);
-      if (i + w == 0) continue;
-      splits.push_back(
-          static_cast<Time>(static_cast<double>(full) * static_cast<double>(i) / static_cast<double>(i + w)));
+    for (const UnitFigures& other : measured) {
+      const auto input = static_cast<double>(other[unit_i].value_or(0));
+      const auto weight = static_cast<double>(other[unit_w].value_or(0));
+      if (input + weight > 0) splits.push_back(static_cast<Time>(static_cast<double>(full) * input / (input + weight)));
     }
-    input = median(std::move(splits)).value_or(full / 2);
-    weight = full - *input;
+    part[unit_i] = median(std::move(splits)).value_or(full / 2);
+    part[unit_w] = full - *part[unit_i];
   }
 }
 
 // All passes of all parts, as far as anything is known of them.
-void complete(std::vector<PartTimes>& parts) {
-  for (PartTimes& part : parts) add_halves(part);
-  for (const Kind pass : {Kind::forward, Kind::backward}) fill_in(parts, pass);
-  for (PartTimes& part : parts) split_pair(part);
+void complete(std::vector<UnitFigures>& parts) {
+  for (UnitFigures& part : parts) {
+    if (!part[unit_b] && part[unit_i] && part[unit_w]) part[unit_b] = *part[unit_i] + *part[unit_w];
+  }
+  for (const Unit unit : {unit_f, unit_b}) fill_in(parts, unit);
+  for (UnitFigures& part : parts) {  // what no part runs by itself: a pair is a third F and two thirds B
+    if (!part[unit_f] && part[unit_pair]) part[unit_f] = *part[unit_pair] / 3;
+    if (!part[unit_b] && part[unit_pair_back]) part[unit_b] = *part[unit_pair_back] - *part[unit_pair_back] / 3;
+  }
   split_backwards(parts);
 }
 
@@ -269,13 +228,13 @@ class Messages {
 // What is left of the times of messages when the bytes have gone.
 Time latency_of(std::span<const MeasuredSteps> runs, const ModelCosts& costs) {
   const Placement& placement = runs[0].program.schedule.placement;
-  const Parts parts(placement);
   Samples samples;
   for (const MeasuredSteps& run : runs) {
     for (const AwaitedMessage& message : Messages(run).awaited(costs.launch)) {
       const auto sender = static_cast<std::uint16_t>(message.sender);
       const Op send{0, sender, message.forward ? Kind::send_forward : Kind::send_backward, false};
-      const double bytes = static_cast<double>(costs.parts[parts.of(output_stage_of(send, placement))].message);
+      const double bytes =
+          static_cast<double>(costs.parts[part_of(placement, output_stage_of(send, placement))].message);
       const double transfer = costs.bandwidth == 0 ? 0 : bytes * 1e9 / costs.bandwidth;
       samples.push_back(std::max<Time>(0, message.time - std::llround(transfer)));
     }
@@ -290,13 +249,13 @@ struct PartMemory {
   Bytes message = 0;    // its output
   Figure activation;    // M_B
   Figure weight_stash;  // M_W
-  OpFigures workspace;
+  UnitFigures workspace;
 };
 
 class MemoryCalibration {
  public:
-  MemoryCalibration(std::span<const MeasuredSteps> runs, const Parts& parts)
-      : runs_(runs), parts_(parts), memory_(parts.count()) {
+  MemoryCalibration(std::span<const MeasuredSteps> runs, const Placement& placement)
+      : runs_(runs), placement_(placement), memory_(parts_of(placement)) {
     measure_messages();
     measure_what_ops_leave();
     measure_workspaces();
@@ -311,7 +270,7 @@ class MemoryCalibration {
   void visit_memory(Visit visit) const {
     for (const MeasuredSteps& run : runs_) {
       visit_run(run, [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
-        if (!record.memory.empty()) visit(unit, parts_.of(unit[0]), record.memory[position]);
+        if (!record.memory.empty()) visit(unit, part_of(placement_, unit[0].stage), record.memory[position]);
       });
     }
   }
@@ -349,48 +308,47 @@ class MemoryCalibration {
   }
 
   void measure_workspaces() {
-    std::vector<OpSamples> samples(memory_.size());
+    std::vector<UnitSamples> samples(memory_.size());
     visit_memory([&](std::span<const Op> unit, std::size_t part, const OpMemory& memory) {
       Bytes held = memory.before;
       if (unit[0].kind == Kind::forward) held += memory_[part].activation.value_or(0) - input(part);
       const Bytes workspace = memory.peak - held;
-      samples[part].add(unit, unit.size() == 2 ? workspace : std::max<Bytes>(0, workspace));
+      samples[part][unit_of(unit)].push_back(unit.size() == 2 ? workspace : std::max<Bytes>(0, workspace));
     });
-    for (std::size_t i = 0; i < memory_.size(); ++i) memory_[i].workspace = OpFigures(samples[i]);
+    for (std::size_t i = 0; i < memory_.size(); ++i) memory_[i].workspace = medians(samples[i]);
   }
 
   // B is not more than I and then W.
   static void estimate_backward(PartMemory& part) {
-    Figure& backward = part.workspace.of(Kind::backward);
+    Figure& backward = part.workspace[unit_b];
     if (backward) return;
-    const Bytes input = part.workspace.of(Kind::input_gradient).value_or(0);
-    const Bytes weight = part.workspace.of(Kind::weight_gradient).value_or(0);
+    const Bytes input = part.workspace[unit_i].value_or(0);
+    const Bytes weight = part.workspace[unit_w].value_or(0);
     const Bytes left = part.weight_stash.value_or(0) - part.activation.value_or(0);
     backward = std::max<Bytes>({0, input, left + weight});
   }
 
   std::span<const MeasuredSteps> runs_;
-  const Parts& parts_;
+  const Placement& placement_;
   std::vector<PartMemory> memory_;  // by part
 };
 
-void set_times(StageCosts& costs, const PartTimes& times) {
-  costs.forward = times.of(Kind::forward).value_or(0);
-  costs.backward = times.of(Kind::backward).value_or(0);
-  costs.input_gradient = times.of(Kind::input_gradient).value_or(0);
-  costs.weight_gradient = times.of(Kind::weight_gradient).value_or(0);
-  costs.overlapped = times.pair;
-}
-
-void set_memory(StageCosts& costs, const PartMemory& memory) {
+StageCosts costs_of(const UnitFigures& times, const PartMemory& memory) {
+  StageCosts costs;
+  costs.forward = times[unit_f].value_or(0);
+  costs.backward = times[unit_b].value_or(0);
+  costs.input_gradient = times[unit_i].value_or(0);
+  costs.weight_gradient = times[unit_w].value_or(0);
+  costs.overlapped = times[unit_pair];
   costs.message = memory.message;
   costs.activation = std::max<Bytes>(0, memory.activation.value_or(0));
   costs.weight_stash = std::max<Bytes>(0, memory.weight_stash.value_or(0));
-  costs.forward_workspace = memory.workspace.of(Kind::forward).value_or(0);
-  costs.backward_workspace = memory.workspace.of(Kind::backward).value_or(0);
-  costs.input_gradient_workspace = memory.workspace.of(Kind::input_gradient).value_or(0);
-  costs.weight_gradient_workspace = memory.workspace.of(Kind::weight_gradient).value_or(0);
-  costs.overlapped_workspace = memory.workspace.pair;
+  costs.forward_workspace = memory.workspace[unit_f].value_or(0);
+  costs.backward_workspace = memory.workspace[unit_b].value_or(0);
+  costs.input_gradient_workspace = memory.workspace[unit_i].value_or(0);
+  costs.weight_gradient_workspace = memory.workspace[unit_w].value_or(0);
+  costs.overlapped_workspace = memory.workspace[unit_pair];
+  return costs;
 }
 
 }  // namespace
@@ -405,19 +363,14 @@ ModelCosts calibrate(std::span<const MeasuredSteps> runs, std::span<const StageB
     throw InputError(fmt::format("the bytes of {} stages are given, but the program has {}", stages.size(),
                                  placement.rank_of.size()));
   }
-  const Parts parts(placement);
-  std::vector<PartTimes> times = times_of(runs, parts);
+  std::vector<UnitFigures> times = times_of(runs, placement);
   complete(times);
-  const MemoryCalibration memory(runs, parts);
+  const MemoryCalibration memory(runs, placement);
 
   ModelCosts costs;
-  costs.parts.resize(parts.count());
-  for (std::size_t i = 0; i < parts.count(); ++i) {
-    set_times(costs.parts[i], times[i]);
-    set_memory(costs.parts[i], memory.of(i));
-  }
+  for (std::size_t part = 0; part < times.size(); ++part) costs.parts.push_back(costs_of(times[part], memory.of(part)));
   for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-    StageCosts& part = costs.parts[parts.of(static_cast<int>(stage))];
+    StageCosts& part = costs.parts[part_of(placement, static_cast<int>(stage))];
     part.parameters = stages[stage].parameters;
     part.gradients = stages[stage].gradients;
     part.optimizer = stages[stage].optimizer;
@@ -447,7 +400,7 @@ std::vector<AwaitedMessage> awaited_messages(const MeasuredSteps& run) {
 double bandwidth_of(std::span<const MessageTimes> sizes) {
   const auto [least, most] = std::ranges::minmax_element(sizes, {}, &MessageTimes::bytes);
   if (least == sizes.end() || least->times.empty() || most->times.empty()) return 0;
-  if (quantile(least->times, 0.75) >= quantile(most->times, 0.25)) return 0;
+  if (percentile(least->times, 75) >= percentile(most->times, 25)) return 0;
 
   // The slope of the line through the medians, in nanoseconds per byte.
   double count = 0, mean_bytes = 0, mean_time = 0;
