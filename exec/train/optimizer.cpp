@@ -14,10 +14,6 @@
 
 namespace dualpipe::detail::train {
 
-struct Optimizer::Algorithm {
-  std::unique_ptr<torch::optim::Optimizer> of_torch;
-};
-
 Optimizer::Optimizer(const TrainOptions& options, std::vector<at::Tensor> parameters)
     : kind_(options.optimizer), parameters_(std::move(parameters)) {
   if (!(options.learning_rate > 0 && options.learning_rate <= learning_rate_max)) {
@@ -26,14 +22,12 @@ Optimizer::Optimizer(const TrainOptions& options, std::vector<at::Tensor> parame
   }
   for (at::Tensor& parameter : parameters_) parameter.mutable_grad() = at::zeros_like(parameter);
   if (parameters_.empty()) return;
-  algorithm_ = std::make_unique<Algorithm>();
   switch (options.optimizer) {
     case OptimizerKind::sgd:
-      algorithm_->of_torch =
-          std::make_unique<torch::optim::SGD>(parameters_, torch::optim::SGDOptions(options.learning_rate));
+      algorithm_ = std::make_unique<torch::optim::SGD>(parameters_, torch::optim::SGDOptions(options.learning_rate));
       break;
     case OptimizerKind::adamw:
-      algorithm_->of_torch =
+      algorithm_ =
           std::make_unique<torch::optim::AdamW>(parameters_, torch::optim::AdamWOptions(options.learning_rate));
       break;
   }
@@ -42,12 +36,12 @@ Optimizer::Optimizer(const TrainOptions& options, std::vector<at::Tensor> parame
 Optimizer::~Optimizer() = default;
 
 void Optimizer::zero_gradients() {
-  if (algorithm_) algorithm_->of_torch->zero_grad(/*set_to_none=*/false);
+  if (algorithm_) algorithm_->zero_grad(/*set_to_none=*/false);
 }
 
 void Optimizer::step() {
   if (!algorithm_) return;
-  algorithm_->of_torch->step();
+  algorithm_->step();
   // SGD writes to what at::Tensor::data() gives, whose version is not the parameter's.
   for (const at::Tensor& parameter : parameters_) parameter.unsafeGetTensorImpl()->bump_version();
 }
@@ -55,7 +49,7 @@ void Optimizer::step() {
 std::vector<std::vector<NamedTensor>> Optimizer::state() const {
   std::vector<std::vector<NamedTensor>> all(parameters_.size());
   if (!algorithm_ || kind_ != OptimizerKind::adamw) return all;
-  const auto& states = algorithm_->of_torch->state();
+  const auto& states = algorithm_->state();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const auto found = states.find(parameters_[i].unsafeGetTensorImpl());
     if (found == states.end()) continue;  // before the first step
@@ -72,7 +66,7 @@ void Optimizer::begin_at(std::int64_t steps) {
     state->step(steps);
     state->exp_avg(at::zeros_like(parameter));
     state->exp_avg_sq(at::zeros_like(parameter));
-    algorithm_->of_torch->state()[parameter.unsafeGetTensorImpl()] = std::move(state);
+    algorithm_->state()[parameter.unsafeGetTensorImpl()] = std::move(state);
   }
 }
 

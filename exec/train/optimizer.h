@@ -13,6 +13,10 @@
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/schedule/placement.h"
 
+namespace torch::optim {
+class Optimizer;
+}  // namespace torch::optim
+
 namespace dualpipe::detail::train {
 
 class Optimizer {
@@ -33,11 +37,9 @@ class Optimizer {
   void begin_at(std::int64_t steps);
 
  private:
-  struct Algorithm;
-
   OptimizerKind kind_;
   std::vector<at::Tensor> parameters_;
-  std::unique_ptr<Algorithm> algorithm_;  // none without parameters
+  std::unique_ptr<torch::optim::Optimizer> algorithm_;  // none without parameters
 };
 
 // A stage counts for the global norm if no stage before it has the same weights.
