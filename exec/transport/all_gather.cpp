@@ -40,7 +40,7 @@ std::vector<std::string> EngineWorld::all_gather(const std::string& what, std::s
       packer.put(all[static_cast<std::size_t>(i)].part);
     }
     const int to = (process() + processes() - distance) % processes();
-    (void)engine_->send(to, {.kind = WireMessage::Kind::gather, .index = number, .run = run_, .note = packer.take()});
+    engine_->send(to, {.kind = WireMessage::Kind::gather, .index = number, .run = run_, .note = packer.take()});
     const int from = (process() + distance) % processes();
     std::ranges::move(passed_on(what, {run_, number, from}, deadline), std::back_inserter(all));
   }
@@ -126,7 +126,7 @@ void EngineWorld::take_in_gather(int from, const WireMessage& message) {
 void EngineWorld::answer_roll_call(int from, const WireMessage& message) {
   bool is_here = false;
   note([&] { is_here = message.run < run_ || (message.run == run_ && message.index < gathers_begun_); });
-  (void)engine_->send(
+  engine_->send(
       from,
       {.kind = WireMessage::Kind::presence, .index = message.index, .run = message.run, .note = is_here ? "here" : ""});
 }

@@ -42,7 +42,7 @@ class Engine {
   // When this returns the receiver is not called any more. Until then it may be, and may call send().
   virtual void end() = 0;
   // Never waits. The messages of one process to another are delivered in the order of these calls.
-  virtual SendCompletion send(int process, WireMessage message) = 0;
+  virtual void send(int process, const WireMessage& message) = 0;
   // Moves what is under way. Whoever waits calls it again and again; without that messages move, too, only later.
   virtual void progress() = 0;
   // Whether all that was sent has left this process for good.

@@ -89,7 +89,7 @@ void EngineWorld::disconnect() {
 std::vector<std::optional<std::string>> EngineWorld::hand_over(std::string part) {
   begin_grace();
   if (process() != 0) {
-    (void)engine_->send(0, {.kind = WireMessage::Kind::records, .run = run_, .note = std::move(part)});
+    engine_->send(0, {.kind = WireMessage::Kind::records, .run = run_, .note = std::move(part)});
     return {};
   }
   (void)wait(*grace_end_, [&] { return std::ranges::count_if(records_, &Part::has_value) + 1 == processes(); });
@@ -104,7 +104,7 @@ std::vector<std::string> EngineWorld::end(const Ending& ending) {
     begin_grace();
     send_to_others(message);
   } else if (process() != 0) {
-    (void)engine_->send(0, message);
+    engine_->send(0, message);
   }
   return process() == 0 ? end_all(ending) : end_with_first(ending);
 }
@@ -130,9 +130,9 @@ bool EngineWorld::are_apart(int rank, int other) const {
   return process_of(rank, ranks_) != process_of(other, ranks_);
 }
 
-SendCompletion EngineWorld::send(int to_rank, WireMessage message) {
+void EngineWorld::send(int to_rank, WireMessage message) {
   message.run = run_;
-  return engine_->send(process_of(to_rank, ranks_), std::move(message));
+  engine_->send(process_of(to_rank, ranks_), message);
 }
 
 void EngineWorld::abort(const std::string& reason) {
@@ -189,7 +189,7 @@ void EngineWorld::take_in(int from, WireMessage message) {
     case WireMessage::Kind::abort:
       return hear_abort(message.run, message.note);
     case WireMessage::Kind::ping:
-      (void)engine_->send(from, {.kind = WireMessage::Kind::pong, .sent = Clock::now()});
+      engine_->send(from, {.kind = WireMessage::Kind::pong, .sent = Clock::now()});
       return;
     case WireMessage::Kind::pong:
       check_is_of_first(from, "the time");
@@ -321,7 +321,7 @@ void EngineWorld::begin_grace() {
 
 void EngineWorld::send_to_others(const WireMessage& message) {
   for (int other = 0; other < processes(); ++other) {
-    if (other != process()) (void)engine_->send(other, message);
+    if (other != process()) engine_->send(other, message);
   }
 }
 
@@ -351,7 +351,7 @@ void EngineWorld::measure_clocks() {
   Time shortest = std::numeric_limits<Time>::max();
   for (int round = 0; process() != 0 && round < clock_rounds; ++round) {
     const Time asked = now();
-    (void)engine_->send(0, {.kind = WireMessage::Kind::ping});
+    engine_->send(0, {.kind = WireMessage::Kind::ping});
     if (!wait(Clock::now() + timeout_, [&] { return first_clock_.has_value(); })) break;
     const Time answered = now();
     const std::lock_guard lock(mutex_);

@@ -79,7 +79,7 @@ class EngineWorld : public World, protected RemoteLink, protected Engine::Receiv
 
   // --- RemoteLink
   [[nodiscard]] bool are_apart(int rank, int other) const override;
-  SendCompletion send(int to_rank, WireMessage message) override;
+  void send(int to_rank, WireMessage message) override;
   void progress() override { engine_->progress(); }
   void abort(const std::string& reason) override;
 

@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <ranges>
 #include <stdexcept>
-#include <thread>
 
 #include "dualpipe/exec/transport/sums.h"
 #include "dualpipe/exec/transport/tensor_spec.h"
@@ -43,8 +42,7 @@ struct MessageRouter::Group {
   struct Member {
     std::size_t stages = 0;
     std::vector<Tensors> brought;  // of this round
-    std::vector<SendCompletion> completions;
-    MessageQueue sums;  // guarded by the rank's mailbox
+    MessageQueue sums;             // guarded by the rank's mailbox
   };
 
   explicit Group(const SumGroup& group_key) : key(group_key), parts(key.stages.size()) {}
@@ -93,7 +91,7 @@ void MessageRouter::send(Op message, Tensors tensors, const Event& ready) {
     return mailbox_of(to).put(queue_of(receive),
                               {receive.micro_batch, std::move(tensors), now + options_.link_delay, ready});
   }
-  (void)link_->send(to, {.receive = receive, .rank = to, .sent = now, .tensors = std::move(tensors)});
+  link_->send(to, {.receive = receive, .rank = to, .sent = now, .tensors = std::move(tensors)});
 }
 
 std::optional<Received> MessageRouter::wait_for(Op message, std::chrono::nanoseconds patience) {
@@ -155,12 +153,12 @@ std::optional<Tensors> MessageRouter::bring(Group& group, std::size_t index, con
   const int home = rank_of(group.key.stages.front());
   Group::Member& member = group.members.at(rank);
   if (are_apart(rank, home)) {
-    member.completions.push_back(link_->send(home, {.kind = WireMessage::Kind::part,
-                                                    .rank = rank,
-                                                    .index = static_cast<std::int32_t>(index),
-                                                    .sent = Clock::now(),
-                                                    .group = group.key,
-                                                    .tensors = own}));
+    link_->send(home, {.kind = WireMessage::Kind::part,
+                       .rank = rank,
+                       .index = static_cast<std::int32_t>(index),
+                       .sent = Clock::now(),
+                       .group = group.key,
+                       .tensors = own});
   } else {
     mailbox_of(home).put(group.parts[index], {0, own, Clock::now()});
   }
@@ -180,7 +178,7 @@ Tensors MessageRouter::add_up(Group& group) {
   for (auto& [rank, member] : group.members) {
     if (rank == home) continue;
     if (are_apart(rank, home)) {
-      (void)link_->send(
+      link_->send(
           rank,
           {.kind = WireMessage::Kind::sums, .rank = rank, .sent = Clock::now(), .group = group.key, .tensors = sums});
     } else {
@@ -198,14 +196,6 @@ Tensors MessageRouter::await_sums(Group& group, int rank, const Tensors& own) {
   if (!are_like(own, specs_of(taken->tensors))) {
     throw TransportError(
         fmt::format("rank {} made {} of {}", rank_of(group.key.stages.front()), text_of(taken->tensors), text_of(own)));
-  }
-  // They have arrived, or there would be no sums; only this end may not have been told.
-  for (const auto& completion : std::exchange(member.completions, {})) {
-    while (!completion->load(std::memory_order_acquire)) {
-      abort_flag_->throw_if_aborted();
-      progress_();
-      std::this_thread::yield();
-    }
   }
   return std::move(taken->tensors);
 }

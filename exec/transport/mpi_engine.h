@@ -1,14 +1,12 @@
 // Moves messages between the processes of an MPI communicator. Private to exec/transport.
 //
-// A message is its header, with the number of its bytes before it, and the bytes of each tensor. As much of the header
-// as fits into a first piece goes by a tag of its own, all the rest by another. MPI keeps the order of what one process
-// sends to another under one tag; so whoever has a first piece knows which bytes come next, and no tag has to say which
-// message it is of:
+// MPI counts the bytes of a message with an int. So what is longer goes in several pieces, all of one tag and of one
+// length, but for the last: that is shorter, and may be empty. MPI keeps the order of what one process sends to another
+// under one tag; so nothing else has to say which message a piece is of:
 //
-//     tag 1:  header A              header B       header C
-//     tag 2:           A's content          B's content   …
+//     1 GiB  1 GiB  0.3 GiB │ 200 bytes │ 1 GiB  0 bytes │ …        three messages
 //
-// What a process sends that is not of this form is refused; no more is received from it then.
+// Where the bytes that a process sends are no message it is refused; nothing of what it sends then is taken in.
 //
 // All calls of MPI are made under one lock (MPI_THREAD_SERIALIZED): by whoever calls progress() because it waits, and
 // by a thread of the engine's own every now and then, so that what is large moves on while all ranks compute.
@@ -16,17 +14,14 @@
 
 #include <mpi.h>
 
-#include <array>
 #include <atomic>
 #include <cstddef>
-#include <cstdint>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <stop_token>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "dualpipe/exec/transport/engine.h"
@@ -36,13 +31,12 @@ namespace dualpipe::detail::transport {
 
 class MpiEngine final : public Engine {
  public:
-  static constexpr int header_tag = 1;
-  static constexpr int content_tag = 2;
-  static constexpr std::size_t first_bytes = 512;  // of a first piece, at most
+  static constexpr int tag = 1;
 
-  // Collective. `communicator`: of this engine alone, with errors returned. Receives from all other processes; from
-  // this one too if `from_itself`. Throws InputError where another process runs another build.
-  MpiEngine(MPI_Comm communicator, bool from_itself, Receiver& receiver);
+  // Collective. `communicator`: of this engine alone, with errors returned. `from_itself`: whether it receives where
+  // there is no other process. `piece`: as long as a piece is. Throws InputError where another process runs another
+  // build.
+  MpiEngine(MPI_Comm communicator, bool from_itself, Receiver& receiver, std::size_t piece = std::size_t{1} << 30U);
   // Waits a moment for what is under way. What MPI does not give back until then, as its other end does not go on, it
   // may still read or write: that stays as long as the process, and MPI cannot be finalized.
   ~MpiEngine() override;
@@ -51,63 +45,67 @@ class MpiEngine final : public Engine {
 
   void start() override;
   void end() override;
-  SendCompletion send(int process, WireMessage message) override;
+  void send(int process, const WireMessage& message) override;
   void progress() override;
   [[nodiscard]] bool all_sent() override { return unsent_.load() == 0; }
 
  private:
-  struct Outgoing;
-  struct Incoming;
-  struct Peer;
-  struct Remains;
-  enum class Step : std::uint8_t { send, first_piece, header, content };
-  // What a request of MPI is for.
-  struct Job {
-    Step step;
-    int peer = 0;
-    int bytes = 0;
-    std::shared_ptr<Outgoing> outgoing{};
-    std::shared_ptr<Incoming> incoming{};
+  // What a request of MPI reads, or writes.
+  struct Piece {
+    std::unique_ptr<char[]> received{};         // of one that comes,
+    std::size_t bytes = 0;                      // and how many
+    bool is_there = false;                      // all of it has come
+    std::shared_ptr<const std::string> sent{};  // of one that goes: the whole message
   };
-  // What is to be told once the lock is free.
+  using Pieces = std::vector<std::shared_ptr<Piece>>;
+  // What is left of an engine that has ended, and MPI may still read or write.
+  struct Remains {
+    std::vector<MPI_Request> requests;
+    Pieces pieces;
+  };
+  struct Outgoing {
+    int process = 0;
+    std::shared_ptr<const std::string> bytes;
+  };
+  struct Peer {
+    std::deque<std::shared_ptr<Piece>> coming{};  // in their order
+    std::string begun{};                          // the pieces of a long message that have come
+    bool is_refused = false;
+  };
+  // What is to be told while the lock is free.
   struct News {
-    std::vector<std::pair<int, WireMessage>> complete;
-    std::vector<std::pair<int, std::string>> refused;
+    int from = 0;
+    WireMessage message{};
+    std::string refused{};  // why; empty: it is a message
   };
 
   [[nodiscard]] static std::vector<Remains>& remains();
   void check_builds(int processes);
   void run(const std::stop_token& ended);
   void start_sends();
-  void start_send(const std::shared_ptr<Outgoing>& outgoing);
-  [[nodiscard]] int test(std::vector<int>& ready);
-  void test_all(News& news);
-  void finish(const Job& job, const MPI_Status& status, News& news);
-  void receive(const Job& job, void* data, int tag);
-  void receive_all(const Job& job, char* data, std::size_t bytes);
-  void await_message(int peer);
-  void take_first_piece(int peer, std::size_t bytes, News& news);
-  void take_header(int peer, const std::shared_ptr<Incoming>& incoming, News& news);
-  void refuse(int peer, std::string reason, News& news);
-  void drop_complete();
-  void check(int result, const char* call);
+  void start_receives();
+  void finish_requests();
+  void take_in(int from);
+  void tell(std::unique_lock<std::mutex>& lock);
+  void add(MPI_Request request, std::shared_ptr<Piece> piece);
 
   MPI_Comm communicator_;
-  bool from_itself_;
-  int process_ = 0;
+  bool receives_ = false;
+  const std::size_t piece_bytes_;
   Receiver& receiver_;
 
   std::mutex mutex_;  // of MPI, and of what follows
   std::vector<MPI_Request> requests_;
-  std::vector<Job> jobs_;             // of each request
-  std::vector<MPI_Status> statuses_;  // of those that were complete in the last test
-  std::vector<std::unique_ptr<Peer>> peers_;
+  Pieces pieces_;  // of each request
+  std::vector<Peer> peers_;
+  std::deque<News> news_;
+  bool is_telling_ = false;
   bool is_broken_ = false;
 
   std::mutex outgoing_mutex_;
-  std::deque<std::shared_ptr<Outgoing>> outgoing_;
+  std::deque<Outgoing> outgoing_;
   std::atomic<std::size_t> queued_{0};
-  std::atomic<std::size_t> unsent_{0};
+  std::atomic<std::size_t> unsent_{0};  // pieces, and messages that are queued
 
   std::jthread thread_;
 };

@@ -18,7 +18,8 @@ concept Plain = std::is_trivially_copyable_v<T>;
 
 class Packer {
  public:
-  Packer() { bytes_.reserve(256); }  // as many as most messages have
+  // `expected`: so many bytes can be put before they have to move. Most messages have fewer than 256.
+  explicit Packer(std::size_t expected = 256) { bytes_.reserve(expected); }
 
   template <Plain T>
   void put(const T& value) {
@@ -33,6 +34,7 @@ class Packer {
     put(text.size());
     bytes_ += text;
   }
+  void put_bytes(std::string_view bytes) { bytes_ += bytes; }  // as they are
   [[nodiscard]] std::string take() { return std::move(bytes_); }
 
  private:
@@ -62,11 +64,9 @@ class Unpacker {
     values.resize(count);
     if (count > 0) std::memcpy(values.data(), bytes.data(), bytes.size());
   }
-  void get(std::string& text) {
-    std::size_t count = 0;
-    get(count);
-    text = next(count, 1);
-  }
+  void get(std::string& text) { text = get_text(); }
+  // As long as the bytes are there.
+  [[nodiscard]] std::string_view get_text() { return next(get<std::size_t>(), 1); }
   [[nodiscard]] std::string_view get_bytes(std::size_t count) { return next(count, 1); }  // as they are
   template <typename T>
   [[nodiscard]] T get() {

@@ -4,16 +4,15 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <future>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <utility>
 #include <vector>
@@ -203,12 +202,10 @@ void StoreEngine::Work::run_sender() {
 void StoreEngine::Work::send(int process, const WireMessage& message) {
   Packer packer;
   packer.put(launch_.process);
-  packer.put(header_of(message));
-  std::string bytes = packer.take();
-  for_each_content(message, [&](const char* data, std::size_t size) { bytes.append(data, size); });
+  packer.put(bytes_of(message));
   note([&] {
     if (is_broken_) return;
-    outgoing_.push_back({process, std::move(bytes)});
+    outgoing_.push_back({process, packer.take()});
     is_taken_ = false;
   });
 }
@@ -301,9 +298,7 @@ void StoreEngine::Work::take_in(const std::string& bytes, Receiver& receiver) co
   if (from < 0 || from >= launch_.processes) throw std::runtime_error(fmt::format("there is no process {}", from));
   WireMessage message;
   try {
-    message = message_of(unpacker.get<std::string>());
-    for_each_content(message,
-                     [&](char* data, std::size_t size) { std::memcpy(data, unpacker.get_bytes(size).data(), size); });
+    message = message_of(unpacker.get_text());
     unpacker.expect_end();
   } catch (const std::exception& error) {
     return receiver.refused(from, detail::replay::text_of(error));
@@ -356,40 +351,23 @@ void StoreEngine::Work::fail(const std::string& reason) {
 
 // --- the engine
 
-void StoreEngine::Worker::start(const std::shared_ptr<Work>& work, void (Work::*run)(), const char* name) {
-  std::packaged_task<void()> task([work, run] { (work.get()->*run)(); });
-  end_ = task.get_future();
-  thread_ = std::thread(std::move(task));
-  pthread_setname_np(thread_.native_handle(), name);
-}
-
-void StoreEngine::Worker::end_by(Clock::time_point deadline) {
-  if (!thread_.joinable()) return;
-  if (end_.wait_until(deadline) == std::future_status::ready) {
-    thread_.join();
-  } else {
-    thread_.detach();
-  }
-}
-
-bool StoreEngine::Worker::await_end(Clock::time_point deadline) {
-  if (end_.wait_until(deadline) != std::future_status::ready) return false;
-  thread_.join();
-  end_.get();
-  return true;
-}
-
-StoreEngine::Worker::~Worker() {
-  if (thread_.joinable()) thread_.detach();
+std::future<void> StoreEngine::run(void (Work::*part)(), const char* name) const {
+  std::packaged_task<void()> task([work = work_, part] { (work.get()->*part)(); });
+  std::future<void> end = task.get_future();
+  std::thread thread([task = std::move(task)]() mutable { task.make_ready_at_thread_exit(); });
+  pthread_setname_np(thread.native_handle(), name);
+  thread.detach();
+  return end;
 }
 
 StoreEngine::StoreEngine(const Launch& launch, c10::intrusive_ptr<c10d::Store> store, Receiver& receiver,
                          std::chrono::nanoseconds timeout)
     : work_(std::make_shared<Work>(launch, std::move(store), receiver, timeout)) {
-  Worker connector;
-  connector.start(work_, &Work::connect, "store connect");
-  if (connector.await_end(Clock::now() + timeout + reason_wait)) return;
-  throw InputError(work_->cannot_reach(fmt::format("no answer within {}", seconds(timeout))));
+  std::future<void> connected = run(&Work::connect, "store connect");
+  if (connected.wait_for(timeout + reason_wait) != std::future_status::ready) {
+    throw InputError(work_->cannot_reach(fmt::format("no answer within {}", seconds(timeout))));
+  }
+  connected.get();
 }
 
 StoreEngine::~StoreEngine() { StoreEngine::end(); }
@@ -397,20 +375,15 @@ StoreEngine::~StoreEngine() { StoreEngine::end(); }
 void StoreEngine::end() {
   work_->end();
   const auto deadline = Clock::now() + store_wait;
-  sender_.end_by(deadline);
-  inbox_.end_by(deadline);
+  for (const auto& each : ends_) (void)each.wait_until(deadline);
 }
 
 void StoreEngine::start() {
-  sender_.start(work_, &Work::run_sender, "store send");
-  inbox_.start(work_, &Work::run_inbox, "store receive");
+  ends_.push_back(run(&Work::run_sender, "store send"));
+  ends_.push_back(run(&Work::run_inbox, "store receive"));
 }
 
-SendCompletion StoreEngine::send(int process, WireMessage message) {
-  make_contiguous(message);
-  work_->send(process, message);
-  return std::make_shared<std::atomic<bool>>(true);  // it is a copy
-}
+void StoreEngine::send(int process, const WireMessage& message) { work_->send(process, message); }
 
 void StoreEngine::progress() {}
 

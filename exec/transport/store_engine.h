@@ -15,7 +15,7 @@
 #include <chrono>
 #include <future>
 #include <memory>
-#include <thread>
+#include <vector>
 
 #include "dualpipe/exec/transport/engine.h"
 #include "dualpipe/exec/transport/launch.h"
@@ -38,7 +38,7 @@ class StoreEngine final : public Engine {
 
   void start() override;
   void end() override;
-  SendCompletion send(int process, WireMessage message) override;
+  void send(int process, const WireMessage& message) override;
   void progress() override;
   // Whether all was taken by those whom it was sent to, as far as the store has said.
   [[nodiscard]] bool all_sent() override;
@@ -47,28 +47,12 @@ class StoreEngine final : public Engine {
 
  private:
   class Work;
-  // All that may wait for the store is done by these. Nothing ends a call that the store does not answer: then the
-  // thread is left behind, with the work that it shares.
-  class Worker {
-   public:
-    Worker() = default;
-    ~Worker();  // leaves it behind
-    Worker(const Worker&) = delete;
-    Worker& operator=(const Worker&) = delete;
-    void start(const std::shared_ptr<Work>& work, void (Work::*run)(), const char* name);
-    // Waits so long for its end, and throws what it ended with. Returns false if that is still to come.
-    [[nodiscard]] bool await_end(Clock::time_point deadline);
-    // Waits so long for its end, then leaves it behind.
-    void end_by(Clock::time_point deadline);
-
-   private:
-    std::thread thread_;
-    std::future<void> end_;
-  };
+  // All that may wait for the store runs on threads of its own, with the work that they share. Nothing ends a call that
+  // the store does not answer: then such a thread is left behind.
+  [[nodiscard]] std::future<void> run(void (Work::*part)(), const char* name) const;
 
   std::shared_ptr<Work> work_;
-  Worker sender_;
-  Worker inbox_;
+  std::vector<std::future<void>> ends_;  // of its threads
 };
 
 }  // namespace dualpipe::detail::transport

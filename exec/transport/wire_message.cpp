@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <stdexcept>
 
 #include "dualpipe/exec/replay/memory.h"
@@ -26,13 +27,13 @@ void for_each_field(AnyMessage& message, const Visit& visit) {
   visit(message.note);
 }
 
-}  // namespace
-
 std::uint64_t memory_of_this_host() {
   static const auto bytes =
       static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
   return bytes;
 }
+
+}  // namespace
 
 std::string header_of(const WireMessage& message) {
   Packer packer;
@@ -46,7 +47,7 @@ std::string header_of(const WireMessage& message) {
   return packer.take();
 }
 
-WireMessage message_of(std::string_view header) {
+WireMessage message_of_header(std::string_view header) {
   Unpacker unpacker(header);
   WireMessage message;
   for_each_field(message, [&](auto& field) { unpacker.get(field); });
@@ -70,11 +71,30 @@ WireMessage message_of(std::string_view header) {
   return message;
 }
 
-void make_contiguous(WireMessage& message) {
+std::string bytes_of(const WireMessage& message) {
   const detail::replay::ChargeToNobody guard;
-  for (at::Tensor& each : message.tensors) {
-    if (each.defined()) each = each.contiguous();
+  std::string header = header_of(message);
+  std::size_t size = sizeof(std::size_t) + header.size();
+  for (const at::Tensor& each : message.tensors) size += each.defined() ? each.nbytes() : 0;
+  Packer packer(size);
+  packer.put(header);
+  for (const at::Tensor& each : message.tensors) {
+    if (!each.defined()) continue;
+    const at::Tensor content = each.contiguous();
+    packer.put_bytes({static_cast<const char*>(content.const_data_ptr()), content.nbytes()});
   }
+  return packer.take();
+}
+
+WireMessage message_of(std::string_view bytes) {
+  Unpacker unpacker(bytes);
+  WireMessage message = message_of_header(unpacker.get_text());
+  for (const at::Tensor& each : message.tensors) {
+    if (!each.defined() || each.nbytes() == 0) continue;
+    std::memcpy(each.mutable_data_ptr(), unpacker.get_bytes(each.nbytes()).data(), each.nbytes());
+  }
+  unpacker.expect_end();
+  return message;
 }
 
 }  // namespace dualpipe::detail::transport

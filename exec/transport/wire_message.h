@@ -1,15 +1,15 @@
 // What processes send each other. Private to exec/transport.
 //
-//     header   kind, op, ranks, time, note, and the shape and type of each tensor      any number of bytes
+//     header   its length; kind, op, ranks, time, note, and the shape and type of each tensor
 //     content  the bytes of each tensor that is defined, one after the other
 //
-// So whoever has the header can make the tensors, and knows how many bytes follow.
+// On its way a message is these bytes, and nothing else: a copy, so that its tensors may be changed as soon as it is
+// sent.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -56,24 +56,16 @@ struct WireMessage {
   Tensors tensors{};
 };
 
+// Without its length.
 [[nodiscard]] std::string header_of(const WireMessage& message);
 // The message of a header: its tensors are made, on the host, and wait for their content. Throws std::runtime_error
 // where the bytes are no header, or describe tensors that nobody can have, or more of them than this host has memory:
 // before anything is made.
-[[nodiscard]] WireMessage message_of(std::string_view header);
-[[nodiscard]] std::uint64_t memory_of_this_host();  // bytes
+[[nodiscard]] WireMessage message_of_header(std::string_view header);
 
-// Calls `use(data, bytes)` for the content of each tensor, in their order; they are contiguous.
-template <typename Use>
-void for_each_content(const WireMessage& message, const Use& use) {
-  for (const at::Tensor& each : message.tensors) {
-    if (each.defined() && each.nbytes() > 0) use(static_cast<char*>(each.mutable_data_ptr()), each.nbytes());
-  }
-}
-void make_contiguous(WireMessage& message);
-
-// Becomes true once the tensors of a message that is sent may be changed again.
-using SendCompletion = std::shared_ptr<const std::atomic<bool>>;
+// The whole message. message_of() throws std::runtime_error where the bytes are of none.
+[[nodiscard]] std::string bytes_of(const WireMessage& message);
+[[nodiscard]] WireMessage message_of(std::string_view bytes);
 
 // The way to ranks of other processes.
 class RemoteLink {
@@ -86,7 +78,7 @@ class RemoteLink {
   // Whether two ranks are in different processes.
   [[nodiscard]] virtual bool are_apart(int rank, int other) const = 0;
   // Never waits.
-  virtual SendCompletion send(int to_rank, WireMessage message) = 0;
+  virtual void send(int to_rank, WireMessage message) = 0;
   // Moves what is under way. To be called by who waits; it goes on without, only later.
   virtual void progress() = 0;
   // Tells the other processes.

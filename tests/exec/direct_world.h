@@ -17,7 +17,6 @@ namespace dualpipe::test {
 
 using detail::transport::Engine;
 using detail::transport::EngineWorld;
-using detail::transport::SendCompletion;
 using detail::transport::WireMessage;
 
 // Where the processes find each other, and how many messages of each kind they have sent.
@@ -35,10 +34,9 @@ class DirectEngine final : public Engine {
   DirectEngine(int process, DirectNetwork& network) : process_(process), network_(network) {}
 
   void start() override {}
-  SendCompletion send(int process, WireMessage message) override {
+  void send(int process, const WireMessage& message) override {
     ++network_.sent(message.kind);
-    network_.receivers.at(static_cast<std::size_t>(process))->deliver(process_, std::move(message));
-    return std::make_shared<const std::atomic<bool>>(true);
+    network_.receivers.at(static_cast<std::size_t>(process))->deliver(process_, message);
   }
   void progress() override {}
   void end() override {}

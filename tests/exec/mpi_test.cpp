@@ -1,6 +1,6 @@
 // The engine that moves messages over MPI, on a communicator of this process alone.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
 #include <mpi.h>
 
 #include <algorithm>
@@ -23,10 +23,10 @@
 
 namespace dualpipe::test {
 
+using detail::transport::bytes_of;
 using detail::transport::check_same_build;
 using detail::transport::Engine;
 using detail::transport::header_of;
-using detail::transport::message_of;
 using detail::transport::MpiEngine;
 using detail::transport::this_build;
 using detail::transport::WireMessage;
@@ -79,36 +79,41 @@ class Communicator {
 
 class Recorder final : public Engine::Receiver {
  public:
-  void deliver(int, WireMessage) override { record("delivered"); }
+  void deliver(int, WireMessage message) override { record("delivered", message.note); }
   void refused(int from, const std::string& reason) override { record(std::to_string(from) + ": " + reason); }
   void broken(const std::string& reason) override { record("broken: " + reason); }
   void lost(int, std::chrono::nanoseconds) override {}
   [[nodiscard]] bool is_awaited() const override { return true; }
 
-  // The first that is heard.
-  [[nodiscard]] std::string await() {
+  // When so much is heard: all of it.
+  [[nodiscard]] std::vector<std::string> await(std::size_t count) {
     for (const auto deadline = Clock::now() + 10s; Clock::now() < deadline; std::this_thread::sleep_for(1ms)) {
-      const std::lock_guard lock(mutex_);
-      if (!heard_.empty()) return heard_.front();
+      if (heard().size() >= count) return heard();
     }
-    return "nothing";
+    return {"nothing"};
+  }
+  [[nodiscard]] std::vector<std::string> heard() {
+    const std::lock_guard lock(mutex_);
+    return heard_;
+  }
+  [[nodiscard]] std::vector<std::string> notes() {
+    const std::lock_guard lock(mutex_);
+    return notes_;
   }
 
  private:
-  void record(const std::string& what) {
+  void record(const std::string& what, const std::string& note = "") {
     const std::lock_guard lock(mutex_);
     heard_.push_back(what);
+    notes_.push_back(note);
   }
 
   std::mutex mutex_;
   std::vector<std::string> heard_;
+  std::vector<std::string> notes_;
 };
 
-// As a header goes on its way; `length`: the number of its bytes that it says.
-std::string with_length(const std::string& header, std::uint64_t length) {
-  return std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + header;
-}
-std::string with_length(const std::string& header) { return with_length(header, header.size()); }
+constexpr std::size_t short_piece = 150;
 
 WireMessage part_of(const std::vector<std::int64_t>& sizes) {
   return {.kind = WireMessage::Kind::part, .tensors = {at::empty(sizes)}};
@@ -120,101 +125,113 @@ BOOST_AUTO_TEST_SUITE(exec_mpi)
 
 // --- the end
 
-// Its receiver does not go on: MPI still reads the tensor, after the engine has ended.
+// Its receiver does not go on: MPI still reads it, after the engine has ended. It is a copy of the tensor.
 BOOST_AUTO_TEST_CASE(what_mpi_still_sends_stays) {
   const Communicator communicator;
-  constexpr std::size_t count = 1'000'000;  // so much is not taken in unasked
-  std::vector<float> memory(count, 5.0F);
-  bool is_given_back = false;
+  constexpr std::int64_t count = 1'000'000;  // so much is not taken in unasked
+  std::string expected;
   {
     Recorder recorder;
     MpiEngine engine(communicator.get(), false, recorder);
     engine.start();
-    const auto give_back = [&](void*) {
-      is_given_back = true;
-      std::ranges::fill(memory, 0.0F);  // somebody else's now
-    };
-    WireMessage message{.kind = WireMessage::Kind::part};
-    message.tensors.push_back(at::from_blob(memory.data(), {static_cast<std::int64_t>(count)}, give_back, at::kFloat));
-    (void)engine.send(0, std::move(message));
+    const WireMessage message{.kind = WireMessage::Kind::part, .tensors = {at::full({count}, 5.0F)}};
+    expected = bytes_of(message);
+    engine.send(0, message);
+    message.tensors[0].fill_(0.0F);  // somebody else's now
   }
-  BOOST_TEST(!is_given_back);
   BOOST_TEST(MpiEngine::has_left_requests());
-  const std::string expected = with_length(header_of(part_of({static_cast<std::int64_t>(count)})));
-  const auto header = communicator.receive<char>(expected.size(), MpiEngine::header_tag);
-  BOOST_TEST(std::string(header.begin(), header.end()) == expected);
-  const auto received = communicator.receive<float>(count, MpiEngine::content_tag);
-  BOOST_TEST(std::ranges::count(received, 5.0F) == std::ssize(received));
+  const auto received = communicator.receive<char>(expected.size(), MpiEngine::tag);
+  BOOST_TEST((std::string(received.begin(), received.end()) == expected));
   const auto deadline = Clock::now() + 10s;
   while (MpiEngine::has_left_requests() && Clock::now() < deadline) std::this_thread::sleep_for(1ms);
-  BOOST_TEST(is_given_back);
+  BOOST_TEST(!MpiEngine::has_left_requests());
 }
 
 BOOST_AUTO_TEST_CASE(an_engine_that_has_ended_takes_nothing_in) {
   Communicator communicator;
-  const WireMessage message{.kind = WireMessage::Kind::abort, .note = std::string(2 * MpiEngine::first_bytes, 'x')};
-  communicator.send(with_length(header_of(message)).substr(0, MpiEngine::first_bytes), MpiEngine::header_tag);
+  communicator.send(std::string(short_piece, 'x'), MpiEngine::tag);  // another piece has to follow
   {
     Recorder recorder;
-    MpiEngine engine(communicator.get(), true, recorder);
+    MpiEngine engine(communicator.get(), true, recorder, short_piece);
     engine.start();
-    for (int i = 0; i < 50; ++i) {  // until it waits for the rest of the header
+    for (int i = 0; i < 50; ++i) {
       engine.progress();
       std::this_thread::sleep_for(1ms);
     }
+    BOOST_TEST(recorder.heard().empty());
   }
   BOOST_TEST(!MpiEngine::has_left_requests());
-  BOOST_TEST(!communicator.holds(MpiEngine::header_tag));
-  communicator.send(std::string(100, 'x'), MpiEngine::content_tag);
-  communicator.send("for somebody else", MpiEngine::header_tag);
-  BOOST_TEST(communicator.receive<char>(100, MpiEngine::content_tag)[99] == 'x');
-  BOOST_TEST(communicator.receive<char>(17, MpiEngine::header_tag)[0] == 'f');
+  BOOST_TEST(!communicator.holds(MpiEngine::tag));
+  communicator.send("for somebody else", MpiEngine::tag);
+  BOOST_TEST(communicator.receive<char>(17, MpiEngine::tag)[0] == 'f');
+}
+
+// --- what is longer than MPI can count
+
+BOOST_AUTO_TEST_CASE(long_messages_go_in_pieces_and_come_in_order) {
+  Communicator communicator;
+  Recorder recorder;
+  MpiEngine engine(communicator.get(), true, recorder, short_piece);
+  engine.start();
+  std::vector<std::string> sent;
+  for (std::size_t length = 0; length <= 3 * short_piece; ++length) {  // ends at each place of a piece, also at its end
+    for (const std::size_t each : {5 * short_piece - length, length}) {
+      sent.push_back(std::string(each, 'x') + std::to_string(sent.size()));
+      engine.send(0, {.kind = WireMessage::Kind::abort, .note = sent.back()});
+    }
+  }
+  (void)recorder.await(sent.size());
+  BOOST_TEST(recorder.notes() == sent, boost::test_tools::per_element());
+  BOOST_TEST(engine.all_sent());
 }
 
 // --- what another process may send
 
 BOOST_AUTO_TEST_CASE(what_is_no_message_is_refused) {
   struct Case {
-    std::string header;
-    std::string content;
+    std::vector<std::string> pieces;
     std::string heard;
   };
-  const std::string plain = with_length(header_of({.kind = WireMessage::Kind::part}));
+  const std::string plain = bytes_of({.kind = WireMessage::Kind::part});
   const std::string own = header_of({.kind = WireMessage::Kind::part});
-  const std::string two_floats = with_length(header_of(part_of({2})));
-  // So long that all but its last 10 bytes fit into the first piece.
-  WireMessage long_one{.kind = WireMessage::Kind::abort};
-  long_one.note = std::string(MpiEngine::first_bytes + 10 - plain.size(), 'x');
-  const std::string whole = with_length(header_of(long_one));
-  const std::string first = whole.substr(0, MpiEngine::first_bytes);
-  const std::string rest = whole.substr(MpiEngine::first_bytes);
-  BOOST_REQUIRE(rest.size() == 10U);
-  const std::string no_header = with_length(std::string(5, 'x'));
-  const std::vector<Case> cases{
-      {plain, "", "delivered"},
-      {"abc", "", "0: 3 bytes where a header belongs"},
-      {plain + "abc", "",
-       "0: " + std::to_string(plain.size() + 3) + " bytes where " + std::to_string(plain.size()) + " belong"},
-      {std::string(MpiEngine::first_bytes + 1, 'x'), "", "0: more bytes where 512 belong"},
-      {with_length(own, std::uint64_t{1} << 60U), "",
-       "0: a header of 1152921504606846976 bytes, more than this host has memory"},
-      {no_header, "", "0: another process sent less than was expected"},
-      {with_length(own + "x"), "", "0: another process sent more than was expected"},
-      {first, rest, "delivered"},
-      {first, "abc", "0: 3 bytes where 10 belong"},
-      {first, rest + "x", "0: more bytes where 10 belong"},
-      {two_floats, "12345678", "delivered"},
-      {two_floats, "1234567", "0: 7 bytes where 8 belong"},
-      {two_floats, "123456789", "0: more bytes where 8 belong"},
+  const auto with_length = [](const std::string& header, std::uint64_t length) {
+    return std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + header;
   };
+  const std::string header = header_of(part_of({2}));
+  const std::string two_floats = with_length(header, header.size());
+  const std::string whole = bytes_of({.kind = WireMessage::Kind::abort, .note = std::string(short_piece, 'x')});
+  const std::string first = whole.substr(0, short_piece);
+  const std::string rest = whole.substr(short_piece);
+  BOOST_REQUIRE((plain.size() < short_piece && two_floats.size() + 9 < short_piece && rest.size() < short_piece));
+  const std::string less = "0: another process sent less than was expected";
+  const std::string more = "0: another process sent more than was expected";
+  const std::vector<Case> cases{{{plain}, "delivered"},
+                                {{""}, less},
+                                {{"abc"}, less},
+                                {{plain.substr(0, plain.size() - 3)}, less},
+                                {{plain + "abc"}, more},
+                                {{with_length(own, std::uint64_t{1} << 60U)}, less},
+                                {{with_length(std::string(5, 'x'), 5)}, less},
+                                {{with_length(own + "x", own.size() + 1)}, more},
+                                {{first, rest}, "delivered"},
+                                {{first, rest.substr(0, 3)}, less},
+                                {{first, rest + "x"}, more},
+                                {{first, ""}, less},
+                                {{two_floats + "12345678"}, "delivered"},
+                                {{two_floats + "1234567"}, less},
+                                {{two_floats + "123456789"}, more}};
   for (const Case& each : cases) {
     Communicator communicator;
-    communicator.send(each.header, MpiEngine::header_tag);
-    if (!each.content.empty()) communicator.send(each.content, MpiEngine::content_tag);
+    for (const std::string& piece : each.pieces) communicator.send(piece, MpiEngine::tag);
+    communicator.send(plain, MpiEngine::tag);
     Recorder recorder;
-    MpiEngine engine(communicator.get(), true, recorder);
+    MpiEngine engine(communicator.get(), true, recorder, short_piece);
     engine.start();
-    BOOST_TEST(recorder.await() == each.heard);
+    BOOST_TEST(recorder.await(1).front() == each.heard);
+    if (each.heard != "delivered") {  // nothing more of who sends such things
+      std::this_thread::sleep_for(5ms);
+      BOOST_TEST(recorder.heard().size() == 1U);
+    }
   }
 }
 

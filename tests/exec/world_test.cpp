@@ -32,7 +32,7 @@
 namespace dualpipe::test {
 
 using detail::transport::header_of;
-using detail::transport::message_of;
+using detail::transport::message_of_header;
 using detail::transport::Packer;
 using detail::transport::TensorSpec;
 using detail::transport::WireMessage;
@@ -236,7 +236,7 @@ BOOST_AUTO_TEST_CASE(a_sum_of_something_else_is_noticed) {
 BOOST_AUTO_TEST_CASE(a_header_that_no_process_sends_makes_no_tensors) {
   const auto refusal = [](const std::string& header) -> std::string {
     try {
-      (void)message_of(header);
+      (void)message_of_header(header);
     } catch (const std::runtime_error& error) {
       return error.what();
     }
@@ -275,7 +275,7 @@ BOOST_AUTO_TEST_CASE(a_header_that_no_process_sends_makes_no_tensors) {
   BOOST_TEST(refusal(of({{{2}, at::kFloat}}, 2)) == "another process sent less than was expected");
   BOOST_TEST(refusal(of({{{2}, at::kFloat}}, 0)) == "another process sent more than was expected");
   BOOST_TEST(refusal(of_all({{{2, 3}, at::kFloat}, {}, {{0, 1LL << 40U}, at::kLong}})) == "");
-  const WireMessage made = message_of(of_all({{{2, 3}, at::kDouble}, {}}));
+  const WireMessage made = message_of_header(of_all({{{2, 3}, at::kDouble}, {}}));
   BOOST_TEST((made.kind == plain.kind && made.group == plain.group && made.note == plain.note));
   BOOST_TEST((made.tensors.size() == 2U && made.tensors[0].sizes() == at::IntArrayRef({2, 3})));
   BOOST_TEST((made.tensors[0].scalar_type() == at::kDouble && !made.tensors[1].defined()));
