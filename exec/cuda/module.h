@@ -18,7 +18,7 @@
 namespace dualpipe::detail::cuda {
 
 // To be raised whenever Device, Hardware, CudaOptions, Nccl or this changes.
-constexpr int cuda_module_version = 4;
+constexpr int cuda_module_version = 5;
 
 struct CudaModule {
   int version = cuda_module_version;  // stays the first

@@ -26,11 +26,6 @@ void check(ncclResult_t result, ncclComm_t communicator = nullptr,
 
 class RealNccl final : public Nccl {
  public:
-  [[nodiscard]] std::string version() const override {
-    int version = 0;  // 22809: 2.28.9
-    check(ncclGetVersion(&version));
-    return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
-  }
   [[nodiscard]] c10::DeviceType device_type() const override { return c10::DeviceType::CUDA; }
 
   [[nodiscard]] std::string unique_id() override {

@@ -32,7 +32,6 @@ class Nccl {
   Nccl& operator=(const Nccl&) = delete;
   virtual ~Nccl() = default;
 
-  [[nodiscard]] virtual std::string version() const = 0;  // "2.28.9"
   // Where the tensors are that it moves.
   [[nodiscard]] virtual c10::DeviceType device_type() const = 0;
 

@@ -77,10 +77,6 @@ using namespace dualpipe::test;
 
 extern "C" {
 
-ncclResult_t ncclGetVersion(int* version) {
-  *version = NCCL_VERSION_CODE;
-  return ncclSuccess;
-}
 const char* ncclGetErrorString(ncclResult_t result) {
   return result == ncclInvalidArgument ? "invalid argument" : "an error of the double";
 }

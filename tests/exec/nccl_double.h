@@ -20,7 +20,6 @@ class NcclDouble final : public Nccl, private NcclCore {
  public:
   using Nccl::Communicator;
 
-  [[nodiscard]] std::string version() const override { return "a double"; }
   [[nodiscard]] c10::DeviceType device_type() const override { return c10::DeviceType::CPU; }
   [[nodiscard]] std::string unique_id() override { return NcclCore::unique_id(); }
   [[nodiscard]] Communicator init(const std::string& unique_id, int rank, int ranks, int /*ctas_max*/) override {
