@@ -25,7 +25,10 @@ struct GroupDouble::Message {
 
 class GroupDouble::Work final : public c10d::Work {
  public:
-  Work(GroupDouble& network, std::shared_ptr<Message> message) : network_(network), message_(std::move(message)) {}
+  Work(GroupDouble& network, std::shared_ptr<Message> message) : network_(network), message_(std::move(message)) {
+    ++network_.works_;
+  }
+  ~Work() override { --network_.works_; }
 
   bool wait(std::chrono::milliseconds timeout) override {
     bool is_done = false;

@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
@@ -44,6 +45,8 @@ class GroupDouble {
   // What a rank has sent and received, in order: "send 64 to 1", "receive 8 from 2"; without what is more than that.
   [[nodiscard]] std::vector<std::string> calls(int rank) const;
   [[nodiscard]] std::vector<std::string> misuse() const;
+  // How many Works, each with the tensor that it moves, somebody still holds.
+  [[nodiscard]] int works() const { return works_.load(); }
 
  private:
   class Backend;
@@ -67,6 +70,7 @@ class GroupDouble {
   std::set<int> lost_;
   std::map<int, std::vector<std::string>> calls_;
   std::vector<std::string> misuse_;
+  std::atomic<int> works_{0};
 };
 
 // Runs this in a process for each rank of the group, and ends and closes its world. Returns what each threw, "":

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/group_backend.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "tests/exec/group_double.h"
 #include "tests/exec/parity.h"
@@ -29,6 +30,11 @@
 #include "tests/support.h"
 
 namespace dualpipe::test {
+
+using detail::transport::GroupBackend;
+using detail::transport::Transfer;
+using detail::transport::TransferError;
+
 namespace {
 
 namespace data = boost::unit_test::data;
@@ -234,6 +240,27 @@ BOOST_AUTO_TEST_CASE(a_send_that_fails_ends_all) {
   for (const std::string& each : errors) {
     BOOST_TEST(each == "rank 0: 0SEND_F0 to rank 1 failed: Connection closed by peer 1");
   }
+}
+
+// The one before it may be on its way: where gloo finds that its buffer has gone, the connection is of no more use.
+BOOST_AUTO_TEST_CASE(what_was_begun_before_a_transfer_that_fails_stays_as_long_as_the_group) {
+  GroupDouble network(3);
+  network.lose(2);
+  auto group = network.group(0);
+  {
+    GroupBackend backend(group, 7);
+    backend.begin(at::kCPU);
+    const std::vector<Transfer> transfers{{at::zeros({4}), 1, false, "1RECV_F0"},
+                                          {at::zeros({4}), 2, true, "1SEND_F0"}};
+    BOOST_CHECK_EXCEPTION((void)backend.put(0, transfers), TransferError, [](const auto& error) {
+      return error.what() == std::string("1SEND_F0 to rank 2 failed: Connection closed by peer 2");
+    });
+    BOOST_TEST(network.works() == 1);
+  }
+  BOOST_TEST(network.works() == 1);
+  group.reset();
+  { GroupBackend another(network.group(1), 7); }  // whoever is next sees to it
+  BOOST_TEST(network.works() == 0);
 }
 
 BOOST_AUTO_TEST_CASE(a_rank_that_does_not_come_is_named) {
