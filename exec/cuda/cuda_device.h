@@ -8,10 +8,10 @@
 
 namespace dualpipe::detail::cuda {
 
-// To be made, used and destroyed by the thread of the rank. `copies`: messages are.
+// To be made, used and destroyed by the thread of the rank. `copies`: whether messages are copied (CudaOptions::copy).
 [[nodiscard]] std::unique_ptr<Device> cuda_device(c10::DeviceIndex gpu, RankStreams streams, bool copies);
 
-// Of events in an idle stream.
+// What events cost in an idle stream.
 [[nodiscard]] EventCost measure_event_cost(c10::cuda::CUDAStream stream);
 
 }  // namespace dualpipe::detail::cuda

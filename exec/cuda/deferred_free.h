@@ -1,4 +1,5 @@
-// Tensors that nobody uses any more, but the GPU still does: kept until it has come so far. Private to exec/cuda.
+// Tensors that the program has dropped, but the GPU still uses: they are kept until it is done with them. Private to
+// exec/cuda.
 //
 //     rank 0, stream a   ▐█ makes T █▌──┐ event
 //     rank 1, stream b                  └▶▐█ uses T █▌──┐ fence: T may go back to the memory of stream a
@@ -29,10 +30,10 @@ class DeferredFree {
   // `streams`: all of a device.
   explicit DeferredFree(std::vector<c10::cuda::CUDAStream> streams);
 
-  // Streams that have been given work since they were last known to be idle.
+  // The stream is given work: it is busy until it is known to be idle.
   void note_busy(std::size_t stream) { busy_.fetch_or(StreamSet{1} << stream, std::memory_order_relaxed); }
 
-  // Keeps it until the busy streams, or these ones, have done what they have now.
+  // Keeps the tensor until the busy streams, or these ones, have done the work that they have now.
   void defer(at::Tensor tensor) {
     const auto bytes = static_cast<Bytes>(tensor.storage().nbytes());
     defer(std::move(tensor), busy_.load(std::memory_order_relaxed), bytes);
@@ -46,7 +47,7 @@ class DeferredFree {
   void release();
   // All streams are idle, and only `used` will get work before the next note_busy(): frees all.
   void release_all(StreamSet used);
-  // The same; from now on nothing is kept any more.
+  // Frees all, and from now on frees what it is given at once.
   void close();
 
  private:

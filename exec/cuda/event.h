@@ -11,7 +11,7 @@
 
 namespace dualpipe::detail::cuda {
 
-// Whether the GPU has come so far.
+// Whether the GPU has reached the event.
 [[nodiscard]] inline bool is_done(cudaEvent_t event) {
   const cudaError_t status = cudaEventQuery(event);
   if (status == cudaErrorNotReady) {
@@ -22,7 +22,7 @@ namespace dualpipe::detail::cuda {
   return true;
 }
 
-// Belongs to the GPU that is current on the thread that makes it.
+// An event of the GPU that is current on the thread that makes it.
 class CudaEvent {
  public:
   enum class Knows : unsigned { time = cudaEventDefault, order = cudaEventDisableTiming };

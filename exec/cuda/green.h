@@ -14,11 +14,11 @@
 
 namespace dualpipe::detail::cuda {
 
-// Of equal size, as large as can be. Throws InputError where the GPU has too few multiprocessors for so many parts, or
-// its driver knows no green contexts.
+// So many parts of equal size, as large as they can be. Throws InputError where the GPU has too few multiprocessors for
+// so many parts, or its driver knows no green contexts.
 [[nodiscard]] std::vector<CUgreenCtx> green_contexts(int device, int parts);
 
-// Lower numbers have a higher priority. Like the context it is never destroyed.
+// A stream of the context, which, like the context, is never destroyed. Lower numbers are a higher priority.
 [[nodiscard]] cudaStream_t stream_in(CUgreenCtx context, int priority);
 
 }  // namespace dualpipe::detail::cuda

@@ -1,4 +1,4 @@
-// Buffers of the host that the copy engines of a GPU reach by themselves. Private to exec/cuda.
+// Buffers in page-locked memory of the host, which the copy engines of a GPU reach by themselves. Private to exec/cuda.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -28,7 +28,7 @@ class PinnedBuffers {
 
     [[nodiscard]] void* data() const { return data_; }
     [[nodiscard]] std::size_t bytes() const { return bytes_; }
-    // It is in use until the stream has done what it has now.
+    // The buffer is in use until the stream has done the work that it has now.
     void hold_until(cudaStream_t stream) { free_at_.record(stream); }
     // Also of one that was never used.
     [[nodiscard]] bool is_free() const { return free_at_.is_done(); }
@@ -39,8 +39,8 @@ class PinnedBuffers {
     CudaEvent free_at_{CudaEvent::Knows::order};
   };
 
-  // One of at least so many bytes that is free. Only a new size, or more exchanges under way than ever, need a new one:
-  // that stops the host, and is over after the first step.
+  // A free one of at least so many bytes. A new one is made only for a larger size, or where more exchanges are under
+  // way than ever before: that stops the host, and no longer happens after the first step.
   [[nodiscard]] Buffer& take(std::size_t bytes) {
     const auto found =
         std::ranges::find_if(buffers_, [&](const auto& each) { return each->bytes() >= bytes && each->is_free(); });

@@ -1,4 +1,5 @@
-// Nothing at all: what is left of a run is what it costs to run a Program, and to move its messages. Private to exec.
+// Stages that compute nothing, so that a run takes the time that it costs to run a Program and to move its messages.
+// Private to exec.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,10 +12,10 @@
 
 namespace dualpipe::detail::model {
 
-// What it gives is there from the start.
+// Its outputs and gradients are made once, when the stage is.
 class EmptyStage : public Stage {
  public:
-  // Each output and gradient is `message`, but that the last stage of a chain gives a scalar, and the first one no
+  // Each output and gradient is `message`, except that the last stage of a chain gives a scalar, and the first one no
   // gradient.
   EmptyStage(const at::Tensor& message, bool is_first, bool is_last);
 

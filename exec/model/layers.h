@@ -24,7 +24,7 @@ struct LayerOptions {
   at::Device device = at::kCPU;
   WeightGradients* gradients = nullptr;     // must outlive the layers
   at::ScalarType activations = at::kFloat;  // of what goes from layer to layer
-  Bytes* working = nullptr;                 // to it the layers add the bytes of their copies of parameters
+  Bytes* working = nullptr;                 // the layers add the bytes of their copies of parameters to it
 };
 
 // For the layers of a stage, which has these two.
@@ -37,9 +37,10 @@ struct LayerOptions {
   return options;
 }
 
-// A parameter in the type that a layer computes in: the parameter itself, or a copy. The copy's memory is there from
-// the start. It is written anew when it is used and the parameter has changed (at::Tensor::_version()), which is once a
-// step. (LibTorch's own SGD does not count up the version; Optimizer::step() does it instead.)
+// A parameter in the type that a layer computes in: the parameter itself, or a copy. The memory of the copy is
+// allocated at the start. The copy is written anew when it is used after the parameter has changed
+// (at::Tensor::_version()), which is once a step. (LibTorch's own SGD does not count up the version; Optimizer::step()
+// does it instead.)
 class Working {
  public:
   Working() = default;  // of an undefined parameter

@@ -10,8 +10,8 @@ namespace dualpipe::detail::model {
 
 class MappedFile {
  public:
-  // `content`: what a user should give, for the message. Throws InputError for what is no regular file, or cannot be
-  // opened.
+  // `content`: what the file should have in it, for the error. Throws InputError where it is no regular file, or cannot
+  // be opened.
   MappedFile(const std::string& path, std::string_view content);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;

@@ -30,7 +30,7 @@ enum class ModelFeature : std::uint8_t { any, parameters, recomputation, tokens,
 // Throws InputError where there is no such model.
 [[nodiscard]] bool has(std::string_view model, ModelFeature feature);
 
-// The sizes of all models; each takes those that it has.
+// The sizes of all models. Each model uses those that it has.
 struct ModelShape {
   std::string model = "gpt";  // one of model_names()
   std::int64_t hidden = 64;
@@ -55,16 +55,16 @@ struct ModelShape {
   friend bool operator==(const ModelShape&, const ModelShape&) = default;
 };
 
-// Where the first stage of a chain gets its input, and the last what the loss compares with. The same for the same
-// arguments, on any rank. The ranks of a process may share one that was made below: what is read from it changes
-// nothing.
+// Where the first stage of a chain gets its input from, and the last one what the loss compares with. The same
+// arguments give the same samples, on any rank. Those made below may be shared by the ranks of a process, as reading
+// changes nothing in them.
 class Data {
  public:
   virtual ~Data() = default;
   // gpt, moe: int64 [batch, sequence] of tokens, and the tokens that follow each; mlp: [batch, hidden] both.
   [[nodiscard]] virtual at::Tensor input(std::int64_t step, std::int64_t micro_batch) = 0;
   [[nodiscard]] virtual at::Tensor target(std::int64_t step, std::int64_t micro_batch) = 0;
-  // Tells one source of samples from another: "synthetic" for those that follow from the seed, or what is in the file.
+  // Which source of samples it is: "synthetic" for those that follow from the seed, or what is in the file.
   [[nodiscard]] virtual std::string description() { return "synthetic"; }
 };
 
@@ -86,9 +86,9 @@ struct Feed {
 
 // Synthetic samples, from a seed.
 [[nodiscard]] std::unique_ptr<Data> synthetic_data(const ModelShape& shape, std::uint64_t seed);
-// A file of int32 tokens, mapped into memory, and read whole once to check it; sample k of all begins at token k *
-// sequence, round and round. A step takes `micro_batches`, over all chains. Throws InputError for a file that does not
-// fit the shape.
+// A file of int32 tokens, mapped into memory, and read once as a whole to check it. Sample k begins at token
+// k * sequence; after the last sample the first one comes again. A step takes `micro_batches`, over all chains. Throws
+// InputError for a file that does not fit the shape.
 [[nodiscard]] std::unique_ptr<Data> token_file(const ModelShape& shape, const std::string& path,
                                                std::int64_t micro_batches);
 

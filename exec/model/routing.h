@@ -1,6 +1,7 @@
-// Which token goes to which experts, in shapes that do not depend on it, so that the host need not know: each expert
-// has places for so many tokens (GShard, arXiv:2006.16668, section 2.2; Switch Transformers, arXiv:2101.03961, section
-// 2.2). Places are given in the order of the choices, the first ones of all tokens first; who comes too late has none.
+// Which token goes to which experts. No shape depends on that, so that the host need not know it: each expert has
+// places for so many tokens (GShard, arXiv:2006.16668, section 2.2; Switch Transformers, arXiv:2101.03961,
+// section 2.2). The first choices of all tokens get their places first, then the second choices; a choice that comes
+// too late gets none.
 //
 //     2 experts, 2 places each                  expert 0      expert 1
 //     token 0: first choice 0, second 1         0             2  ← first choices

@@ -17,7 +17,7 @@
 
 namespace dualpipe::detail::model {
 
-// Of the linear layers' weights.
+// The gain of the linear layers' weights.
 inline constexpr double linear_gain = 1;
 
 // Throws InputError where the heads cannot share the hidden size.
@@ -42,9 +42,9 @@ class Attention {
 
 // The ends of a chain, as far as a stage has them: token and position embeddings in the first stage, the final norm,
 // the head and the cross-entropy in the last. The head has a weight of its own, or is tied: its weight is the token
-// embedding's, of which the first and the last stage then hold a copy each. Where one stage has both ends there is one
-// weight, but still a gradient for each use, over all micro-batches, until they are added up: the same order of
-// additions as with two copies, and so the same bits.
+// embedding's, of which the first and the last stage then hold a copy each. Where one stage has both ends it holds one
+// weight. The gradients of the two uses are then summed over the micro-batches separately, and added up at the end: in
+// the same order as with two copies, and so with the same bits.
 class TransformerEnds {
  public:
   // `feed` is read at each use.

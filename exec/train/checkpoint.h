@@ -1,4 +1,4 @@
-// A training in a file, to be gone on with, by another process, on other ranks, by another schedule.
+// A training in a file, from which another process can go on, on other ranks and with another schedule.
 //
 // A safetensors file (exec/train/safetensors.h). Names are the model's, however it is split:
 //
@@ -6,20 +6,23 @@
 //     optimizer.exp_avg.blocks.3.up.weight     what AdamW keeps of it (SGD keeps nothing)
 //     optimizer.exp_avg_sq.blocks.3.up.weight
 //
-// Its metadata say how many steps were done, and what the training must have in common with one that goes on from it:
-// the model and its sizes, the number of its layers, the type of its parameters (which is float32 in bfloat16, too: a
-// training can go on in the other of the two); the optimizer; and what the order of the samples depends
-// on: their source (with the seed, if they are synthetic), samples per micro-batch, micro-batches per step. An
-// evaluation needs only the model. All else may change: ranks, schedule, split, threads, learning rate, clipping.
+// Its metadata say how many steps were done, and what a training that goes on from it must have in common with it:
+// - the model: its name and sizes, the number of its layers, the type of its parameters (float32 for a training in
+//   bfloat16, too, so that a training can change from one of the two to the other)
+// - the optimizer
+// - what the order of the samples depends on: their source (with the seed, if they are synthetic), samples per
+//   micro-batch, micro-batches per step
+// An evaluation needs only the model to be the same. All else may change: ranks, schedule, split, threads, learning
+// rate, clipping.
 //
-// Nothing is gone on with that is not what was saved: a file without its checksums is refused, as one that another tool
-// has written anew, and so is a tensor whose data have another; an evaluation does not read those of the optimizer.
-// Nor is anything saved, or loaded, that has a NaN or an infinite number in it.
+// A file without checksums is refused, since another tool may have changed it. So is a tensor whose data do not have
+// their checksum; an evaluation does not read the tensors of the optimizer. A NaN or an infinite number is neither
+// saved nor loaded.
 //
-// Then each step has the bits that it would have had without a break, as long as the gradients of the micro-batches are
-// added in the same order: by all schedules with one chain whose backwards run in the micro-batches' order. DualPipe
-// adds those of its two chains each for itself, looped BFS the other way round; to change to one of these, or from it,
-// or to another number of threads per rank, changes the steps that follow within rounding.
+// Each step that follows has the bits that it would have had without the break, as long as the gradients of the
+// micro-batches are added in the same order. All schedules with one chain whose backwards run in the order of the
+// micro-batches do that. DualPipe adds up each of its two chains separately, and looped BFS adds in reverse order: to
+// change to one of these, or from it, or to another number of threads per rank, changes the steps within rounding.
 //
 // Private to exec/train.
 #pragma once
@@ -48,7 +51,7 @@ class Checkpoint {
   Checkpoint(const Schedule& schedule, const TrainOptions& options, Data& data);
 
   [[nodiscard]] int steps() const { return steps_; }  // done
-  // Tells it from any other file, for people.
+  // Which file it is, for people: "6 steps, checksum 1c291ca3". Two files with different contents differ in it.
   [[nodiscard]] std::string description() const;
 
   // Gives the parameters, and the state of the optimizer, the values in the file. May be called by several threads at
@@ -56,7 +59,7 @@ class Checkpoint {
   // another shape, or damaged, or if it is not finite.
   std::vector<std::string> load(const StageSet& stages, Optimizer& optimizer) const;
 
-  // Throws InputError if the file has a tensor that is none of these, which were loaded by all stages together.
+  // `loaded`: the names of what all stages together have loaded. Throws InputError if the file has a tensor besides.
   void check_complete(const std::vector<std::string>& loaded) const;
 
  private:

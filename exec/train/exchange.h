@@ -20,8 +20,9 @@
 
 namespace dualpipe::detail::train {
 
-// World::all_gather(), and of what each process has brought `read(process, unpacker)`, which must read all of it.
-// Throws TransportError, which names the process and the place, where that is not what is expected. Collective.
+// World::all_gather(), after which `read(process, unpacker)` is called with what each process has brought, in the order
+// of the processes, and has to read all of it. Throws TransportError, which names the process and the place, where a
+// process has brought something else. Collective.
 template <typename Read>
 void gather(World& world, const std::string& place, std::string own, Read read) {
   const std::vector<std::string> parts = world.all_gather(place, std::move(own));
@@ -38,25 +39,27 @@ void gather(World& world, const std::string& place, std::string own, Read read) 
   }
 }
 
-// All processes run the same program with the same options, or InputError says what differs. Collective.
+// Throws InputError, which says what differs, where not all processes run the same program with the same options.
+// Collective.
 void check_same_run(World& world, const Program& program, const TrainOptions& options);
 
-// Does `work` in this process, however long it takes; the others wait for as long as it comes and says that it is at
-// it, each within the timeout. `place`: as in World::all_gather(). Where it throws, so does this, at once. Collective.
+// Runs `work`, if there is any in this process, and returns when all processes have done theirs, however long that
+// takes: several times within the timeout each says that it is still at work. `place`: as in World::all_gather(). What
+// the work throws, this throws at once. Collective.
 void work_while_others_wait(World& world, const std::string& place, std::chrono::nanoseconds timeout,
                             const std::function<void()>& work);
 
-// A file that every process opens for itself, from a disk of its own perhaps.
+// A file that every process opens for itself; it may be on a disk of its own.
 struct OpenedFile {
-  std::string_view option;            // that names it
-  std::string path;                   // may be another one in each process
-  std::function<std::string()> open;  // returns what tells it from any other, for people; throws InputError
+  std::string_view option;            // of the command line, by which the file was given: "--data"
+  std::string path;                   // may differ from process to process
+  std::function<std::string()> open;  // returns which file it is, for people; throws InputError
 };
-// Has every process open it. All throw the same InputError where one could not, or where they do not all see the same:
-// it says which ranks see what. Collective.
+// Opens the file in every process. Where one process cannot, or the files are not the same, all throw the same
+// InputError, which says what each rank has found. Collective.
 void open_same_file(World& world, int ranks, std::chrono::nanoseconds timeout, const OpenedFile& file);
 
-// Those of all processes. Collective.
+// The names that all processes have brought. Collective.
 [[nodiscard]] std::vector<std::string> gather_names(World& world, const std::vector<std::string>& own);
 // Adds the tensors that other processes hold. Returns the bytes of these, which `contents` looks into. Collective.
 [[nodiscard]] std::vector<std::string> add_others(World& world, SafeTensors& contents);

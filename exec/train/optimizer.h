@@ -30,10 +30,10 @@ class Optimizer {
   // Each parameter then has another _version().
   void step();
 
-  // What the algorithm keeps of each parameter, in their order, from its first step on: of AdamW "exp_avg" and
-  // "exp_avg_sq". To be saved, or to be overwritten by what was.
+  // What the algorithm keeps for each parameter, in the order of the parameters: "exp_avg" and "exp_avg_sq" in AdamW,
+  // nothing in SGD, and nothing before the first step. A checkpoint saves these tensors, or overwrites them.
   [[nodiscard]] std::vector<std::vector<NamedTensor>> state() const;
-  // As if so many steps had been done; what is kept of them is to be filled in.
+  // Goes on as if so many steps had been done. What state() then has is zeros, which the caller overwrites.
   void begin_at(std::int64_t steps);
 
  private:
@@ -42,16 +42,17 @@ class Optimizer {
   std::unique_ptr<torch::optim::Optimizer> algorithm_;  // none without parameters
 };
 
-// A stage counts for the global norm if no stage before it has the same weights.
+// Whether no stage before it has the same weights: only then it counts for the global norm.
 [[nodiscard]] bool is_first_with_weights(const Placement& placement, int stage);
 
-// The square of the global norm has a term for each parameter: that of its gradient.
+// The terms of the square of the global norm: for each parameter, the sum of the squares of its gradient.
 [[nodiscard]] std::vector<double> gradient_squares(std::span<const at::Tensor> parameters);
 [[nodiscard]] double plain_sum(std::span<const double> squares);
 
-// The sum of some of the terms, such that the sum of these sums has the same bits whichever rank holds which parameter.
-// Each term is rounded to a unit that is 2^-50 of the sum of all, of which only the magnitude counts; after that no
-// addition rounds any more (Demmel and Nguyen, "Fast Reproducible Floating-Point Summation", 2013).
+// The sum of the terms that one rank has. Added over the ranks these sums give the same bits, whichever rank holds
+// which parameter: each term is first rounded to a multiple of 2^-50 of the sum of all terms (of which only the
+// magnitude counts), and then no addition rounds any more (Demmel and Nguyen, "Fast Reproducible Floating-Point
+// Summation", 2013).
 [[nodiscard]] double sum_in_any_order(std::span<const double> squares, double sum_of_all);
 
 // Scales the gradients so that the global norm is at most `clip`: by clip / (norm + 1e-6), as LibTorch does.

@@ -18,7 +18,7 @@ namespace dualpipe::detail::train {
 
 constexpr auto interrupted = "the run was interrupted";
 
-// Where all ranks of a process wait for each other.
+// Where the ranks of a process wait until all of them have come.
 class StepBarrier {
  public:
   explicit StepBarrier(int count) : count_(count) {}
@@ -83,7 +83,7 @@ class RankTeam {
  private:
   void run_rank(int rank, int threads, const std::function<void(int rank, Transport& transport)>& work);
   void note(const std::exception_ptr& error, bool is_own);
-  // Of what this rank was the first to know.
+  // Notes a failure that began with this rank, and ends all others.
   void end_all(Transport& transport, const std::string& reason, const std::exception_ptr& error);
 
   [[nodiscard]] Transport& transport_of(int rank) const { return *transports_[static_cast<std::size_t>(rank)]; }
@@ -94,7 +94,7 @@ class RankTeam {
   StepBarrier barrier_;
   std::mutex mutex_;  // of the next two
   std::exception_ptr error_;
-  bool is_own_ = false;  // of a rank here
+  bool is_own_ = false;  // whether error_ began with a rank here
   std::atomic<bool> is_interrupted_{false};
 };
 

@@ -35,7 +35,7 @@ struct FailedStep {
 // counts as having done nothing. In the other processes it returns `own`.
 [[nodiscard]] FailedStep hand_over_records(World& world, const Program& program, const Program& apart, FailedStep own);
 
-// The last of the records that it is given, in a list.
+// Keeps the last of the records that it is given, in a list of its owner's.
 class LastRecords {
  public:
   explicit LastRecords(std::vector<RankRecords>& kept) : kept_(kept) {}
@@ -52,7 +52,7 @@ class LastRecords {
     kept_.clear();
     count_ = 0;
   }
-  // Those that were added as the `index`-th, which must be kept still.
+  // Those that were added as the `index`-th. They must be among the ones that are still kept.
   [[nodiscard]] const RankRecords& at(std::size_t index) const { return kept_[index % kept_max]; }
   [[nodiscard]] std::size_t first_kept() const { return count_ - kept_.size(); }
 

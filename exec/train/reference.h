@@ -1,10 +1,10 @@
 // The same training without a pipeline, and how a pipeline compares with it.
 //
-// On the same device, all of it. One thread takes the micro-batches in order, each forward and backward through the
-// whole model, and recomputes nothing. Where two chains have copies of their own of the weights, each copy takes its
-// chain's micro-batches, and their gradients are added in the order of the chains; those of the copies of a tied
-// parameter in the order of the stages. So all sums have one order, that of the micro-batches; a pipeline whose stages
-// run their backwards in that order, too, must give the same bits.
+// The whole model is on one device, of the kind that the ranks have. One thread takes the micro-batches in order, each
+// forward and backward through all stages, and recomputes nothing. Where two chains have copies of the weights, each
+// copy takes the micro-batches of its chain, and the gradients of the copies are added in the order of the chains;
+// those of the copies of a tied parameter are added in the order of the stages. So every sum is in the order of the
+// micro-batches. A pipeline whose stages run their backwards in that order, too, must give the same bits.
 #pragma once
 
 #include <memory>
@@ -20,8 +20,8 @@ namespace dualpipe {
 
 class Reference {
  public:
-  // Begins where options.resume ends, if that is given. Its methods may be called by any thread, one at a time; what
-  // they have done is finished when they return.
+  // Goes on from options.resume, if that is given. The methods may be called by any thread, one at a time; the device
+  // has finished what they did when they return.
   Reference(const Schedule& schedule, const TrainOptions& options);
   ~Reference();
 
@@ -46,14 +46,14 @@ struct GradientDifference {
   double relative_l2 = 0;  // |a - b| / |b|, likewise
   bool bitwise_equal = true;
 
-  // Of two lists of parameters of the same shapes; `b`: the reference's.
+  // Of the gradients of two lists of parameters of the same shapes; `b`: the reference's.
   [[nodiscard]] static GradientDifference between(std::span<const at::Tensor> a, std::span<const at::Tensor> b);
   void add(const GradientDifference& other);  // the worse of the two
 };
 
 // How far a training may be from its reference. A limit of 0 is none.
 struct Tolerance {
-  bool losses_bitwise = false;     // as long as all gradients before them were
+  bool losses_bitwise = false;     // of each step before which all gradients were equal
   bool gradients_bitwise = false;  // likewise, and the gradients of the micro-batches are added in order
   double loss = 0;                 // else: relative
   double cosine = 0;               // 1 - cosine of the gradients of a stage is below it
@@ -95,12 +95,12 @@ struct CheckReport {
 
 [[nodiscard]] std::string to_text(const CheckReport& report);
 
-// Follows a training from outside, and runs the reference step by step beside it, within the tolerance of its type. In
-// bfloat16 there is a second one, in float32, which begins each step with the parameters of the first: what rounding
-// does.
+// Follows a training from outside: runs the reference beside it, step by step, and checks that both agree within the
+// tolerance. In bfloat16 a second reference, in float32, begins each step with the parameters of the first one: it
+// shows what rounding alone does.
 class Check {
  public:
-  // Every process of the World has one: each compares its own stages, and all know the outcome.
+  // Every process of the World makes one. Each compares its own stages, and all know the outcome.
   Check(World& world, const Schedule& schedule, const TrainOptions& options);
 
   // To be called from a TrainObserver, in every process.

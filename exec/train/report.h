@@ -30,7 +30,7 @@
 
 namespace dualpipe {
 
-// What the times are of.
+// What the training ran on.
 struct Machine {
   std::vector<std::string> devices;  // by rank, as TrainObserver::on_begin has them
   std::string transport;             // World::transport()

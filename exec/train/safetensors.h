@@ -11,7 +11,7 @@
 //     "header_crc32"    of all up to the data, with zeros in the place of its own digits
 //     "tensor_crc32"    of the data of each tensor, with a space between; in the order of their names, byte by byte
 //
-// So every byte of a file is under one of them; and who needs some of the tensors reads, and checks, these alone.
+// So every byte of a file is under a checksum, and whoever needs only some of the tensors reads and checks only these.
 //
 // Private to exec/train.
 #pragma once
@@ -33,17 +33,17 @@ namespace dualpipe::detail::train {
 // Throws InputError: the file, and why it is refused.
 [[noreturn]] void refuse(const std::string& file, std::string_view why);
 
-// A tensor whose elements are somebody else's.
+// A tensor that does not own its elements.
 struct TensorView {
   at::ScalarType dtype = at::kFloat;  // or at::kDouble
   std::vector<std::int64_t> shape;
-  std::span<const std::byte> data;        // at any address, also where no number may lie
-  std::optional<std::uint32_t> checksum;  // that `data` should have; nothing: the file that it is of does not say
-  at::Tensor copy;                        // that `data` looks into, if it is of a tensor on another device
+  std::span<const std::byte> data;        // at any address, aligned or not
+  std::optional<std::uint32_t> checksum;  // that `data` should have; nothing where the file does not say
+  at::Tensor copy;                        // where the tensor is on another device: its copy, which `data` refers to
 };
 
-// Of a contiguous tensor of float32 or float64, which must not change any more. Where it is in the CPU's memory, it
-// must outlive the view; else this copies it there.
+// A view of a contiguous tensor of float32 or float64, which must not change while the view is used. A tensor in the
+// CPU's memory must outlive it; any other is copied there.
 [[nodiscard]] TensorView view_of(const at::Tensor& tensor);
 
 // Whether `data` have the checksum; false where there is none.
@@ -54,17 +54,17 @@ struct TensorView {
 struct SafeTensors {
   std::map<std::string, std::string> metadata;  // but for the checksums
   std::map<std::string, TensorView> tensors;    // by name
-  // Of a file that was read: that of its header, and so of all that it says, the tensors' checksums included; empty: it
-  // has none.
+  // Of a file that was read: the checksum of its header, which includes the checksums of the tensors, and so stands for
+  // the whole file. Empty where it has none.
   std::string checksum;
 };
 
 // The same contents are always the same bytes. Every tensor has its checksum.
 void write_safetensors(std::ostream& out, const SafeTensors& contents);
 
-// `bytes`: a whole file, which the result looks into; `source`: its name. Trusts nothing in it. Throws InputError that
-// names the source, the tensor if it is one, and what is wrong: also where the header has another checksum than it
-// says. The tensors' are left to who reads them (is_sound()).
+// `bytes`: a whole file, which the result refers to, and of which nothing is taken for granted; `source`: its name.
+// Throws InputError that names the source, the tensor if one is the reason, and what is wrong. It checks the checksum
+// of the header; those of the tensors are checked by whoever reads these (is_sound()).
 [[nodiscard]] SafeTensors read_safetensors(std::span<const std::byte> bytes, const std::string& source);
 
 }  // namespace dualpipe::detail::train

@@ -16,11 +16,11 @@ class Saving {
   // `data`: what the training reads. Throws as Saver does, in process 0.
   Saving(World& world, const Schedule& schedule, const TrainOptions& options, Data& data);
 
-  // When so many steps of the training were done, every rank takes what it holds, on its own thread; that must not
-  // change before write(). Throws ReplayError where a value is not finite: what was saved last then stays.
+  // Called by every rank, on its own thread, after so many steps of the training: takes what the rank holds, which must
+  // not change before write(). Throws ReplayError where a value is not finite; the file that was saved last then stays.
   void take(int rank, const StageSet& stages, const Optimizer& optimizer, int steps_done);
-  // When all ranks of the process have: process 0 writes what all processes hold; the others wait until it has.
-  // Collective.
+  // Called once in each process, after take() of all its ranks: process 0 writes what all processes hold, and the
+  // others wait until it has. Collective.
   void write(int steps_done);
 
  private:

@@ -70,7 +70,7 @@ void clip(const StageSet& stages, Transport& transport, double norm_max);
 // The samples that options.data, or the seed, stand for. Throws InputError.
 [[nodiscard]] std::shared_ptr<Data> make_data(const Schedule& schedule, const TrainOptions& options);
 
-// Of a rank that is one of those `here`, and holds so many stages; null: the host's.
+// The device of a rank, which is one of those `here` and holds so many stages. Null: it runs on the host_device().
 [[nodiscard]] std::unique_ptr<Device> device_of(const TrainOptions& options, std::span<const int> here, int rank,
                                                 std::size_t stages);
 
@@ -81,7 +81,8 @@ void clip(const StageSet& stages, Transport& transport, double norm_max);
 // multiprocessors, or of a part of one.
 void set_up_arithmetic();
 
-// What this thread needs before it runs ops: so many threads for one op, and a backward that runs on this very thread.
+// To be called by a thread before it runs ops: an op then uses so many threads, and a backward runs on this very
+// thread.
 void set_up_thread(int threads);
 
 // The loss of a step: the mean over its micro-batches, added in the order of chains and micro-batches.

@@ -46,8 +46,8 @@ struct TrainOptions {
   bool measure_passes = false;
   // Before the first step: how long messages of several sizes take. Between threads, size makes no difference.
   bool measure_links = false;
-  // What ops are made of, and copies (RankRecord::parts): of the step of median duration, or the one that fails. The
-  // events that it takes cost all steps a little on a GPU.
+  // Whether the parts of ops and the copies of messages are recorded (RankRecord::parts), of the step of median
+  // duration or the one that fails. On a GPU the events for that cost every step a little.
   bool note_parts = false;
   // RankRecord::memory and peak_memory, and so the peaks of the result, and what calibrate() says of memory. Off, the
   // allocators of the process are left alone (exec/replay/memory.h), and a peak is what stays between steps.
@@ -73,7 +73,7 @@ struct StepReport {
   std::span<const RankRecord> records;  // by rank, of the program that the step ran; empty for ranks of other processes
 };
 
-// What a caller wants to know while it runs. Each may be left out; what it throws ends the run.
+// Functions that train() calls while it runs, each of which may be left out. What one of them throws ends the run.
 struct TrainObserver {
   // The gradients of a step are complete: summed over what shares weights or is tied, not yet clipped. `stages` by
   // number in the placement, null for those of other processes. All ranks wait. May use the World, in every process
@@ -126,7 +126,7 @@ struct TrainResult {
 [[nodiscard]] TrainResult train(const Program& program, const TrainOptions& options,
                                 const TrainObserver& observer = {});
 
-// The part of a program that a failed run has done, for its trace: ops and messages that were not reached are left out.
+// The part of a program that a failed run has done, for its trace, without the ops and messages that it did not reach.
 struct PartialRun {
   Program program;
   RankRecords records;

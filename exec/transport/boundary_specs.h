@@ -1,5 +1,6 @@
-// What the messages between two neighbouring stages look like, where the receiver has to know it beforehand: the first
-// one of a boundary and direction says it, and all others are the same. Private to exec/transport.
+// The shapes and types of the messages between neighbouring stages, where a receiver has to know them before a message
+// comes: the first message of each boundary and direction says them, and all that follow have to be the same. Private
+// to exec/transport.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,21 +15,21 @@
 
 namespace dualpipe::detail::transport {
 
-// As one rank knows them.
+// What one rank knows of them.
 class BoundarySpecs {
  public:
   explicit BoundarySpecs(const Placement& placement) : placement_(placement) {}
 
-  // Before each message that the rank sends, a SEND op. Returns whether it is the first of its boundary and direction.
-  // Throws std::runtime_error naming both sides if it is not like the first.
+  // To be called before each message that the rank sends. Returns whether it is the first of its boundary and
+  // direction. Throws std::runtime_error naming both sides if it is not like the first.
   bool check(Op send, std::span<const at::Tensor> tensors);
 
-  // What the first message for a RECV op of the rank looks like, and with it all of its boundary and direction.
+  // `specs`: of the first message for a RECV op of the rank, and so of all of its boundary and direction.
   void learn(Op receive, TensorSpecs specs) {
     known_.insert_or_assign(boundary_of(receive), Known{std::move(specs), receive});
   }
   [[nodiscard]] bool knows(Op receive) const { return known_.contains(boundary_of(receive)); }
-  // Only of what it knows.
+  // Only where it knows() them.
   [[nodiscard]] const TensorSpecs& of(Op receive) const { return known_.at(boundary_of(receive)).specs; }
 
  private:
@@ -36,7 +37,7 @@ class BoundarySpecs {
     TensorSpecs specs;
     Op first;
   };
-  // A message stands for all of its boundary and direction.
+  // The same for all messages of a boundary and direction.
   [[nodiscard]] static Op boundary_of(Op message) { return {0, message.stage, message.kind, false}; }
 
   const Placement& placement_;

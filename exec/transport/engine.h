@@ -13,7 +13,7 @@ namespace dualpipe::detail::transport {
 
 class Engine {
  public:
-  // What an engine tells the one that it receives for, on any thread.
+  // Whom an engine tells what has come, or what is wrong. It may be called on any thread.
   class Receiver {
    public:
     Receiver() = default;
@@ -22,9 +22,9 @@ class Engine {
     virtual ~Receiver() = default;
     // A message has come, with its content.
     virtual void deliver(int from, WireMessage message) = 0;
-    // What that process sent is no message: why. The engine takes in nothing more from it.
+    // What that process has sent is no message; says why. The engine takes in nothing more from it.
     virtual void refused(int from, const std::string& reason) = 0;
-    // The engine has failed, and moves nothing any more: why.
+    // The engine has failed, and moves nothing any more; says why.
     virtual void broken(const std::string& reason) = 0;
     // The process has given no sign of life for so long.
     virtual void lost(int process, std::chrono::nanoseconds silence) = 0;
@@ -35,17 +35,19 @@ class Engine {
   Engine() = default;
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
-  virtual ~Engine() = default;  // what has not come until then never comes
+  virtual ~Engine() = default;
 
   // From now on the receiver is called.
   virtual void start() = 0;
-  // When this returns the receiver is not called any more. Until then it may be, and may call send().
+  // When this returns the receiver is called no more, and what has not come never comes. Until then it may be called,
+  // and may call send().
   virtual void end() = 0;
   // Never waits. The messages of one process to another are delivered in the order of these calls.
   virtual void send(int process, const WireMessage& message) = 0;
-  // Moves what is under way. Whoever waits calls it again and again; without that messages move, too, only later.
+  // Moves what is under way. Whoever waits for a message calls it again and again. Messages move without that, too, but
+  // later.
   virtual void progress() = 0;
-  // Whether all that was sent has left this process for good.
+  // Whether all that was sent has left this process.
   [[nodiscard]] virtual bool all_sent() = 0;
 };
 

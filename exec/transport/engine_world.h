@@ -47,10 +47,10 @@ class EngineWorld : public World, protected RemoteLink, protected Engine::Receiv
   [[nodiscard]] bool close() override;
 
  protected:
-  // To be called first of all, by the constructor of the derived class; the engine calls back from now on.
+  // To be called by the constructor of the derived class before anything else. From now on the engine calls this.
   void connect(std::unique_ptr<Engine> engine);
-  // Ends the engine, so that nothing comes or goes any more. To be called by the destructor of the derived class, which
-  // close() may have preceded.
+  // Ends the engine, so that nothing comes or goes any more. To be called by the destructor of the derived class, also
+  // after close(), which calls it, too.
   virtual void disconnect();
   void set_on_this_host(int processes) { options_.on_this_host = processes; }
   // Collective: compares the clocks of the processes, where these are on several hosts.
@@ -95,7 +95,7 @@ class EngineWorld : public World, protected RemoteLink, protected Engine::Receiv
   void broken(const std::string& reason) override;
   void lost(int process, std::chrono::nanoseconds silence) override;
 
-  // `run`: which was aborted; one that is over does not matter any more. Nothing: whichever there is.
+  // `run`: the one that was aborted, which does not matter if it is over. Nothing: the present one.
   void hear_abort(std::optional<int> run, const std::string& reason);
   [[nodiscard]] bool spins() const;
   [[nodiscard]] std::vector<std::string> end_all(const Ending& own);

@@ -37,7 +37,7 @@ namespace dualpipe::detail::transport {
 
 class GroupBackend final : public OrderedBackend {
  public:
-  // Stream l has `first_tag` + l, which nobody else uses in this group.
+  // The messages of stream i have the tag `first_tag` + i, which nobody else uses in this group.
   GroupBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, int first_tag);
   ~GroupBackend() override;
 

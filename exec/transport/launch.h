@@ -29,12 +29,13 @@ using Environment = std::function<const char*(const char* name)>;  // null: not 
 //   mpirun   OMPI_COMM_WORLD_RANK  OMPI_COMM_WORLD_SIZE  the same, which the user sets (mpirun -x)
 //   srun     SLURM_PROCID          SLURM_STEP_NUM_TASKS  MASTER_ADDR or SLURM_LAUNCH_NODE_IPADDR
 //
-// The first of these that is set counts; if none is, the process is by itself. A batch script, or the shell of salloc,
-// is not a step of srun, although SLURM_NTASKS is set in it. Throws InputError that names what is missing or wrong.
+// The first launcher whose variables are set counts; if none is, the process is by itself. A batch script, or the shell
+// of salloc, is not a step of srun, although SLURM_NTASKS is set in it. Throws InputError that names what is missing or
+// wrong.
 [[nodiscard]] Launch launch_of(const Environment& environment = process_environment);
 
-// Which launcher has started this process, and how many with it. One that says nothing of itself, and no launcher at
-// all: 1. Throws InputError where the number is none.
+// Which launcher has started this process, and how many processes it has started in all: 1 where there is no launcher,
+// or one that does not say. Throws InputError where it says something that is no number.
 struct Started {
   std::string by;
   int processes = 1;
@@ -43,8 +44,9 @@ struct Started {
 };
 [[nodiscard]] Started started(const Environment& environment = process_environment);
 
-// Which of the processes of its host this one is, for CudaOptions: the first of LOCAL_RANK, OMPI_COMM_WORLD_LOCAL_RANK
-// and SLURM_LOCALID that is set; nothing if none is. Throws InputError where it is no number.
+// Which of the processes of its host this one is, for CudaOptions, by the first of LOCAL_RANK,
+// OMPI_COMM_WORLD_LOCAL_RANK and SLURM_LOCALID that is set; nothing if none is. Throws InputError where it is no
+// number.
 [[nodiscard]] std::optional<LocalProcess> local_process(const Environment& environment = process_environment);
 
 }  // namespace dualpipe

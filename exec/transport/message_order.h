@@ -15,7 +15,7 @@ void check_message_order(const Program& program, std::size_t streams);
 
 // Of a send or receive: 0 for activations, 1 for gradients.
 [[nodiscard]] std::size_t direction_of(Kind kind);
-// The message by itself, not as one of a batch.
+// The op without with_next, so that it is the same wherever the message stands in a batch.
 [[nodiscard]] Op plain(Op message);
 
 }  // namespace dualpipe::detail::transport

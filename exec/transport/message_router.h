@@ -35,8 +35,8 @@ namespace dualpipe::detail::transport {
 
 class MessageRouter {
  public:
-  // `spins`: each rank has a core to itself, and may look out for a message in a loop. `link`: null if all ranks are
-  // here; else the one that delivers what comes for them.
+  // `spins`: each rank has a core to itself, and may wait for a message in a loop. `link`: the way to ranks of other
+  // processes, which also delivers what comes from them; null if all ranks are here.
   MessageRouter(const Placement& placement, const TransportOptions& options, std::shared_ptr<AbortFlag> abort_flag,
                 bool spins, RemoteLink* link);
   ~MessageRouter();
@@ -45,23 +45,23 @@ class MessageRouter {
 
   void send(Op message, Tensors tensors, const Event& ready);
   [[nodiscard]] Received wait(Op message);
-  // Nothing if it did not come so soon; the message can be waited for again.
+  // Nothing if it did not come within `patience`; it can be waited for again.
   [[nodiscard]] std::optional<Received> wait_for(Op message, std::chrono::nanoseconds patience);
   void reduce(std::span<const int> stages, int stage, std::span<at::Tensor> tensors);
   [[nodiscard]] double sum(int rank, double value);
   void abort(const std::string& reason);
 
-  // For the link: between which ranks a message goes, and what to do with one that is complete. Both throw
-  // std::runtime_error that says what it is where no rank of this run would have sent it.
+  // For the link: between which ranks a message goes, and the delivery of one. Both throw std::runtime_error, which
+  // says what the message is, where no rank of this run would have sent it.
   struct Route {
     int from = 0;
     int to = 0;
   };
   [[nodiscard]] Route route_of(const WireMessage& message) const;
-  // One that has a route.
+  // Only of a message that has a route.
   void deliver(WireMessage message);
   [[nodiscard]] int ranks() const { return placement_.ranks; }
-  // Another process has aborted the run: the flag says so. Wakes all who wait.
+  // Wakes all who wait, after the flag has been set because another process has aborted the run.
   void wake();
 
  private:

@@ -1,5 +1,5 @@
-// The calls of NCCL that a transport needs, on opaque handles: what implements them for GPUs is in exec/cuda, a module
-// of its own; tests have others.
+// The calls of NCCL that a transport needs, on opaque handles. NCCL itself is behind it in exec/cuda, a module of its
+// own, so that this library needs neither; tests have a double of it.
 //
 // Communicators are nonblocking (`blocking = 0`): a call may return before it is done, and the communicator may be used
 // again only when state() says so. Each can be aborted by itself (`splitShare = 0`), by any thread while no other is in
@@ -32,12 +32,13 @@ class Nccl {
   Nccl& operator=(const Nccl&) = delete;
   virtual ~Nccl() = default;
 
-  // Where the tensors are that it moves.
+  // The kind of device whose tensors it moves.
   [[nodiscard]] virtual c10::DeviceType device_type() const = 0;
 
-  // Of a communicator that is to be made. Bytes.
+  // The identifier of a communicator that is to be made: bytes, which all its ranks are given.
   [[nodiscard]] virtual std::string unique_id() = 0;
-  // All its ranks call this. On the GPU of this thread. `ctas_max`: so many thread blocks at most move its messages.
+  // Makes a communicator on the GPU that this thread uses. All its ranks call this. `ctas_max`: at most so many thread
+  // blocks move its messages.
   [[nodiscard]] virtual Communicator init(const std::string& unique_id, int rank, int ranks, int ctas_max) = 0;
   [[nodiscard]] virtual State state(Communicator communicator) = 0;
 
@@ -48,10 +49,11 @@ class Nccl {
   virtual void receive(Communicator communicator, void* data, std::size_t bytes, int peer) = 0;
   virtual void group_end() = 0;
 
-  // The end, with all that was sent received: finalize, until state() is done, then destroy.
+  // The orderly end: finalize(), which is done, as state() says, when all that was sent has been received; then
+  // destroy().
   virtual void finalize(Communicator communicator) = 0;
   virtual void destroy(Communicator communicator) = 0;
-  // The end, whatever is under way.
+  // The end at once, whatever is under way.
   virtual void abort(Communicator communicator) = 0;
 };
 

@@ -13,7 +13,7 @@
 
 namespace dualpipe::detail::transport {
 
-// What is under way has failed; says what it was. This rank is the first to know.
+// A transfer has failed; says which, and why. This rank is the first to know.
 class TransferError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -52,11 +52,11 @@ class OrderedBackend {
   [[nodiscard]] virtual std::string_view name() const = 0;  // "NCCL"
   // At each step's beginning. Throws InputError where it moves no tensors that are there.
   virtual void begin(at::Device where) = 0;
-  // What is put on one of them does not wait for what is put on another: 2, or 1 where it has no more.
+  // How many streams it has: 2, so that activations and gradients do not wait for each other, or 1.
   [[nodiscard]] virtual std::size_t streams() const = 0;
   // Collective, before the first group of a stream.
   virtual void connect(std::size_t stream) = 0;
-  // Whether what was last called for the stream has been taken in. After cancel() it never is.
+  // Whether what the last call for this stream asked for has been put on it. After cancel() it never is.
   [[nodiscard]] virtual bool is_ready(std::size_t stream) = 0;
   // The transfers move side by side, those of one peer in order. On a GPU they are put on the device's stream that this
   // thread uses, which then knows when they are done: null is returned. After cancel() nothing is done. Throws what is
@@ -67,7 +67,7 @@ class OrderedBackend {
   virtual void check() = 0;
   // Ends what is under way, and whoever waits for it.
   virtual void cancel() = 0;
-  // The end, with all that was received: waits so long for what was sent.
+  // The orderly end: waits, at most so long, until what was sent has been received.
   virtual void close(std::chrono::nanoseconds timeout) = 0;
 };
 

@@ -1,4 +1,4 @@
-// Values as bytes, for other processes of the same program on machines of the same kind.
+// Values as bytes, as they stand in memory, for other processes that run the same build. Private to exec.
 #pragma once
 
 #include <concepts>
@@ -41,7 +41,7 @@ class Packer {
   std::string bytes_;
 };
 
-// Gives back in order what was put. Throws std::runtime_error where there is less, or something else.
+// Gives back, in the same order, what was put. Throws std::runtime_error where there is less, or something else.
 class Unpacker {
  public:
   explicit Unpacker(std::string_view bytes) : rest_(bytes) {}

@@ -1,7 +1,7 @@
 // A connection to a store of LibTorch's (c10d::Store), as store_engine uses it. Private to exec/transport.
 //
-// Its calls throw what LibTorch throws. A call that the store does not answer never ends: so it is where the store's
-// process is stopped, or its host has gone without closing the connection.
+// Its calls throw what LibTorch throws. A call never ends where the store does not answer: when the process that has it
+// is stopped, or its host has gone without closing the connection.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>

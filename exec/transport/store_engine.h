@@ -5,9 +5,9 @@
 //     sender    n = add("inbox/2/count", 1)   set("inbox/2/<n>", message)
 //     process 2                                                            wait("inbox/2/<n>") → get → delete
 //
-// It is for what is small: the beginning and the end of a run, sums between steps, what messages look like.
+// It is meant for what is small: the beginning and the end of a run, sums between steps, shapes and types of messages.
 //
-// Each process also counts a beat up; whose beat stands still for long is lost.
+// Each process also counts up a number of its own, its beat. A process whose beat stands still for the timeout is lost.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>
@@ -28,21 +28,22 @@ namespace dualpipe::detail::transport {
 
 class StoreEngine final : public Engine {
  public:
-  // Joins `store`; null: the launch's TCP store, which process 0 makes, if nobody else has. Throws InputError saying
-  // what to do where it cannot be made, or reached within the timeout, or another process says that it is this one.
+  // Joins `store`, or, where that is null, the TCP store that the launch names: process 0 makes it, unless the launcher
+  // has. Throws InputError where it cannot be made, or not be reached within the timeout, or where another process says
+  // that it has the number of this one.
   StoreEngine(const Launch& launch, c10::intrusive_ptr<c10d::Store> store, Receiver& receiver,
               std::chrono::nanoseconds timeout);
-  // Where this process has the store, it waits a moment for the others to leave it. Ends within about a second, also
-  // where the store does not answer any more; the receiver is not called again.
+  // Where this process has the store, it waits a moment for the others to leave it. It takes at most about a second,
+  // also where the store does not answer any more.
   ~StoreEngine() override;
 
   void start() override;
   void end() override;
   void send(int process, const WireMessage& message) override;
   void progress() override;
-  // Whether all was taken by those whom it was sent to, as far as the store has said.
+  // Whether all messages have been taken by those whom they were sent to, as far as the store has said by now.
   [[nodiscard]] bool all_sent() override;
-  // Whose beat stands still for so long is lost. At first: the constructor's.
+  // From now on a process is lost whose beat stands still for so long. At first it is the constructor's timeout.
   void set_timeout(std::chrono::nanoseconds timeout);
 
  private:

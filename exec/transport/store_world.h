@@ -11,7 +11,7 @@
 namespace dualpipe {
 
 struct StoreOptions {
-  // So long all are waited for at the start; after that, the timeout of each run counts.
+  // How long each process waits for the others at the start. After that the timeout of each run counts.
   std::chrono::nanoseconds timeout = std::chrono::seconds(60);
   // For tests: as if the processes were on several hosts.
   bool measure_clock = false;

@@ -1,4 +1,4 @@
-// What a tensor looks like. Private to exec/transport.
+// The shape and type of a tensor, by which memory for it can be made. Private to exec/transport.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,9 +25,9 @@ using TensorSpecs = std::vector<TensorSpec>;  // of the tensors of a message, in
 [[nodiscard]] TensorSpecs specs_of(std::span<const at::Tensor> tensors);
 [[nodiscard]] bool are_like(std::span<const at::Tensor> tensors, const TensorSpecs& specs);
 
-// A tensor without content, on the host unless it says `where`.
+// A tensor of this shape and type, whose content is still to be written.
 [[nodiscard]] at::Tensor empty_of(const TensorSpec& spec, at::Device where = at::kCPU);
-// How many bytes its content has. Throws std::runtime_error that shows a spec which no tensor can have.
+// How many bytes its content has. Throws std::runtime_error, which shows the spec, where no tensor can have it.
 [[nodiscard]] std::uint64_t content_bytes(const TensorSpec& spec);
 
 [[nodiscard]] std::string to_text(const TensorSpec& spec);             // "Float[2,3]"

@@ -15,13 +15,13 @@
 
 namespace dualpipe {
 
-// The run ends: another rank failed, or did not answer in time. Says which rank, and what it was at.
+// The run ends because another rank has failed, or did not answer in time. Says which rank, and in which op it was.
 class TransportError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// What this rank waited for did not come in time. It is the first to know, and has to abort the run.
+// What this rank waited for did not come in time. This rank is the first to know, and has to abort the run.
 class TimeoutError : public TransportError {
  public:
   using TransportError::TransportError;
@@ -30,7 +30,7 @@ class TimeoutError : public TransportError {
 struct Received {
   Tensors tensors;
   std::chrono::steady_clock::time_point arrived;
-  Event ready{};  // on a GPU: when its content will be there
+  Event ready{};  // on a GPU: the event at which the content is there
 };
 
 class Transport {

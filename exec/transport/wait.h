@@ -1,5 +1,4 @@
-// How ranks wait for what comes to them, and for the end of a run that another of them has aborted. Private to
-// exec/transport.
+// How a rank waits for messages, until they come or the run is aborted. Private to exec/transport.
 #pragma once
 
 #include <fmt/format.h>
@@ -55,8 +54,8 @@ class AbortFlag {
 struct Waiting {
   Clock::time_point deadline;
   const AbortFlag& abort_flag;
-  std::chrono::nanoseconds spin;          // looks out for so long before it sleeps
-  const std::function<void()>& progress;  // meanwhile moves what is under way from other processes; empty: nothing is
+  std::chrono::nanoseconds spin;          // so long it looks for the message in a loop before it sleeps
+  const std::function<void()>& progress;  // called in that loop to move messages of other processes; may be empty
 };
 
 // What was delivered to a rank, and waits to be taken.
@@ -66,11 +65,11 @@ struct QueuedMessage {
   Clock::time_point arrived;  // may lie ahead
   Event ready{};
 };
-// The messages to one stage, of one kind; or what a stage brings to a sum, or a rank gets from it. They are mostly
+// The messages of one kind to one stage; or what one stage brings to a sum, or one rank gets from it. They are mostly
 // taken in the order in which they come.
 using MessageQueue = std::deque<QueuedMessage>;
 
-// Guards the queues of one rank, which waits here for what comes into them.
+// Guards the queues of one rank, and is where the rank waits for what is put into them.
 class Mailbox {
  public:
   void put(MessageQueue& queue, QueuedMessage message) {
@@ -91,7 +90,7 @@ class Mailbox {
     return true;
   }
 
-  // Nothing if it did not arrive in time.
+  // Waits for the message of a micro-batch. Nothing if it did not arrive in time.
   [[nodiscard]] std::optional<QueuedMessage> take(MessageQueue& queue, std::uint32_t micro_batch,
                                                   const Waiting& waiting) {
     return wait(waiting, [&](Clock::time_point now, Clock::time_point& next_look) {
@@ -107,7 +106,8 @@ class Mailbox {
     });
   }
 
-  // The first one of each queue, in their order; nothing, and nothing taken, if they did not all come in time.
+  // Waits for a message in each of the queues, and takes the first of each, in the order of the queues. Takes nothing,
+  // and returns nothing, if they did not all come in time.
   [[nodiscard]] std::optional<std::vector<Tensors>> take_all(std::span<MessageQueue> queues, const Waiting& waiting) {
     return wait(waiting, [&](Clock::time_point, Clock::time_point&) {
       std::optional<std::vector<Tensors>> all;
@@ -121,7 +121,7 @@ class Mailbox {
     });
   }
 
-  // Which of them nothing has come for.
+  // Which of the queues are empty.
   [[nodiscard]] std::vector<std::size_t> empty_ones(std::span<const MessageQueue> queues) const {
     const std::lock_guard lock(mutex_);
     std::vector<std::size_t> indices;

@@ -19,10 +19,10 @@
 
 namespace dualpipe::detail::transport {
 
-// Stages whose tensors are summed.
+// The stages whose tensors are summed.
 struct SumGroup {
-  bool is_sum = false;      // of Transport::sum(), else of reduce()
-  std::vector<int> stages;  // in ascending order; of sum() the first one of each rank, in the order of ranks
+  bool is_sum = false;      // of a Transport::sum(); else of a reduce()
+  std::vector<int> stages;  // in ascending order; of a sum() the first stage of each rank, in the order of the ranks
 
   friend auto operator<=>(const SumGroup&, const SumGroup&) = default;
 };
@@ -67,7 +67,7 @@ struct WireMessage {
 [[nodiscard]] std::string bytes_of(const WireMessage& message);
 [[nodiscard]] WireMessage message_of(std::string_view bytes);
 
-// The way to ranks of other processes.
+// The way to the ranks of other processes.
 class RemoteLink {
  public:
   RemoteLink() = default;
@@ -79,12 +79,12 @@ class RemoteLink {
   [[nodiscard]] virtual bool are_apart(int rank, int other) const = 0;
   // Never waits.
   virtual void send(int to_rank, WireMessage message) = 0;
-  // Moves what is under way. To be called by who waits; it goes on without, only later.
+  // As Engine::progress().
   virtual void progress() = 0;
-  // Tells the other processes.
+  // Tells the other processes that the run has been aborted, and why.
   virtual void abort(const std::string& reason) = 0;
 
-  // While one lives, somebody waits.
+  // Lives as long as somebody waits for a message.
   class Watch {
    public:
     explicit Watch(RemoteLink* link) : link_(link) {

@@ -23,7 +23,8 @@ struct Ending {
 };
 
 // A function that is called collective here has to be called by all processes, in the same order, by one thread of
-// each. The ranks of a process are contiguous, and as many in each as can be: 4 ranks in 3 processes are 0 | 1 | 2 3.
+// each. The ranks of a process are contiguous, and dealt out as evenly as they can be: 4 ranks in 3 processes are
+// 0 | 1 | 2 3.
 class World {
  public:
   World(int process, int processes) : process_(process), processes_(processes) {}
@@ -35,13 +36,13 @@ class World {
   [[nodiscard]] virtual std::string_view transport() const = 0;
   [[nodiscard]] int process() const { return process_; }
   [[nodiscard]] int processes() const { return processes_; }
-  // Which process holds a rank, and which ranks this one holds, or another, of so many.
+  // Of so many ranks: which process holds a rank, and which ranks this process, or another one, holds.
   [[nodiscard]] int process_of(int rank, int ranks) const;
   [[nodiscard]] std::vector<int> ranks_here(int ranks) const { return ranks_of(process_, ranks); }
   [[nodiscard]] std::vector<int> ranks_of(int process, int ranks) const;
 
-  // The transports by rank; null for ranks of other processes. Collective: it begins a run, and ends the one before.
-  // Throws InputError if there are more processes than ranks.
+  // The transports by rank; null for ranks of other processes. They are of a new run, and those of the run before are
+  // of no use any more. Collective. Throws InputError if there are more processes than ranks.
   [[nodiscard]] std::vector<std::unique_ptr<Transport>> transports(const Placement& placement,
                                                                    const TransportOptions& options);
 
@@ -50,7 +51,8 @@ class World {
   // Transport::wait() throws.
   [[nodiscard]] virtual std::vector<std::string> all_gather(const std::string& what, std::string part) = 0;
 
-  // Nanoseconds which, added to a time of this process, give that of process 0: hosts have clocks of their own.
+  // The nanoseconds that, added to a time of this process, give the time of process 0, whose host may have another
+  // clock.
   [[nodiscard]] virtual Time clock_offset() const { return 0; }
 
   // After a failure each process calls this with what it can still tell process 0. There the result is what each has
@@ -61,8 +63,8 @@ class World {
   // The end of the run in this process. Returns what this process has to tell the user, where the run failed: process 0
   // waits a while for the others and tells all causes, each once; another one tells its own only if process 0 does not.
   [[nodiscard]] virtual std::vector<std::string> end(const Ending& ending) = 0;
-  // To be called after end(), when all is printed and written. Returns false if a process is missing: then this one
-  // must end at once (_exit), as the destructors of what it has left open would wait for the missing one.
+  // To be called after end(), when all is printed and written. Returns false if a process is missing. Then this one
+  // must end at once (_exit), since destructors would wait for the missing one.
   [[nodiscard]] virtual bool close() = 0;
 
  protected:
