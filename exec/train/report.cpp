@@ -184,12 +184,7 @@ std::string to_text(const TrainReport& report) {
 }
 
 void write_json(std::ostream& out, const TrainReport& report) {
-  Json json;
-  json["schedule"] = report.schedule;
-  json["ranks"] = report.ranks;
-  json["stages"] = report.stages;
-  json["chains"] = report.chains;
-  json["microbatches"] = report.micro_batches;
+  Json json = detail::report::json_title(report);
   json["model"] = report.model;
   json["devices"] = report.machine.devices;
   json["transport"] = report.machine.transport;

@@ -12,4 +12,14 @@ namespace dualpipe::detail::report {
   return document.dump(2, ' ', true, nlohmann::ordered_json::error_handler_t::replace) + '\n';
 }
 
+// The beginning of a document, with what a report is of: format_title() as JSON.
+template <typename Report>
+[[nodiscard]] nlohmann::ordered_json json_title(const Report& report) {
+  return {{"schedule", report.schedule},
+          {"ranks", report.ranks},
+          {"stages", report.stages},
+          {"chains", report.chains},
+          {"microbatches", report.micro_batches}};
+}
+
 }  // namespace dualpipe::detail::report

@@ -245,12 +245,7 @@ std::string to_csv(const RunReport& report) {
 }
 
 void write_json(std::ostream& out, const RunReport& report) {
-  Json json;
-  json["schedule"] = report.schedule;
-  json["ranks"] = report.ranks;
-  json["stages"] = report.stages;
-  json["chains"] = report.chains;
-  json["microbatches"] = report.micro_batches;
+  Json json = detail::report::json_title(report);
   json["makespan_ns"] = report.makespan;
   json["span_ns"] = report.span;
   json["bubble_rate_makespan"] = report.bubble_rate_makespan;
