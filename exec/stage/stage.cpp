@@ -28,10 +28,4 @@ std::vector<at::Tensor> untied_parameters(Stage& stage) {
   return parameters;
 }
 
-Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
-                            std::uint32_t backward_micro_batch, Tensors gradients, const PairStreams& streams) {
-  return ahead.overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
-                                           std::move(gradients), streams);
-}
-
 }  // namespace dualpipe

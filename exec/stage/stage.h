@@ -103,9 +103,4 @@ class Stage {
 // parameters() without tied_parameters(): what REDUCE_GRAD sums over the stages with the same weights.
 [[nodiscard]] std::vector<at::Tensor> untied_parameters(Stage& stage);
 
-// F&B of two stages of one rank: `ahead` does it.
-[[nodiscard]] Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
-                                          std::uint32_t backward_micro_batch, Tensors gradients,
-                                          const PairStreams& streams = {host_device(), {}, {}});
-
 }  // namespace dualpipe

@@ -35,6 +35,13 @@ namespace dualpipe::test {
   return shape;
 }
 
+// F&B of two stages on the host: `ahead` does it.
+[[nodiscard]] inline Overlapped forward_backward(Stage& ahead, std::uint32_t forward_micro_batch, Tensors inputs,
+                                                 Stage& back, std::uint32_t backward_micro_batch, Tensors gradients) {
+  return ahead.overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
+                                           std::move(gradients), {host_device(), {}, {}});
+}
+
 // Two stages that sleep, each pass another time.
 [[nodiscard]] inline ModelShape timed_shape() {
   ModelShape shape = small("timed", {1, 1});

@@ -125,7 +125,7 @@ Log log_of_pair(int forward_layers, int backward_layers, bool interleave = true,
   device.use(backward_stream);
   const at::Tensor gradient = at::full({1}, 2.0);
   const Overlapped result =
-      forward_backward(ahead, 1, {input}, behind, 0, {gradient}, {device, forward_stream, backward_stream});
+      ahead.overlapped_forward_backward(1, {input}, behind, 0, {gradient}, {device, forward_stream, backward_stream});
   BOOST_TEST((device.used().kind == Stream::Kind::compute));
   BOOST_TEST(device.races() == Log{}, boost::test_tools::per_element());
   device.finish();

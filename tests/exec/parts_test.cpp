@@ -222,7 +222,7 @@ BOOST_AUTO_TEST_CASE(parts_of_a_pair_lie_side_by_side) {
   ahead.note_parts(&log);
   behind.note_parts(&log);
   device.use(streams.forward);
-  static_cast<void>(forward_backward(ahead, 1, {at::zeros({1})}, behind, 0, {at::zeros({1})}, streams));
+  static_cast<void>(ahead.overlapped_forward_backward(1, {at::zeros({1})}, behind, 0, {at::zeros({1})}, streams));
   const Names expected = {
       "compute B sum: 0-10",          "compute B sum dW: 10-20",         "exchange B combine: 10-40",
       "compute F attention: 0-20",    "exchange F dispatch: 40-70",      "compute B experts: 40-60",

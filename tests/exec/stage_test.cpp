@@ -27,6 +27,7 @@ using detail::replay::MemoryMeter;
 namespace {
 
 using test::Chain;
+using test::forward_backward;
 using test::only;
 using test::refusal;
 using test::same_bits;

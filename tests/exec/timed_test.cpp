@@ -15,6 +15,7 @@ namespace dualpipe {
 namespace {
 
 using test::Chain;
+using test::forward_backward;
 using test::only;
 using test::timed_shape;
 
