@@ -6,11 +6,14 @@
 #include <fmt/ranges.h>
 
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <set>
 #include <utility>
 
+#include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/train/exchange.h"
 #include "dualpipe/exec/train/settings.h"
 #include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/report/output_file.h"
@@ -208,31 +211,45 @@ bool is_save_due(const TrainOptions& options, int steps_done, int last) {
   return steps_done == last || (options.save_every > 0 && steps_done % options.save_every == 0);
 }
 
-SafeTensors contents_of(const StageSet& stages, const Optimizer& optimizer) {
-  SafeTensors contents;
-  for (const auto& [name, tensor] : tensors_of(stages, optimizer)) {
-    const auto [place, is_new] = contents.tensors.try_emplace(name);
-    if (!is_new) continue;
-    place->second = view_of(tensor);
-    const std::string where = not_finite_in(place->second);
-    if (!where.empty()) throw InputError(fmt::format("tensor {} has {}", quote(name), where));
-  }
-  return contents;
-}
-
-Saver::Saver(const Schedule& schedule, const TrainOptions& options, Data& data) : path_(options.save) {
+Saving::Saving(World& world, const Schedule& schedule, const TrainOptions& options, Data& data)
+    : world_(world), options_(options), taken_(static_cast<std::size_t>(schedule.ranks())) {
+  if (options.save.empty() || world.process() != 0) return;
   check_chains(schedule.placement);
-  check_output_file(path_);
+  check_output_file(options.save);
   for (const auto& [key, value] : fields_of(schedule, options, data)) metadata_[key] = value;
   metadata_[format_key] = format_name;
   metadata_[version_key] = std::to_string(version);
 }
 
-void Saver::save(SafeTensors contents, int steps_done) const {
-  contents.metadata = metadata_;
-  contents.metadata[steps_key] = std::to_string(steps_done);
-  write_output_file(
-      path_, [&](std::ostream& out) { write_safetensors(out, contents); }, Durable::yes);
+void Saving::take(int rank, const StageSet& stages, const Optimizer& optimizer, int steps_done) {
+  SafeTensors& contents = taken_[static_cast<std::size_t>(rank)];
+  contents = {};
+  for (const auto& [name, tensor] : tensors_of(stages, optimizer)) {
+    const auto [place, is_new] = contents.tensors.try_emplace(name);
+    if (!is_new) continue;
+    place->second = view_of(tensor);
+    const std::string where = not_finite_in(place->second);
+    if (where.empty()) continue;
+    throw ReplayError(fmt::format(
+        "rank {}: tensor {} has {} after step {}, so that {} was not saved again; a lower --learning-rate or "
+        "a --clip may help",
+        rank, quote(name), where, steps_done - 1, options_.save));
+  }
+}
+
+void Saving::write(int steps_done) {
+  SafeTensors contents;
+  for (SafeTensors& each : taken_) contents.tensors.merge(std::exchange(each, {}).tensors);
+  const std::vector<std::string> bytes = add_others(world_, contents);  // which the contents now refer to
+  const std::function<void()> save = [&] {
+    contents.metadata = metadata_;
+    contents.metadata[steps_key] = std::to_string(steps_done);
+    write_output_file(
+        options_.save, [&](std::ostream& out) { write_safetensors(out, contents); }, Durable::yes);
+  };
+  if (world_.processes() == 1) return save();
+  work_while_others_wait(world_, fmt::format("the save after step {}", steps_done), options_.transport.timeout,
+                         world_.process() == 0 ? save : nullptr);
 }
 
 }  // namespace dualpipe::detail::train

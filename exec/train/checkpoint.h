@@ -39,6 +39,7 @@
 #include "dualpipe/exec/train/safetensors.h"
 #include "dualpipe/exec/train/stage_set.h"
 #include "dualpipe/exec/train/train.h"
+#include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/schedule/schedule.h"
 
 namespace dualpipe::detail::train {
@@ -73,23 +74,26 @@ class Checkpoint {
 // After so many steps of the training: whether it is to be saved, every options.save_every and after the `last`.
 [[nodiscard]] bool is_save_due(const TrainOptions& options, int steps_done, int last);
 
-// What some stages hold, on whatever device, to be saved; they must not change before it is. Throws InputError that
-// names a tensor that is not finite.
-[[nodiscard]] SafeTensors contents_of(const StageSet& stages, const Optimizer& optimizer);
-
-// Saves trainings of one schedule and options to options.save.
-class Saver {
+// The saves of a training, by all ranks together, to options.save.
+class Saving {
  public:
-  // `data`: what the training reads. Throws InputError if the file could not be written, or this schedule's weights not
-  // be saved.
-  Saver(const Schedule& schedule, const TrainOptions& options, Data& data);
+  // `data`: what the training reads. Throws InputError, in process 0, if the file could not be written, or this
+  // schedule's weights not be saved.
+  Saving(World& world, const Schedule& schedule, const TrainOptions& options, Data& data);
 
-  // Replaces the file by one that is there whole, or leaves it as it was and throws InputError.
-  void save(SafeTensors contents, int steps_done) const;
+  // Called by every rank, on its own thread, after so many steps of the training: takes what the rank holds, which must
+  // not change before write(). Throws ReplayError where a value is not finite; the file that was saved last then stays.
+  void take(int rank, const StageSet& stages, const Optimizer& optimizer, int steps_done);
+  // Called once in each process, after take() of all its ranks: process 0 writes what all processes hold, and the
+  // others wait until it has. The file is replaced by one that is there whole, or stays as it was, and this throws
+  // InputError. Collective.
+  void write(int steps_done);
 
  private:
-  std::string path_;
-  std::map<std::string, std::string> metadata_;
+  World& world_;
+  const TrainOptions& options_;
+  std::map<std::string, std::string> metadata_;  // of the file, in process 0
+  std::vector<SafeTensors> taken_;               // by rank
 };
 
 }  // namespace dualpipe::detail::train

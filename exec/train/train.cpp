@@ -22,7 +22,6 @@
 #include "dualpipe/exec/train/probe.h"
 #include "dualpipe/exec/train/rank_team.h"
 #include "dualpipe/exec/train/records.h"
-#include "dualpipe/exec/train/saving.h"
 #include "dualpipe/exec/train/stage_set.h"
 #include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/schedule/lower.h"
