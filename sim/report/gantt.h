@@ -8,7 +8,7 @@
 //   rank 2  .  f0 F0 f1 F1 f2 B0 -- F2&b0 f3&B1 F3&b1 B2 -- b2 -- I3 i3 W3 w3
 //   rank 3  f0 f1 f2 F0 I0 W0 F1 f3&B1 .  F2&b0 B2 -- F3&b1 B3 -- i2 w2 i3 w3
 //           F forward   B backward (full)   I input gradient   W weight gradient
-//           F&B pair   . idle   lower case: second chain   one cell: 1 ms
+//           F&B pair   -- goes on   . idle   lower case: second chain   one cell: 1 ms
 //
 // `F3` is the forward of micro-batch 3, "--" that it goes on, `F3&b1` an F&B pair, '.' idle time. The chart takes the
 // first of these forms that fits the width:
@@ -18,10 +18,15 @@
 //   3. dense: no blanks between ops, labels only where they fit:           F3F4--&-B-
 //
 // Forms 1 and 2 need all times to be multiples of a common unit, and draw one cell per unit. So does form 3 where a
-// unit takes a column or more; else a column shows the op that fills most of it (the earlier one of equals), or idle
-// time where that does, and an op much shorter than a column may not show.
+// unit takes a column or more. Else a column may be as long as many ops, and shows one of them, or idle time: such that
+// each row has as many columns of F, B, I, W, F&B and idle time as the rank's time has of them, to less than one
+// column, and so has any part of the row that begins at its left end.
+//
+// A fourth form, for readers that are programs and terminals that know ASCII alone, is asked for. It is the third
+// without labels: a letter where an op begins, '-' in the columns where it goes on:              FF--&-B-
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "dualpipe/sim/schedule/program.h"
@@ -30,11 +35,14 @@
 namespace dualpipe {
 
 struct GanttOptions {
-  int width = 100;     // no line is longer (but for a very narrow one: the chart takes at least 20 columns)
-  bool color = false;  // ANSI escapes for 256 colours, a background per pass
+  int width = 100;       // no line is longer (but for a very narrow one: the chart takes at least 20 columns)
+  bool color = false;    // ANSI escapes for 256 colours, a background per pass
+  bool letters = false;  // the fourth form: of each rank's line each column is one of F B I W & . -
+  std::optional<Span> window = {};  // only this part, since the start of the run's first op
 };
 
-// The timeline must have recorded spans. Times are relative to the start of the first op.
+// The timeline must have recorded spans. Times are relative to the start of the first op. Throws InputError for a
+// window that the run does not reach.
 [[nodiscard]] std::string gantt(const Program& program, const Timeline& timeline, const GanttOptions& options = {});
 
 }  // namespace dualpipe

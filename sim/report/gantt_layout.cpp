@@ -2,45 +2,145 @@
 
 #include <algorithm>
 #include <cassert>
+#include <numeric>
+
+#include "dualpipe/sim/report/window.h"
 
 namespace dualpipe::detail::report {
+namespace {
 
-Columns columns_over(Span bounds, int count_max) {
-  assert(count_max > 0);
-  const Time length = bounds.end - bounds.start;
-  Time duration = std::max<Time>(1, (length + count_max - 1) / count_max);
-  Time digit = 1;
-  while (duration / digit >= 100) digit *= 10;
-  duration = (duration + digit - 1) / digit * digit;
-  return {bounds.start, duration, static_cast<int>((length + duration - 1) / duration)};
+__extension__ using Int128 = __int128;
+
+// The window from end to end: units, and idle time between them. What takes no time is left out.
+struct Slice {
+  Span span;
+  std::size_t class_of_unit = idle_class;
+  std::optional<std::size_t> unit;
+};
+
+std::vector<Slice> slices_in(Span window, std::span<const Unit> units) {
+  std::vector<Slice> slices;
+  Time end = window.start;
+  for (std::size_t i = 0; i < units.size(); ++i) {
+    const Span shown{std::max(units[i].span.start, end), std::min(units[i].span.end, window.end)};
+    if (shown.start >= shown.end) continue;
+    if (shown.start > end) slices.push_back({{end, shown.start}, idle_class, std::nullopt});
+    slices.push_back({shown, class_of(units[i]), i});
+    end = shown.end;
+  }
+  if (end < window.end) slices.push_back({{end, window.end}, idle_class, std::nullopt});
+  return slices;
 }
 
-std::int64_t scaled(Time part, std::int64_t size, Time whole) {
-  __extension__ using Int128 = __int128;
-  return static_cast<std::int64_t>(Int128{part} * size / whole);
+// How much of each class there is up to the end of each column. Times are in nanoseconds divided by the number of
+// columns, so that a column lasts as many of them as all columns last nanoseconds.
+using Passed = std::array<std::vector<Int128>, class_count>;
+
+Passed passed_in(const Columns& columns, std::span<const Slice> slices) {
+  const Int128 column_length = columns.window.end - columns.window.start;
+  Passed passed;
+  for (auto& of_class : passed) of_class.assign(static_cast<std::size_t>(columns.count), 0);
+  for (const Slice& slice : slices) {
+    Int128 begin = Int128{slice.span.start - columns.window.start} * columns.count;
+    const Int128 end = Int128{slice.span.end - columns.window.start} * columns.count;
+    while (begin < end) {
+      const Int128 column = begin / column_length;
+      const Int128 until = std::min(end, (column + 1) * column_length);
+      passed[slice.class_of_unit][static_cast<std::size_t>(column)] += until - begin;
+      begin = until;
+    }
+  }
+  for (auto& of_class : passed) std::partial_sum(of_class.begin(), of_class.end(), of_class.begin());
+  return passed;
+}
+
+// The class that each column shows, by Tijdeman's rule: of those that have been shown too little by 1 / (2n - 2)
+// columns or more, it is the turn of the one that first would be by the bound.
+std::vector<std::size_t> classes_shown(const Columns& columns, const Passed& passed) {
+  const auto count = static_cast<std::size_t>(columns.count);
+  std::vector<std::size_t> present;
+  for (std::size_t each = 0; each < class_count; ++each) {
+    if (passed[each].back() > 0) present.push_back(each);
+  }
+  if (present.size() == 1) return std::vector<std::size_t>(count, present[0]);
+  const Int128 column_length = columns.window.end - columns.window.start;
+  const auto parts = static_cast<Int128>(2 * present.size() - 2);
+  std::array<Int128, class_count> shown{};
+  std::array<std::size_t, class_count> due{};  // the column in which it must have been shown once more
+  std::vector<std::size_t> classes;
+  for (std::size_t column = 0; column < count; ++column) {
+    std::optional<std::size_t> next;
+    for (const std::size_t each : present) {
+      const auto lack = [&](std::size_t at) { return (passed[each][at] - shown[each]) * parts; };
+      if (lack(column) < column_length) continue;
+      while (due[each] < count && lack(due[each]) < (parts - 1) * column_length) ++due[each];
+      if (!next || due[each] < due[*next]) next = each;
+    }
+    assert(next);  // all lack one column together
+    shown[*next] += column_length;
+    classes.push_back(*next);
+  }
+  return classes;
+}
+
+// Which slice a column of a class shows: the one that runs when half of the column's time has passed, of all the time
+// that the class has.
+struct Turns {
+  std::vector<std::size_t> slices;  // of the class
+  std::size_t at = 0;
+  Int128 end = 0;           // of slice `at`, in the time of the class
+  Int128 twice_middle = 0;  // of the column
+
+  [[nodiscard]] std::size_t next(const Columns& columns, std::span<const Slice> all) {
+    const auto duration = [&](std::size_t i) { return Int128{all[i].span.end - all[i].span.start} * columns.count; };
+    const Int128 column_length = columns.window.end - columns.window.start;
+    if (twice_middle == 0) end = duration(slices[0]);
+    twice_middle += twice_middle == 0 ? column_length : 2 * column_length;
+    while (end * 2 < twice_middle && at + 1 < slices.size()) end += duration(slices[++at]);
+    return slices[at];
+  }
+};
+
+}  // namespace
+
+Chart::Chart(const Program& program, const Timeline& timeline, const std::optional<Span>& asked)
+    : origin(bounds_of(timeline).start), window(bounds_of(timeline)) {
+  if (asked) {
+    const Span part = window_of(timeline, *asked);
+    window = {part.start, std::min(part.end, window.end)};
+  }
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    auto& row = units.emplace_back(units_of(program, timeline, rank));
+    if (asked) {
+      std::erase_if(row,
+                    [&](const Unit& unit) { return unit.span.end <= window.start || unit.span.start >= window.end; });
+    }
+    for (const Unit& unit : row) has[class_of(unit)] = true;
+  }
+}
+
+Span Chart::shown(const Unit& unit) const {
+  return {std::max(unit.span.start, window.start), std::min(unit.span.end, window.end)};
 }
 
 std::vector<std::optional<std::size_t>> fill(const Columns& columns, std::span<const Unit> units) {
-  std::vector<std::optional<std::size_t>> filled(static_cast<std::size_t>(columns.count));
-  std::size_t first = 0;  // the first unit that ends after the column's begin
-  for (int column = 0; column < columns.count; ++column) {
-    const Time begin = columns.begin + columns.duration * column;
-    const Time end = begin + columns.duration;
-    while (first < units.size() && units[first].span.end <= begin) ++first;
-    Time idle = columns.duration;
-    Time most = 0;
-    auto& chosen = filled[static_cast<std::size_t>(column)];
-    for (std::size_t i = first; i < units.size() && units[i].span.start < end; ++i) {
-      const Time covered = std::min(end, units[i].span.end) - std::max(begin, units[i].span.start);
-      idle -= covered;
-      if (covered > most) {
-        most = covered;
-        chosen = i;
-      }
-    }
-    if (idle > most) chosen.reset();
+  if (columns.count == 0) return {};
+  const auto slices = slices_in(columns.window, units);
+  std::array<Turns, class_count> turns;
+  for (std::size_t i = 0; i < slices.size(); ++i) turns[slices[i].class_of_unit].slices.push_back(i);
+  std::vector<std::size_t> shown;
+  for (const std::size_t each : classes_shown(columns, passed_in(columns, slices))) {
+    shown.push_back(turns[each].next(columns, slices));
   }
+  // Classes take turns by when they are due, which may turn round two that share a column.
+  std::ranges::sort(shown);
+  std::vector<std::optional<std::size_t>> filled;
+  for (const std::size_t slice : shown) filled.push_back(slices[slice].unit);
   return filled;
+}
+
+std::int64_t scaled(Time part, std::int64_t size, Time whole) {
+  return static_cast<std::int64_t>(Int128{part} * size / whole);
 }
 
 Time round_up_to_tick(Time at_least) {

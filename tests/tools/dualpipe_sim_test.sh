@@ -47,6 +47,13 @@ test_usage() {
   fails 2 'xml' schedules --format xml
   fails 2 'pairs' table --equal pairs
   fails 2 '--trace' simulate "${shape[@]}" --trace-ranks 0 1
+  fails 2 '--trace' simulate "${shape[@]}" --trace-window 0 1ms
+  fails 2 '--window.*--gantt.*--svg' simulate "${shape[@]}" --window 0 1ms
+  fails 2 '--window.*--gantt.*--svg' simulate "${shape[@]}" --window 0 1ms --trace t
+  for option in '--svg-width 800' '--title mine' --svg-memory; do
+    fails 2 '--svg' simulate "${shape[@]}" $option
+    fails 2 '--svg' simulate "${shape[@]}" --gantt - $option
+  done
 }
 
 test_table() {
@@ -220,6 +227,25 @@ test_files() {
   cmp -s first stdout || fail "--gantt and --gantt - differ"
   succeeds . simulate 1f1b --ranks 4 --microbatches 8 --gantt --width 40
   ! cmp -s first stdout || fail "--width changes nothing"
+
+  # Without colour, and in a locale that has ASCII alone, a letter for each column.
+  LC_ALL=C succeeds . simulate dualpipe --ranks 4 --microbatches 8 --gantt - --width 60
+  [[ $(grep -cE '^rank [0-3]  [FBIW&.-]{20,52}$' stdout) == 4 ]] || fail "not a letter for each column"
+  for locale in C.UTF-8 C.utf8; do
+    LC_ALL=$locale succeeds 'F0' simulate dualpipe --ranks 4 --microbatches 8 --gantt -
+  done
+
+  # A part of the time, alike in both charts and in the trace.
+  shape=(1f1b --ranks 4 --microbatches 8)
+  succeeds '^time +\|10 ms' simulate "${shape[@]}" --gantt - --window 10ms 20ms --svg part.svg
+  grep -q 'from 10 ms to 20 ms' part.svg || fail "--window does not reach the picture"
+  succeeds . simulate "${shape[@]}" --trace part.json --trace-window 10ms 20ms
+  grep -q '"cat":"compute"' part.json || fail "nothing is left in the trace"
+  ! grep -q '"ts":0.000,"dur":1000.000,"cat":"compute"' part.json || fail "--trace-window leaves what was before"
+  succeeds . simulate "${shape[@]}" --svg wide.svg --svg-width 1500 --title 'mine & yours' --svg-memory
+  grep -q ' width="1500"' wide.svg || fail "--svg-width changes nothing"
+  grep -q '>mine &amp; yours<' wide.svg || fail "--title changes nothing"
+  grep -q '>memory, full height: 4 activations<' wide.svg || fail "--svg-memory changes nothing"
 
   # A file that is there is replaced, a link stays one.
   echo old >result.json
@@ -421,7 +447,15 @@ test_bad_input() {
   fails 1 '--chains' simulate 1f1b --ranks 4 --microbatches 8 --chains 2
   fails 1 '--trace-ranks' simulate 1f1b --ranks 4 --microbatches 8 --trace --trace-ranks 3 4
   fails 1 '--trace-window' simulate 1f1b --ranks 4 --microbatches 8 --trace --trace-window now later
+  fails 1 '^error: --trace-window: it begins at 33 ms, and the run ends at 33 ms$' \
+    simulate 1f1b --ranks 4 --microbatches 8 --trace --trace-window 33ms 40ms
+  fails 1 '^error: --window: it begins at 33 ms, and the run ends at 33 ms$' \
+    simulate 1f1b --ranks 4 --microbatches 8 --gantt --window 33ms 40ms
+  fails 1 '^error: --window: the end must be after the begin$' \
+    simulate 1f1b --ranks 4 --microbatches 8 --svg --window 3ms 3ms
+  fails 1 '--window' simulate 1f1b --ranks 4 --microbatches 8 --gantt --window now later
   fails 1 '--width' simulate 1f1b --ranks 4 --microbatches 8 --gantt --width 1
+  fails 1 '--svg-width' simulate 1f1b --ranks 4 --microbatches 8 --svg --svg-width 1
 }
 
 test_bad_numbers() {

@@ -106,4 +106,16 @@ int terminal_width(int otherwise) {
   return size.ws_col;
 }
 
+bool locale_has_utf8() {
+  for (const char* const name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
+    const char* const value = std::getenv(name);
+    std::string locale = value == nullptr ? "" : value;
+    if (locale.empty()) continue;
+    std::ranges::transform(locale, locale.begin(),
+                           [](char c) { return static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c); });
+    return locale.find("utf-8") != std::string::npos || locale.find("utf8") != std::string::npos;
+  }
+  return true;
+}
+
 }  // namespace dualpipe

@@ -34,4 +34,8 @@ void check_output(const std::string& path);
 // The columns that COLUMNS names, or those of the terminal; `otherwise` where there is neither.
 [[nodiscard]] int terminal_width(int otherwise);
 
+// Whether LC_ALL, LC_CTYPE or LANG names a locale that has UTF-8. Where none of them is set, as in a container or a
+// service, whoever reads the text takes it for UTF-8 nowadays.
+[[nodiscard]] bool locale_has_utf8();
+
 }  // namespace dualpipe
