@@ -2,11 +2,11 @@
 // TraceWriter keeps):
 //
 //   - Slices of one thread nest or are disjoint: transfers that overlap get lanes of their own (FreeLanes).
-//   - tid 0, and a tid equal to its pid, mean other things: tids start at 1 and step over the pid (tid_of_lane).
-//   - Processes sort by how many slices they have, those with as many by name, as text: ranks are padded with zeros.
-//   Threads sort by tid: lanes are numbered in order.
+//   - tid 0, and a tid equal to its pid, mean other things: tids start at 1 and step over the pid (Tracks).
+//   - Processes sort by how many slices they have (v52), which says nothing of ranks: there is but one. Its threads
+//   sort by tid: lanes are numbered in the order of rows. Counters sort by name, as text: ranks are padded with zeros.
 //   - An arrow's ends are at times when the slices there are open (MessageTrace).
-//   - The colour is a hash of the name without its trailing number: "F 3", not "3F3".
+//   - The colour is a hash of the name without its trailing number: "F 3", not "3F3"; "F' 3" in another chain.
 #include "dualpipe/sim/trace/chrome_trace.h"
 
 #include <fmt/format.h>
@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <ostream>
 #include <span>
@@ -34,15 +35,18 @@ using detail::trace::FreeLanes;
 using detail::trace::MessageTrace;
 using detail::trace::numbered;
 using detail::trace::RunContext;
+using detail::trace::trace_pid;
+using detail::trace::Tracks;
 
 namespace {
 
 void check_complete(const RunContext& run) {
-  if (run.timeline.ops.size() != run.program.schedule.ops.size() ||
-      run.timeline.communication.size() != run.program.communication.size()) {
+  const auto& [program, costs, timeline, label, peaks, devices, about] = run.run;
+  if (timeline.ops.size() != program.schedule.ops.size() ||
+      timeline.communication.size() != program.communication.size()) {
     throw InputError("a trace needs the spans of all ops and messages; simulate with Record::spans");
   }
-  for (const std::size_t given : {run.group.peaks.size(), run.group.devices.size()}) {
+  for (const std::size_t given : {peaks.size(), devices.size()}) {
     if (given == 0 || given == static_cast<std::size_t>(run.placement().ranks)) continue;
     throw InputError(fmt::format("peaks or devices are given for {} ranks, but the program has {}; give one for each",
                                  given, run.placement().ranks));
@@ -71,45 +75,48 @@ std::string name_of(PartLane lane) {
 class RunTrace {
  public:
   explicit RunTrace(const RunContext& run)
-      : run_(run), memories_(run.program, run.costs), messages_(run), begin_(bounds_of(run.timeline).start) {}
-
-  void write() {
-    for (int rank = 0; rank < run_.placement().ranks; ++rank) {
-      if (run_.filter.has(rank)) write_rank(rank);
-    }
-    messages_.write_arrows();
+      : run_(run),
+        memories_(run.run.program, run.run.costs),
+        messages_(run_),
+        begin_(bounds_of(run.run.timeline).start),
+        compute_(static_cast<std::size_t>(run.placement().ranks)) {
+    check_complete(run_);
   }
+  RunTrace(const RunTrace&) = delete;
+  RunTrace& operator=(const RunTrace&) = delete;
 
- private:
   void write_rank(int rank) {
-    run_.writer.process(run_.pid(rank), process_name(rank), rank, rank_args(rank));
-    run_.writer.thread(run_.compute_track(rank), "compute");
-    const auto units = units_of(run_.program, run_.timeline, rank);
+    if (!run_.filter.has(rank)) return;
+    compute_track(rank) = run_.add_lane(rank, compute_name(rank), rank_args(rank));
+    const auto units = units_of(run_.run.program, run_.run.timeline, rank);
     write_ops(rank, units);
-    const int lanes = write_parts(rank, 1);
-    messages_.write_transfers(rank, units, lanes);
+    write_parts(rank);
+    messages_.write_transfers(rank, units);
     write_counters(rank);
   }
+  // After all ranks of all runs.
+  void write_arrows() const { messages_.write_arrows(compute_); }
 
-  [[nodiscard]] std::string process_name(int rank) const {
-    std::string text = run_.rank_name(rank);
-    if (!run_.group.label.empty()) text.append(" ").append(run_.group.label);
-    if (!run_.group.devices.empty()) text.append(" on ").append(run_.group.devices[static_cast<std::size_t>(rank)]);
-    return text;
+ private:
+  [[nodiscard]] TraceTrack& compute_track(int rank) { return compute_[static_cast<std::size_t>(rank)]; }
+
+  [[nodiscard]] std::string compute_name(int rank) const {
+    const auto devices = run_.run.devices;
+    return devices.empty() ? "compute" : "compute on " + devices[static_cast<std::size_t>(rank)];
   }
 
   [[nodiscard]] TraceArgs rank_args(int rank) const {
     TraceArgs args;
     args.add("rank", rank);
-    if (!run_.group.label.empty()) args.add("run", run_.group.label);
-    if (!run_.group.devices.empty()) args.add("device", run_.group.devices[static_cast<std::size_t>(rank)]);
-    args.add(run_.group.about);
+    if (!run_.run.label.empty()) args.add("run", run_.run.label);
+    if (!run_.run.devices.empty()) args.add("device", run_.run.devices[static_cast<std::size_t>(rank)]);
+    args.add(run_.run.about);
     const RankPeak peak = peak_of(rank);
     return args.add("peak_activations", peak.activations).add("peak_memory_bytes", peak.memory);
   }
 
   [[nodiscard]] RankPeak peak_of(int rank) const {
-    if (!run_.group.peaks.empty()) return run_.group.peaks[static_cast<std::size_t>(rank)];
+    if (!run_.run.peaks.empty()) return run_.run.peaks[static_cast<std::size_t>(rank)];
     const RankMemory memory = memories_.of(rank);
     return {memory.peak_activations, memory.peak};
   }
@@ -120,18 +127,19 @@ class RunTrace {
     Time free_since = begin_;
     for (const Unit& unit : units) {
       if (run_.filter.has(unit.span)) {
-        run_.writer.slice(run_.compute_track(rank), "compute", unit_name(unit), unit.span,
+        run_.writer.slice(compute_track(rank), "compute", unit_name(unit), unit.span,
                           unit_args(unit).add("wait_ns", unit.span.start - free_since));
       }
       free_since = unit.span.end;
     }
   }
 
-  [[nodiscard]] static std::string unit_name(const Unit& unit) {
+  [[nodiscard]] std::string unit_name(const Unit& unit) const {
     const Op first = unit.ops[0];
-    if (!unit.is_pair()) return fmt::format("{} {}", name(first.kind), first.micro_batch);
+    if (!unit.is_pair()) return fmt::format("{} {}", run_.pass_name(first), first.micro_batch);
     const Op second = unit.ops[1];
-    return fmt::format("{}&{} {} {}", name(first.kind), name(second.kind), first.micro_batch, second.micro_batch);
+    return fmt::format("{}&{} {} {}", run_.pass_name(first), run_.pass_name(second), first.micro_batch,
+                       second.micro_batch);
   }
 
   [[nodiscard]] TraceArgs unit_args(const Unit& unit) const {
@@ -151,10 +159,9 @@ class RunTrace {
 
   // --- parts
 
-  // Returns the first lane behind theirs.
-  int write_parts(int rank, int first_lane) {
+  void write_parts(int rank) {
     std::vector<const PartSpan*> parts;
-    for (const PartSpan& part : run_.timeline.parts) {
+    for (const PartSpan& part : run_.run.timeline.parts) {
       if (run_.rank_of(part.op.stage) == rank && run_.filter.has(part.span)) parts.push_back(&part);
     }
     std::ranges::stable_sort(parts, {},
@@ -162,15 +169,13 @@ class RunTrace {
     for (std::size_t i = 0; i < parts.size();) {
       const PartLane kind = lane_of(*parts[i]);
       FreeLanes lanes;
+      std::vector<TraceTrack> tracks;
       for (; i < parts.size() && lane_of(*parts[i]) == kind; ++i) {
         const auto [lane, is_first] = lanes.take(parts[i]->span);
-        const TraceTrack track = run_.track(rank, first_lane + lane);
-        if (is_first) run_.writer.thread(track, numbered(name_of(kind), lane));
-        write_part(track, *parts[i]);
+        if (is_first) tracks.push_back(run_.add_lane(rank, numbered(name_of(kind), lane)));
+        write_part(tracks[static_cast<std::size_t>(lane)], *parts[i]);
       }
-      first_lane += lanes.count();
     }
-    return first_lane;
   }
 
   void write_part(TraceTrack track, const PartSpan& part) {
@@ -183,7 +188,7 @@ class RunTrace {
   // --- counters
 
   void write_counters(int rank) {
-    const auto points = memories_.over_time(run_.timeline, rank);
+    const auto points = memories_.over_time(run_.run.timeline, rank);
     const auto activations = [](const MemoryPoint& point) { return std::int64_t{point.activations}; };
     const auto bytes = [](const MemoryPoint& point) { return point.bytes; };
     write_counter(rank, "activations", "live", points, activations);
@@ -196,6 +201,7 @@ class RunTrace {
   template <typename Value>
   void write_counter(int rank, std::string_view name, std::string_view key, std::span<const MemoryPoint> points,
                      Value value_of) {
+    const std::string row_name = run_.row_name(rank, name);
     std::optional<std::int64_t> written;
     for (std::size_t i = 0; i < points.size(); ++i) {
       const bool last_before_window = points[i].time < run_.filter.begin;
@@ -203,30 +209,39 @@ class RunTrace {
       if (replaced_at <= std::max(points[i].time, run_.filter.begin) || points[i].time >= run_.filter.end) continue;
       if (written == value_of(points[i])) continue;
       written = value_of(points[i]);
-      run_.writer.counter(run_.pid(rank), name, key, last_before_window ? run_.filter.begin : points[i].time, *written);
+      run_.writer.counter(trace_pid, row_name, key, last_before_window ? run_.filter.begin : points[i].time, *written);
     }
   }
 
-  const RunContext& run_;
+  RunContext run_;
   RankMemories memories_;
   MessageTrace messages_;
-  Time begin_;  // of the run
+  Time begin_;                       // of the run
+  std::vector<TraceTrack> compute_;  // by rank
 };
 
 }  // namespace
 
-void write_run(TraceWriter& writer, const Program& program, const Costs& costs, const Timeline& timeline,
-               const TraceFilter& filter, const TraceGroup& group) {
-  const RunContext run{writer, program, costs, timeline, filter, group};
-  check_complete(run);
-  RunTrace(run).write();
+void write_chrome_trace(std::ostream& out, std::span<const TracedRun> runs, const TraceFilter& filter) {
+  TraceWriter writer(out);
+  Tracks tracks;
+  std::vector<std::unique_ptr<RunTrace>> traces;
+  for (const TracedRun& run : runs) {
+    traces.push_back(std::make_unique<RunTrace>(RunContext{writer, tracks, run, filter}));
+  }
+  const Schedule& schedule = runs.front().program.schedule;
+  writer.process(trace_pid, schedule.name.empty() ? "schedule" : schedule.name);
+  for (int rank = 0; rank < schedule.ranks(); ++rank) {
+    for (const auto& trace : traces) trace->write_rank(rank);
+  }
+  for (const auto& trace : traces) trace->write_arrows();
+  writer.finish();
 }
 
 void write_chrome_trace(std::ostream& out, const Program& program, const Costs& costs, const Timeline& timeline,
                         const TraceFilter& filter) {
-  TraceWriter writer(out);
-  write_run(writer, program, costs, timeline, filter);
-  writer.finish();
+  const TracedRun run{program, costs, timeline};
+  write_chrome_trace(out, std::span(&run, 1), filter);
 }
 
 }  // namespace dualpipe

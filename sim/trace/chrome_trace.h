@@ -1,20 +1,24 @@
 // A Timeline as a Chrome trace (JSON), made for Perfetto (https://ui.perfetto.dev); chrome://tracing reads it too.
 //
-//   rank 00                   one process per rank
-//     compute                 F 0 | F 1 | F&B 2 0 | B 1 | W 2 …
-//     compute, stage 0        attention 0F3 | experts 0F3 …: a measured run's parts of ops, where these have any, on a
-//     exchange                lane for each stage; dispatch 0F3 | combine 0F3 …: those that exchange, at the same time;
-//     copy                    and copies of what came in
-//     send to rank 01         a lane per directed link; a second one, "send to rank 01 (2)", where transfers overlap
-//     receive from rank 01
-//     reduce                  gradient reductions
-//     activations live        counters: forwards whose B or I has not ended,
-//     memory bytes            and bytes, if the costs have any
+//   dualpipe                        one process, named after the schedule, with lanes in the order of ranks
+//     rank 00 compute               F 0 | F 1 | F&B' 2 0 | B' 1 | W' 2 …
+//     rank 00 compute, stage 0      attention 0F3 | experts 0F3 …: a measured run's parts of ops, where these have any,
+//     rank 00 exchange              on a lane for each stage; dispatch 0F3 | combine 0F3 …: those that exchange, at the
+//     rank 00 copy                  same time; and copies of what came in
+//     rank 00 send to rank 01       a lane per directed link; a second one, "rank 00 send to rank 01 (2)", where
+//     rank 00 receive from rank 01  transfers overlap
+//     rank 00 reduce                gradient reductions
+//     rank 01 compute               …
+//     rank 00 activations live      counters: forwards whose B or I has not ended,
+//     rank 00 memory bytes          and bytes, if the costs have any
+//
+// Of several runs in one file ("rank 00 planned compute") each rank has its lanes of all runs, in the order in which
+// the runs were given. F' is a forward of the second chain, F'' of the third.
 //
 // Each op's arguments hold its text (`3B7`), stage, chain, micro-batch and the idle time before it; a message's also
-// its bytes; a process's the rank and what it needed at most, and of a measured run what it ran on. All but the latter,
-// and the parts, read_chrome_trace() reads back. An arrow leads from each send to its receive. A message that takes no
-// time has no slices; its arrow leads from the op that made it to the op that needs it.
+// its bytes; a compute lane's the rank and what it needed at most, and of a measured run what it ran on. All but the
+// latter, and the parts, read_chrome_trace() reads back. An arrow leads from each send to its receive. A message that
+// takes no time has no slices; its arrow leads from the op that made it to the op that needs it.
 #pragma once
 
 #include <iosfwd>
@@ -31,7 +35,7 @@
 
 namespace dualpipe {
 
-// What to write of a run that is too large for a browser. Slices that reach into the window are written whole, arrows
+// What to write of runs that are too large for a browser. Slices that reach into the window are written whole, arrows
 // only if both ends are written.
 struct TraceFilter {
   int first_rank = 0;
@@ -43,20 +47,20 @@ struct TraceFilter {
   [[nodiscard]] bool has(Span span) const { return span.start < end && (span.end > begin || span.start >= begin); }
 };
 
-// The processes of one run among others of the same file (a plan and its measured run).
-struct TraceGroup {
-  int first_pid = 1000;                       // pid = first_pid + rank
-  std::string_view label = {};                // "rank 03 measured"
+// One of the runs of a file. All that it refers to outlives the writing; the timeline must have recorded spans.
+struct TracedRun {
+  const Program& program;
+  const Costs& costs;
+  const Timeline& timeline;
+  std::string_view label = {};                // "planned", "measured"; a run that is alone needs none
   std::span<const RankPeak> peaks = {};       // by rank, as they were measured; empty: those that the costs make
-  std::span<const std::string> devices = {};  // by rank: "rank 03 measured on NVIDIA H100"; a plan has none
+  std::span<const std::string> devices = {};  // by rank: "rank 03 compute on NVIDIA H100"; a plan has none
   TraceArgs about = {};                       // what else is to be known of it
 };
 
-// Writes one run; the timeline must have recorded spans.
-void write_run(TraceWriter& writer, const Program& program, const Costs& costs, const Timeline& timeline,
-               const TraceFilter& filter = {}, const TraceGroup& group = {});
-
-// A whole file.
+// Writes a file. At least one run; all have the same number of ranks. Throws InputError for a run that lacks spans.
+void write_chrome_trace(std::ostream& out, std::span<const TracedRun> runs, const TraceFilter& filter = {});
+// Of one run.
 void write_chrome_trace(std::ostream& out, const Program& program, const Costs& costs, const Timeline& timeline,
                         const TraceFilter& filter = {});
 

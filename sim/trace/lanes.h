@@ -1,5 +1,5 @@
-// The lanes of a process, which are its threads: one per kind of slice, and more where slices of a kind overlap.
-// Private to sim/trace.
+// The lanes of a trace, which are the threads of its process: one per rank and kind of slice, and more where slices of
+// a kind overlap. Private to sim/trace.
 #pragma once
 
 #include <fmt/format.h>
@@ -11,11 +11,23 @@
 #include <vector>
 
 #include "dualpipe/sim/simulate/timeline.h"
+#include "dualpipe/sim/trace/trace_writer.h"
 
 namespace dualpipe::detail::trace {
 
-// Lanes are numbered from 0; the first is computation.
-[[nodiscard]] inline int tid_of_lane(int lane, int pid) { return 1 + lane < pid ? 1 + lane : 2 + lane; }
+inline constexpr int trace_pid = 1000;
+
+// Numbers the threads from 1 on, in the order in which they are asked for, and steps over the pid.
+class Tracks {
+ public:
+  [[nodiscard]] TraceTrack next() {
+    if (++tid_ == trace_pid) ++tid_;
+    return {trace_pid, tid_};
+  }
+
+ private:
+  int tid_ = 0;
+};
 
 // Lanes for slices that may overlap, which come by start: each goes to the first lane that is free.
 class FreeLanes {
@@ -32,7 +44,6 @@ class FreeLanes {
     free_at_[static_cast<std::size_t>(place.lane)] = span.end;
     return place;
   }
-  [[nodiscard]] int count() const { return static_cast<int>(free_at_.size()); }
 
  private:
   std::vector<Time> free_at_;  // by lane

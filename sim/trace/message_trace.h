@@ -17,10 +17,10 @@ class MessageTrace {
  public:
   explicit MessageTrace(const RunContext& run);
 
-  // The slices of a rank, which runs these units, in lanes from `first_lane` on.
-  void write_transfers(int rank, std::span<const report::Unit> units, int first_lane);
-  // After the slices of all ranks.
-  void write_arrows();
+  // The slices of a rank, which runs these units, on the next lanes.
+  void write_transfers(int rank, std::span<const report::Unit> units);
+  // After the slices of all ranks. `compute`: the lane of each rank's ops; of ranks that are not written, any.
+  void write_arrows(std::span<const TraceTrack> compute) const;
 
  private:
   // A send, receive or reduction, where it is in the program.
@@ -42,14 +42,15 @@ class MessageTrace {
 
   [[nodiscard]] static auto lane_order(const Transfer& transfer);
   [[nodiscard]] std::vector<Transfer> transfers_of(int rank, std::span<const report::Unit> units) const;
-  [[nodiscard]] int write_link(std::span<const Transfer> transfers, int first_lane);
+  void write_link(std::span<const Transfer> transfers);
   [[nodiscard]] std::string link_name(const Transfer& transfer) const;
   void write_transfer(TraceTrack track, const Transfer& transfer) const;
   [[nodiscard]] Bytes bytes_of(Op op) const;
 
   [[nodiscard]] OpSlices op_slices() const;
   void arrow_between_transfers(std::size_t send, std::size_t receive) const;
-  void arrow_between_ops(Op send, Op receive, Time sent, const OpSlices& ops) const;
+  void arrow_between_ops(Op send, Op receive, Time sent, const OpSlices& ops,
+                         std::span<const TraceTrack> compute) const;
   [[nodiscard]] bool written(const OpSlice& slice) const;
 
   const RunContext& run_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <string>
+#include <string_view>
 
 #include "dualpipe/sim/trace/chrome_trace.h"
 #include "dualpipe/sim/trace/lanes.h"
@@ -15,20 +16,31 @@ namespace dualpipe::detail::trace {
 // All that it refers to outlives it.
 struct RunContext {
   TraceWriter& writer;
-  const Program& program;
-  const Costs& costs;
-  const Timeline& timeline;
+  Tracks& tracks;  // of all runs of the file
+  const TracedRun& run;
   const TraceFilter& filter;
-  const TraceGroup& group;
 
-  [[nodiscard]] const Placement& placement() const { return program.schedule.placement; }
+  [[nodiscard]] const Placement& placement() const { return run.program.schedule.placement; }
   [[nodiscard]] int rank_of(int stage) const { return placement().rank_of[static_cast<std::size_t>(stage)]; }
-  [[nodiscard]] int pid(int rank) const { return group.first_pid + rank; }
-  [[nodiscard]] TraceTrack track(int rank, int lane) const { return {pid(rank), tid_of_lane(lane, pid(rank))}; }
-  [[nodiscard]] TraceTrack compute_track(int rank) const { return track(rank, 0); }
   [[nodiscard]] std::string rank_name(int rank) const {
     const std::size_t digits = std::max<std::size_t>(2, std::to_string(placement().ranks - 1).size());
     return fmt::format("rank {:0{}}", rank, digits);
+  }
+  // "rank 03 planned send to rank 04".
+  [[nodiscard]] std::string row_name(int rank, std::string_view what) const {
+    return fmt::format("{} {}{}{}", rank_name(rank), run.label, run.label.empty() ? "" : " ", what);
+  }
+  // Names the next lane.
+  TraceTrack add_lane(int rank, std::string_view name, const TraceArgs& args = {}) const {
+    const TraceTrack track = tracks.next();
+    writer.thread(track, row_name(rank, name), args);
+    return track;
+  }
+
+  // "F", and of the second chain "F'". So the chains differ in colour, too: it is made of the name.
+  [[nodiscard]] std::string pass_name(Op op) const {
+    const auto chain = static_cast<std::size_t>(placement().chain_of(op.stage));
+    return std::string(name(op.kind)) + std::string(chain, '\'');
   }
 
   // Stage, chain and micro-batch of an op.

@@ -17,27 +17,28 @@
 namespace dualpipe {
 namespace {
 
-// What the events tell: processes that are ranks, and their ops.
+// What the events tell: lanes that are ranks, and their ops. A lane is a thread; in older traces it is a process.
 class Runs {
  public:
   explicit Runs(const std::string& source) : source_(source) {}
 
   void take(const TraceEvent& event) {
-    if (event.is("ph", "M") && event.is("name", "process_name") && event.has("args.rank")) return add_rank(event);
+    if (event.is("ph", "M") && event.has("args.rank")) {
+      if (event.is("name", "thread_name")) return add_rank(event, thread_of(event));
+      if (event.is("name", "process_name")) return add_rank(event, std::string(event.json("pid")));
+    }
     if (!event.is("ph", "X") || !event.is("cat", "compute") || !event.has("pid")) return;
-    const std::string process(event.json("pid"));
-    const auto rank = processes_.find(process);
-    if (rank != processes_.end()) {
-      add_op(event, *rank->second);
-    } else {
-      others_.insert(process);
+    for (const std::string& lane : {thread_of(event), std::string(event.json("pid"))}) {
+      const auto rank = lanes_.find(lane);
+      if (rank != lanes_.end()) return add_op(event, *rank->second);
+      others_.insert(lane);
     }
   }
 
   [[nodiscard]] std::vector<TraceRun> result() && {
     if (runs_.empty()) {
       throw InputError(
-          fmt::format("{}: not a trace of dualpipe-sim or dualpipe-run: none of its processes is a rank", source_));
+          fmt::format("{}: not a trace of dualpipe-sim or dualpipe-run: none of its lanes is a rank", source_));
     }
     std::vector<TraceRun> runs;
     for (auto& [label, ranks] : runs_) {
@@ -61,18 +62,24 @@ class Runs {
         "{}: rank {} is missing; a trace that is read back has all ranks (leave out --trace-ranks)", source_, rank));
   }
 
+  [[nodiscard]] static std::string thread_of(const TraceEvent& event) {
+    const std::string process(event.json("pid"));
+    return event.has("tid") ? fmt::format("{} {}", process, event.json("tid")) : process;
+  }
+
   // We name a rank before its slices. Another program may have put them in another order; then slices were stepped over
   // that should not have been.
-  void add_rank(const TraceEvent& event) {
+  void add_rank(const TraceEvent& event, const std::string& lane) {
     const std::string label = event.has("args.run") ? event.text("args.run") : "";
     const auto number = static_cast<int>(event.integer("args.rank", 0, stage_count_max - 1));
     const auto run = numbers_.try_emplace(label, runs_.size()).first->second;
     if (run == runs_.size()) runs_.push_back({label, {}});
     const auto [rank, is_new] = runs_[run].ranks.try_emplace(number);
     if (!is_new) event.fail(fmt::format("rank {} is there twice", number));
-    const std::string process(event.json("pid"));
-    if (others_.contains(process)) event.fail(fmt::format("rank {} is named after its first slice", number));
-    if (!processes_.emplace(process, &rank->second).second) event.fail("pid", "is that of another rank");
+    if (others_.contains(lane)) event.fail(fmt::format("rank {} is named after its first slice", number));
+    if (!lanes_.emplace(lane, &rank->second).second) {
+      event.fail(event.is("name", "thread_name") ? "tid" : "pid", "is that of another rank");
+    }
     rank->second.peak.activations = static_cast<int>(event.integer("args.peak_activations", 0, INT32_MAX));
     rank->second.peak.memory = event.integer("args.peak_memory_bytes", 0, INT64_MAX);
   }
@@ -103,10 +110,10 @@ class Runs {
   }
 
   const std::string& source_;
-  std::deque<Run> runs_;                                   // in the order of the trace; addresses stay
-  std::map<std::string, std::size_t> numbers_;             // of the runs, by label
-  std::unordered_map<std::string, TraceRank*> processes_;  // by pid, as it is written
-  std::set<std::string> others_;                           // those that compute, and were not known to be ranks
+  std::deque<Run> runs_;                               // in the order of the trace; addresses stay
+  std::map<std::string, std::size_t> numbers_;         // of the runs, by label
+  std::unordered_map<std::string, TraceRank*> lanes_;  // by pid and tid, or pid, as they are written
+  std::set<std::string> others_;                       // those that compute, and were not known to be ranks
 };
 
 }  // namespace

@@ -74,16 +74,14 @@ void TraceWriter::finish() {
   flush();
 }
 
-void TraceWriter::process(int pid, std::string_view name, int sort_index, const TraceArgs& args) {
-  const TraceArgs all = TraceArgs().add("name", name).add(args);
-  event(fmt::format(R"({{"ph":"M","pid":{},"name":"process_name","args":{}}})", pid, all.json()));
-  event(
-      fmt::format(R"({{"ph":"M","pid":{},"name":"process_sort_index","args":{{"sort_index":{}}}}})", pid, sort_index));
+void TraceWriter::process(int pid, std::string_view name) {
+  event(fmt::format(R"({{"ph":"M","pid":{},"name":"process_name","args":{{"name":{}}}}})", pid, json_string(name)));
 }
 
-void TraceWriter::thread(TraceTrack track, std::string_view name) {
-  event(fmt::format(R"({{"ph":"M","pid":{},"tid":{},"name":"thread_name","args":{{"name":{}}}}})", track.pid, track.tid,
-                    json_string(name)));
+void TraceWriter::thread(TraceTrack track, std::string_view name, const TraceArgs& args) {
+  const TraceArgs all = TraceArgs().add("name", name).add(args);
+  event(fmt::format(R"({{"ph":"M","pid":{},"tid":{},"name":"thread_name","args":{}}})", track.pid, track.tid,
+                    all.json()));
   event(fmt::format(R"({{"ph":"M","pid":{},"tid":{},"name":"thread_sort_index","args":{{"sort_index":{}}}}})",
                     track.pid, track.tid, track.tid));
 }

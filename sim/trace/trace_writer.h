@@ -36,9 +36,9 @@ class TraceWriter {
  public:
   explicit TraceWriter(std::ostream& out);
 
-  // `args`: what is to be known of it besides its name.
-  void process(int pid, std::string_view name, int sort_index, const TraceArgs& args = {});
-  void thread(TraceTrack track, std::string_view name);  // sorted by tid
+  void process(int pid, std::string_view name);
+  // Sorted by tid. `args`: what is to be known of it besides its name.
+  void thread(TraceTrack track, std::string_view name, const TraceArgs& args = {});
   void slice(TraceTrack track, std::string_view category, std::string_view name, Span span, const TraceArgs& args);
   void counter(int pid, std::string_view name, std::string_view key, Time time, std::int64_t value);
   // After both slices, at times when they are open; not backwards in time.

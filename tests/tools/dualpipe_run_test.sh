@@ -86,7 +86,7 @@ test_bad_input() {
   fails 2 '^error: --trace and --json: only one.*standard output' "${shape[@]}" --json - --trace -
   fails 1 '^error: --profile: standard output' "${shape[@]}" --profile --json -
   fails 1 '^error: --compare: standard output' "${shape[@]}" --compare --calibrate -
-  succeeds '"rank 00 planned"' "${shape[@]}" --compare --trace -
+  succeeds '"rank 00 planned compute"' "${shape[@]}" --compare --trace -
   fails 2 '^error: --save and --json: both would write results' "${shape[@]}" --save results --json ./results
   fails 2 '^error: --json: it would write over tokens, which --data reads' "${shape[@]}" --data tokens --json tokens
   succeeds 'median of 2' "${shape[@]}" --save saved
@@ -286,9 +286,9 @@ test_results() {
   for value in '"transport": "threads"' '"dtype": "bfloat16"' '"copy": false' '"sm_partition": false'; do
     holds "$value," json
   done
-  holds '"rank 01 measured on cpu".*"device":"cpu","transport":"threads","dtype":"bfloat16","copy":"off"' trace
-  holds '"args":\{"name":"compute, stage 0"\}' trace
-  holds '"name":"exchange"' trace
+  holds '"rank 01 measured compute on cpu".*"device":"cpu","transport":"threads","dtype":"bfloat16","copy":"off"' trace
+  holds '"args":\{"name":"rank 00 measured compute, stage 0"\}' trace
+  holds '"name":"rank 00 measured exchange"' trace
   holds '"cat":"part","name":"dispatch 0F0","args":\{"op":"0F0",' trace
   holds '"name":"experts dW 0B0"' trace
   cp stdout report

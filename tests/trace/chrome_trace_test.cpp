@@ -1,5 +1,7 @@
 #include "dualpipe/sim/trace/chrome_trace.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <map>
@@ -45,7 +47,7 @@ Costs two_way_costs(Time latency) { return uniform(ms, ms, ms, latency, 2 * ms);
 // The compute lane of each rank is the timeline's ops, in order, with the idle time before each.
 void check_compute_lanes(const Trace& trace, const Program& program, const Timeline& timeline) {
   for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
-    const auto lane = trace.in_lane(1000 + rank, "compute");
+    const auto lane = trace.in_lane(rank, "compute");
     const auto units = detail::report::units_of(program, timeline, rank);
     BOOST_REQUIRE(lane.size() == units.size());
     Time free_since = detail::report::bounds_of(timeline).start;
@@ -58,11 +60,13 @@ void check_compute_lanes(const Trace& trace, const Program& program, const Timel
   }
 }
 
+std::string counter_name(int rank, std::string_view what) { return fmt::format("rank {:02} {}", rank, what); }
+
 // Counters change whenever they are written, and end as memory_over_time() does.
 void check_counters(const Trace& trace, const Program& program, const Costs& costs, const Timeline& timeline) {
   for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
-    const auto& live = trace.counters.at({1000 + rank, "activations live"});
-    const auto& bytes = trace.counters.at({1000 + rank, "memory bytes"});
+    const auto& live = trace.counters.at(counter_name(rank, "activations live"));
+    const auto& bytes = trace.counters.at(counter_name(rank, "memory bytes"));
     for (const auto* counter : {&live, &bytes}) {
       for (std::size_t i = 1; i < counter->size(); ++i) {
         BOOST_TEST((*counter)[i - 1].first < (*counter)[i].first);
@@ -101,10 +105,9 @@ BOOST_AUTO_TEST_CASE(first_lines) {
   const Costs costs = uniform(1'234'567, ms, ms, 1'500);
   const std::string expected =
       R"({"traceEvents":[
-{"ph":"M","pid":1000,"name":"process_name",)"
-      R"("args":{"name":"rank 00","rank":0,"peak_activations":1,"peak_memory_bytes":0}},
-{"ph":"M","pid":1000,"name":"process_sort_index","args":{"sort_index":0}},
-{"ph":"M","pid":1000,"tid":1,"name":"thread_name","args":{"name":"compute"}},
+{"ph":"M","pid":1000,"name":"process_name","args":{"name":"1f1b"}},
+{"ph":"M","pid":1000,"tid":1,"name":"thread_name",)"
+      R"("args":{"name":"rank 00 compute","rank":0,"peak_activations":1,"peak_memory_bytes":0}},
 {"ph":"M","pid":1000,"tid":1,"name":"thread_sort_index","args":{"sort_index":1}},
 {"ph":"X","pid":1000,"tid":1,"ts":0.000,"dur":1234.567,"cat":"compute","name":"F 0",)"
       R"("args":{"op":"0F0","stage":0,"chain":0,"micro_batch":0,"wait_ns":0}},
@@ -125,13 +128,13 @@ BOOST_AUTO_TEST_CASE(an_arrow_from_each_send_to_its_receive) {
     BOOST_TEST(arrow.from.name.substr(0, 5) == "SEND_");
     BOOST_TEST(arrow.to.name.substr(0, 5) == "RECV_");
     BOOST_TEST(arrow.from.name.substr(5) == arrow.to.name.substr(5));
-    BOOST_TEST(arrow.from.track.first != arrow.to.track.first);
     BOOST_TEST(arrow.from.args.at("bytes") == 30);
     BOOST_TEST(arrow.to.args.at("bytes") == 30);
-    BOOST_TEST(trace.threads.at(arrow.from.track).substr(0, 15) ==
-               "send to " + trace.processes.at(arrow.to.track.first));
-    BOOST_TEST(trace.threads.at(arrow.to.track).substr(0, 20) ==
-               "receive from " + trace.processes.at(arrow.from.track.first));
+    const std::string from = trace.threads.at(arrow.from.track).substr(0, 7);
+    const std::string to = trace.threads.at(arrow.to.track).substr(0, 7);
+    BOOST_TEST(from != to);
+    BOOST_TEST(trace.threads.at(arrow.from.track).substr(0, 23) == from + " send to " + to);
+    BOOST_TEST(trace.threads.at(arrow.to.track).substr(0, 28) == to + " receive from " + from);
   }
   check_counters(trace, program, costs, timeline);
 }
@@ -146,7 +149,7 @@ BOOST_AUTO_TEST_CASE(arrows_between_ops_where_messages_take_no_time) {
     BOOST_TEST(trace.threads.size() == 4U);
     BOOST_TEST(trace.arrows.size() == send_count(program));
     for (const Arrow& arrow : trace.arrows) {
-      BOOST_TEST(arrow.from.track.first != arrow.to.track.first);
+      BOOST_TEST((arrow.from.track != arrow.to.track));
       if (!release_early) BOOST_TEST(arrow.from.span.end <= arrow.to.span.start);
     }
   }
@@ -158,18 +161,18 @@ BOOST_AUTO_TEST_CASE(overlapping_messages_get_lanes_of_their_own) {
   const Costs costs = uniform(ms, ms, ms, 3 * ms);
   const Trace trace(trace_of(program, costs, simulate(program, costs)));
   for (const char* lane : {"send to rank 01", "send to rank 01 (2)", "send to rank 01 (3)"}) {
-    BOOST_TEST(trace.in_lane(1000, lane).size() == 2U);
+    BOOST_TEST(trace.in_lane(0, lane).size() == 2U);
   }
-  BOOST_TEST(trace.in_lane(1001, "receive from rank 00 (3)").size() == 2U);
-  BOOST_TEST(trace.in_lane(1000, "send to rank 01 (4)").empty());
+  BOOST_TEST(trace.in_lane(1, "receive from rank 00 (3)").size() == 2U);
+  BOOST_TEST(trace.in_lane(0, "send to rank 01 (4)").empty());
 }
 
 BOOST_AUTO_TEST_CASE(a_pair_is_one_slice) {
   const Program program = lower(generate("dualpipe", {4, 8}));
   const Costs costs = two_way_costs(0);
   const Trace trace(trace_of(program, costs, simulate(program, costs)));
-  const auto lane = trace.in_lane(1000, "compute");
-  const auto pair = std::find_if(lane.begin(), lane.end(), [](const Slice& slice) { return slice.name == "F&B 3 1"; });
+  const auto lane = trace.in_lane(0, "compute");
+  const auto pair = std::find_if(lane.begin(), lane.end(), [](const Slice& slice) { return slice.name == "F&B' 3 1"; });
   BOOST_REQUIRE((pair != lane.end()));
   BOOST_TEST(pair->args.at("op") == "(0F3;7B1)OVERLAP_F_B");
   BOOST_TEST(pair->args.at("forward") == Json::parse(R"({"stage": 0, "chain": 0, "micro_batch": 3})"));
@@ -195,41 +198,79 @@ BOOST_AUTO_TEST_CASE(filter_by_rank_and_time) {
   filter.end = 12 * ms;
   const Trace all(trace_of(program, costs, timeline));
   const Trace part(trace_of(program, costs, timeline, filter));
-  BOOST_TEST(part.processes.size() == 2U);
   const auto kept = [&](const Slice& slice) {
-    return filter.has(slice.track.first - 1000) && slice.span.start < filter.end && slice.span.end > filter.begin;
+    const int rank = std::stoi(all.threads.at(slice.track).substr(5, 2));
+    return filter.has(rank) && slice.span.start < filter.end && slice.span.end > filter.begin;
+  };
+  const auto kept_in_part = [&](const Slice& slice) {
+    const int rank = std::stoi(part.threads.at(slice.track).substr(5, 2));
+    return filter.has(rank) && slice.span.start < filter.end && slice.span.end > filter.begin;
   };
   BOOST_TEST(part.slices.size() == static_cast<std::size_t>(std::count_if(all.slices.begin(), all.slices.end(), kept)));
-  BOOST_TEST(std::all_of(part.slices.begin(), part.slices.end(), kept));
+  BOOST_TEST(std::all_of(part.slices.begin(), part.slices.end(), kept_in_part));
   BOOST_TEST(part.arrows.size() ==
              static_cast<std::size_t>(std::count_if(all.arrows.begin(), all.arrows.end(), [&](const Arrow& arrow) {
                return kept(arrow.from) && kept(arrow.to);
              })));
   BOOST_TEST(!part.arrows.empty());
   // A counter begins with what held when the window began.
-  const auto& counter = part.counters.at({1001, "activations live"});
-  const auto& whole = all.counters.at({1001, "activations live"});
+  const auto& counter = part.counters.at("rank 01 activations live");
+  const auto& whole = all.counters.at("rank 01 activations live");
   BOOST_TEST(counter.front().first == filter.begin);
   const auto after = std::find_if(whole.begin(), whole.end(), [&](const auto& p) { return p.first > filter.begin; });
   BOOST_TEST(counter.front().second == std::prev(after)->second);
   BOOST_TEST(counter.back().first < filter.end);
 }
 
-// A plan and its measured run in one file: processes of their own, ids used once.
+// The rows of a rank stand together, those of the plan above those of the measured run; ids are used once.
 BOOST_AUTO_TEST_CASE(two_runs_in_one_file) {
-  const Program program = lower(generate("1f1b", {2, 4}));
+  const Program program = lower(generate("1f1b", {3, 4}));
+  const Costs planned_costs = uniform(ms, ms, ms);
+  const Costs measured_costs = uniform(ms, ms, ms, ms);
+  const Timeline planned = simulate(program, planned_costs);
+  const Timeline measured = simulate(program, measured_costs);
+  const std::vector<TracedRun> runs{{program, planned_costs, planned, "planned"},
+                                    {program, measured_costs, measured, "measured"}};
   std::ostringstream out;
-  TraceWriter writer(out);
-  for (const Time latency : {Time{0}, ms}) {
-    const Costs costs = uniform(ms, ms, ms, latency);
-    const TraceGroup group{latency == 0 ? 1000 : 2000, latency == 0 ? "predicted" : "measured", {}};
-    write_run(writer, program, costs, simulate(program, costs), {}, group);
-  }
-  writer.finish();
+  write_chrome_trace(out, runs);
   const Trace trace(out.str());
-  BOOST_TEST(trace.processes.at(1001) == "rank 01 predicted");
-  BOOST_TEST(trace.processes.at(2001) == "rank 01 measured");
+  const std::vector<std::string> expected{"rank 00 planned compute",
+                                          "rank 00 measured compute",
+                                          "rank 00 measured send to rank 01",
+                                          "rank 00 measured receive from rank 01",  // rank 0 has one neighbour
+                                          "rank 01 planned compute",
+                                          "rank 01 measured compute",
+                                          "rank 01 measured send to rank 00",
+                                          "rank 01 measured receive from rank 00",
+                                          "rank 01 measured send to rank 02",
+                                          "rank 01 measured receive from rank 02",
+                                          "rank 02 planned compute",
+                                          "rank 02 measured compute",
+                                          "rank 02 measured send to rank 01",
+                                          "rank 02 measured receive from rank 01"};
+  BOOST_TEST(trace.rows() == expected, boost::test_tools::per_element());
+  BOOST_TEST(trace.processes.size() == 1U);
   BOOST_TEST(trace.arrows.size() == 2 * send_count(program));
+  BOOST_TEST(trace.counters.contains("rank 02 planned activations live"));
+  BOOST_TEST(trace.counters.contains("rank 02 measured activations live"));
+}
+
+// Whoever looks at colours alone can tell the chains apart, too.
+BOOST_AUTO_TEST_CASE(chains_differ_in_name) {
+  const Program program = lower(generate("dualpipe", {4, 8}));
+  const Costs costs = two_way_costs(ms / 2);
+  const Trace trace(trace_of(program, costs, simulate(program, costs)));
+  const auto marked = [](const std::string& name) { return name.find('\'') != std::string::npos; };
+  int of_second = 0;
+  for (const Slice& slice : trace.slices) {
+    if (!slice.args.contains("chain")) continue;  // a pair has one of each
+    BOOST_TEST(marked(slice.name) == (slice.args.at("chain") == 1), slice.name);
+    of_second += marked(slice.name);
+  }
+  BOOST_TEST(of_second > 0);
+  const Trace one_chain(
+      trace_of(lower(generate("dualpipev", {4, 8})), costs, simulate(lower(generate("dualpipev", {4, 8})), costs)));
+  BOOST_TEST(std::ranges::none_of(one_chain.slices, [&](const Slice& slice) { return marked(slice.name); }));
 }
 
 // Ops in parts: F of attention and dispatch, B of dispatch and attention. Activations are copied.
@@ -264,20 +305,22 @@ BOOST_AUTO_TEST_CASE(parts_have_lanes_below_the_ops) {
   const Trace trace(text);
   const std::vector<std::string> expected = {"compute", "compute, stage 1", "compute, stage 2",    "exchange",
                                              "copy",    "send to rank 00",  "receive from rank 00"};
+  const auto rows = trace.rows();
+  const auto first_row = std::ranges::find(rows, "rank 01 compute") - rows.begin();
   for (std::size_t lane = 0; lane < expected.size(); ++lane) {
-    BOOST_TEST(trace.threads.at({1001, static_cast<int>(lane) + 1}) == expected[lane]);
+    BOOST_TEST(rows.at(static_cast<std::size_t>(first_row) + lane) == "rank 01 " + expected[lane]);
   }
   std::size_t slices = 0;
   for (const char* lane : {"compute, stage 1", "compute, stage 2", "exchange", "copy"}) {
-    slices += trace.in_lane(1001, lane).size();
+    slices += trace.in_lane(1, lane).size();
   }
   BOOST_TEST(slices == static_cast<std::size_t>(std::ranges::count_if(timeline.parts, [&](const PartSpan& part) {
                return program.schedule.placement.rank_of[part.op.stage] == 1;
              })));
-  const Slice first = trace.in_lane(1001, "exchange").front();
+  const Slice first = trace.in_lane(1, "exchange").front();
   BOOST_TEST(first.name == "dispatch 2F0");
   BOOST_TEST(first.args == Json::parse(R"({"op": "2F0", "stage": 2, "chain": 1, "micro_batch": 0})"));
-  BOOST_TEST(trace.in_lane(1001, "copy").front().name.substr(0, 5) == "copy ");
+  BOOST_TEST(trace.in_lane(1, "copy").front().name.substr(0, 5) == "copy ");
 
   // All else is as without them, but for the numbers of the lanes below.
   const Trace without(trace_of(program, costs, plain));
@@ -297,11 +340,11 @@ BOOST_AUTO_TEST_CASE(the_filter_goes_for_parts_too) {
   const Trace all(trace_of(program, costs, timeline));
   const Trace part(trace_of(program, costs, timeline, filter));
   for (const char* lane : {"compute, stage 1", "exchange"}) {
-    const auto whole = all.in_lane(1001, lane);
+    const auto whole = all.in_lane(1, lane);
     const auto kept = std::ranges::count_if(whole, [&](const Slice& slice) { return filter.has(slice.span); });
     BOOST_TEST(kept > 0);
-    BOOST_TEST(std::ssize(part.in_lane(1001, lane)) == kept);
-    BOOST_TEST(part.in_lane(1000, lane).empty());
+    BOOST_TEST(std::ssize(part.in_lane(1, lane)) == kept);
+    BOOST_TEST(part.in_lane(0, lane).empty());
   }
 }
 
@@ -312,25 +355,28 @@ BOOST_AUTO_TEST_CASE(parts_that_overlap_get_lanes_of_their_own) {
     timeline.parts.push_back({{}, PartSpan::Lane::exchange, "dispatch", {start, start + 15}});
   }
   const Trace trace(trace_of(program, uniform(ms, ms, ms), timeline));
-  BOOST_TEST(trace.in_lane(1000, "exchange").size() == 2U);
-  BOOST_TEST(trace.in_lane(1000, "exchange (2)").size() == 1U);
+  BOOST_TEST(trace.in_lane(0, "exchange").size() == 2U);
+  BOOST_TEST(trace.in_lane(0, "exchange (2)").size() == 1U);
 }
 
 BOOST_AUTO_TEST_CASE(a_run_says_what_it_ran_on) {
   const Program program = lower(generate("1f1b", {2, 2}));
   const Costs costs = uniform(ms, ms, ms);
   const std::vector<std::string> devices = {"NVIDIA H100", "NVIDIA H200"};
+  const Timeline timeline = simulate(program, costs);
+  const TracedRun run{.program = program,
+                      .costs = costs,
+                      .timeline = timeline,
+                      .label = "measured",
+                      .devices = devices,
+                      .about = TraceArgs().add("dtype", "bfloat16")};
   std::ostringstream out;
-  TraceWriter writer(out);
-  TraceGroup group;
-  group.label = "measured";
-  group.devices = devices;
-  group.about = TraceArgs().add("dtype", "bfloat16");
-  write_run(writer, program, costs, simulate(program, costs), {}, group);
-  writer.finish();
-  BOOST_TEST(Trace(out.str()).processes.at(1001) == "rank 01 measured on NVIDIA H200");
+  write_chrome_trace(out, std::span(&run, 1));
+  BOOST_TEST(Trace(out.str()).rows() == std::vector<std::string>({"rank 00 measured compute on NVIDIA H100",
+                                                                  "rank 01 measured compute on NVIDIA H200"}),
+             boost::test_tools::per_element());
   const std::string expected =
-      R"("args":{"name":"rank 00 measured on NVIDIA H100","rank":0,"run":"measured","device":"NVIDIA H100",)"
+      R"("args":{"name":"rank 00 measured compute on NVIDIA H100","rank":0,"run":"measured","device":"NVIDIA H100",)"
       R"("dtype":"bfloat16","peak_activations":)";
   BOOST_TEST(out.str().find(expected) != std::string::npos, out.str());
 }
@@ -357,11 +403,10 @@ BOOST_AUTO_TEST_CASE(what_does_not_fit_the_program_is_refused) {
                "a trace needs the spans of all ops and messages; simulate with Record::spans");
   }
   const std::vector<RankPeak> peaks(1);
+  const Timeline timeline = simulate(program, costs);
+  const TracedRun run{.program = program, .costs = costs, .timeline = timeline, .peaks = peaks};
   std::ostringstream out;
-  TraceWriter writer(out);
-  TraceGroup group;
-  group.peaks = peaks;
-  BOOST_TEST(refusal([&] { write_run(writer, program, costs, simulate(program, costs), {}, group); }) ==
+  BOOST_TEST(refusal([&] { write_chrome_trace(out, std::span(&run, 1)); }) ==
              "peaks or devices are given for 1 ranks, but the program has 2; give one for each");
 }
 

@@ -1,5 +1,7 @@
 #include "tests/trace/perfetto.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -30,12 +32,22 @@ Trace::Trace(const std::string& text) : text_(text) {
   check_arrows();
 }
 
-std::vector<Slice> Trace::in_lane(int pid, std::string_view lane) const {
+std::vector<std::string> Trace::rows() const {
+  std::vector<std::string> rows;
+  for (const auto& [track, name] : threads) rows.push_back(name);
+  return rows;
+}
+
+std::vector<Slice> Trace::in_row(std::string_view row) const {
   std::vector<Slice> found;
   for (const Slice& slice : slices) {
-    if (slice.track.first == pid && threads.at(slice.track) == lane) found.push_back(slice);
+    if (threads.at(slice.track) == row) found.push_back(slice);
   }
   return found;
+}
+
+std::vector<Slice> Trace::in_lane(int rank, std::string_view lane) const {
+  return in_row(fmt::format("rank {:02} {}", rank, lane));
 }
 
 void Trace::read(const Json& event) {
@@ -48,7 +60,7 @@ void Trace::read(const Json& event) {
   if (phase == "C") {
     BOOST_TEST(event.at("args").size() == 1U);
     const auto arg = event.at("args").begin();
-    counters[{pid, event.at("name").get<std::string>() + " " + arg.key()}].emplace_back(time, arg->get<std::int64_t>());
+    counters[event.at("name").get<std::string>() + " " + arg.key()].emplace_back(time, arg->get<std::int64_t>());
     return;
   }
   BOOST_TEST(track.second >= 1);
@@ -86,7 +98,7 @@ void Trace::check_text() const {
 void Trace::check_names() const {
   // The colour is a hash of the name without its numbers at the end.
   static const std::regex name(
-      "(F|B|I|W|F&B [0-9]+|(SEND|RECV)_[FB]|REDUCE_GRAD) [0-9]+"
+      "(F'*|B'*|I'*|W'*|F'*&B'* [0-9]+|(SEND|RECV)_[FB]'*|REDUCE_GRAD'*) [0-9]+"
       "|[a-z]+( dW)? [0-9]+([FBIW]|RECV_[FB])[0-9]+");  // a part
   for (const Slice& slice : slices) {
     BOOST_TEST(std::regex_match(slice.name, name), slice.name);

@@ -37,11 +37,14 @@ class Trace {
 
   std::vector<Slice> slices;
   std::vector<Arrow> arrows;
-  std::map<std::pair<int, std::string>, std::vector<std::pair<Time, std::int64_t>>> counters;  // by pid, name and key
+  std::map<std::string, std::vector<std::pair<Time, std::int64_t>>> counters;  // by name and key
   std::map<int, std::string> processes;
   std::map<Track, std::string> threads;
 
-  [[nodiscard]] std::vector<Slice> in_lane(int pid, std::string_view lane) const;
+  // The names of the threads in the order in which they are shown, which is by tid.
+  [[nodiscard]] std::vector<std::string> rows() const;
+  [[nodiscard]] std::vector<Slice> in_row(std::string_view row) const;
+  [[nodiscard]] std::vector<Slice> in_lane(int rank, std::string_view lane) const;  // of the only run
 
  private:
   struct End {

@@ -59,6 +59,13 @@ std::string with_event(const std::string& event) {
          event + "]}";
 }
 
+// The same of a trace of lanes.
+std::string with_lane(const std::string& event) {
+  return R"({"traceEvents":[{"ph":"M","pid":9,"tid":7,"name":"thread_name",)"
+         R"("args":{"name":"rank 00 compute","rank":0,"peak_activations":1,"peak_memory_bytes":2}},)" +
+         event + "]}";
+}
+
 std::string op_event(const std::string& start, const std::string& duration, const std::string& op = "0F0") {
   return R"({"ph":"X","pid":1,"tid":1,"ts":)" + start + R"(,"dur":)" + duration +
          R"(,"cat":"compute","name":"F 0","args":{"op":")" + op + "\"}}";
@@ -77,20 +84,20 @@ const std::vector<Flaw> flaws = {
     {"", "t.json:1:1: syntax error while parsing value - unexpected end of input"},
     {"{", "t.json:1:2: syntax error while parsing object key - unexpected end of input"},
     {"7", "t.json: expected an object"},
-    {"[]", "t.json: not a trace of dualpipe-sim or dualpipe-run: none of its processes is a rank"},
+    {"[]", "t.json: not a trace of dualpipe-sim or dualpipe-run: none of its lanes is a rank"},
     {"{}", "t.json: \"traceEvents\" is missing"},
     {R"({"traceEvents": 1})", "t.json: \"traceEvents\" is not a list"},
     {R"({"traceEvents": {}})", "t.json: \"traceEvents\" is not a list"},
     {R"({"traceEvents": [], "traceEvents": []})", "t.json: \"traceEvents\" is there twice"},
     {R"({"traceEvents": [[]]})", "t.json: traceEvents[0]: expected an event, not a list"},
     {R"({"traceEvents": [{}, 1]})", "t.json: traceEvents[1]: expected an event"},
-    {R"({"traceEvents": []})", "not a trace of dualpipe-sim or dualpipe-run: none of its processes is a rank"},
+    {R"({"traceEvents": []})", "not a trace of dualpipe-sim or dualpipe-run: none of its lanes is a rank"},
     // PyTorch's profiler.
     {R"({"schemaVersion": 1, "deviceProperties": [{"id": 0}], "traceEvents": [
         {"ph": "X", "cat": "cpu_op", "name": "aten::add", "pid": 77, "tid": 77, "ts": 5043032597219.918, "dur": 5.11,
          "args": {"External id": 1, "Input Dims": [[2, 3], []]}}], "traceName": "trace.json"})",
-     "not a trace of dualpipe-sim or dualpipe-run: none of its processes is a rank"},
-    {R"({"traceEvents": [{"ph": "X"}]})", "none of its processes is a rank"},
+     "not a trace of dualpipe-sim or dualpipe-run: none of its lanes is a rank"},
+    {R"({"traceEvents": [{"ph": "X"}]})", "none of its lanes is a rank"},
     {with_event(R"({"ph":"X","pid":2,"ts":1,"dur":1,"cat":"compute"},)" + rank_1),
      "t.json: traceEvents[2]: rank 1 is named after its first slice"},
     {with_event(R"({"ph":"M","pid":1,"ph":"M"})"), "t.json: traceEvents[1].ph: is there twice"},
@@ -98,6 +105,12 @@ const std::vector<Flaw> flaws = {
     {with_event(R"({"ph":"M","pid":1,"name":"process_name","args":{"rank":1}})"),
      "t.json: traceEvents[1].pid: is that of another rank"},
     {with_event(R"({"ph":"M","name":"process_name","args":{"rank":1}})"), "traceEvents[1].pid: is missing"},
+    {with_event(R"({"ph":"M","pid":9,"tid":1,"name":"thread_name","args":{"rank":0}})"), "rank 0 is there twice"},
+    {with_lane(R"({"ph":"M","pid":9,"tid":7,"name":"thread_name","args":{"rank":1}})"),
+     "t.json: traceEvents[1].tid: is that of another rank"},
+    {with_lane(R"({"ph":"X","pid":9,"tid":8,"ts":1,"dur":1,"cat":"compute"},)"
+               R"({"ph":"M","pid":9,"tid":8,"name":"thread_name","args":{"rank":1}})"),
+     "t.json: traceEvents[2]: rank 1 is named after its first slice"},
     {with_event(R"({"ph":"M","pid":2,"name":"process_name","args":{"rank":1}})"),
      "traceEvents[1].args.peak_activations: is missing"},
     {with_event(R"({"ph":"M","pid":2,"name":"process_name","args":{"rank":65535}})"),
@@ -169,11 +182,11 @@ BOOST_AUTO_TEST_CASE(a_plan_and_its_measured_run) {
   }
   const std::vector<RankPeak> peaks = {{1, 10}, {2, 20}, {3, 30}, {4, 40}};
   const std::vector<std::string> devices(4, "a device");
+  const std::vector<TracedRun> written{
+      {program, costs, timeline, "planned"},
+      {program, costs, in_parts, "measured", peaks, devices, TraceArgs().add("dtype", "any")}};
   std::ostringstream out;
-  TraceWriter writer(out);
-  write_run(writer, program, costs, timeline, {}, {1004, "planned", {}});
-  write_run(writer, program, costs, in_parts, {}, {1000, "measured", peaks, devices, TraceArgs().add("dtype", "any")});
-  writer.finish();
+  write_chrome_trace(out, written);
   const auto runs = read(out.str());
   BOOST_TEST(runs.size() == 2U);
   BOOST_TEST(runs[0].label == "planned");
@@ -183,6 +196,26 @@ BOOST_AUTO_TEST_CASE(a_plan_and_its_measured_run) {
     BOOST_TEST((runs[1].ranks[rank].peak == peaks[rank]));
     BOOST_TEST((runs[1].ranks[rank].spans == runs[0].ranks[rank].spans));
   }
+}
+
+// Traces of old had a process for each rank, all of whose compute slices were its ops.
+BOOST_AUTO_TEST_CASE(a_trace_with_a_process_for_each_rank) {
+  const std::string text = R"({"traceEvents":[
+{"ph":"M","pid":1002,"name":"process_name","args":{"name":"rank 00 planned","rank":0,"run":"planned",)"
+                           R"("peak_activations":1,"peak_memory_bytes":3}},
+{"ph":"M","pid":1002,"tid":1,"name":"thread_name","args":{"name":"compute"}},
+{"ph":"X","pid":1002,"tid":1,"ts":0.000,"dur":2.000,"cat":"compute","name":"F 0","args":{"op":"0F0"}},
+{"ph":"X","pid":1002,"tid":1,"ts":2.000,"dur":3.000,"cat":"compute","name":"B 0","args":{"op":"0B0"}},
+{"ph":"M","pid":1000,"name":"process_name","args":{"name":"rank 00 measured","rank":0,"run":"measured",)"
+                           R"("peak_activations":1,"peak_memory_bytes":4}},
+{"ph":"X","pid":1000,"tid":1,"ts":0.000,"dur":2.500,"cat":"compute","name":"F 0","args":{"op":"0F0"}},
+{"ph":"X","pid":1000,"tid":2,"ts":0.000,"dur":1.000,"cat":"part","name":"attention 0F0","args":{"op":"0F0"}},
+{"ph":"X","pid":1000,"tid":1,"ts":2.500,"dur":3.000,"cat":"compute","name":"B 0","args":{"op":"0B0"}}
+]})";
+  const std::vector<Op> ops{{0, 0, Kind::forward}, {0, 0, Kind::backward}};
+  const std::vector<TraceRun> expected{{"planned", {{ops, {{0, 2'000}, {2'000, 5'000}}, {1, 3}}}},
+                                       {"measured", {{ops, {{0, 2'500}, {2'500, 5'500}}, {1, 4}}}}};
+  BOOST_TEST((read(text) == expected));
 }
 
 // Other programs may write the file anew, and add to it.

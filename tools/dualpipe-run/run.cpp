@@ -95,10 +95,12 @@ void write_partial_trace(const std::string& path, const Program& program, std::s
     const PartialRun partial = reached(program, records);
     const Timeline timeline = merge(partial.program, partial.records);
     write_output(path, [&](std::ostream& out) {
-      TraceWriter writer(out);
-      write_run(writer, partial.program, costs, timeline, {},
-                {.devices = machine.devices, .about = trace_args(machine)});
-      writer.finish();
+      const TracedRun run{.program = partial.program,
+                          .costs = costs,
+                          .timeline = timeline,
+                          .devices = machine.devices,
+                          .about = trace_args(machine)};
+      write_chrome_trace(out, std::span(&run, 1));
     });
   } catch (const std::exception& error) {
     std::cerr << "warning: no partial trace: " << printable_lines(error.what()) << '\n';
@@ -114,22 +116,15 @@ PlannedMeasured<std::vector<RankPeak>> peaks_of(const Difference& difference) {
   return peaks;
 }
 
-// The measured run, and for --compare the plan: rank 00 measured, rank 00 planned, rank 01 measured, …
+// The measured run, and for --compare the plan above it: rank 00 planned, rank 00 measured, rank 01 planned, …
 void write_trace(std::ostream& out, const Program& program, const Costs& costs, const Timeline& measured,
                  const Timeline* planned, const TrainReport& report) {
   const auto peaks = peaks_of(report.difference);
-  TraceGroup measured_group;
-  measured_group.peaks = peaks.measured;
-  measured_group.devices = report.machine.devices;
-  measured_group.about = trace_args(report.machine);
-  TraceWriter writer(out);
-  if (planned != nullptr) {
-    measured_group.label = "measured";
-    const TraceGroup planned_group{measured_group.first_pid + program.schedule.ranks(), "planned", peaks.planned};
-    write_run(writer, program, costs, *planned, {}, planned_group);
-  }
-  write_run(writer, program, costs, measured, {}, measured_group);
-  writer.finish();
+  std::vector<TracedRun> runs;
+  if (planned != nullptr) runs.push_back({program, costs, *planned, "planned", peaks.planned});
+  const std::string_view label = planned == nullptr ? "" : "measured";
+  runs.push_back({program, costs, measured, label, peaks.measured, report.machine.devices, trace_args(report.machine)});
+  write_chrome_trace(out, runs);
 }
 
 // What the prediction is made from, where it is known before the run.
