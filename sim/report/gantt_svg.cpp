@@ -190,9 +190,13 @@ void add_rows(SvgText& svg, const Frame& frame) {
   for (int rank = 0; rank < frame.ranks(); ++rank) {
     svg.add("<rect class=\"idle\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"><title>{}</title></rect>\n", frame.left,
             frame.row_top(rank), frame.plot_width, frame.row_height, xml_text(shares_text(frame, rank)));
-    if (frame.detail != Detail::bands) draw_row(svg, frame, rank);
   }
-  if (frame.detail == Detail::bands) draw_bands(svg, frame);
+  if (frame.has_messages) draw_messages(svg, frame);  // below the ops: those to distant ranks cross the rows between
+  if (frame.detail == Detail::bands) {
+    draw_bands(svg, frame);
+  } else {
+    for (int rank = 0; rank < frame.ranks(); ++rank) draw_row(svg, frame, rank);
+  }
 }
 
 }  // namespace
@@ -204,7 +208,6 @@ void write_gantt_svg(std::ostream& out, const Program& program, const Costs& cos
   add_grid(body, frame);
   add_rows(body, frame);
   const std::string memory_top = frame.strip_height > 0 ? draw_memory(body, frame) : "";
-  if (frame.has_messages) draw_messages(body, frame);
   add_axis(body, frame);
   const int legend_top = frame.plot_bottom() + axis_height;
   const int legend_height = draw_legend(body, frame, legend_top, memory_top);
