@@ -201,7 +201,7 @@ class RunTrace {
   template <typename Value>
   void write_counter(int rank, std::string_view name, std::string_view key, std::span<const MemoryPoint> points,
                      Value value_of) {
-    const std::string row_name = run_.row_name(rank, name);
+    const std::string row_name = run_.counter_name(rank, name);
     std::optional<std::int64_t> written;
     for (std::size_t i = 0; i < points.size(); ++i) {
       const bool last_before_window = points[i].time < run_.filter.begin;
@@ -227,7 +227,8 @@ void write_chrome_trace(std::ostream& out, std::span<const TracedRun> runs, cons
   Tracks tracks;
   std::vector<std::unique_ptr<RunTrace>> traces;
   for (const TracedRun& run : runs) {
-    traces.push_back(std::make_unique<RunTrace>(RunContext{writer, tracks, run, filter}));
+    const int number = runs.size() == 1 ? 0 : static_cast<int>(traces.size()) + 1;
+    traces.push_back(std::make_unique<RunTrace>(RunContext{writer, tracks, run, filter, number}));
   }
   const Schedule& schedule = runs.front().program.schedule;
   writer.process(trace_pid, schedule.name.empty() ? "schedule" : schedule.name);

@@ -13,7 +13,8 @@
 //     rank 00 memory bytes          and bytes, if the costs have any
 //
 // Of several runs in one file ("rank 00 planned compute") each rank has its lanes of all runs, in the order in which
-// the runs were given. F' is a forward of the second chain, F'' of the third.
+// the runs were given; counters are numbered ("rank 00 #1 planned memory bytes"). F' is a forward of the second chain,
+// F'' of the third.
 //
 // Each op's arguments hold its text (`3B7`), stage, chain, micro-batch and the idle time before it; a message's also
 // its bytes; a compute lane's the rank and what it needed at most, and of a measured run what it ran on. All but the

@@ -19,6 +19,7 @@ struct RunContext {
   Tracks& tracks;  // of all runs of the file
   const TracedRun& run;
   const TraceFilter& filter;
+  int number = 0;  // of the run among those of the file, from 1; 0: it is the only one
 
   [[nodiscard]] const Placement& placement() const { return run.program.schedule.placement; }
   [[nodiscard]] int rank_of(int stage) const { return placement().rank_of[static_cast<std::size_t>(stage)]; }
@@ -29,6 +30,11 @@ struct RunContext {
   // "rank 03 planned send to rank 04".
   [[nodiscard]] std::string row_name(int rank, std::string_view what) const {
     return fmt::format("{} {}{}{}", rank_name(rank), run.label, run.label.empty() ? "" : " ", what);
+  }
+  // "rank 03 #1 planned memory". Counters sort by name, in which "measured" comes before "planned".
+  [[nodiscard]] std::string counter_name(int rank, std::string_view what) const {
+    if (number == 0) return row_name(rank, what);
+    return fmt::format("{} #{} {} {}", rank_name(rank), number, run.label, what);
   }
   // Names the next lane.
   TraceTrack add_lane(int rank, std::string_view name, const TraceArgs& args = {}) const {
