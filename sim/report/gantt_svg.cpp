@@ -14,7 +14,6 @@
 
 namespace dualpipe {
 
-using detail::report::class_count;
 using detail::report::class_names;
 using detail::report::class_of;
 using detail::report::Detail;
@@ -32,8 +31,6 @@ using detail::report::Unit;
 
 namespace {
 
-constexpr int margin = 16;
-constexpr int right = 32;
 constexpr int axis_height = 36;  // below the last row, the legend below it
 
 struct Rgb {
@@ -90,7 +87,7 @@ void add_style(SvgText& svg, const Frame& frame) {
 }
 
 void add_head(SvgText& svg, const Frame& frame, int height) {
-  const int width = frame.left + frame.plot_width + right;
+  const int width = frame.left + frame.plot_width + Frame::right;
   svg.add(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" role=\"img\">\n",
       width, height);
@@ -100,8 +97,8 @@ void add_head(SvgText& svg, const Frame& frame, int height) {
   svg.add("<title>{}, {}</title>\n", title, format_count(static_cast<std::uint64_t>(frame.ranks()), "rank"));
   add_style(svg, frame);
   svg.add("<rect class=\"page\" width=\"{}\" height=\"{}\"/>\n", width, height);
-  svg.add("<text class=\"name\" x=\"{}\" y=\"30\">{}</text>\n", margin, title);
-  svg.add("<text class=\"note\" x=\"{}\" y=\"48\">{} · {} · makespan {} · idle {} of it, on average", margin,
+  svg.add("<text class=\"name\" x=\"{}\" y=\"30\">{}</text>\n", Frame::margin, title);
+  svg.add("<text class=\"note\" x=\"{}\" y=\"48\">{} · {} · makespan {} · idle {} of it, on average", Frame::margin,
           format_count(static_cast<std::uint64_t>(frame.ranks()), "rank"),
           format_count(schedule.total_micro_batches(), "micro-batch", "es"), format_time(frame.timeline.makespan()),
           format_rate(frame.timeline.bubble_rate_makespan()));
@@ -213,7 +210,7 @@ void write_gantt_svg(std::ostream& out, const Program& program, const Costs& cos
   const int legend_height = draw_legend(body, frame, legend_top, memory_top);
 
   SvgText head;
-  add_head(head, frame, legend_top + legend_height + margin);
+  add_head(head, frame, legend_top + legend_height + Frame::margin);
   for (const std::string& text : {std::move(head).take(), std::move(body).take(), std::string("</svg>\n")}) {
     out.write(text.data(), static_cast<std::streamsize>(text.size()));
   }

@@ -18,12 +18,12 @@ namespace {
 constexpr int piece_width_min = 3;  // pixels
 constexpr int filling_size = 36;    // bytes
 
-// The classes with their shades, in the order in which they lie in a piece.
-using Filling = std::pair<std::size_t, int>;
+// A class and a shade of it, by number: in the order in which they lie in a piece.
+using Filling = std::size_t;
 
 struct Piece {
   Span span;
-  std::map<Filling, Time> busy;
+  std::vector<Time> busy;  // by filling; empty where all is idle
 };
 
 // The pieces of one row.
@@ -49,7 +49,8 @@ class Pieces {
 
   void close() {
     if (!open_.busy.empty()) pieces_.push_back(open_);
-    open_ = {{open_.span.end, open_.span.end}, {}};
+    open_.span.start = open_.span.end;
+    open_.busy.clear();
     first_.reset();
   }
 
@@ -63,11 +64,13 @@ class Pieces {
   }
 
   void add_unit(const Unit& unit, Span shown) {
-    const Filling filling{class_of(unit), frame_.shade_of[unit.ops[0].stage]};
+    const auto shades = static_cast<std::size_t>(frame_.shades);
+    const Filling filling = class_of(unit) * shades + static_cast<std::size_t>(frame_.shade_of[unit.ops[0].stage]);
     const bool is_long = shown.end - shown.start >= length_min_;
     const bool comes_up_again = !first_ || *first_ == filling;
     if (is_long || (length() >= length_min_ && comes_up_again) || length() >= 4 * length_min_) close();
     if (!first_) first_ = filling;
+    open_.busy.resize(class_names.size() * shades);
     open_.busy[filling] += shown.end - shown.start;
     open_.span.end = shown.end;
     if (is_long) close();
@@ -93,8 +96,9 @@ std::vector<Drawn> drawn_row(const Frame& frame, int rank, Time length_min) {
   for (const Piece& piece : Pieces(frame, rank, length_min).take()) {
     Drawn drawn{frame.x(piece.span.start), frame.x(piece.span.end), {}};
     Time busy = 0;
-    for (const auto& [filling, time] : piece.busy) {
-      busy += time;
+    for (Filling filling = 0; filling < piece.busy.size(); ++filling) {
+      if (piece.busy[filling] == 0) continue;
+      busy += piece.busy[filling];
       drawn.tops.emplace_back(filling,
                               scaled(busy, std::int64_t{frame.row_height} * 100, piece.span.end - piece.span.start));
     }
@@ -109,13 +113,15 @@ std::vector<Drawn> drawn_row(const Frame& frame, int rank, Time length_min) {
 
 void draw_row_of_bands(SvgText& svg, const Frame& frame, int rank, const std::vector<Drawn>& row) {
   const std::int64_t bottom = std::int64_t{frame.row_top(rank) + frame.row_height} * 100;
+  const auto shades = static_cast<std::size_t>(frame.shades);
   std::map<std::string, std::string> paths;  // by class of the style sheet
   for (const Drawn& piece : row) {
     std::int64_t below = 0;
     for (const auto& [filling, top] : piece.tops) {
       const std::int64_t width = piece.end - piece.begin;
-      fmt::format_to(std::back_inserter(paths[fill_class(filling.first, filling.second)]), "M{} {}h{}v{}h-{}z",
-                     pixels(piece.begin), pixels(bottom - top), pixels(width), pixels(top - below), pixels(width));
+      fmt::format_to(std::back_inserter(paths[fill_class(filling / shades, static_cast<int>(filling % shades))]),
+                     "M{} {}h{}v{}h-{}z", pixels(piece.begin), pixels(bottom - top), pixels(width), pixels(top - below),
+                     pixels(width));
       below = top;
     }
   }
@@ -129,13 +135,14 @@ void draw_bands(SvgText& svg, const Frame& frame) {
   const auto fillings_max = static_cast<std::size_t>(frame.size_max() / 4 * 3 / filling_size);
   for (Time width = piece_width_min;; width = width * 3 / 2) {
     const Time length_min = std::max<Time>(1, scaled(width, frame.length(), frame.plot_width));
+    const bool is_coarsest = width > frame.plot_width;
     std::size_t fillings = 0;
     rows.clear();
-    for (int rank = 0; rank < frame.ranks(); ++rank) {
+    for (int rank = 0; rank < frame.ranks() && (fillings <= fillings_max || is_coarsest); ++rank) {
       rows.push_back(drawn_row(frame, rank, length_min));
       for (const Drawn& piece : rows.back()) fillings += piece.tops.size();
     }
-    if (fillings <= fillings_max || width > frame.plot_width) break;
+    if (fillings <= fillings_max || is_coarsest) break;
   }
   for (int rank = 0; rank < frame.ranks(); ++rank) {
     draw_row_of_bands(svg, frame, rank, rows[static_cast<std::size_t>(rank)]);

@@ -21,9 +21,7 @@ constexpr int op_width_min = 2;  // pixels, on average; narrower ones make bands
 constexpr int plot_width_min = 640;
 constexpr int plot_width_max = 2400;
 constexpr int unit_width = 20;  // of the shortest op, where there is room: two digits
-constexpr int margin = 16;
-constexpr int right = 32;      // room for half a tick's label
-constexpr int shades_max = 6;  // of a colour
+constexpr int shades_max = 6;   // of a colour
 
 }  // namespace
 

@@ -28,6 +28,9 @@ struct Frame {
   bool has_messages = false;  // that are drawn
 
   // Pixels.
+  static constexpr int margin = 16;  // around all
+  static constexpr int right = 32;   // of the plot: room for half a tick's label
+  static constexpr int top = 60;     // of the first row: the title is above it
   int plot_width = 0;
   int left = 0;  // of the plot
   int row_height = 0;
@@ -36,7 +39,7 @@ struct Frame {
 
   [[nodiscard]] int ranks() const { return program.schedule.ranks(); }
   [[nodiscard]] const Placement& placement() const { return program.schedule.placement; }
-  [[nodiscard]] int row_top(int rank) const { return 60 + rank * row_pitch; }
+  [[nodiscard]] int row_top(int rank) const { return top + rank * row_pitch; }
   [[nodiscard]] int strip_top(int rank) const { return row_top(rank) + row_height + 2; }
   [[nodiscard]] int row_bottom(int rank) const {
     return strip_height > 0 ? strip_top(rank) + strip_height : row_top(rank) + row_height;
