@@ -32,7 +32,7 @@ struct Drawing {
   std::vector<std::string> lines;  // without the comment signs
 };
 
-std::int64_t number_in(const std::string& title, const char* pattern, std::int64_t otherwise) {
+std::int64_t number_in(const std::string& title, const std::string& pattern, std::int64_t otherwise) {
   std::smatch match;
   return std::regex_search(title, match, std::regex(pattern)) ? std::stoll(match[1]) : otherwise;
 }
@@ -41,8 +41,11 @@ Drawing parse_title(const std::string& title) {
   Drawing drawing;
   drawing.title = title;
   drawing.family = title.substr(0, title.find(','));
-  drawing.shape = {static_cast<int>(number_in(title, "(\\d+) ranks", 0)), number_in(title, "(\\d+) micro-batches", 0),
-                   static_cast<int>(number_in(title, "(\\d+) chunks", 1))};
+  drawing.shape = {static_cast<int>(number_in(title, "(\\d+) ranks", 0)), number_in(title, "(\\d+) micro-batches", 0)};
+  for (const Parameter& each : parameters()) {
+    const std::string pattern = fmt::format("(\\d+) {}", each.name);
+    drawing.shape.*each.value = static_cast<int>(number_in(title, pattern, Shape{}.*each.value));
+  }
   StageCosts stage;
   stage.forward = number_in(title, "[ ]F = (\\d+)", 0);
   stage.backward = number_in(title, "[ ]B = (\\d+)", 0);
@@ -56,7 +59,7 @@ Drawing parse_title(const std::string& title) {
 std::string draw_rank(const Program& program, const Timeline& timeline, int rank) {
   const Schedule& schedule = program.schedule;
   const bool one_stage = schedule.placement.stages_on(rank).size() == 1;
-  const std::size_t width = one_stage ? 3 : 4;
+  const std::size_t width = one_stage ? 3 : schedule.placement.stages() > 10 ? 5 : 4;
   const auto ops = schedule.rank(rank);
   std::vector<std::string> columns(static_cast<std::size_t>(timeline.makespan()), ".");
   for (std::size_t i = 0; i < ops.size(); ++i) {
