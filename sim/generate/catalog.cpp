@@ -27,6 +27,7 @@ static std::span<const Family> families() {
   static const std::array all{
       DUALPIPE_FAMILY(gpipe),
       DUALPIPE_FAMILY(one_f_one_b),
+      DUALPIPE_FAMILY(eager_one_f_one_b),
       DUALPIPE_FAMILY(interleaved),
       DUALPIPE_FAMILY(looped_bfs),
       DUALPIPE_FAMILY(zb_h1),

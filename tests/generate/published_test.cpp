@@ -1,0 +1,74 @@
+// The figures that are published, or known from elsewhere, for the families that have no golden, or for more shapes
+// than the goldens have: bubbles, peaks, makespans. No figure here comes from this project's simulator.
+#include <algorithm>
+#include <array>
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <cstdlib>
+
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/simulate/simulate.h"
+#include "tests/support.h"
+
+namespace dualpipe::test {
+namespace {
+
+using boost::unit_test::data::xrange;
+
+// F and a whole backward; where the backward is split, both halves.
+Costs costs_of(Time forward, Time input_gradient, Time weight_gradient, Time latency = 0) {
+  Costs costs = uniform(forward, input_gradient, weight_gradient, latency);
+  costs.stages[0].activation = costs.stages[0].weight_stash = 1;  // W frees all
+  return costs;
+}
+
+struct Run {
+  Program program;
+  Costs costs;
+  Timeline timeline;
+
+  Run(std::string_view family, const Shape& shape, const Costs& with)
+      : program(lower(generate(family, shape))), costs(with), timeline(simulate(program, costs, Record::ranks)) {}
+
+  // Of the rank that idles most.
+  [[nodiscard]] Time bubble() const { return largest(timeline.makespan()); }
+  [[nodiscard]] Time bubble_by_span() const { return largest(timeline.span()); }
+  // In activations of one stage.
+  [[nodiscard]] std::int64_t peak(int rank) const { return rank_memory(program, costs, rank).peak; }
+
+ private:
+  [[nodiscard]] Time largest(Time cost) const {
+    Time most = 0;
+    for (const RankTimes& rank : timeline.ranks) most = std::max(most, cost - rank.busy);
+    return most;
+  }
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(generate_published)
+
+// arXiv:2211.05322: the bubble of 1F1B; messages of forwards are hidden, which cost 1F1B twice for every P
+// micro-batches.
+BOOST_DATA_TEST_CASE(eager_1f1b, xrange(2, 33), ranks) {
+  const Time p = ranks;
+  for (const Time rounds : {2, 3, 5}) {
+    const Time m = rounds * p;
+    const Run free("eager-1f1b", {ranks, m}, costs_of(2, 3, 2));
+    BOOST_TEST(free.bubble() == 7 * (p - 1));
+    for (int rank = 0; rank < ranks; ++rank) BOOST_TEST(free.peak(rank) == std::min(m, 2 * (p - rank) - 1));
+    const Time latency = 3;  // 1.5 F
+    const Costs costs = costs_of(2, 3, 2, latency);
+    BOOST_TEST(Run("eager-1f1b", {ranks, m}, costs).timeline.makespan() == (m + p - 1) * 7 + 2 * (p - 1) * latency);
+    BOOST_TEST(Run("1f1b", {ranks, m}, costs).timeline.makespan() ==
+               (m + p - 1) * 7 + (2 * (p - 1) * rounds + 2 * (p - 2)) * latency);
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace dualpipe::test
