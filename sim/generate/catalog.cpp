@@ -29,6 +29,7 @@ static std::span<const Family> families() {
       DUALPIPE_FAMILY(one_f_one_b),
       DUALPIPE_FAMILY(eager_one_f_one_b),
       DUALPIPE_FAMILY(interleaved),
+      DUALPIPE_FAMILY(interleaved_overlap),
       DUALPIPE_FAMILY(looped_bfs),
       DUALPIPE_FAMILY(zb_h1),
       DUALPIPE_FAMILY(zb_h2),

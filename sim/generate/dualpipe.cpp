@@ -174,8 +174,8 @@ BubbleFormula dual_bubble(const SymbolValues& s) {
           {splits_evenly(s),
            {s.f == s.i, "F = I", {forward, input_gradient}},
            weight_gradient_at_most_forward(s),
-           {s.overlapped <= s.f + s.b, "F&B <= F+B", {overlapped, forward, backward}},
-           {s.overlapped >= std::max(s.f, s.b), "F&B >= max(F, B)", {overlapped, forward, backward}}}};
+           pairs_no_slower(s),
+           pairs_no_faster(s)}};
 }
 
 }  // namespace

@@ -1,13 +1,14 @@
 // What several families share of their placements and formulas. Private to sim.
 #pragma once
 
+#include <algorithm>
+
 #include "dualpipe/sim/generate/family.h"
 
 namespace dualpipe::detail::generate {
 
 // One chain that passes all ranks, once for every chunk.
 [[nodiscard]] inline Placement straight_placement(const Shape& shape) { return straight(shape.ranks, shape.chunks); }
-
 [[nodiscard]] inline BubbleCondition splits_evenly(const SymbolValues& s) {
   return {s.b == s.i + s.w, "B = I + W", {Symbol::backward, Symbol::input_gradient, Symbol::weight_gradient}};
 }
@@ -19,6 +20,15 @@ namespace dualpipe::detail::generate {
 
 [[nodiscard]] inline BubbleCondition weight_gradient_at_most_forward(const SymbolValues& s) {
   return {s.w <= s.f, "W <= F", {Symbol::forward, Symbol::weight_gradient}};
+}
+
+// What an overlapped pair can take: no more than its passes one after the other, no less than the longer of them.
+[[nodiscard]] inline BubbleCondition pairs_no_slower(const SymbolValues& s) {
+  return {s.overlapped <= s.f + s.b, "F&B <= F+B", {Symbol::overlapped, Symbol::forward, Symbol::backward}};
+}
+[[nodiscard]] inline BubbleCondition pairs_no_faster(const SymbolValues& s) {
+  return {
+      s.overlapped >= std::max(s.f, s.b), "F&B >= max(F, B)", {Symbol::overlapped, Symbol::forward, Symbol::backward}};
 }
 
 // The pipeline fills and drains once.

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {
@@ -59,9 +61,17 @@ BOOST_AUTO_TEST_CASE(refusals) {
              "work: 8 or 10 micro-batches");
   BOOST_TEST(refusal("1f1b", {4, 8, 2}) ==
              "1f1b: the number of chunks cannot be chosen, and 2 was asked for; leave it out, or use one of: "
-             "interleaved, looped-bfs");
+             "interleaved, interleaved-overlap, looped-bfs");
   BOOST_TEST(refusal("interleaved", {.ranks = 4, .micro_batches = 8, .chunks = 0}) ==
              "interleaved: the number of chunks must be between 1 and 65535, and is 0");
+  BOOST_TEST(refusal("interleaved", {.ranks = 4, .micro_batches = 8, .chunks = 2, .group = -1}) ==
+             "interleaved: the size of a group must be between 1 and 16777216, and is -1");
+  BOOST_TEST(refusal("interleaved", {.ranks = 4, .micro_batches = 9, .chunks = 2, .group = 3}) ==
+             "interleaved: the size of a group must be between 4 and 9, the number of ranks and that of micro-batches, "
+             "and is 3; with less, ranks would wait for each other");
+  BOOST_TEST(refusal("interleaved-overlap", {.ranks = 4, .micro_batches = 14, .chunks = 2, .group = 6}) ==
+             "interleaved-overlap: 14 micro-batches in groups of 6 leave 2 for the last one, and the 4 ranks need as "
+             "many as they are; nearest that work: groups of 5 or 7");
   BOOST_TEST(refusal("1f1b", {0, 8}) == "1f1b: the number of ranks must be between 1 and 65535, and is 0");
   BOOST_TEST(refusal("1f1b", {4, -1}) == "1f1b: the number of micro-batches must be between 1 and 16777216, and is -1");
   BOOST_TEST(refusal("gpipe", {4, 1'000'000'000}) ==
@@ -118,6 +128,25 @@ BOOST_AUTO_TEST_CASE(nearest_shapes_work) {
       }
     }
   }
+}
+
+// Every group size that is taken runs, for all shapes of so many ranks and micro-batches.
+BOOST_AUTO_TEST_CASE(groups_complete) {
+  int taken = 0;
+  for (const char* name : {"interleaved", "interleaved-overlap"}) {
+    for (int ranks = 1; ranks <= 5; ++ranks) {
+      for (int micro_batches = 1; micro_batches <= 12; ++micro_batches) {
+        for (int group = 1; group <= micro_batches; ++group) {
+          const Shape shape{.ranks = ranks, .micro_batches = micro_batches, .chunks = 3, .group = group};
+          if (!refusal(name, shape).empty()) continue;
+          ++taken;
+          BOOST_TEST(!find_deadlock(lower(generate(name, shape)), CommunicationModel::stream).has_value(),
+                     name << " " << ranks << "x" << micro_batches << ", groups of " << group);
+        }
+      }
+    }
+  }
+  BOOST_TEST(taken > 100);
 }
 
 // DualPipe(2p, 2m) on its first p ranks is DualPipeV(p, m), with the far chain read as the second half of the chain.

@@ -1,4 +1,4 @@
-// The generators against the schedules of others: DeepSeek's, PyTorch's, the zero-bubble authors'.
+// The generators against the schedules of others: DeepSeek's, PyTorch's, Megatron's, the zero-bubble authors'.
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
@@ -6,6 +6,10 @@
 #include <sstream>
 
 #include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/csv.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 #include "tests/support.h"
 
 namespace dualpipe::test {
@@ -59,6 +63,21 @@ BOOST_DATA_TEST_CASE(cell_for_cell, boost::unit_test::data::make(of_catalog()), 
   }
   // The file has no placement but the rank of each stage; the generator's must be the one read off it.
   BOOST_TEST((schedule.placement == read_schedule(golden).placement));
+}
+
+// What a report on Megatron-LM (issue 1829) drew for its microbatch_group_size_per_vp_stage. One group size is smaller
+// than the number of ranks: that order hangs, and there is no such shape.
+BOOST_AUTO_TEST_CASE(groups_as_in_megatron) {
+  const Schedule schedule = generate("interleaved", {.ranks = 4, .micro_batches = 9, .chunks = 2, .group = 5});
+  const auto rows = rows_of(text_of("megatron/interleaved_4ranks_9mb_v2_group5.csv"));
+  BOOST_TEST_REQUIRE(rows.size() == 4);
+  for (int rank = 0; rank < 4; ++rank) BOOST_TEST(text_of_rank(schedule, rank) == rows[static_cast<std::size_t>(rank)]);
+
+  std::istringstream hanging(text_of("megatron/interleaved_4ranks_8mb_v2_group2.csv"));
+  const Schedule read = std::get<Schedule>(read_csv(hanging, "group2", 1));
+  BOOST_TEST(find_deadlock(lower(read), CommunicationModel::latency).has_value());
+  BOOST_CHECK_THROW((void)generate("interleaved", {.ranks = 4, .micro_batches = 8, .chunks = 2, .group = 2}),
+                    ShapeError);
 }
 
 // The first half of DualPipe's ranks is DualPipeV, its far chain read as the second half of the chain ("cut in half").

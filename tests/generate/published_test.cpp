@@ -69,6 +69,23 @@ BOOST_DATA_TEST_CASE(eager_1f1b, xrange(2, 33), ranks) {
   }
 }
 
+// Makespans that https://github.com/Victarry/PP-Schedule-Visualization computes, with its own order and timer.
+struct Overlap {
+  Shape shape;
+  Time forward, backward, overlapped, makespan, of_interleaved;
+};
+std::ostream& operator<<(std::ostream& out, const Overlap& row) { return out << row.shape.ranks << " ranks"; }
+constexpr std::array overlaps{Overlap{{2, 4, 2}, 1, 2, 2, 22, 27},         Overlap{{4, 8, 2}, 1, 2, 3, 57, 57},
+                              Overlap{{4, 8, 2}, 1, 2, 2, 46, 57},         Overlap{{4, 12, 2}, 10, 20, 25, 715, 810},
+                              Overlap{{4, 12, 3}, 10, 20, 24, 1008, 1170}, Overlap{{8, 16, 2}, 10, 20, 26, 1078, 1170},
+                              Overlap{{8, 32, 4}, 3, 7, 8, 1144, 1350}};
+
+BOOST_DATA_TEST_CASE(interleaved_overlap, boost::unit_test::data::make(overlaps), row) {
+  const Costs costs = uniform(row.forward, row.backward - 1, 1, 0, row.overlapped);
+  BOOST_TEST(Run("interleaved-overlap", row.shape, costs).timeline.makespan() == row.makespan);
+  BOOST_TEST(Run("interleaved", row.shape, costs).timeline.makespan() == row.of_interleaved);
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace dualpipe::test
