@@ -185,7 +185,7 @@ std::optional<std::string_view> catalog_name(const Golden& golden) {
       {"zbh1", "zb1p"},         {"looped_bfs", "looped-bfs"},        {"zbh2", "zb-h2"},
   };
   if (golden.lowered) return std::nullopt;
-  if (golden.kind == "interleaved_zero_bubble" && golden.chunks == 1) return "zb1p";
+  if (golden.kind == "interleaved_zero_bubble") return golden.chunks == 1 ? "zb1p" : "interleaved-zb";
   const auto found = std::ranges::find(names, golden.kind, &Name::kind);
   if (found == std::end(names)) return std::nullopt;
   return found->name;

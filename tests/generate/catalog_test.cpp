@@ -61,7 +61,7 @@ BOOST_AUTO_TEST_CASE(refusals) {
              "work: 8 or 10 micro-batches");
   BOOST_TEST(refusal("1f1b", {4, 8, 2}) ==
              "1f1b: the number of chunks cannot be chosen, and 2 was asked for; leave it out, or use one of: "
-             "interleaved, interleaved-overlap, looped-bfs");
+             "interleaved, interleaved-overlap, looped-bfs, interleaved-zb");
   BOOST_TEST(refusal("interleaved", {.ranks = 4, .micro_batches = 8, .chunks = 0}) ==
              "interleaved: the number of chunks must be between 1 and 65535, and is 0");
   BOOST_TEST(refusal("interleaved", {.ranks = 4, .micro_batches = 8, .chunks = 2, .group = -1}) ==

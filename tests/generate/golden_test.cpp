@@ -47,8 +47,9 @@ BOOST_AUTO_TEST_SUITE(generate_golden)
 BOOST_AUTO_TEST_CASE(all_files_are_there) {
   std::map<std::string_view, int> files;
   for (const Golden& golden : of_catalog()) ++files[*catalog_name(golden)];
-  const std::map<std::string_view, int> expected{{"gpipe", 3}, {"1f1b", 12}, {"interleaved", 15}, {"looped-bfs", 3},
-                                                 {"zb1p", 12}, {"zb-h2", 9}, {"dualpipe", 4},     {"dualpipev", 7}};
+  const std::map<std::string_view, int> expected{{"gpipe", 3},          {"1f1b", 12},    {"interleaved", 15},
+                                                 {"looped-bfs", 3},     {"zb1p", 12},    {"zb-h2", 9},
+                                                 {"interleaved-zb", 3}, {"dualpipe", 4}, {"dualpipev", 7}};
   BOOST_TEST((files == expected));
 }
 
@@ -63,6 +64,16 @@ BOOST_DATA_TEST_CASE(cell_for_cell, boost::unit_test::data::make(of_catalog()), 
   }
   // The file has no placement but the rank of each stage; the generator's must be the one read off it.
   BOOST_TEST((schedule.placement == read_schedule(golden).placement));
+}
+
+// PyTorch's interleaved zero bubble with one chunk is ZB-H1.
+BOOST_AUTO_TEST_CASE(interleaved_zero_bubble_of_one_chunk_is_zb1p) {
+  for (int ranks = 1; ranks <= 5; ++ranks) {
+    for (int rounds = 1; rounds <= 3; ++rounds) {
+      const Shape shape{ranks, std::int64_t{rounds} * ranks};
+      BOOST_TEST((generate("interleaved-zb", shape).ops == generate("zb1p", shape).ops));
+    }
+  }
 }
 
 // What a report on Megatron-LM (issue 1829) drew for its microbatch_group_size_per_vp_stage. One group size is smaller
