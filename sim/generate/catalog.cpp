@@ -34,6 +34,7 @@ static std::span<const Family> families() {
       DUALPIPE_FAMILY(zb_h1),
       DUALPIPE_FAMILY(zb_h2),
       DUALPIPE_FAMILY(interleaved_zb),
+      DUALPIPE_FAMILY(zbv),
       DUALPIPE_FAMILY(dualpipe),
       DUALPIPE_FAMILY(dualpipev),
   };

@@ -9,6 +9,9 @@ namespace dualpipe::detail::generate {
 
 // One chain that passes all ranks, once for every chunk.
 [[nodiscard]] inline Placement straight_placement(const Shape& shape) { return straight(shape.ranks, shape.chunks); }
+// One chain that turns round at the last rank.
+[[nodiscard]] inline Placement v_placement(const Shape& shape) { return v_shape(shape.ranks); }
+
 [[nodiscard]] inline BubbleCondition splits_evenly(const SymbolValues& s) {
   return {s.b == s.i + s.w, "B = I + W", {Symbol::backward, Symbol::input_gradient, Symbol::weight_gradient}};
 }

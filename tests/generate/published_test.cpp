@@ -52,6 +52,19 @@ struct Run {
 
 BOOST_AUTO_TEST_SUITE(generate_published)
 
+// P-1 at F = I = W; by span none from 2P-1 micro-batches on, and 2 for each that is fewer.
+BOOST_DATA_TEST_CASE(zbv, xrange(2, 33), ranks) {
+  const Costs costs = costs_of(1, 1, 1);
+  for (const int micro_batches : {ranks, 2 * ranks - 1, 3 * ranks}) {
+    const Run run("zbv", {ranks, micro_batches}, costs);
+    const int missing = std::max(0, 2 * ranks - 1 - micro_batches);
+    BOOST_TEST(run.bubble_by_span() == 2 * missing);
+    if (missing > 0) continue;
+    BOOST_TEST(run.bubble() == ranks - 1);
+    for (int rank = 0; rank < ranks; ++rank) BOOST_TEST(run.peak(rank) == 2 * ranks);
+  }
+}
+
 // arXiv:2211.05322: the bubble of 1F1B; messages of forwards are hidden, which cost 1F1B twice for every P
 // micro-batches.
 BOOST_DATA_TEST_CASE(eager_1f1b, xrange(2, 33), ranks) {
