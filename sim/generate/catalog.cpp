@@ -37,6 +37,7 @@ static std::span<const Family> families() {
       DUALPIPE_FAMILY(zbv),
       DUALPIPE_FAMILY(dualpipe),
       DUALPIPE_FAMILY(dualpipev),
+      DUALPIPE_FAMILY(dualpipev_plain),
   };
   // clang-format on
   return all;

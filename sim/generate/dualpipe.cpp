@@ -5,6 +5,9 @@
 //   DualPipeV  one chain that turns round at the last rank: rank r holds stages r and 2P-1-r. It is the first P ranks
 //              of DualPipe(2P, 2M), with "the far chain" read as "the second half of the chain".
 //
+// MindSpeed runs DualPipeV with full backwards in the cool-down: activations go sooner where they are recomputed, and
+// the bubble is longer. That is dualpipev-plain.
+//
 // Drawing: dualpipe, 4 ranks, 8 micro-batches; F = 1, B = 2, W = 1, F&B = 2
 //
 //   rank 0: 0F0 0F1 0F2 7F0 7I0 7W0 7F1 0F3&7B1 .   7F2&0B0 7B2 --  7F3&0B1 7B3 --  0I2 0W2 0I3 0W3
@@ -17,9 +20,16 @@
 //   rank 0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3&3B1 .   3F2&0B0 3B2 --  3F3&0B1 3B3 --  0I2 0W2 0I3 0W3
 //   rank 1: .   1F0 2F0 1F1 2F1 1F2 2B0 --  2F2&1B0 1F3&2B1 2F3&1B1 2B2 --  1B2 --  2I3 1I3 2W3 1W3
 //
+// Drawing: dualpipev-plain, 2 ranks, 4 micro-batches; F = 1, B = 2, W = 1, F&B = 2
+//
+//   rank 0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3&3B1 .   3F2&0B0 3B2 --  3F3&0B1 3B3 --  0B2 --  .   .   0B3 --
+//   rank 1: .   1F0 2F0 1F1 2F1 1F2 2B0 --  2F2&1B0 1F3&2B1 2F3&1B1 2B2 --  1B2 --  2B3 --  1B3 --  .   .
+//
 // Shapes: DualPipe: P even, M even (it counts both directions), M >= 2P. DualPipeV: M >= 2P.
 // Bubble of the rank that idles most (PP/2-1)(F&B+B-3W), PP stages of a chain, when F = I, W <= F and
-// max(F, B) <= F&B <= F+B. Peak activations PP+1 on every rank. Parameters 2x.
+// max(F, B) <= F&B <= F+B. Of dualpipev-plain (PP/2-1)(F&B+B-W) when F = I. (MindSpeed documents F less. No rank of a
+// simulated run idles that little, and one rank alone cannot idle less than not at all.) Peak activations PP+1 on every
+// rank. Parameters 2x.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -63,9 +73,38 @@ class DualRank {
   std::size_t done_ = 0;
 };
 
+// The backwards of the cool-down.
+enum class CoolDown : std::uint8_t { split, full };
+
+// Steps 6 to 8 of a rank.
+void cool_down(DualRank& ops, std::int64_t outer, std::int64_t depth, CoolDown backwards) {
+  auto& near = ops.near();
+  const bool is_full = backwards == CoolDown::full;
+  // 6. fB nB; the second half of these 2(depth+1) backwards is split
+  for (std::int64_t i = 0; i < 2 * (depth + 1); ++i) {
+    auto& stage = i % 2 == 0 ? ops.far() : near;
+    if (i < depth + 1 || is_full) {
+      ops.backward(stage);
+    } else {
+      ops.input_gradient(stage);
+    }
+  }
+  // 7. W nI
+  for (std::int64_t i = 0; i < outer; ++i) {
+    if (is_full) {
+      ops.backward(near);
+    } else {
+      ops.weight_gradient();
+      ops.input_gradient(near);
+    }
+  }
+  // 8. W
+  for (std::int64_t i = 0; i < depth + 1 && !is_full; ++i) ops.weight_gradient();
+}
+
 // The order of the rank that is `depth` steps from the end of its half; `half` ranks in a half, `micro_batches` of each
 // chain. Each step is named by what it emits: n near, f far.
-void dual_order(DualRank ops, std::int64_t half, std::int64_t depth, std::int64_t micro_batches) {
+void dual_order(DualRank ops, std::int64_t half, std::int64_t depth, std::int64_t micro_batches, CoolDown backwards) {
   auto& near = ops.near();
   auto& far = ops.far();
   const std::int64_t outer = half - 1 - depth;  // ranks between this one and the middle
@@ -99,22 +138,7 @@ void dual_order(DualRank ops, std::int64_t half, std::int64_t depth, std::int64_
     ops.backward(far);
     ops.overlapped(far, near);
   }
-  // 6. fB nB; the second half of these 2(depth+1) backwards is split
-  for (std::int64_t i = 0; i < 2 * (depth + 1); ++i) {
-    auto& stage = i % 2 == 0 ? far : near;
-    if (i < depth + 1) {
-      ops.backward(stage);
-    } else {
-      ops.input_gradient(stage);
-    }
-  }
-  // 7. W nI
-  for (std::int64_t i = 0; i < outer; ++i) {
-    ops.weight_gradient();
-    ops.input_gradient(near);
-  }
-  // 8. W
-  for (std::int64_t i = 0; i < depth + 1; ++i) ops.weight_gradient();
+  cool_down(ops, outer, depth, backwards);
 }
 
 std::string dualpipe_misfit(const Shape& shape) {
@@ -154,15 +178,16 @@ void dualpipe_order(const Request& request, ScheduleBuilder& builder) {
     const int up = 2 * ranks - 1 - rank;  // and of the one that enters at rank P-1
     const bool first_half = rank < ranks / 2;
     dual_order(DualRank(builder, first_half ? down : up, first_half ? up : down), ranks / 2,
-               std::min(rank, ranks - 1 - rank), request.shape.micro_batches / 2);
+               std::min(rank, ranks - 1 - rank), request.shape.micro_batches / 2, CoolDown::split);
   }
 }
 
+template <CoolDown backwards>
 void dualpipev_order(const Request& request, ScheduleBuilder& builder) {
   const int ranks = request.shape.ranks;
   for (int rank = 0; rank < ranks; ++rank) {
     builder.go_to(rank);
-    dual_order(DualRank(builder, rank, 2 * ranks - 1 - rank), ranks, rank, request.shape.micro_batches);
+    dual_order(DualRank(builder, rank, 2 * ranks - 1 - rank), ranks, rank, request.shape.micro_batches, backwards);
   }
 }
 
@@ -174,6 +199,16 @@ BubbleFormula dual_bubble(const SymbolValues& s) {
           {splits_evenly(s),
            {s.f == s.i, "F = I", {forward, input_gradient}},
            weight_gradient_at_most_forward(s),
+           pairs_no_slower(s),
+           pairs_no_faster(s)}};
+}
+
+BubbleFormula plain_bubble(const SymbolValues& s) {
+  return {"(PP/2-1)(F&B+B-W)",
+          s.pp / 2 - 1,
+          s.overlapped + s.b - s.w,
+          {splits_evenly(s),
+           {s.f == s.i, "F = I", {Symbol::forward, Symbol::input_gradient}},
            pairs_no_slower(s),
            pairs_no_faster(s)}};
 }
@@ -200,10 +235,22 @@ Family dualpipev() {
           .rule = "M >= 2P",
           .splits_backward = true,
           .is_in_first_table = true,
-          .placement = [](const Shape& shape) { return v_shape(shape.ranks); },
+          .placement = v_placement,
           .misfit = dualpipev_misfit,
-          .order = dualpipev_order,
+          .order = dualpipev_order<CoolDown::split>,
           .bubble = dual_bubble};
+}
+
+Family dualpipev_plain() {
+  return {.name = "dualpipev-plain",
+          .title = "DualPipeV with full backwards in the cool-down (MindSpeed)",
+          .paper = "gitee.com/ascend/MindSpeed (dualpipev)",
+          .rule = "M >= 2P",
+          .splits_backward = true,
+          .placement = v_placement,
+          .misfit = dualpipev_misfit,
+          .order = dualpipev_order<CoolDown::full>,
+          .bubble = plain_bubble};
 }
 
 }  // namespace dualpipe::detail::generate
