@@ -180,10 +180,17 @@ std::optional<std::string_view> catalog_name(const Golden& golden) {
     std::string_view kind, name;
   };
   static constexpr Name names[] = {
-      {"dualpipe", "dualpipe"}, {"dualpipev", "dualpipev"},          {"gpipe", "gpipe"},
-      {"1f1b", "1f1b"},         {"interleaved_1f1b", "interleaved"}, {"interleaved1f1b_v2", "interleaved"},
-      {"zbh1", "zb1p"},         {"looped_bfs", "looped-bfs"},        {"zbh2", "zb-h2"},
+      {"dualpipe", "dualpipe"},
+      {"dualpipev", "dualpipev"},
+      {"gpipe", "gpipe"},
+      {"1f1b", "1f1b"},
+      {"interleaved_1f1b", "interleaved"},
+      {"interleaved1f1b_v2", "interleaved"},
+      {"zbh1", "zb1p"},
+      {"looped_bfs", "looped-bfs"},
+      {"zbh2", "zb-h2"},
       {"zbv_hand", "zbv"},
+      {"1f1b_v", "1f1b-v"},
   };
   if (golden.lowered) return std::nullopt;
   if (golden.kind == "interleaved_zero_bubble") return golden.chunks == 1 ? "zb1p" : "interleaved-zb";

@@ -35,6 +35,7 @@ static std::span<const Family> families() {
       DUALPIPE_FAMILY(zb_h2),
       DUALPIPE_FAMILY(interleaved_zb),
       DUALPIPE_FAMILY(zbv),
+      DUALPIPE_FAMILY(one_f_one_b_v),
       DUALPIPE_FAMILY(dualpipe),
       DUALPIPE_FAMILY(dualpipev),
       DUALPIPE_FAMILY(dualpipev_plain),

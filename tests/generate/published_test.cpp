@@ -65,6 +65,40 @@ BOOST_DATA_TEST_CASE(zbv, xrange(2, 33), ranks) {
   }
 }
 
+// 5P-8, 5P-5, 5P-7 for P mod 3 = 0, 1, 2, but for small P; the peak of every rank 2/3 of 1F1B's.
+BOOST_DATA_TEST_CASE(one_f_one_b_v, xrange(2, 33), ranks) {
+  const int less = ranks % 3 == 0 ? 8 : ranks % 3 == 1 ? 5 : 7;
+  const Time bubble = ranks == 2 ? 4 : ranks == 3 ? 8 : ranks == 9 ? 36 : 5 * ranks - less;
+  for (const int micro_batches : {2 * ranks, 3 * ranks + 1, 5 * ranks}) {
+    const Run run("1f1b-v", {ranks, micro_batches}, costs_of(1, 1, 1));
+    BOOST_TEST(run.bubble() == bubble);
+    for (int rank = 0; rank < ranks; ++rank) BOOST_TEST(run.peak(rank) == 2 * (2 * ranks / 3 + 1));
+  }
+}
+
+// Where F and B differ from 1 : 2 the steady state has a period of its own: with two stages of work 2T on a rank,
+// max(2T, 6F), or max(2T, 4F + B) for P = 3, 5, 6, 9, and 2T for P = 2.
+BOOST_DATA_TEST_CASE(one_f_one_b_v_period, xrange(2, 33), ranks) {
+  for (const auto& [forward, backward] : {std::pair{2, 2}, std::pair{3, 4}, std::pair{2, 3}, std::pair{1, 3}}) {
+    const Costs costs = costs_of(forward, backward - 1, 1);
+    const int few = 4 * ranks;
+    const Time period = (Run("1f1b-v", {ranks, few + 20}, costs).timeline.makespan() -
+                         Run("1f1b-v", {ranks, few}, costs).timeline.makespan()) /
+                        20;
+    const Time work = 2 * (forward + backward);
+    const bool is_other = ranks == 3 || ranks == 5 || ranks == 6 || ranks == 9;
+    const Time expected = ranks == 2 ? work : std::max<Time>(work, is_other ? 4 * forward + backward : 6 * forward);
+    BOOST_TEST(period == expected, forward << " " << backward);
+  }
+}
+
+// arXiv:2405.15362 counts by span, with equal work per rank: here at its 1.5B row, and at F = I = W.
+BOOST_AUTO_TEST_CASE(one_f_one_b_v_rates) {
+  const auto rate = [](const Costs& costs) { return Run("1f1b-v", {8, 24}, costs).timeline.bubble_rate_span(); };
+  BOOST_TEST(std::abs(rate(costs_of(1, 1, 1)) - 0.1864) < 5e-5);
+  BOOST_TEST(std::abs(rate(costs_of(18522, 18086, 9337, 601)) - 0.2763) < 5e-5);
+}
+
 // arXiv:2211.05322: the bubble of 1F1B; messages of forwards are hidden, which cost 1F1B twice for every P
 // micro-batches.
 BOOST_DATA_TEST_CASE(eager_1f1b, xrange(2, 33), ranks) {
