@@ -120,18 +120,31 @@ Placement straight(int ranks, int chunks) {
   return one_chain(rank_of);
 }
 
-Placement v_shape(int ranks) {
-  Placement placement = straight(ranks, 2);
-  const auto middle = placement.rank_of.begin() + ranks;
-  std::reverse(middle, placement.rank_of.end());
+Placement v_shape(int ranks) { return wave(ranks, 1); }
+
+Placement wave(int ranks, int waves) {
+  Placement placement = straight(ranks, 2 * waves);
+  for (auto up = placement.rank_of.begin() + ranks; up < placement.rank_of.end(); up += 2 * std::ptrdiff_t{ranks}) {
+    std::reverse(up, up + ranks);
+  }
   return placement;
 }
 
-Placement two_way(int ranks) {
-  Placement placement = v_shape(ranks);
-  const auto half = static_cast<std::uint16_t>(ranks);
-  placement.chain_begin.insert(placement.chain_begin.begin() + 1, half);
-  std::iota(placement.weights_of.begin() + half, placement.weights_of.end(), std::uint16_t{0});
+Placement two_way(int ranks, int replicas) {
+  Placement placement = straight(ranks, 2 * replicas);
+  placement.chain_begin = {0};
+  for (int chain = 0; chain < 2 * replicas; ++chain) {
+    const std::int64_t start = std::int64_t{chain % replicas} * ranks / replicas;
+    const bool goes_down = chain < replicas;
+    for (int position = 0; position < ranks; ++position) {
+      const auto stage =
+          static_cast<std::size_t>(chain) * static_cast<std::size_t>(ranks) + static_cast<std::size_t>(position);
+      const int way = goes_down ? position : ranks - 1 - position;
+      placement.rank_of[stage] = static_cast<std::uint16_t>((start + way) % ranks);
+      placement.weights_of[stage] = static_cast<std::uint16_t>(position);
+    }
+    placement.chain_begin.push_back(static_cast<std::uint16_t>((chain + 1) * ranks));
+  }
   return placement;
 }
 

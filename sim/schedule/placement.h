@@ -44,8 +44,12 @@ struct Placement {
 [[nodiscard]] Placement straight(int ranks, int chunks);
 //   v_shape(4):     ranks 0 1 2 3 3 2 1 0   ZBV, DualPipeV
 [[nodiscard]] Placement v_shape(int ranks);
+//   wave(4, 2):     ranks 0 1 2 3 3 2 1 0 0 1 2 3 3 2 1 0   Hanayo; v_shape() so many times
+[[nodiscard]] Placement wave(int ranks, int waves);
 //   two_way(4):     ranks 0 1 2 3 | 3 2 1 0 DualPipe: two chains; stages s and ranks + s hold the same layers
-[[nodiscard]] Placement two_way(int ranks);
+//   two_way(4, 2):  ranks 0 1 2 3 | 2 3 0 1 | 3 2 1 0 | 1 0 3 2   Chimera: so many down, as many up, ranks / replicas
+//   apart
+[[nodiscard]] Placement two_way(int ranks, int replicas = 1);
 
 // Throws InputError where the parts do not fit together (a rank out of range, a chain without stages, …).
 void check(const Placement& placement);

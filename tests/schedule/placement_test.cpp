@@ -53,6 +53,21 @@ BOOST_AUTO_TEST_CASE(two_way_holds_every_layer_twice) {
   BOOST_TEST(placement.chains() == 2);
 }
 
+BOOST_AUTO_TEST_CASE(a_wave_goes_down_and_up_again) {
+  BOOST_TEST((wave(4, 1) == v_shape(4)));
+  BOOST_TEST(wave(3, 2).rank_of == Numbers({0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0}));
+  BOOST_TEST(wave(3, 2).chains() == 1);
+}
+
+BOOST_AUTO_TEST_CASE(replicas_start_ranks_apart) {
+  BOOST_TEST((two_way(4, 1) == two_way(4)));
+  const Placement placement = two_way(4, 2);
+  BOOST_TEST(placement.rank_of == Numbers({0, 1, 2, 3, 2, 3, 0, 1, 3, 2, 1, 0, 1, 0, 3, 2}));
+  BOOST_TEST(placement.chain_begin == Numbers({0, 4, 8, 12, 16}));
+  BOOST_TEST(placement.sharers_of(1) == std::vector<int>({1, 5, 9, 13}));
+  BOOST_TEST(placement.stages_on(0) == std::vector<int>({0, 6, 11, 13}));
+}
+
 BOOST_AUTO_TEST_CASE(neighbours_end_at_the_chain) {
   const Placement placement = two_way(2);  // stages 0 1 | 2 3
   const std::vector<int> chain_of = {0, 0, 1, 1};
