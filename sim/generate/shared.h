@@ -21,6 +21,10 @@ namespace dualpipe::detail::generate {
   return {s.m >= least, text, {Symbol::micro_batches, Symbol::ranks}};
 }
 
+[[nodiscard]] inline BubbleCondition ranks_divide_micro_batches(const SymbolValues& s) {
+  return {s.m % s.p == 0, "M divisible by P", {Symbol::micro_batches, Symbol::ranks}};
+}
+
 [[nodiscard]] inline BubbleCondition weight_gradient_at_most_forward(const SymbolValues& s) {
   return {s.w <= s.f, "W <= F", {Symbol::forward, Symbol::weight_gradient}};
 }

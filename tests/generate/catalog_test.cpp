@@ -72,6 +72,12 @@ BOOST_AUTO_TEST_CASE(refusals) {
   BOOST_TEST(refusal("interleaved-overlap", {.ranks = 4, .micro_batches = 14, .chunks = 2, .group = 6}) ==
              "interleaved-overlap: 14 micro-batches in groups of 6 leave 2 for the last one, and the 4 ranks need as "
              "many as they are; nearest that work: groups of 5 or 7");
+  BOOST_TEST(refusal("chimera", {5, 20}) ==
+             "chimera: the number of ranks must be divisible by the 2 chains, and 5 is not; nearest that work: 4 or 6 "
+             "ranks");
+  BOOST_TEST(refusal("chimera", {.ranks = 4, .micro_batches = 6, .replicas = 2}) ==
+             "chimera: the number of micro-batches must be divisible by the 4 chains, and 6 is not; nearest that work: "
+             "4 or 8 micro-batches");
   BOOST_TEST(refusal("1f1b", {0, 8}) == "1f1b: the number of ranks must be between 1 and 65535, and is 0");
   BOOST_TEST(refusal("1f1b", {4, -1}) == "1f1b: the number of micro-batches must be between 1 and 16777216, and is -1");
   BOOST_TEST(refusal("gpipe", {4, 1'000'000'000}) ==

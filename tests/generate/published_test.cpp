@@ -116,6 +116,62 @@ BOOST_DATA_TEST_CASE(eager_1f1b, xrange(2, 33), ranks) {
   }
 }
 
+struct Pair {
+  Time forward, backward;
+};
+constexpr std::array pairs{Pair{1, 1}, Pair{1, 2}, Pair{3, 2}, Pair{2, 7}};
+
+// arXiv:2107.06925. Units one after the other let B - F of every unit show; units half as far apart do not.
+BOOST_DATA_TEST_CASE(chimera, xrange(1, 17), half) {
+  const int ranks = 2 * half;
+  for (const Time units : {1, 2, 5}) {
+    for (const Pair each : pairs) {
+      const Costs costs = costs_of(each.forward, each.backward - 1, 1);
+      const Time longer = std::max(each.forward, each.backward);
+      const Time difference = std::abs(each.forward - each.backward);
+      const Run run("chimera", {ranks, units * ranks}, costs);
+      const Run shifted("chimera-shifted", {ranks, units * ranks}, costs);
+      BOOST_TEST(run.bubble() == (ranks - 2) * (longer + (units - 1) * difference));
+      BOOST_TEST(shifted.bubble() == (ranks - 2) * longer);
+      for (int rank = 0; rank < ranks; ++rank) {
+        const int peak = half + 1 + std::min(rank, ranks - 1 - rank);
+        BOOST_TEST(run.peak(rank) == std::min(ranks, peak));
+        BOOST_TEST(shifted.peak(rank) == (units == 1 ? std::min(ranks, peak) : ranks));
+      }
+    }
+  }
+}
+
+// With 2f chains, at F = B, a rate of (P-2f)/(2fM+P-2f), and peaks from P-P/2f+1 to P; 2f times the parameters.
+BOOST_AUTO_TEST_CASE(chimera_replicas) {
+  for (const int replicas : {1, 2, 3, 4, 8}) {
+    for (const int stretch : {1, 2, 3}) {
+      const int ranks = 2 * replicas * stretch;
+      for (const int units : {1, 2, 4}) {
+        const Shape shape{.ranks = ranks, .micro_batches = units * ranks, .replicas = replicas};
+        for (const char* name : {"chimera", "chimera-shifted"}) {
+          const Run run(name, shape, costs_of(1, 0, 1));
+          BOOST_TEST_CONTEXT(name << " " << ranks << "x" << shape.micro_batches << ", f = " << replicas) {
+            const double rate = static_cast<double>(ranks - 2 * replicas) /
+                                static_cast<double>(2 * replicas * shape.micro_batches + ranks - 2 * replicas);
+            BOOST_TEST(run.timeline.bubble_rate_makespan() == rate, boost::test_tools::tolerance(1e-12));
+            BOOST_TEST(run.program.schedule.placement.stages_on(0).size() == static_cast<std::size_t>(2 * replicas));
+            if (std::string_view(name) != "chimera") continue;
+            std::int64_t least = ranks;
+            std::int64_t most = 0;
+            for (int rank = 0; rank < ranks; ++rank) {
+              least = std::min(least, run.peak(rank));
+              most = std::max(most, run.peak(rank));
+            }
+            BOOST_TEST(least == ranks - ranks / (2 * replicas) + 1);
+            BOOST_TEST(most == ranks);
+          }
+        }
+      }
+    }
+  }
+}
+
 // Makespans that https://github.com/Victarry/PP-Schedule-Visualization computes, with its own order and timer.
 struct Overlap {
   Shape shape;
