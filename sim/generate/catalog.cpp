@@ -38,6 +38,7 @@ static std::span<const Family> families() {
       DUALPIPE_FAMILY(one_f_one_b_v),
       DUALPIPE_FAMILY(chimera),
       DUALPIPE_FAMILY(chimera_shifted),
+      DUALPIPE_FAMILY(hanayo),
       DUALPIPE_FAMILY(dualpipe),
       DUALPIPE_FAMILY(dualpipev),
       DUALPIPE_FAMILY(dualpipev_plain),

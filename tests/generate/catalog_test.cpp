@@ -62,6 +62,8 @@ BOOST_AUTO_TEST_CASE(refusals) {
   BOOST_TEST(refusal("1f1b", {4, 8, 2}) ==
              "1f1b: the number of chunks cannot be chosen, and 2 was asked for; leave it out, or use one of: "
              "interleaved, interleaved-overlap, looped-bfs, interleaved-zb");
+  BOOST_TEST(refusal("zb1p", {.ranks = 4, .micro_batches = 8, .waves = 2}) ==
+             "zb1p: the number of waves cannot be chosen, and 2 was asked for; leave it out, or use one of: hanayo");
   BOOST_TEST(refusal("interleaved", {.ranks = 4, .micro_batches = 8, .chunks = 0}) ==
              "interleaved: the number of chunks must be between 1 and 65535, and is 0");
   BOOST_TEST(refusal("interleaved", {.ranks = 4, .micro_batches = 8, .chunks = 2, .group = -1}) ==
@@ -134,6 +136,16 @@ BOOST_AUTO_TEST_CASE(nearest_shapes_work) {
       }
     }
   }
+}
+
+// A table has one shape for all of its families.
+BOOST_AUTO_TEST_CASE(a_shape_as_a_family_takes_it) {
+  const Shape all{.ranks = 4, .micro_batches = 8, .chunks = 2, .group = 4, .waves = 3, .replicas = 2};
+  BOOST_TEST((as_taken_by(family("1f1b"), all) == Shape{4, 8}));
+  BOOST_TEST(
+      (as_taken_by(family("interleaved"), all) == Shape{.ranks = 4, .micro_batches = 8, .chunks = 2, .group = 4}));
+  BOOST_TEST((as_taken_by(family("hanayo"), all) == Shape{.ranks = 4, .micro_batches = 8, .waves = 3}));
+  BOOST_TEST((as_taken_by(family("chimera"), all) == Shape{.ranks = 4, .micro_batches = 8, .replicas = 2}));
 }
 
 // Every group size that is taken runs, for all shapes of so many ranks and micro-batches.

@@ -172,6 +172,43 @@ BOOST_AUTO_TEST_CASE(chimera_replicas) {
   }
 }
 
+// One wave is Chimera on twice the ranks, folded: at B = 2F and M = P a rate of (2P-2)/(5P-2). More waves idle as long,
+// and work longer. So the rate stays below that of a greedy order (oldest micro-batch first: .368, .238, .135 at P = 8
+// and W = 1, 2, 4) and of the paper's formula (.452, .255, .136).
+BOOST_AUTO_TEST_CASE(hanayo_rates) {
+  for (int ranks = 2; ranks <= 32; ++ranks) {
+    const Run run("hanayo", {ranks, ranks}, costs_of(1, 1, 1));
+    const double rate = static_cast<double>(2 * ranks - 2) / static_cast<double>(5 * ranks - 2);
+    BOOST_TEST(run.timeline.bubble_rate_makespan() == rate, boost::test_tools::tolerance(1e-12));
+  }
+  struct Row {
+    int waves;
+    double greedy, paper;
+  };
+  for (const Row row : {Row{1, 0.3685, 0.452}, Row{2, 0.238, 0.255}, Row{4, 0.135, 0.136}}) {
+    const Run run("hanayo", {.ranks = 8, .micro_batches = 8, .waves = row.waves}, costs_of(1, 1, 1));
+    BOOST_TEST(run.timeline.bubble_rate_makespan() < row.greedy);
+    BOOST_TEST(run.timeline.bubble_rate_makespan() < row.paper);
+  }
+}
+
+// However many micro-batches there are, a rank holds the activations of P of them, and idles as long as for P.
+BOOST_DATA_TEST_CASE(hanayo_goes_on, xrange(2, 17), ranks) {
+  for (const int waves : {1, 2, 3}) {
+    for (const Time rounds : {1, 2, 4}) {
+      for (const Pair each : pairs) {
+        const Costs costs = costs_of(each.forward, each.backward - 1, 1);
+        const Run run("hanayo", {.ranks = ranks, .micro_batches = rounds * ranks, .waves = waves}, costs);
+        BOOST_TEST(run.bubble() == 2 * (ranks - 1) * std::max(each.forward, each.backward));
+        for (int rank = 0; rank < ranks; ++rank) {
+          BOOST_TEST(run.peak(rank) <= 2 * waves * ranks);
+          if (rounds > 1) BOOST_TEST(run.peak(rank) == 2 * waves * ranks);
+        }
+      }
+    }
+  }
+}
+
 // Makespans that https://github.com/Victarry/PP-Schedule-Visualization computes, with its own order and timer.
 struct Overlap {
   Shape shape;

@@ -117,6 +117,7 @@ BOOST_AUTO_TEST_CASE(says_what_is_broken) {
   BOOST_TEST(broken("zbv", {8, 20}, stage_of(2, 2, 1, 1)) == "needs F <= I: F = 2 ms, I = 1 ms");
   BOOST_TEST(broken("1f1b-v", {8, 20}, stage_of(2, 3, 1, 2)) == "needs B >= 2F: B = 3 ms, F = 2 ms");
   BOOST_TEST(broken("1f1b-v", {9, 20}, stage_of(1, 2, 1, 1)) == "needs P other than 2, 3, 9: P = 9");
+  BOOST_TEST(broken("hanayo", {8, 20}, stage_of(1, 2, 1, 1)) == "needs M divisible by P: M = 20, P = 8");
   BOOST_TEST(broken("dualpipe", {8, 20}, stage_of(1, 3, 2, 1)) == "needs F = I: F = 1 ms, I = 2 ms");
   BOOST_TEST(broken("dualpipe", {8, 20}, stage_of(1, 2, 1, 1, 4)) ==
              "needs F&B <= F+B: F&B = 4 ms, F = 1 ms, B = 2 ms");
