@@ -104,7 +104,7 @@ class MovedPasses {
 
  private:
   struct Node {
-    std::int64_t slot;
+    std::int32_t slot;
     std::uint32_t previous, next;
   };
 
@@ -156,7 +156,7 @@ class MovedPasses {
     if (earliest + length > slot) earliest = slot;
     const std::uint32_t node = index_of(part, micro_batch);
     const std::uint32_t next = nodes_[before].next;
-    nodes_[node] = {earliest, before, next};
+    nodes_[node] = {static_cast<std::int32_t>(earliest), before, next};
     nodes_[before].next = node;
     nodes_[next].previous = node;
   }
@@ -269,8 +269,9 @@ std::vector<MovedPasses> squeezed_blocks(std::int64_t ranks, std::int64_t micro_
 void one_f_one_b_v_order(const Request& request, ScheduleBuilder& builder) {
   const std::int64_t ranks = request.shape.ranks;
   const std::int64_t micro_batches = request.shape.micro_batches;
-  // So many have a steady state in their second half, which then goes on as long as there are more.
-  const std::int64_t squeezed = std::min(micro_batches, 4 * ranks);
+  // The warm-up has fewer than 7P passes of a rank, the cool-down fewer than 3P. What is between repeats itself, and
+  // goes on as long as there are more micro-batches.
+  const std::int64_t squeezed = std::min(micro_batches, 3 * ranks);
   const std::vector<MovedPasses> moved = squeezed_blocks(ranks, squeezed);
   for (int rank = 0; rank < request.shape.ranks; ++rank) {
     builder.go_to(rank);
@@ -287,7 +288,7 @@ void one_f_one_b_v_order(const Request& request, ScheduleBuilder& builder) {
       builder.add(is_forward(pass.part) ? Kind::forward : Kind::backward,
                   first ? rank : 2 * request.shape.ranks - 1 - rank, pass.micro_batch + later);
     };
-    const std::size_t cut = order.size() / 4 * 3;
+    const std::size_t cut = order.size() / 3 * 2;
     const std::int64_t more = micro_batches - squeezed;
     for (std::size_t i = 0; i < cut; ++i) add(order[i], 0);
     for (std::int64_t later = 1; later <= more; ++later) {
@@ -297,19 +298,12 @@ void one_f_one_b_v_order(const Request& request, ScheduleBuilder& builder) {
   }
 }
 
-// 2(P-1)B + (P-k)F: the text, and k, for P mod 3 = 0, 1, 2.
 BubbleFormula one_f_one_b_v_bubble(const SymbolValues& s) {
-  struct Rest {
-    std::string_view text;
-    std::int64_t less;
-  };
-  static constexpr std::array<Rest, 3> rests{Rest{"2(P-1)B+(P-4)F", 4}, Rest{"2(P-1)B+(P-1)F", 1},
-                                             Rest{"2(P-1)B+(P-3)F", 3}};
-  const Rest& rest = rests[static_cast<std::size_t>(s.p % 3)];
+  constexpr std::array<std::int64_t, 3> less{4, 1, 3};
   using enum Symbol;
-  return {rest.text,
+  return {"2(P-1)B+(P-{4,1,3}[P mod 3])F",
           1,
-          2 * (s.p - 1) * s.b + (s.p - rest.less) * s.f,
+          2 * (s.p - 1) * s.b + (s.p - less[static_cast<std::size_t>(s.p % 3)]) * s.f,
           {{s.p != 2 && s.p != 3 && s.p != 9, "P other than 2, 3, 9", {ranks}},
            micro_batches_at_least(s, "M >= 2P", 2 * s.p),
            {s.b >= 2 * s.f, "B >= 2F", {backward, forward}}}};
