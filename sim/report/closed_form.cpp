@@ -125,4 +125,14 @@ std::optional<ClosedForm> closed_form(std::string_view name, const Shape& shape,
                     std::move(broken)};
 }
 
+std::string closed_form_text(const Family& family) {
+  if (family.bubble == nullptr) return {};
+  const BubbleFormula formula = family.bubble(SymbolValues{});
+  std::string text = fmt::format("{}{}", formula.text, formula.by_span ? " by span" : "");
+  for (std::size_t i = 0; i < formula.conditions.size(); ++i) {
+    text += fmt::format("{} {}", i == 0 ? ";" : ",", formula.conditions[i].text);
+  }
+  return text;
+}
+
 }  // namespace dualpipe

@@ -30,4 +30,8 @@ struct ClosedForm {
 // value of more than 292 years.
 [[nodiscard]] std::optional<ClosedForm> closed_form(std::string_view family, const Shape& shape, const Costs& costs);
 
+// The formula, and its own conditions: "(P-1)(F+B-2W); B = I + W, M >= P, W <= min(F, I)". Empty where none is
+// published.
+[[nodiscard]] std::string closed_form_text(const Family& family);
+
 }  // namespace dualpipe

@@ -125,6 +125,15 @@ BOOST_AUTO_TEST_CASE(says_what_is_broken) {
              "needs F&B >= max(F, B): F&B = 1 ms, F = 1 ms, B = 2 ms");
 }
 
+BOOST_AUTO_TEST_CASE(as_text) {
+  BOOST_TEST(closed_form_text(family("1f1b")) == "(P-1)(F+B)");
+  BOOST_TEST(closed_form_text(family("zb1p")) == "(P-1)(F+B-2W); B = I + W, M >= P, W <= min(F, I)");
+  BOOST_TEST(closed_form_text(family("zbv")) == "2(P-1)(I-W) by span; B = I + W, M >= 2P-1, F <= I, W <= F");
+  Family none = family("1f1b");
+  none.bubble = nullptr;
+  BOOST_TEST(closed_form_text(none) == "");
+}
+
 BOOST_AUTO_TEST_CASE(premises) {
   const Shape shape{4, 8};
   const auto with = [&](auto change) {

@@ -1,27 +1,46 @@
+#include <fmt/core.h>
+
 #include <iostream>
 #include <memory>
 
 #include "commands.h"
 #include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/report/closed_form.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "tools/common/output.h"
 
 namespace dualpipe {
+namespace {
+
+// "--chunks --group"
+std::string options_of(const Family& family) {
+  std::string options;
+  for (const Parameter& each : parameters()) {
+    if (family.*each.is_taken) options += fmt::format("{}--{}", options.empty() ? "" : " ", each.name);
+  }
+  return options;
+}
+
+}  // namespace
 
 void add_schedules(CLI::App& app) {
   auto format = std::make_shared<std::string>("text");
   CLI::App& schedules =
-      *app.add_subcommand("schedules", "Lists the schedules of the catalog, and the shapes they have");
+      *app.add_subcommand("schedules", "Lists the schedules of the catalog: shapes, options, bubble, source");
   schedules.add_option("--format", *format, "text, markdown or csv")
       ->check(CLI::IsMember({"text", "markdown", "csv"}))
       ->capture_default_str();
   schedules.footer("Examples:\n  dualpipe-sim schedules\n  dualpipe-sim schedules --format markdown");
   schedules.callback([format] {
-    TextTable table(
-        {{"name", Align::left}, {"what it is", Align::left}, {"shapes", Align::left}, {"source", Align::left}});
+    TextTable table({{"name", Align::left},
+                     {"what it is", Align::left},
+                     {"shapes", Align::left},
+                     {"takes", Align::left},
+                     {"bubble, and when", Align::left},
+                     {"source", Align::left}});
     for (const Family& family : catalog()) {
-      table.add_row(
-          {std::string(family.name), std::string(family.title), std::string(family.rule), std::string(family.paper)});
+      table.add_row({std::string(family.name), std::string(family.title), std::string(family.rule), options_of(family),
+                     closed_form_text(family), std::string(family.paper)});
     }
     const std::string text = *format == "markdown" ? table.to_markdown()
                              : *format == "csv"    ? table.to_csv()
