@@ -160,7 +160,7 @@ std::string text_of(const std::string& path_below_goldens) {
 
 std::variant<Schedule, Program> read(const Golden& golden) {
   std::istringstream text(text_of(golden.path));
-  return read_csv(text, golden.path, golden.chains());
+  return read_csv(text, golden.path, {.chains = golden.chains()});
 }
 
 Schedule read_schedule(const Golden& golden) {

@@ -71,7 +71,7 @@ class CellParser {
   std::uint32_t number(std::string_view what, std::uint32_t count) {
     const auto end = std::find_if_not(rest_.begin(), rest_.end(), is_digit);
     const std::string_view digits = rest_.substr(0, static_cast<std::size_t>(end - rest_.begin()));
-    if (digits.empty()) fail(fmt::format("expected a {} number, not {}", what, found()));
+    if (digits.empty()) fail(fmt::format("expected a {} number, not {}{}", what, found(), remedy_without_number()));
     if (digits.size() > 1 && digits.front() == '0') {
       fail(fmt::format("the {} number {} has leading zeros", what, quote(digits)));
     }
@@ -82,6 +82,13 @@ class CellParser {
     }
     rest_.remove_prefix(digits.size());
     return value;
+  }
+
+  // What stands where a number should.
+  [[nodiscard]] std::string_view remedy_without_number() const {
+    if (rest_.starts_with('-')) return "; stages and micro-batches count from 0";
+    if (!rest_.empty() && is_kind_letter(rest_.front())) return "; an op is stage, pass and micro-batch, like 3B7";
+    return "";
   }
 
   Kind kind() {

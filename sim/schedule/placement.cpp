@@ -148,6 +148,22 @@ Placement two_way(int ranks, int replicas) {
   return placement;
 }
 
+Placement in_chains(Placement placement, int chains) {
+  if (chains < 1 || placement.stages() % chains != 0) {
+    throw InputError(
+        fmt::format("{} stages cannot be divided into {} equally long chains", placement.stages(), chains));
+  }
+  const int length = placement.stages() / chains;
+  placement.chain_begin.clear();
+  for (int begin = 0; begin <= placement.stages(); begin += length) {
+    placement.chain_begin.push_back(static_cast<std::uint16_t>(begin));
+  }
+  for (int stage = 0; stage < placement.stages(); ++stage) {
+    placement.weights_of[static_cast<std::size_t>(stage)] = static_cast<std::uint16_t>(stage % length);
+  }
+  return placement;
+}
+
 void check(const Placement& placement) {
   if (placement.rank_of.empty() || placement.rank_of.size() > stage_count_max) {
     throw InputError(

@@ -51,6 +51,10 @@ struct Placement {
 //   apart
 [[nodiscard]] Placement two_way(int ranks, int replicas = 1);
 
+// The stages of a placement as so many chains of equal length; stages at equal places share their weights. Throws
+// InputError where they cannot be divided.
+[[nodiscard]] Placement in_chains(Placement placement, int chains);
+
 // Throws InputError where the parts do not fit together (a rank out of range, a chain without stages, …).
 void check(const Placement& placement);
 

@@ -36,12 +36,13 @@ class ProgramBuilder {
 
   [[nodiscard]] std::size_t ranks() const { return rank_begin_.size() - 1; }
 
-  // A Program if there was any communication. The builder must not be used afterwards.
+  // A Program if there was any send or receive: what else there may be belongs to FSDP, and a Schedule does without.
+  // The builder must not be used afterwards.
   [[nodiscard]] std::variant<Schedule, Program> take(std::string name, Placement placement,
                                                      std::uint32_t micro_batches) {
     check_size(placement, micro_batches);
     Schedule schedule{std::move(name), std::move(placement), micro_batches, std::move(ops_), std::move(rank_begin_)};
-    if (communication_.empty()) return schedule;
+    if (!has_messages_) return schedule;
     return Program{std::move(schedule), std::move(communication_), std::move(slot_begin_)};
   }
 
@@ -55,6 +56,7 @@ class ProgramBuilder {
       begin_slot();
     } else {
       communication_.push_back(op);
+      has_messages_ = has_messages_ || is_send(op.kind) || is_receive(op.kind);
     }
   }
 
@@ -74,6 +76,7 @@ class ProgramBuilder {
   std::vector<std::size_t> rank_begin_ = {0};
   std::vector<Op> communication_;
   std::vector<std::uint32_t> slot_begin_ = {0};
+  bool has_messages_ = false;
 };
 
 }  // namespace dualpipe::detail::schedule

@@ -7,7 +7,6 @@
 #include <string_view>
 #include <utility>
 
-#include "dualpipe/sim/schedule/csv.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/input_file.h"
 #include "dualpipe/sim/schedule/json.h"
@@ -50,16 +49,22 @@ std::string take_blanks(std::istream& in) {
 
 }  // namespace
 
-std::variant<Schedule, Program> read_schedule(std::istream& in, const std::string& source, std::optional<int> chains) {
+std::variant<Schedule, Program> read_schedule(std::istream& in, const std::string& source,
+                                              const ScheduleFileOptions& options) {
   std::string taken = take_blanks(in);
   const bool is_json = in.peek() == '{';
-  if (is_json && chains) {
+  if (is_json && options.letters) {
+    throw InputError(
+        fmt::format("{}: a JSON file has the current letters; which they are (--letters) is for CSV files", source));
+  }
+  if (is_json && options.chains) {
     throw InputError(fmt::format(
         "{}: a JSON file says itself which chains it has; the number of chains (--chains) is for CSV files", source));
   }
   const auto read = [&](std::istream& from) -> std::variant<Schedule, Program> {
     if (is_json) return read_json(from, source);
-    return read_csv(from, source, chains.value_or(1));
+    return read_csv(from, source,
+                    {options.chains.value_or(1), options.letters.value_or(Letters::by_content), options.remarks});
   };
   if (taken.empty()) return read(in);
   ReadAhead buffer(std::move(taken), *in.rdbuf());
@@ -67,9 +72,9 @@ std::variant<Schedule, Program> read_schedule(std::istream& in, const std::strin
   return read(whole);
 }
 
-std::variant<Schedule, Program> load_schedule(const std::string& path, std::optional<int> chains) {
+std::variant<Schedule, Program> load_schedule(const std::string& path, const ScheduleFileOptions& options) {
   auto in = open_input_file(path);
-  return read_schedule(in, path, chains);
+  return read_schedule(in, path, options);
 }
 
 }  // namespace dualpipe

@@ -6,19 +6,27 @@
 #include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
+#include "dualpipe/sim/schedule/csv.h"
 #include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
 
-// `chains`: how many chains the stages of a CSV file are, 1 unless given; a JSON file says so itself. `source` names
-// the file in errors. Throws InputError with the place in the file, and where the number of chains is given for a JSON
-// file. Does not validate.
+// What a CSV file leaves open, as in CsvOptions; a JSON file says it itself.
+struct ScheduleFileOptions {
+  std::optional<int> chains = std::nullopt;       // 1 unless given
+  std::optional<Letters> letters = std::nullopt;  // by content unless given
+  std::vector<std::string>* remarks = nullptr;
+};
+
+// `source` names the file in errors. Throws InputError with the place in the file, and where chains or letters are
+// given for a JSON file. Does not validate.
 [[nodiscard]] std::variant<Schedule, Program> read_schedule(std::istream& in, const std::string& source,
-                                                            std::optional<int> chains = std::nullopt);
+                                                            const ScheduleFileOptions& options = {});
 
 // The same of a file; throws InputError, too, where it cannot be opened.
 [[nodiscard]] std::variant<Schedule, Program> load_schedule(const std::string& path,
-                                                            std::optional<int> chains = std::nullopt);
+                                                            const ScheduleFileOptions& options = {});
 
 }  // namespace dualpipe

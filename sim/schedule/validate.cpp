@@ -6,10 +6,14 @@
 #include <array>
 #include <string_view>
 
+#include "dualpipe/sim/schedule/census.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/flow.h"
 
 namespace dualpipe {
+
+using detail::schedule::Census;
+
 namespace {
 
 // More than anybody reads; a list of hundreds of millions would be a crash of its own.
@@ -34,8 +38,8 @@ class ScheduleCheck {
       : schedule_(schedule),
         violations_(violations),
         by_rank_(schedule.placement),
-        local_(schedule.placement.rank_of.size()) {
-    trains_ = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind != Kind::forward; });
+        local_(schedule.placement.rank_of.size()),
+        census_(schedule) {
     stages_.resize(schedule.placement.rank_of.size());
     for (std::size_t stage = 0; stage < stages_.size(); ++stage) {
       const auto local_producer = [&](Kind pass) -> std::optional<std::uint16_t> {
@@ -47,6 +51,7 @@ class ScheduleCheck {
   }
 
   void run() {
+    violations_ = census_.violations();
     for (int rank = 0; rank < schedule_.ranks(); ++rank) check_rank(rank);
   }
 
@@ -72,11 +77,26 @@ class ScheduleCheck {
     done_.assign(stages.size() * schedule_.micro_batches, 0);
 
     const auto ops = schedule_.rank(rank);
+    const std::size_t others = violations_.size();
     for (std::size_t i = 0; i < ops.size(); ++i) {
       check_op(i, ops[i]);
       if (ops[i].with_next) check_pair(i, ops);
     }
+    drop_consequences(others);
     for (const int stage : stages) check_complete(stage, ops.size());
+  }
+
+  // An op that runs before one that is missing is not to blame: the missing one is reported.
+  void drop_consequences(std::size_t begin) {
+    const auto is_one = [&](const Violation& violation) {
+      if (violation.rule != Rule::chain_order && violation.rule != Rule::backward_before_forward) return false;
+      const Op first = violation.other;
+      const Done either = is_backward_half(first.kind) ? did_backward | did_input : bit(first.kind);
+      return (done(first.stage, first.micro_batch) & either) == 0;
+    };
+    violations_.erase(
+        std::remove_if(violations_.begin() + static_cast<std::ptrdiff_t>(begin), violations_.end(), is_one),
+        violations_.end());
   }
 
   void check_op(std::size_t position, Op op) {
@@ -86,6 +106,7 @@ class ScheduleCheck {
     }
     if (schedule_.placement.rank_of[op.stage] != rank_) return report(Rule::wrong_rank, position, op);
 
+    if (!census_.trains() && op.kind != Kind::forward) report(Rule::backward_alone, position, op);
     Done& so_far = done(op.stage, op.micro_batch);
     if (so_far != before[static_cast<std::size_t>(op.kind)]) check_passes(position, op, so_far);
     so_far |= bit(op.kind);
@@ -134,13 +155,14 @@ class ScheduleCheck {
 
   void check_complete(int stage, std::size_t op_count) {
     for (std::uint32_t i = 0; i < schedule_.micro_batches; ++i) {
+      if (!census_.is_expected(stage, i)) continue;
       const Done so_far = done(stage, i);
-      if (so_far == did_full || so_far == did_split || (!trains_ && so_far == did_forward)) continue;
+      if (so_far == did_full || so_far == did_split || (!census_.trains() && (so_far & did_forward) != 0)) continue;
       const auto missing = [&](Kind kind) {
         report(Rule::missing, op_count, {i, static_cast<std::uint16_t>(stage), kind, false});
       };
       if ((so_far & did_forward) == 0) missing(Kind::forward);
-      if ((so_far & did_backward) != 0 || !trains_) continue;
+      if ((so_far & did_backward) != 0 || !census_.trains()) continue;
       if ((so_far & (did_input | did_weight)) == 0) {
         missing(Kind::backward);
         continue;
@@ -155,7 +177,7 @@ class ScheduleCheck {
   StagesByRank by_rank_;
   std::vector<LocalProducers> stages_;
   std::vector<std::size_t> local_;  // the number of a stage among those of its rank
-  bool trains_ = false;             // else forward only
+  const Census census_;
 
   int rank_ = 0;
   std::vector<Done> done_;  // of this rank's stages
@@ -174,6 +196,7 @@ class MessageCheck {
         last_weight_(placement_.rank_of.size()) {}
 
   void run() {
+    if (report_alone()) return;
     reductions_.assign(placement_.rank_of.size(), 0);
     for (int rank = 0; rank < placement_.ranks; ++rank) check_rank(rank);
     check_reductions();
@@ -187,6 +210,27 @@ class MessageCheck {
     if (violations_.size() < violation_count_max) violations_.push_back({rule, rank_, slot, message, other});
   }
   void report(Rule rule, std::size_t slot, Op message) { report(rule, slot, message, message); }
+
+  // A few messages in a file that is else compute-only are too many, rather than all others missing.
+  bool report_alone() {
+    const auto is_message = [](Op op) { return is_send(op.kind) || is_receive(op.kind); };
+    std::size_t needed = 0;
+    for (const Op op : program_.schedule.ops) {
+      const auto from = producer_of(op, placement_);
+      const auto to = consumer_of(op, placement_);
+      needed += (from && from->is_remote ? 1U : 0U) + (to && to->is_remote ? 1U : 0U);
+    }
+    const auto there = static_cast<std::size_t>(std::ranges::count_if(program_.communication, is_message));
+    if (there == 0 || 2 * there >= needed) return false;
+    for (rank_ = 0; rank_ < placement_.ranks; ++rank_) {
+      for (std::size_t slot = 0; slot <= program_.schedule.rank(rank_).size(); ++slot) {
+        for (const Op message : program_.slot(rank_, slot)) {
+          if (is_message(message)) report(Rule::message_alone, slot, message);
+        }
+      }
+    }
+    return true;
+  }
 
   [[nodiscard]] Seen& seen(Op op) { return seen_[local_[op.stage] * program_.schedule.micro_batches + op.micro_batch]; }
 
@@ -288,6 +332,39 @@ void check_divided(std::string_view things, const std::vector<Index>& begins, st
   throw InputError(fmt::format("the {} {} are not divided into {} parts, one after the other", count, things, parts));
 }
 
+// "micro-batch 2", of one of several chains "micro-batch 2 of chain 1"; or "micro-batches 3 to 5".
+std::string micro_batches_text(const Violation& v, const Placement& placement) {
+  const std::string chain = placement.chains() > 1 ? fmt::format(" of chain {}", placement.chain_of(v.op.stage)) : "";
+  if (v.rule != Rule::absent_micro_batches || v.op == v.other) {
+    return fmt::format("micro-batch {}{}", v.op.micro_batch, chain);
+  }
+  return fmt::format("micro-batches {} to {}{}", v.op.micro_batch, v.other.micro_batch, chain);
+}
+
+std::string stray_text(const Violation& v) {
+  if (v.position == 1) return fmt::format("occurs only as {} on rank {}", to_text(v.op), v.rank);
+  return fmt::format("occurs only {} times, first as {} on rank {} and last as {}", v.position, to_text(v.op), v.rank,
+                     to_text(v.other));
+}
+
+// What is said of a stage or a micro-batch; empty where it is said of an op.
+std::string census_text(const Violation& v, const Placement& placement) {
+  switch (v.rule) {
+    case Rule::stray_micro_batch:
+      return fmt::format("{} {}; it must run through all stages, or not at all", micro_batches_text(v, placement),
+                         stray_text(v));
+    case Rule::absent_micro_batches:
+      return fmt::format("{} {} nowhere; they are numbered from 0, without gaps", micro_batches_text(v, placement),
+                         v.op == v.other ? "occurs" : "occur");
+    case Rule::stray_stage:
+      return fmt::format("stage {} {}; every micro-batch must run through it, or none", v.op.stage, stray_text(v));
+    case Rule::absent_stage:
+      return fmt::format("stage {} runs nowhere, and rank {} holds it", v.op.stage, v.rank);
+    default:
+      return {};
+  }
+}
+
 std::string reason(const Violation& v, const Placement& placement) {
   const std::string other = to_text(v.other);
   switch (v.rule) {
@@ -304,10 +381,9 @@ std::string reason(const Violation& v, const Placement& placement) {
     case Rule::backward_before_forward:
       return fmt::format("runs before {}", other);
     case Rule::split_and_full:
-      return fmt::format(
-          "clashes with {}: a backward is either B, or I and W (files written before PyTorch renamed its "
-          "passes have B for I)",
-          other);
+      return fmt::format("clashes with {}: a backward is either B, or I and W", other);
+    case Rule::backward_alone:
+      return "is a backward, and most forwards have none";
     case Rule::chain_order:
       return fmt::format("runs before {}, its neighbour in the chain on the same rank", other);
     case Rule::pair:
@@ -320,6 +396,8 @@ std::string reason(const Violation& v, const Placement& placement) {
       return "is communication, and a schedule holds only F, B, I and W";
     case Rule::message_unneeded:
       return "is a message that no stage on another rank needs or makes";
+    case Rule::message_alone:
+      return "is a message, and most of the others that this schedule needs are not there; there must be all or none";
     case Rule::message_missing:
       return "is missing";
     case Rule::message_doubled:
@@ -327,13 +405,19 @@ std::string reason(const Violation& v, const Placement& placement) {
     case Rule::message_misplaced:
       if (v.op != v.other) return fmt::format("stands inside the F&B pair that begins with {}", other);
       return is_receive(v.op.kind) ? "comes after the op that needs it" : "comes before the op that makes it";
+    case Rule::stray_micro_batch:
+    case Rule::absent_micro_batches:
+    case Rule::stray_stage:
+    case Rule::absent_stage:
+      break;
   }
-  return {};
+  return census_text(v, placement);
 }
 
 }  // namespace
 
 std::string to_text(const Violation& violation, const Placement& placement) {
+  if (std::string of_census = census_text(violation, placement); !of_census.empty()) return of_census;
   const bool in_slot = !is_compute(violation.op.kind) && violation.rule != Rule::not_compute;
   const std::string place =
       violation.rule == Rule::missing ? "" : fmt::format(", {} {}", in_slot ? "slot" : "op", violation.position);

@@ -17,7 +17,7 @@ using Read = std::variant<dualpipe::Schedule, dualpipe::Program>;
 std::optional<Read> read(const std::string& text, int chains) {
   try {
     std::istringstream in(text);
-    return dualpipe::read_csv(in, "fuzz.csv", chains);
+    return dualpipe::read_csv(in, "fuzz.csv", {.chains = chains});
   } catch (const dualpipe::InputError&) {
     return std::nullopt;
   }

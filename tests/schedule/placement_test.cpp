@@ -139,6 +139,11 @@ BOOST_AUTO_TEST_CASE(stages_by_rank_are_those_on_each_rank) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(stages_are_divided_into_chains) {
+  BOOST_TEST((in_chains(v_shape(3), 2) == two_way(3)));
+  BOOST_TEST((in_chains(two_way(3), 1) == v_shape(3)));
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace

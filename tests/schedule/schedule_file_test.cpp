@@ -31,7 +31,7 @@ std::string json_of(const T& each) {
 
 Read read(const std::string& text, std::optional<int> chains = std::nullopt) {
   std::istringstream in(text);
-  return read_schedule(in, "a name without an end", chains);
+  return read_schedule(in, "a name without an end", {.chains = chains});
 }
 std::string error_of(const std::string& text, std::optional<int> chains = std::nullopt) {
   return refusal([&] { static_cast<void>(read(text, chains)); });
@@ -74,7 +74,7 @@ BOOST_AUTO_TEST_CASE(a_file_is_loaded) {
   const Scratch scratch;
   const Schedule schedule = generate("dualpipe", {4, 8});
   std::ofstream(scratch / "dualpipe") << csv_of(schedule);
-  BOOST_TEST((std::get<Schedule>(load_schedule(scratch / "dualpipe", 2)) == schedule));
+  BOOST_TEST((std::get<Schedule>(load_schedule(scratch / "dualpipe", {.chains = 2})) == schedule));
   const auto refused = [&](const std::string& path) {
     return refusal([&] { static_cast<void>(load_schedule(path)); });
   };

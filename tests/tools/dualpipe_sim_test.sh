@@ -438,7 +438,7 @@ test_bad_input() {
   printf '0F0,0B0\n1F0,what\n' >cell.csv
   fails 1 'cell.csv:2: column 2.*what' simulate cell.csv
   printf '0F0,0B0\n1F0,2BW2\n' >old.csv
-  fails 1 'old.csv:2: column 2.*older PyTorch' simulate old.csv
+  fails 1 'old.csv:2: column 2.*older PyTorch' simulate old.csv --letters new
   printf '{"format": "dualpipe-schedule", "version": 1, "na' >truncated.json
   fails 1 'truncated.json' simulate truncated.json
   : >empty.csv
@@ -569,6 +569,70 @@ test_compare() {
   succeeds '^all +0 ns +0 ns +0 ns  0F0 of rank 0$' compare planned - <compressed
 }
 
+# Files as people have them, of issues and forums. Each runs, or its error is what its owner needs.
+test_reports() {
+  local reports=$goldens/reports
+  for file in megatron1829_group_size_P4V2M9N5 pytorch_get_schedule_ops_gpipe_P2M4 torchtitan_custom_schedule; do
+    succeeds '^stream: completes$' validate "$reports/$file.csv"
+    succeeds '^makespan' simulate "$reports/$file.csv"
+    for format in csv json; do succeeds . convert "$reports/$file.csv" --to $format; done
+  done
+  succeeds '^pytorch_get_schedule_ops_gpipe_P2M4: .* 16 ops, 16 messages$' validate \
+    "$reports/pytorch_get_schedule_ops_gpipe_P2M4.csv"
+
+  run validate "$reports/megatron1829_group_size_P4V2M8N2.csv"
+  [[ $status == 1 ]] || fail "status $status, not 1"
+  grep -q '^rank 0 cannot run 4F3 (op 7): it waits for 3F3 on rank 3$' stderr || fail "does not tell the cycle"
+  fails 1 'rank 0 cannot run 4F3' simulate "$reports/megatron1829_group_size_P4V2M8N2.csv"
+  run validate "$reports/pytorch172833_interleaved_recv_before_use.csv"
+  grep -q '^stream: hangs$' stdout || fail "does not hang as NCCL does"
+  grep -q '^latency: completes$' stdout || fail "hangs without need"
+  succeeds '^makespan' simulate "$reports/pytorch172833_interleaved_recv_before_use.csv"
+  fails 1 'rank 1 cannot end 1SEND_F0' simulate "$reports/pytorch172833_interleaved_recv_before_use.csv" --comm stream
+  for subcommand in validate simulate 'convert --to csv'; do
+    fails 1 "primus1003_1f1b_no_clamp_P4M2.csv:1: column 4: '0B-1'.* count from 0" $subcommand \
+      "$reports/primus1003_1f1b_no_clamp_P4M2.csv"
+  done
+
+  local old=$reports/pytorch_old_letters_zb1p_P2V2M8.csv
+  succeeds "^rules: all kept$" validate "$old"
+  [[ $(grep -c "PyTorch's old letters" stdout) == 1 ]] || fail "does not say once that the letters are old"
+  succeeds "PyTorch's old letters" simulate "$old"
+  succeeds '^rules: all kept$' validate "$old" --letters old
+  ! grep -q -e --letters stdout || fail "says what its user said"
+  run convert "$old" --to csv
+  [[ $status == 0 && $(head -c 31 stdout) == 0F0,0F1,2F0,2F1,2I0,2W0,0F2,2I1 ]] || fail "does not write the current letters"
+  grep -q "^note: .*old letters" stderr || fail "does not say that the letters were old"
+  run validate "$old" --letters new
+  [[ $status == 1 && $(grep -c -e --letters stderr) == 0 ]] || fail "remarks on what its user said"
+  fails 1 '--letters is for CSV files' validate 1f1b --ranks 2 --microbatches 4 --letters old
+  fails 1 'a JSON file has the current letters' validate <("$dualpipe_sim" convert "$old" --to json 2>/dev/null) --letters old
+}
+
+# What is wrong is named, and not all that is right.
+test_culprits() {
+  local good=$'0F0,0F1,0B0,0B1\n1F0,1F1,1B0,1B1\n2F0,2B0,2F1,2B1\n'
+  told() {  # told TEXT ERROR: that is all that is wrong with the file
+    printf '%s' "$1" >file.csv
+    fails 1 "$2" validate file.csv
+    (($(wc -l <stderr) <= 2)) || fail "tells more than one thing"
+  }
+  told "${good/0F1/0F1,0F2}" '^  micro-batch 2 occurs only as 0F2 on rank 0;'
+  told "${good/0F1/0F1,0F800}" '^  micro-batch 800 occurs only as 0F800 on rank 0;'
+  told "${good}3F0" '^  stage 3 occurs only as 3F0 on rank 3;'
+  told "${good/0F1/0F1,2F0}" '^  rank 0, op 2, 2F0: stage 2 is held by rank 2$'
+  told "${good/0F1/0F1,0F1}" '^  rank 0, op 2, 0F1: runs a second time$'
+  told "${good}0F0" 'rank 3 \(line 4\) holds no stage: its only op, 0F0, is of stage 0, which rank 0 \(line 1\) runs'
+  told "${good/0F1,/}" '^  rank 0, 0F1: runs nowhere on its rank$'
+  told "${good/0F1/0F1,0SEND_F0}" '^  rank 0, slot 2, 0SEND_F0: is a message'
+  "$dualpipe_sim" convert dualpipe --ranks 4 --microbatches 8 --to csv >file.csv
+  fails 1 'as two chains, which DualPipe has, it is valid: say --chains 2$' validate file.csv
+  [[ $(grep -c chains stderr) == 1 ]] || fail "says more than once"
+  sed -i 's/^0F0/0F0,0F0/' file.csv
+  run validate file.csv
+  ! grep -q -e --chains stderr || fail "says --chains where that is not all"
+}
+
 test_compare_errors() {
   trace one 1f1b --ranks 2 --microbatches 4
   trace other gpipe --ranks 2 --microbatches 4
@@ -627,6 +691,8 @@ test_huge_input
 test_output_errors
 test_compare
 test_compare_errors
+test_reports
+test_culprits
 
 echo "$checks commands, $failures failures"
 ((failures == 0))

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <iostream>
 #include <limits>
+#include <type_traits>
 
 #include "dualpipe/sim/costs/costs_file.h"
 #include "dualpipe/sim/costs/quantity.h"
@@ -13,6 +14,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/schedule_file.h"
+#include "tools/common/output.h"
 
 namespace dualpipe {
 namespace {
@@ -284,6 +286,12 @@ void ScheduleOptions::add_to(CLI::App& app, const std::string& name) {
   app.add_option("--chains", chains, "Of a CSV file: how many chains its stages are; 2 for DualPipe (1)")
       ->type_name("N")
       ->group("Shape");
+  app.add_option(
+         "--letters", letters,
+         "Of a CSV file: what B is. new: the full backward, F B I W; old: PyTorch's letters before that, as the "
+         "zero-bubble papers', F BW B W (what the file shows)")
+      ->check(CLI::IsMember({"new", "old"}))
+      ->group("Shape");
 }
 
 std::string ScheduleOptions::file() const {
@@ -291,8 +299,9 @@ std::string ScheduleOptions::file() const {
   return in_catalog ? "" : source;
 }
 
-std::variant<Schedule, Program> ScheduleOptions::load() const {
+std::variant<Schedule, Program> ScheduleOptions::load(std::vector<std::string>* remarks) const {
   if (file().empty()) {
+    if (!letters.empty()) throw InputError("--letters is for CSV files; a schedule of the catalog has none to read");
     if (!chains.empty()) throw InputError("--chains is for CSV files; a schedule of the catalog has its own");
     return generate(source, shape.shape());
   }
@@ -304,10 +313,11 @@ std::variant<Schedule, Program> ScheduleOptions::load() const {
     throw InputError(
         fmt::format("{}: a file has its own shape; leave out --ranks, --microbatches and the like", source));
   const auto number = [](std::string_view text) { return parse_integer(text, 1, stage_count_max); };
-  std::optional<int> chain_count;
-  if (!chains.empty()) chain_count = static_cast<int>(value_of("--chains", chains, number));
-  if (source == "-") return read_schedule(std::cin, "standard input", chain_count);
-  return load_schedule(source, chain_count);
+  ScheduleFileOptions options;
+  options.remarks = remarks;
+  if (!chains.empty()) options.chains = static_cast<int>(value_of("--chains", chains, number));
+  if (!letters.empty()) options.letters = letters == "old" ? Letters::old : Letters::current;
+  return source == "-" ? read_schedule(std::cin, "standard input", options) : load_schedule(source, options);
 }
 
 const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded) {
@@ -315,15 +325,35 @@ const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded) {
   return program != nullptr ? program->schedule : std::get<Schedule>(loaded);
 }
 
-Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations) {
+namespace {
+
+// Whether all that is wrong is that the stages are two chains.
+bool is_valid_as_two_chains(std::variant<Schedule, Program> loaded) {
+  return std::visit(
+      [](auto& each) {
+        Placement* placement = nullptr;
+        if constexpr (std::is_same_v<decltype(each), Schedule&>) {
+          placement = &each.placement;
+        } else {
+          placement = &each.schedule.placement;
+        }
+        if (placement->chains() != 1 || placement->stages() % 2 != 0) return false;
+        *placement = in_chains(*placement, 2);
+        return validate(each).empty();
+      },
+      loaded);
+}
+
+}  // namespace
+
+Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations, std::span<const std::string> remarks) {
   const auto violations = std::visit([](const auto& each) { return validate(each); }, loaded);
   if (!violations.empty()) {
     const Placement& placement = schedule_of(loaded).placement;
-    const bool may_be_two_chains = placement.chains() == 1 && placement.stages() == 2 * placement.ranks;
-    throw InputError(
-        fmt::format("the schedule '{}' is not valid:\n{}{}", printable(schedule_of(loaded).name),
-                    violations_text(violations, placement, all_violations ? violations.size() : 20),
-                    may_be_two_chains ? "if its stages are two chains, as DualPipe's, say --chains 2" : ""));
+    throw InputError(fmt::format(
+        "the schedule '{}' is not valid:\n{}{}{}", printable(schedule_of(loaded).name),
+        violations_text(violations, placement, all_violations ? violations.size() : 20), remarks_text(remarks),
+        is_valid_as_two_chains(loaded) ? "as two chains, which DualPipe has, it is valid: say --chains 2" : ""));
   }
   if (auto* program = std::get_if<Program>(&loaded)) return std::move(*program);
   return lower(std::get<Schedule>(std::move(loaded)));

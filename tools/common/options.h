@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -74,20 +75,24 @@ struct CostOptions {
 struct ScheduleOptions {
   std::string source;
   std::string chains;
+  std::string letters;
   ShapeOptions shape;
 
   // `name`: of the option, or of the argument without dashes, that names the source.
   void add_to(CLI::App& app, const std::string& name = "SCHEDULE");
   // The file that it is read from, "-" for standard input; empty where it is of the catalog.
   [[nodiscard]] std::string file() const;
-  // A Program where the file has communication of its own. Throws InputError; does not validate.
-  [[nodiscard]] std::variant<Schedule, Program> load() const;
+  // A Program where the file has communication of its own. Throws InputError; does not validate. What a user must know
+  // of how the file was read is added to `remarks`.
+  [[nodiscard]] std::variant<Schedule, Program> load(std::vector<std::string>* remarks = nullptr) const;
 };
 
 [[nodiscard]] const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded);
 
-// Lowers a schedule. Throws InputError if a rule is broken, naming what breaks it: a screenful, or all.
-[[nodiscard]] Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations = false);
+// Lowers a schedule. Throws InputError if a rule is broken, naming what breaks it: a screenful, or all; and then the
+// remarks, which may be why.
+[[nodiscard]] Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations = false,
+                                  std::span<const std::string> remarks = {});
 
 // One per line.
 [[nodiscard]] std::string violations_text(const std::vector<Violation>& violations, const Placement& placement,

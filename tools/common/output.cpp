@@ -16,6 +16,7 @@
 #include <system_error>
 
 #include "dualpipe/sim/report/output_file.h"
+#include "dualpipe/sim/report/printable.h"
 
 namespace dualpipe {
 namespace {
@@ -91,6 +92,16 @@ void check_output(const std::string& path) {
 void write_output(const std::string& path, const std::function<void(std::ostream&)>& write) {
   if (path == "-") return write_checked(std::cout, "standard output", write);
   write_output_file(path, write);
+}
+
+std::string remarks_text(std::span<const std::string> remarks) {
+  std::string text;
+  for (const std::string& remark : remarks) text += printable_lines(remark) + "\n";
+  return text;
+}
+
+void print_notes(std::span<const std::string> remarks) {
+  for (const std::string& remark : remarks) std::cerr << "note: " << printable_lines(remark) << '\n';
 }
 
 bool terminal_has_color() { return isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr; }

@@ -13,6 +13,11 @@ namespace dualpipe {
 // the system's reason.
 void write_output(const std::string& path, const std::function<void(std::ostream&)>& write);
 
+// What a user must know of what was read, a line each: as a part of a report, or of an error, …
+[[nodiscard]] std::string remarks_text(std::span<const std::string> remarks);
+// … and on stderr, where no report is read by people.
+void print_notes(std::span<const std::string> remarks);
+
 // A file that the command line names.
 struct NamedFile {
   std::string_view option;  // by which it is named

@@ -1,5 +1,7 @@
 #include <iostream>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "commands.h"
 #include "dualpipe/sim/schedule/csv.h"
@@ -33,13 +35,15 @@ void check_csv_can_hold(const Placement& placement) {
 }
 
 void run(const ConvertOptions& options) {
-  auto loaded = options.schedule.load();
-  if (options.lower) loaded = lower_valid(std::move(loaded));
+  std::vector<std::string> remarks;
+  auto loaded = options.schedule.load(&remarks);
+  if (options.lower) loaded = lower_valid(std::move(loaded), false, remarks);
   if (options.strip) loaded = schedule_of(loaded);
   if (options.to == "csv") check_csv_can_hold(schedule_of(loaded).placement);
   write_output(options.output, [&](std::ostream& out) {
     std::visit([&](const auto& each) { options.to == "json" ? write_json(out, each) : write_csv(out, each); }, loaded);
   });
+  print_notes(remarks);
 }
 
 }  // namespace

@@ -112,7 +112,9 @@ void run(const SimulateOptions& options) {
   const GanttOptions chart = gantt_options(options);
   const SvgOptions picture = svg_options(options);
   const auto traced = window_given("--trace-window", options.trace_window);
-  const Program program = lower_valid(options.schedule.load());
+  std::vector<std::string> remarks;
+  auto loaded = options.schedule.load(&remarks);
+  const Program program = lower_valid(std::move(loaded), false, remarks);
   TraceFilter filter = trace_filter(options, program.schedule.ranks());
   const Costs costs = stage_costs(options.costs.costs(), program.schedule.placement);
   const bool has_messages = !options.trace.empty() || !options.svg.empty();
@@ -132,9 +134,11 @@ void run(const SimulateOptions& options) {
   write(options.json, [&](std::ostream& out) { write_json(out, report); });
   write(options.csv, [&](std::ostream& out) { out << to_csv(report); });
   write(options.gantt, [&](std::ostream& out) { out << gantt(program, timeline, chart); });
-  if (!prints_summary(options)) return;
+  if (!prints_summary(options)) return print_notes(remarks);
   const TextLayout layout{.width = static_cast<std::size_t>(columns(options, 0)), .bytes = options.costs.byte_units()};
-  write_output("-", [&](std::ostream& out) { out << (options.gantt == "-" ? "\n" : "") << to_text(report, layout); });
+  write_output("-", [&](std::ostream& out) {
+    out << (options.gantt == "-" ? "\n" : "") << remarks_text(remarks) << to_text(report, layout);
+  });
 }
 
 }  // namespace

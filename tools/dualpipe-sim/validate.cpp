@@ -4,6 +4,9 @@
 
 #include <iostream>
 #include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "commands.h"
 #include "dualpipe/sim/report/printable.h"
@@ -17,7 +20,9 @@ namespace dualpipe {
 namespace {
 
 void run(const ScheduleOptions& options, bool all) {
-  const Program program = lower_valid(options.load(), all);
+  std::vector<std::string> remarks;
+  auto loaded = options.load(&remarks);
+  const Program program = lower_valid(std::move(loaded), all, remarks);
   const Schedule& schedule = program.schedule;
   std::string text =
       fmt::format("{}: {}, {}, {}, {}, {}\n", printable(schedule.name),
@@ -25,6 +30,7 @@ void run(const ScheduleOptions& options, bool all) {
                   format_count(static_cast<std::uint64_t>(schedule.placement.stages()), "stage"),
                   format_count(schedule.total_micro_batches(), "micro-batch", "es"),
                   format_count(schedule.ops.size(), "op"), format_count(program.communication.size(), "message"));
+  text += remarks_text(remarks);
   text += "rules: all kept\n";
   std::string hangs;
   for (const auto& [name, model] : {std::pair{"latency", CommunicationModel::latency},
