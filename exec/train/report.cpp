@@ -54,7 +54,7 @@ struct Overlap {
 std::optional<Overlap> overlap_of(const Difference& difference) {
   const auto median_of = [&](std::string_view op_class) -> Time {
     const auto found = std::ranges::find(difference.classes, op_class, &ClassDifference::op_class);
-    return found == difference.classes.end() ? 0 : found->median.measured;
+    return found == difference.classes.end() ? 0 : found->median.measured.value_or(0);
   };
   const Overlap overlap = {median_of("F"), median_of("B"), median_of("F&B")};
   if (overlap.forward == 0 || overlap.backward == 0 || overlap.pair == 0) return std::nullopt;

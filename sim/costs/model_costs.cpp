@@ -182,4 +182,12 @@ Costs stage_costs(const GivenCosts& costs, const Placement& placement) {
   return std::get<Costs>(costs);
 }
 
+ModelCosts of_model(const GivenCosts& costs, int ranks) {
+  if (const auto* model = std::get_if<ModelCosts>(&costs)) return *model;
+  const Costs& of_stages = std::get<Costs>(costs);
+  ModelCosts model{of_stages, of_stages.stages, {}};
+  if (model.parts.size() == 1) model.parts.resize(static_cast<std::size_t>(ranks), of_stages.stages[0]);
+  return model;
+}
+
 }  // namespace dualpipe

@@ -44,6 +44,10 @@ using GivenCosts = std::variant<Costs, ModelCosts>;
 // cost, a cut that is not of all parts.
 void check(const ModelCosts& costs);
 
+// Costs of stages as those of a model, where schedules with other stages are to be compared: one entry for all is a
+// rank's share of the model, several are its parts in order. Costs of a model stay what they are.
+[[nodiscard]] ModelCosts of_model(const GivenCosts& costs, int ranks);
+
 // The costs of the stages of a placement, one entry for each, checked.
 //
 // Without a cut the most loaded rank has the least load that it can have; a rank's load is F + B of a micro-batch,

@@ -6,6 +6,7 @@
 #include <array>
 #include <cassert>
 #include <cstdlib>
+#include <map>
 #include <optional>
 #include <ostream>
 #include <string_view>
@@ -57,6 +58,8 @@ class Starts {
     rank_ = rank;
   }
 
+  [[nodiscard]] std::size_t count() const { return off_.size(); }
+
   [[nodiscard]] StartError error() && {
     if (off_.empty()) return {};
     return {median(off_), percentile(off_, 95), largest_, cell_text(worst_), rank_};
@@ -68,6 +71,27 @@ class Starts {
   std::span<const Op> worst_;
   int rank_ = 0;
 };
+
+std::optional<Time> median_of(const std::vector<Time>& durations) {
+  return durations.empty() ? std::nullopt : std::optional(median(durations));
+}
+
+// Calls `visit` with the units of a rank that two runs have in common: one by one, where they are of one schedule.
+template <typename Visit>
+void for_each_in_both(std::span<const Unit> plan, std::span<const Unit> real, bool has_same_stages, Visit visit) {
+  const auto is_same = [](const Unit& a, const Unit& b) { return std::ranges::equal(a.ops, b.ops); };
+  if (std::ranges::equal(plan, real, is_same)) {
+    for (std::size_t i = 0; i < plan.size(); ++i) visit(plan[i], real[i]);
+    return;
+  }
+  if (!has_same_stages) return;
+  const auto key = [](const Unit& unit) { return std::pair(unit.ops.front(), unit.ops.back()); };
+  std::map<std::pair<Op, Op>, const Unit*> by_ops;
+  for (const Unit& unit : real) by_ops.emplace(key(unit), &unit);
+  for (const Unit& unit : plan) {
+    if (const auto found = by_ops.find(key(unit)); found != by_ops.end()) visit(unit, *found->second);
+  }
+}
 
 struct OfClass {
   PlannedMeasured<std::vector<Time>> durations;
@@ -83,19 +107,18 @@ class DifferenceBuilder {
     result_.makespan = {length(bounds_.planned), length(bounds_.measured)};
   }
 
-  void add(const RankRun& planned, const RankRun& measured) {
+  void add(const RankRun& planned, const RankRun& measured, bool has_same_stages) {
     const int rank = static_cast<int>(result_.per_rank.size());
     const auto plan = units_of(planned.ops, planned.spans);
     const auto real = units_of(measured.ops, measured.spans);
-    assert(plan.size() == real.size());
+    for (const Unit& unit : plan) classes_[class_of(unit)].durations.planned.push_back(unit.duration());
+    for (const Unit& unit : real) classes_[class_of(unit)].durations.measured.push_back(unit.duration());
     Starts starts;
-    for (std::size_t i = 0; i < plan.size(); ++i) {
-      const Time off = start_error(plan[i].span, real[i].span);
-      OfClass& of_class = classes_[class_of(plan[i])];
-      of_class.durations.planned.push_back(plan[i].duration());
-      of_class.durations.measured.push_back(real[i].duration());
-      for (Starts* each : {&starts, &of_class.starts, &starts_}) each->add(off, plan[i].ops, rank);
-    }
+    for_each_in_both(plan, real, has_same_stages, [&](const Unit& of_plan, const Unit& of_real) {
+      const Time off = start_error(of_plan.span, of_real.span);
+      OfClass& of_class = classes_[class_of(of_plan)];
+      for (Starts* each : {&starts, &of_class.starts, &starts_}) each->add(off, of_plan.ops, rank);
+    });
     const PlannedMeasured<Time> work{busy(plan), busy(real)};
     result_.per_rank.push_back({rank,
                                 work,
@@ -106,11 +129,11 @@ class DifferenceBuilder {
 
   [[nodiscard]] Difference result() && {
     for (std::size_t i = 0; i < class_names.size(); ++i) {
-      auto& [planned, measured] = classes_[i].durations;
-      if (planned.empty()) continue;
+      const auto& [planned, measured] = classes_[i].durations;
+      if (planned.empty() && measured.empty()) continue;
       result_.classes.push_back({std::string(class_names[i]),
-                                 planned.size(),
-                                 {median(planned), median(measured)},
+                                 classes_[i].starts.count(),
+                                 {median_of(planned), median_of(measured)},
                                  std::move(classes_[i].starts).error()});
     }
     result_.starts = std::move(starts_).error();
@@ -128,24 +151,42 @@ class DifferenceBuilder {
   Difference result_;
 };
 
-std::string ratio_text(const PlannedMeasured<Time>& times) {
-  if (times.planned == 0) return "";
-  return format_rate(static_cast<double>(times.measured) / static_cast<double>(times.planned));
+std::string ratio_text(const PlannedMeasured<std::optional<Time>>& times) {
+  if (times.planned.value_or(0) == 0 || !times.measured) return "";
+  return format_rate(static_cast<double>(*times.measured) / static_cast<double>(*times.planned));
 }
 
-std::string whole_text(const Difference& difference) {
-  TextTable table({{"", Align::left}, {"planned"}, {"measured"}, {"measured / planned"}, {"", Align::left}});
-  const auto add = [&](const std::string& what, const PlannedMeasured<Time>& times, const std::string& remark) {
-    table.add_row({what, format_time(times.planned), format_time(times.measured), ratio_text(times), remark});
+std::string bubble_text(Time makespan, std::span<const RankDifference> ranks, Time PlannedMeasured<Time>::*run) {
+  if (makespan == 0) return "";
+  double idle = 0;
+  for (const RankDifference& rank : ranks) idle += static_cast<double>(rank.idle.*run);
+  return format_rate(idle / (static_cast<double>(makespan) * static_cast<double>(ranks.size())));
+}
+
+std::string whole_text(const Difference& difference, const PlannedMeasured<std::string>& labels) {
+  TextTable table({{"", Align::left},
+                   {labels.planned},
+                   {labels.measured},
+                   {fmt::format("{} / {}", labels.measured, labels.planned)},
+                   {"", Align::left}});
+  const auto text = [](std::optional<Time> time) { return time ? format_time(*time) : "-"; };
+  const auto add = [&](const std::string& what, const PlannedMeasured<std::optional<Time>>& times,
+                       const std::string& remark) {
+    table.add_row({what, text(times.planned), text(times.measured), ratio_text(times), remark});
   };
-  add("makespan", difference.makespan, "");
+  add("makespan", {difference.makespan.planned, difference.makespan.measured}, "");
+  table.add_row(
+      {"bubble", bubble_text(difference.makespan.planned, difference.per_rank, &PlannedMeasured<Time>::planned),
+       bubble_text(difference.makespan.measured, difference.per_rank, &PlannedMeasured<Time>::measured), "", ""});
   for (const ClassDifference& each : difference.classes) {
-    add(each.op_class, each.median, fmt::format("median of {}", each.count));
+    add(each.op_class, each.median, each.count > 0 ? fmt::format("median of {}", each.count) : "median");
   }
   return table.to_text();
 }
 
+// Empty where nothing that both ran was compared.
 std::string starts_text(const Difference& difference) {
+  if (difference.starts.op.empty()) return "";
   TextTable table({{"starts off by", Align::left}, {"median"}, {"95%"}, {"at most"}, {"", Align::left}});
   const auto add = [&](const std::string& what, const StartError& starts, const std::string& where) {
     if (starts.op.empty()) return;
@@ -156,19 +197,16 @@ std::string starts_text(const Difference& difference) {
   add("all", difference.starts, of_rank(difference.starts));
   for (const ClassDifference& each : difference.classes) add(each.op_class, each.starts, of_rank(each.starts));
   for (const RankDifference& each : difference.per_rank) add(fmt::format("rank {}", each.rank), each.starts, "");
-  return table.to_text();
+  return table.to_text() + "\n";
 }
 
-std::string ranks_text(const Difference& difference) {
-  TextTable table({{"rank"},
-                   {"busy planned"},
-                   {"measured"},
-                   {"idle planned"},
-                   {"measured"},
-                   {"peak act. planned"},
-                   {"measured"},
-                   {"peak memory planned"},
-                   {"measured"}});
+std::string ranks_text(const Difference& difference, const PlannedMeasured<std::string>& labels) {
+  std::vector<Column> columns{{"rank"}};
+  for (const std::string_view what : {"busy", "idle", "peak act.", "peak memory"}) {
+    columns.push_back({fmt::format("{} {}", what, labels.planned)});
+    columns.push_back({labels.measured});
+  }
+  TextTable table(std::move(columns));
   for (const RankDifference& rank : difference.per_rank) {
     table.add_row({std::to_string(rank.rank), format_time(rank.busy.planned), format_time(rank.busy.measured),
                    format_time(rank.idle.planned), format_time(rank.idle.measured),
@@ -192,11 +230,11 @@ std::vector<RankRun> ranks_of(const Program& program, const Timeline& timeline, 
 
 }  // namespace
 
-Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs) {
+Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs, bool has_same_stages) {
   assert(runs.planned.size() == runs.measured.size());
   DifferenceBuilder builder(runs);
   for (std::size_t rank = 0; rank < runs.planned.size(); ++rank) {
-    builder.add(runs.planned[rank], runs.measured[rank]);
+    builder.add(runs.planned[rank], runs.measured[rank], has_same_stages);
   }
   return std::move(builder).result();
 }
@@ -208,8 +246,8 @@ Difference difference(const Program& program, const PlannedMeasured<const Timeli
   return difference({planned, measured});
 }
 
-std::string to_text(const Difference& difference) {
-  return whole_text(difference) + "\n" + starts_text(difference) + "\n" + ranks_text(difference);
+std::string to_text(const Difference& difference, const PlannedMeasured<std::string>& labels) {
+  return whole_text(difference, labels) + "\n" + starts_text(difference) + ranks_text(difference, labels);
 }
 
 void write_json(std::ostream& out, const Difference& difference) {

@@ -2,6 +2,7 @@
 //
 //               planned   measured  measured / planned
 //   makespan      18 ms   18.21 ms             101.17%
+//   bubble       33.33%     33.94%
 //   F              1 ms   1.002 ms             100.20%  median of 12
 //   B              2 ms   2.003 ms             100.15%  median of 12
 //
@@ -61,8 +62,8 @@ struct StartError {
 // The ops of one class: F, B, I, W or F&B.
 struct ClassDifference {
   std::string op_class;
-  std::size_t count = 0;
-  PlannedMeasured<Time> median;  // duration
+  std::size_t count = 0;                        // of those that both run
+  PlannedMeasured<std::optional<Time>> median;  // duration; nothing where there are none
   StartError starts;
 
   friend bool operator==(const ClassDifference&, const ClassDifference&) = default;
@@ -94,13 +95,16 @@ struct RankRun {
   RankPeak peak;
 };
 
-// By rank; both runs of the same ops in the same order.
-[[nodiscard]] Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs);
+// By rank, of which both have as many. Where the runs are of two schedules, starts are those of the cells that a rank
+// runs in both; of no cells, if the stages of the two are not the same.
+[[nodiscard]] Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs, bool has_same_stages = true);
 // Both timelines must have recorded spans; peaks are by rank.
 [[nodiscard]] Difference difference(const Program& program, const PlannedMeasured<const Timeline&>& timelines,
                                     const PlannedMeasured<std::span<const RankPeak>>& peaks);
 
-[[nodiscard]] std::string to_text(const Difference& difference);
+// `labels` stand above the columns.
+[[nodiscard]] std::string to_text(const Difference& difference,
+                                  const PlannedMeasured<std::string>& labels = {"planned", "measured"});
 // One object: times in nanoseconds, `…_ns`.
 void write_json(std::ostream& out, const Difference& difference);
 

@@ -5,6 +5,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+Json to_json(std::optional<Time> time) { return time ? Json(*time) : Json(nullptr); }
+
 Json to_json(const StartError& starts) {
   return {{"median_ns", starts.median},
           {"percentile95_ns", starts.percentile95},
@@ -36,8 +38,8 @@ Json to_json(const Difference& difference) {
   for (const ClassDifference& each : difference.classes) {
     json["classes"].push_back(Json{{"class", each.op_class},
                                    {"count", each.count},
-                                   {"planned_median_ns", each.median.planned},
-                                   {"measured_median_ns", each.median.measured},
+                                   {"planned_median_ns", to_json(each.median.planned)},
+                                   {"measured_median_ns", to_json(each.median.measured)},
                                    {"start_error", to_json(each.starts)}});
   }
   json["start_error"] = to_json(difference.starts);

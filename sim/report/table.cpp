@@ -48,11 +48,8 @@ GivenCosts costs_of(const TableRequest& request, int ranks, std::optional<Recomp
   if (recompute == Recompute::none) {
     for (StageCosts& each : entries_of(costs)) each = without_recompute(each);
   }
-  const auto* stages = std::get_if<Costs>(&costs);
-  if (stages == nullptr || request.terms == EqualTerms::stages) return costs;
-  ModelCosts model{static_cast<const MachineCosts&>(*stages), stages->stages, {}};
-  if (model.parts.size() == 1) model.parts.resize(static_cast<std::size_t>(ranks), stages->stages[0]);
-  return model;
+  if (request.terms == EqualTerms::stages) return costs;
+  return of_model(costs, ranks);
 }
 
 // How many stages of one chain a rank holds: what divides the ranks when the number of stages is to be equal.

@@ -339,6 +339,20 @@ BOOST_AUTO_TEST_CASE(costs_of_stages_stay_as_they_are) {
              "costs are given for 3 stages, but the schedule has 2; give one entry for all, or 2");
 }
 
+// What is said of one stage is of a rank's share, however many stages a schedule makes of it.
+BOOST_AUTO_TEST_CASE(costs_of_stages_are_those_of_a_model_on_so_many_ranks) {
+  const Costs costs = test::uniform(8, 8, 8);
+  const ModelCosts model = of_model(costs, 4);
+  BOOST_TEST((model.parts == std::vector<StageCosts>(4, costs.stages[0])));
+  BOOST_TEST(stage_costs(model, straight(4, 1)).of(3).forward == 8);
+  BOOST_TEST(stage_costs(model, straight(4, 2)).of(7).forward == 4);
+  BOOST_TEST(stage_costs(model, two_way(4)).of(7).forward == 8);
+  Costs uneven = costs;
+  uneven.stages.resize(3, costs.stages[0]);
+  BOOST_TEST(of_model(uneven, 4).parts.size() == 3U);
+  BOOST_TEST((of_model(model, 2) == model));
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace

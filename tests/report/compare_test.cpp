@@ -132,6 +132,72 @@ BOOST_AUTO_TEST_CASE(text_and_json_name_the_runs) {
   BOOST_TEST(json["per_rank"].size() == 2U);
 }
 
+// 1F1B's F are those of ZB1P, whose B are mostly in two; each figure is what simulate() says of the one and the other.
+BOOST_AUTO_TEST_CASE(two_schedules_are_compared_where_they_run_the_same) {
+  const Program one = lower(generate("1f1b", {2, 4}));
+  const Program other = lower(generate("zb1p", {2, 4}));
+  const Costs costs = uniform(ms, ms, ms);
+  const Comparison found =
+      compare_schedules(simulated("1f1b", one, costs), simulated("zb1p", other, costs), {"1f1b", "zb1p"});
+  const auto count = [](const Program& program, Kind kind) {
+    return static_cast<std::size_t>(std::ranges::count(program.schedule.ops, kind, &Op::kind));
+  };
+  BOOST_TEST(count(other, Kind::backward) < 8U);
+  BOOST_TEST(found.compared == 8 + count(other, Kind::backward));
+  BOOST_TEST((found.difference.makespan ==
+              PlannedMeasured<Time>{simulate(one, costs).makespan(), simulate(other, costs).makespan()}));
+  BOOST_TEST((found.only.planned == std::vector<OnlyCells>{{"B", 8 - count(other, Kind::backward), "0B0"}}));
+  BOOST_TEST((found.only.measured == std::vector<OnlyCells>{{"I", count(other, Kind::input_gradient), "0I0"},
+                                                            {"W", count(other, Kind::weight_gradient), "0W0"}}));
+  BOOST_TEST((found.difference.classes[0].median == PlannedMeasured<std::optional<Time>>{ms, ms}));
+  BOOST_TEST((found.difference.classes[2].op_class == "I"));
+  BOOST_TEST((found.difference.classes[2].median == PlannedMeasured<std::optional<Time>>{std::nullopt, ms}));
+  const std::string text = to_text(found);
+  BOOST_TEST(text.find("A  1f1b\nB  zb1p\nonly in 1f1b: ") == 0U, text);
+  BOOST_TEST(text.find("busy 1f1b") != std::string::npos);
+  std::ostringstream out;
+  write_json(out, found);
+  const auto json = nlohmann::json::parse(out.str());
+  BOOST_TEST(json["planned"] == "1f1b");
+  BOOST_TEST(json["only_in_planned"][0]["first"] == "0B0");
+  BOOST_TEST(json["classes"][2]["planned_median_ns"].is_null());
+}
+
+BOOST_AUTO_TEST_CASE(one_schedule_under_two_costs) {
+  const Program program = lower(generate("dualpipe", {4, 8}));
+  Costs real = uniform(2 * ms, 2 * ms, 2 * ms);
+  real.stages[0].activation = 1 << 20;
+  const NamedRun a = simulated("a", program, uniform(ms, ms, ms));
+  const NamedRun b = simulated("b", program, real);
+  const Comparison found = compare_schedules(a, b, {"a", "b"});
+  BOOST_TEST(found.compared == program.schedule.ops.size());
+  BOOST_TEST(found.only.planned.empty());
+  BOOST_TEST(found.only.measured.empty());
+  BOOST_TEST((found.difference == compare(a, b).difference));
+  BOOST_TEST(found.difference.makespan.measured == 2 * found.difference.makespan.planned);
+  BOOST_TEST(found.difference.per_rank[0].peak.measured.memory > found.difference.per_rank[0].peak.planned.memory);
+}
+
+BOOST_AUTO_TEST_CASE(schedules_with_other_stages_are_compared_as_a_whole) {
+  const Costs costs = uniform(ms, ms, ms);
+  const auto run = [&](std::string_view family, const Shape& shape) {
+    return simulated(std::string(family), lower(generate(family, shape)), costs);
+  };
+  const Comparison found =
+      compare_schedules(run("1f1b", {4, 8}), run("interleaved", {4, 8, 2}), {"1f1b", "interleaved"});
+  BOOST_TEST(found.compared == 0U);
+  BOOST_TEST((found.stages == PlannedMeasured<std::size_t>{4, 8}));
+  BOOST_TEST(found.difference.starts.op.empty());
+  BOOST_TEST(found.difference.per_rank.size() == 4U);
+  BOOST_TEST(to_text(found).find("1f1b has 4 stages, interleaved 8, and not on the same ranks") != std::string::npos);
+  BOOST_TEST(to_text(found).find("starts off by") == std::string::npos);
+  BOOST_CHECK_EXCEPTION((void)compare_schedules(run("1f1b", {2, 8}), run("1f1b", {4, 8}), {"a", "b"}), InputError,
+                        [](const InputError& error) {
+                          return std::string(error.what()) ==
+                                 "1f1b has 2 ranks, 1f1b 4: only what runs on the same ranks can be compared";
+                        });
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace dualpipe::test

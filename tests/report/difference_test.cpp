@@ -81,7 +81,7 @@ BOOST_AUTO_TEST_CASE(a_run_does_not_differ_from_itself) {
     BOOST_TEST(found.makespan.planned == found.makespan.measured);
     BOOST_TEST(found.starts.median == 0);
     BOOST_TEST(found.starts.largest == 0);
-    for (const ClassDifference& each : found.classes) BOOST_TEST(each.median.planned == each.median.measured);
+    for (const ClassDifference& each : found.classes) BOOST_TEST((each.median.planned == each.median.measured));
     for (const RankDifference& rank : found.per_rank) {
       BOOST_TEST(rank.busy.planned == rank.busy.measured);
       BOOST_TEST(rank.idle.planned == rank.idle.measured);
@@ -108,7 +108,7 @@ BOOST_AUTO_TEST_CASE(pairs_are_a_class_of_their_own) {
   for (const ClassDifference& each : found.classes) ops += each.op_class == "F&B" ? 2 * each.count : each.count;
   BOOST_TEST(ops == pair.program.schedule.ops.size());
   BOOST_TEST(found.classes.back().op_class == "F&B");
-  BOOST_TEST((found.classes.back().median == PlannedMeasured<Time>{2 * ms, 3 * ms}));
+  BOOST_TEST((found.classes.back().median == PlannedMeasured<std::optional<Time>>{2 * ms, 3 * ms}));
 }
 
 BOOST_AUTO_TEST_CASE(text_and_json_have_the_figures) {

@@ -569,6 +569,34 @@ test_compare() {
   succeeds '^all +0 ns +0 ns +0 ns  0F0 of rank 0$' compare planned - <compressed
 }
 
+# Two schedules are what simulate says of each; one under two costs, too.
+test_compare_schedules() {
+  local shape=(--ranks 4 --microbatches 8)
+  succeeds '^ +1f1b +zb1p +zb1p / 1f1b *$' compare 1f1b zb1p "${shape[@]}"
+  grep -qE '^makespan +33 ms +27 ms +81\.82%' stdout || fail "does not have both makespans"
+  grep -qE '^only in 1f1b: [0-9]+ B \(0B' stdout || fail "does not say what only 1f1b runs"
+  grep -qE '^rank +busy 1f1b +zb1p +idle 1f1b +zb1p' stdout || fail "does not have both side by side"
+  succeeds '"planned_makespan_ns": 33000000,' compare 1f1b zb1p "${shape[@]}" --json -
+  check_braces
+  "$dualpipe_sim" convert zb1p "${shape[@]}" --to csv >mine.csv
+  "$dualpipe_sim" convert zb1p "${shape[@]}" --to json >mine.json
+  succeeds '^makespan +27 ms +33 ms' compare mine.csv 1f1b  # which has the shape of the file
+  succeeds '^all +0 ns +0 ns +0 ns' compare mine.csv mine.json
+  succeeds '^makespan +27 ms +33 ms' compare - 1f1b <mine.csv
+  # One model: each of the two stages of a rank has half of its share.
+  succeeds '^makespan +33 ms +28.5 ms' compare 1f1b interleaved "${shape[@]}" --chunks 2
+  grep -q 'has 4 stages, interleaved 8' stdout || fail "does not say that the stages differ"
+
+  local entry='"forward_ns": 1000000, "backward_ns": 2000000, "input_gradient_ns": 1000000, "weight_gradient_ns": 1000000'
+  echo '{"format": "dualpipe-costs", "version": 1, "parts": [{'"$entry"'}]}' >fast.json
+  sed 's/000000/000001/g' fast.json >slow.json
+  succeeds '^ +fast +slow +slow / fast *$' compare zb1p "${shape[@]}" --costs fast.json --costs slow.json
+  succeeds '^ +1f1b, fast +zb1p, slow ' compare 1f1b zb1p "${shape[@]}" --costs fast.json --costs slow.json
+  succeeds '^ +1f1b +zb1p ' compare 1f1b zb1p "${shape[@]}" --costs fast.json
+  fails 2 'no more' compare zb1p "${shape[@]}" --costs fast.json --costs slow.json --costs fast.json
+  fails 2 '--costs.*--forward' compare zb1p 1f1b "${shape[@]}" --costs fast.json --forward 1ms
+}
+
 # Files as people have them, of issues and forums. Each runs, or its error is what its owner needs.
 test_reports() {
   local reports=$goldens/reports
@@ -634,6 +662,8 @@ test_culprits() {
 }
 
 test_compare_errors() {
+  "$dualpipe_sim" convert 1f1b --ranks 2 --microbatches 4 --to csv >two.csv
+  "$dualpipe_sim" convert 1f1b --ranks 4 --microbatches 8 --to csv >four.csv
   trace one 1f1b --ranks 2 --microbatches 4
   trace other gpipe --ranks 2 --microbatches 4
   trace larger 1f1b --ranks 4 --microbatches 8
@@ -657,7 +687,12 @@ test_compare_errors() {
   echo '{"schemaVersion": 1, "traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "aten::add", "pid": 7, "tid": 7}]}' >pytorch
   fails 1 '^error: pytorch: not a trace of dualpipe-sim or dualpipe-run' compare pytorch one
   "$dualpipe_sim" convert 1f1b --ranks 2 --microbatches 4 --to json >schedule
-  fails 1 '^error: schedule: "traceEvents" is missing' compare schedule one
+  fails 1 '^error: schedule: "traceEvents" is missing: it is a schedule, and one is not' compare schedule one
+  fails 1 '^error: 1f1b: "traceEvents" is missing: it is a schedule' compare one 1f1b
+  fails 2 '^error: --forward: it does nothing with traces' compare one one --forward 2ms
+  fails 2 '^error: --ranks: it does nothing with traces' compare one one --ranks 4
+  fails 1 '^error: 1f1b: a schedule is compared with another one' compare 1f1b --ranks 2 --microbatches 4
+  fails 1 'two.csv has 2 ranks, four.csv 4' compare two.csv four.csv
   fails 1 'standard input.*an event of more than 64 MiB' compare one - < <(printf '{"traceEvents":[{"ph":"' && endless a)
   fails 1 '/dev/full: No space' compare one one --json /dev/full
   fails 1 'no/such/folder' compare one one --json no/such/folder/file
@@ -690,6 +725,7 @@ test_bad_numbers
 test_huge_input
 test_output_errors
 test_compare
+test_compare_schedules
 test_compare_errors
 test_reports
 test_culprits

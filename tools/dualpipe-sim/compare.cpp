@@ -3,6 +3,8 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -10,7 +12,10 @@
 #include <vector>
 
 #include "commands.h"
+#include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/input_file.h"
 #include "dualpipe/sim/trace/run_reader.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
@@ -19,10 +24,33 @@ namespace dualpipe {
 namespace {
 
 struct CompareOptions {
-  std::string first;
+  ScheduleOptions first;
   std::string second;
+  CostOptions costs;
+  std::vector<std::string> costs_files;
   std::string json;
+
+  // As `first`, with what is of files and of the catalog alone where it belongs.
+  [[nodiscard]] ScheduleOptions of(const std::string& source) const {
+    ScheduleOptions options = first;
+    options.source = source;
+    if (!options.file().empty()) return options;
+    options.chains = options.letters = "";
+    // Chunks, and the like, may be those of the other one.
+    const auto takes = [](const std::string& name, const Parameter& parameter) {
+      const auto found = std::ranges::find(catalog(), name, &Family::name);
+      return found != catalog().end() && (*found).*parameter.is_taken;
+    };
+    for (std::size_t i = 0; i < options.shape.values.size(); ++i) {
+      const Parameter& each = parameters()[i];
+      const bool is_taken = takes(first.source, each) || takes(second, each);
+      if (is_taken && !takes(source, each)) options.shape.values[i] = "";
+    }
+    return options;
+  }
 };
+
+// --- traces
 
 struct Trace {
   std::string name;
@@ -44,8 +72,8 @@ NamedRun pick(const Trace& trace, std::string_view label) {
   return {fmt::format("{}, {}", trace.name, label), *run};
 }
 
-Comparison comparison_of(const CompareOptions& options) {
-  const Trace first = read(options.first);
+Comparison comparison_of_traces(const CompareOptions& options) {
+  const Trace first = read(options.first.source);
   if (!options.second.empty()) return compare(pick(first, "planned"), pick(read(options.second), "measured"));
   if (first.runs.size() == 1) {
     throw InputError(fmt::format("{}: it has one run; name the trace to compare it with, too", first.name));
@@ -53,37 +81,226 @@ Comparison comparison_of(const CompareOptions& options) {
   return compare(pick(first, "planned"), pick(first, "measured"));
 }
 
-void run(const CompareOptions& options) {
+// --- schedules
+
+// By what it begins with: a trace is JSON without the name of our schedules' format, or compressed.
+bool is_trace(std::string_view begin) {
+  const auto first = begin.find_first_not_of(" \t\r\n\xef\xbb\xbf");
+  if (first == begin.npos) return true;  // whoever reads it says so
+  const char c = begin[first];
+  return (c == '{' && begin.find("dualpipe-schedule") == begin.npos) || c == '[' || c == '\x1f';
+}
+
+enum class Content : std::uint8_t { trace, schedule, missing };
+
+Content content_of(const CompareOptions& options, const std::string& source) {
+  if (options.of(source).file().empty()) return Content::schedule;
+  if (source == "-") {
+    const int c = std::cin.peek();
+    const bool is_csv = c != std::char_traits<char>::eof() && !is_trace(std::string(1, static_cast<char>(c)));
+    return is_csv ? Content::schedule : Content::trace;
+  }
+  std::error_code error;
+  if (!std::filesystem::exists(source, error)) return Content::missing;
+  if (!std::filesystem::is_regular_file(source, error)) return Content::trace;  // of a pipe nothing is known before
+  auto in = open_input_file(source);
+  std::string begin(4096, '\0');
+  in.read(begin.data(), static_cast<std::streamsize>(begin.size()));
+  begin.resize(static_cast<std::size_t>(in.gcount()));
+  return is_trace(begin) ? Content::trace : Content::schedule;
+}
+
+// Whether schedules are to be compared; else traces are. Throws InputError where it is one and one.
+bool are_schedules(const CompareOptions& options) {
+  const std::string& first = options.first.source;
+  const std::string& second = options.second;
+  const Content a = content_of(options, first);
+  const Content b = second.empty() ? Content::missing : content_of(options, second);
+  if ((a == Content::trace && b == Content::schedule) || (a == Content::schedule && b == Content::trace)) {
+    throw InputError(fmt::format(
+        "{}: \"traceEvents\" is missing: it is a schedule, and {} is not; name two schedules, or two traces "
+        "(dualpipe-sim simulate --trace)",
+        a == Content::schedule ? first : second, a == Content::schedule ? second : first));
+  }
+  const bool may_be_a_name = a == Content::missing && first.find_first_of("./\\") == std::string::npos;
+  return a == Content::schedule || b == Content::schedule || (may_be_a_name && b == Content::missing);
+}
+
+std::string stem_of(const std::string& source) {
+  return source == "-" ? "standard input" : std::filesystem::path(source).stem().string();
+}
+
+struct Side {
+  std::string source;
+  std::string name;
+  std::string label;
+  Program program = {};
+  Costs costs = {};
+};
+
+// Short names, where they tell the two apart.
+void set_names(const CompareOptions& options, Side& a, Side& b) {
+  for (Side* side : {&a, &b}) {
+    side->name = side->source == "-" ? "standard input" : side->source;
+    side->label = options.of(side->source).file().empty() ? side->source : stem_of(side->source);
+  }
+  if (options.costs_files.size() == 2) {
+    const auto& files = options.costs_files;
+    const bool differ = stem_of(files[0]) != stem_of(files[1]);
+    for (auto& [side, file] : {std::pair(&a, files[0]), std::pair(&b, files[1])}) {
+      side->name += fmt::format(", costs of {}", file);
+      const std::string short_file = differ ? stem_of(file) : file;
+      side->label = a.source == b.source ? short_file : fmt::format("{}, {}", side->label, short_file);
+    }
+  }
+  if (a.label == b.label) {
+    a.label = a.name;
+    b.label = b.name;
+  }
+  if (a.label == b.label) {
+    a.label = "A";
+    b.label = "B";
+  }
+}
+
+// A schedule of the catalog beside a file has the file's shape.
+void load(const CompareOptions& options, Side& a, Side& b, std::vector<std::string>& remarks) {
+  const auto is_file = [&](const Side& side) { return !options.of(side.source).file().empty(); };
+  const bool b_first = is_file(b) && !is_file(a);
+  std::optional<ShapeOptions> of_file;
+  for (Side* side : {b_first ? &b : &a, b_first ? &a : &b}) {
+    ScheduleOptions own = options.of(side->source);
+    if (!is_file(*side) && of_file) {
+      own.shape.ranks = of_file->ranks;
+      own.shape.micro_batches = of_file->micro_batches;
+    } else if (is_file(*side) && is_file(a) != is_file(b)) {
+      std::ranges::fill(own.shape.values, "");
+    }
+    std::vector<std::string> own_remarks;
+    auto loaded = own.load(&own_remarks);
+    side->program = lower_valid(std::move(loaded), false, own_remarks);
+    remarks.insert(remarks.end(), own_remarks.begin(), own_remarks.end());
+    if (!is_file(*side)) continue;
+    const Schedule& schedule = side->program.schedule;
+    of_file.emplace();
+    of_file->ranks = std::to_string(schedule.ranks());
+    of_file->micro_batches = std::to_string(schedule.total_micro_batches());
+  }
+}
+
+// One model for both, whatever stages they make of it.
+void set_costs(const CompareOptions& options, Side& a, Side& b) {
+  const bool has_same_stages = a.program.schedule.placement.stages() == b.program.schedule.placement.stages();
+  std::size_t number = 0;
+  for (Side* side : {&a, &b}) {
+    CostOptions own = options.costs;
+    if (!options.costs_files.empty())
+      own.file = options.costs_files[std::min(number++, options.costs_files.size() - 1)];
+    const GivenCosts given = own.costs();
+    const Placement& placement = side->program.schedule.placement;
+    side->costs =
+        has_same_stages ? stage_costs(given, placement) : stage_costs(of_model(given, placement.ranks), placement);
+  }
+}
+
+void check_is_comparable(const CompareOptions& options) {
+  if (options.costs_files.size() > 2)
+    throw CLI::ValidationError("--costs", "there is one for A, and one for B; no more");
+  const std::string& first = options.first.source;
+  if (options.second.empty() && options.costs_files.size() < 2) {
+    throw InputError(
+        fmt::format("{}: a schedule is compared with another one, which is missing, or under two costs: --costs A.json "
+                    "--costs B.json",
+                    first));
+  }
+  if (first == "-" && options.second == "-") throw InputError("only one of A and B can be standard input");
+}
+
+Comparison comparison_of_schedules(const CompareOptions& options, std::vector<std::string>& remarks) {
+  check_is_comparable(options);
+  Side a{options.first.source, {}, {}};
+  Side b{options.second.empty() ? options.first.source : options.second, {}, {}};
+  set_names(options, a, b);
+  if (options.second.empty()) {
+    const ScheduleOptions own = options.of(a.source);
+    a.program = lower_valid(own.load(&remarks), false, remarks);
+    b.program = a.program;
+  } else {
+    load(options, a, b, remarks);
+  }
+  set_costs(options, a, b);
+  return compare_schedules(simulated(a.name, a.program, a.costs), simulated(b.name, b.program, b.costs),
+                           {a.label, b.label});
+}
+
+// What a trace has in it, no option can say.
+void refuse_options_of_schedules(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string name = option->get_name();
+    if (option->count() == 0 || name == "A" || name == "B" || name == "--json") continue;
+    throw CLI::ValidationError(name, "it does nothing with traces; it is for schedules, which are simulated");
+  }
+}
+
+void run(const CLI::App& app, const CompareOptions& options) {
   std::vector<NamedFile> results{{"--json", options.json, "differences"}};
   if (options.json != "-") results.push_back({"standard output", "-", "text"});
-  check_apart(results, std::vector<NamedFile>{{"A", options.first, "trace"}, {"B", options.second, "trace"}});
-  const Comparison comparison = comparison_of(options);
+  std::vector<NamedFile> inputs{{"A", options.of(options.first.source).file(), "trace"},
+                                {"B", options.of(options.second).file(), "trace"}};
+  for (const std::string& file : options.costs_files) inputs.push_back({"--costs", file, "costs"});
+  check_apart(results, inputs);
+
+  const bool has_schedules = are_schedules(options);
+  if (!has_schedules) refuse_options_of_schedules(app);
+  std::vector<std::string> remarks;
+  const Comparison comparison =
+      has_schedules ? comparison_of_schedules(options, remarks) : comparison_of_traces(options);
   if (!options.json.empty()) {
     write_output(options.json, [&](std::ostream& out) { write_json(out, comparison); });
   }
-  if (options.json != "-") write_output("-", [&](std::ostream& out) { out << to_text(comparison); });
+  if (options.json == "-") return print_notes(remarks);
+  write_output("-", [&](std::ostream& out) { out << remarks_text(remarks) << to_text(comparison); });
 }
 
 }  // namespace
 
 void add_compare(CLI::App& app) {
   auto options = std::make_shared<CompareOptions>();
-  CLI::App& compare = *app.add_subcommand("compare", "How two runs of one schedule differ, from their Chrome traces");
-  compare.add_option("A", options->first, "What was planned: a trace of dualpipe-sim or dualpipe-run; - reads one")
-      ->required();
-  compare.add_option("B", options->second,
-                     "What was measured; without it, A has both runs (dualpipe-run --compare --trace)");
+  CLI::App& compare =
+      *app.add_subcommand("compare", "Two schedules, one under two costs, or two runs of one from their Chrome traces");
+  options->first.add_to(compare, "A");
+  compare.get_option("A")->description(
+      "A schedule, of the catalog or a CSV or JSON file; or what was planned, a trace of dualpipe-sim or dualpipe-run; "
+      "- "
+      "reads one");
+  compare.add_option(
+      "B", options->second,
+      "The same; or what was measured, without which the trace A has both runs (dualpipe-run --compare --trace)");
+  options->costs.add_to(compare);
+  const std::string durations = compare.get_option("--costs")->get_group();
+  compare.remove_option(compare.get_option("--costs"));
+  compare
+      .add_option("--costs", options->costs_files, "All costs, from a JSON file; given twice, one for A and one for B")
+      ->allow_extra_args(false)
+      ->type_name("FILE")
+      ->group(durations);
   compare.add_option("--json", options->json, "All figures (a file, or - for stdout)")->type_name("FILE");
   compare.footer(
+      "Two schedules run one model on the same ranks: what is given of a stage is a rank's share of it where they "
+      "have\n"
+      "other stages. A schedule of the catalog beside a file has the file's shape.\n"
       "Of a trace with a planned and a measured run, A gives the planned one, B the measured one. A run that ended "
       "early\n"
       "is compared up to where it ended.\n"
       "\n"
       "Examples:\n"
+      "  dualpipe-sim compare 1f1b zb1p --ranks 8 --microbatches 24\n"
+      "  dualpipe-sim compare mine.csv zb1p\n"
+      "  dualpipe-sim compare zb1p --ranks 8 --microbatches 24 --costs a.json --costs b.json\n"
       "  dualpipe-run --schedule 1f1b --ranks 2 --microbatches 8 --compare --trace out.json\n"
       "  dualpipe-sim compare out.json\n"
       "  dualpipe-sim compare planned.json measured.json --json difference.json");
-  compare.callback([options] { run(*options); });
+  compare.callback([options, &compare] { run(compare, *options); });
 }
 
 }  // namespace dualpipe

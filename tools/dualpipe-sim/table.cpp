@@ -38,7 +38,11 @@ TableSchedule schedule_of_table(const std::string& name) {
   ScheduleOptions options;
   options.source = name;
   if (options.file().empty()) return {name, std::nullopt};
-  return {name, lower_valid(options.load())};
+  std::vector<std::string> remarks;
+  auto loaded = options.load(&remarks);
+  Program program = lower_valid(std::move(loaded), false, remarks);
+  print_notes(remarks);
+  return {name, std::move(program)};
 }
 
 double positive(std::string_view option, const std::string& text) {
