@@ -34,9 +34,9 @@ std::string activations_text(const TableRow& row) {
   return fmt::format("{}..{}", number_text(row.peak_activations_least * row.share), most);
 }
 
-class Columns {
+class TableColumns {
  public:
-  Columns(const ScheduleTable& table, ByteUnits units) : table_(table), units_(units) {}
+  TableColumns(const ScheduleTable& table, ByteUnits units) : table_(table), units_(units) {}
 
   // The number behind each column says when it goes where there is no room; those that stay have 0.
   [[nodiscard]] TextTable take() {
@@ -242,7 +242,7 @@ std::string legend(const Shown& shown, const TableRequest& request) {
 }  // namespace
 
 std::string to_text(const ScheduleTable& table, const TextLayout& layout) {
-  Shown shown{Columns(table, layout.bytes).take(), {}};
+  Shown shown{TableColumns(table, layout.bytes).take(), {}};
   if (layout.width > 0) shown.left_out = shown.table.narrow_to(layout.width);
   std::string text = heading(table, layout.bytes) + "\n" + shown.table.to_text() + "\n";
   for (const std::string& note : notes_of(table, shown.has("closed form"))) text += note + "\n";
@@ -254,7 +254,7 @@ std::string to_text(const ScheduleTable& table, const TextLayout& layout) {
 }
 
 std::string to_markdown(const ScheduleTable& table, const TextLayout& layout) {
-  std::string text = heading(table, layout.bytes) + "\n" + Columns(table, layout.bytes).take().to_markdown();
+  std::string text = heading(table, layout.bytes) + "\n" + TableColumns(table, layout.bytes).take().to_markdown();
   const auto notes = notes_of(table, true);
   if (!notes.empty()) text += "\n";
   for (const std::string& note : notes) text += "- " + note + "\n";

@@ -64,13 +64,13 @@ std::string fixed(std::uint64_t value, std::uint64_t unit, int decimals) {
                        : fmt::format("{}.{:0{}}", rounded / steps, rounded % steps, decimals);
 }
 
-struct Unit {
+struct NamedUnit {
   std::string_view name;
   std::uint64_t size;
 };
 
 // `step` is the ratio of neighbouring units: what rounds up to it is written as 1 of the next.
-std::string in_units(std::int64_t value, std::span<const Unit> units, std::string_view step) {
+std::string in_units(std::int64_t value, std::span<const NamedUnit> units, std::string_view step) {
   const std::uint64_t size = magnitude(value);
   std::size_t i = units.size() - 1;
   while (i > 0 && size < units[i].size) --i;
@@ -82,20 +82,20 @@ std::string in_units(std::int64_t value, std::span<const Unit> units, std::strin
   return fmt::format("{}{} {}", value < 0 ? "-" : "", number, units[i].name);
 }
 
-constexpr std::array<Unit, 4> time_units{{{"ns", 1}, {"µs", 1'000}, {"ms", 1'000'000}, {"s", 1'000'000'000}}};
+constexpr std::array<NamedUnit, 4> time_units{{{"ns", 1}, {"µs", 1'000}, {"ms", 1'000'000}, {"s", 1'000'000'000}}};
 
-constexpr std::array<Unit, 6> decimal_byte_units{{{"B", 1},
-                                                  {"kB", 1'000},
-                                                  {"MB", 1'000'000},
-                                                  {"GB", 1'000'000'000},
-                                                  {"TB", 1'000'000'000'000},
-                                                  {"PB", 1'000'000'000'000'000}}};
-constexpr std::array<Unit, 6> byte_units{{{"B", 1},
-                                          {"KiB", 1ULL << 10},
-                                          {"MiB", 1ULL << 20},
-                                          {"GiB", 1ULL << 30},
-                                          {"TiB", 1ULL << 40},
-                                          {"PiB", 1ULL << 50}}};
+constexpr std::array<NamedUnit, 6> decimal_byte_units{{{"B", 1},
+                                                       {"kB", 1'000},
+                                                       {"MB", 1'000'000},
+                                                       {"GB", 1'000'000'000},
+                                                       {"TB", 1'000'000'000'000},
+                                                       {"PB", 1'000'000'000'000'000}}};
+constexpr std::array<NamedUnit, 6> byte_units{{{"B", 1},
+                                               {"KiB", 1ULL << 10},
+                                               {"MiB", 1ULL << 20},
+                                               {"GiB", 1ULL << 30},
+                                               {"TiB", 1ULL << 40},
+                                               {"PiB", 1ULL << 50}}};
 
 void append_aligned(std::string& out, std::string_view cell, std::size_t width, Align align) {
   const std::size_t padding = width - display_width(cell);
@@ -268,7 +268,7 @@ std::vector<std::string> format_times(std::span<const std::optional<Time>> times
   while (i > 0 && smallest < time_units[i].size) --i;
   constexpr std::uint64_t six_digits = 1'000'000;
   while (i + 1 < time_units.size() && largest / time_units[i].size >= six_digits) ++i;
-  const Unit unit = time_units[largest == 0 ? 0 : i];
+  const NamedUnit unit = time_units[largest == 0 ? 0 : i];
   int decimals = 0;
   for (const auto& time : times) {
     std::uint64_t rest = time ? magnitude(*time) % unit.size : 0;
