@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
+#include <iterator>
 #include <limits>
 #include <span>
 
@@ -17,22 +17,33 @@ namespace {
 struct Unit {
   std::string_view name;
   std::int64_t size;
+  bool is_whole = false;  // there is no part of one
 };
 constexpr Unit duration_units[] = {{"", 1'000'000},    {"ns", 1},         {"us", 1'000},       {"\u00b5s", 1'000},
                                    {"\u03bcs", 1'000}, {"ms", 1'000'000}, {"s", 1'000'000'000}};
-constexpr Unit byte_units[] = {{"", 1},
-                               {"B", 1},
-                               {"KB", 1'000},
-                               {"MB", 1'000'000},
-                               {"GB", 1'000'000'000},
-                               {"TB", 1'000'000'000'000},
-                               {"KiB", 1LL << 10U},
-                               {"MiB", 1LL << 20U},
-                               {"GiB", 1LL << 30U},
+constexpr Unit byte_units[] = {{"", 1, true},       {"B", 1, true},        {"KB", 1'000},
+                               {"MB", 1'000'000},   {"GB", 1'000'000'000}, {"TB", 1'000'000'000'000},
+                               {"KiB", 1LL << 10U}, {"MiB", 1LL << 20U},   {"GiB", 1LL << 30U},
                                {"TiB", 1LL << 40U}};
+// As links are sold. Bytes have the units of amounts.
+constexpr Unit bit_units[] = {{"b", 1},
+                              {"kb", 1'000},
+                              {"Kb", 1'000},
+                              {"Mb", 1'000'000},
+                              {"Gb", 1'000'000'000},
+                              {"Tb", 1'000'000'000'000},
+                              {"bit", 1},
+                              {"kbit", 1'000},
+                              {"Kbit", 1'000},
+                              {"Mbit", 1'000'000},
+                              {"Gbit", 1'000'000'000},
+                              {"Tbit", 1'000'000'000'000}};
+constexpr std::int64_t bits_max = std::int64_t{1} << 62U;
 constexpr auto duration_help = "a duration is a number and ns, us, ms or s, or a bare number of milliseconds";
 constexpr auto byte_help =
     "an amount is a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, or a bare number of bytes";
+constexpr auto bandwidth_help =
+    "a bandwidth is a number and a unit, as 50GB/s (bytes) or 400Gbps (bits); 0 is infinite";
 
 [[noreturn]] void refuse(std::string_view text, std::string_view why, std::string_view help) {
   throw InputError(fmt::format("{} {}; {}", detail::schedule::quote(text), why, help));
@@ -43,6 +54,13 @@ std::string_view trimmed(std::string_view text) {
   return text.substr(0, text.find_last_not_of(' ') + 1);
 }
 
+std::string_view number_of(std::string_view amount) {
+  return amount.substr(0, amount.find_first_not_of("0123456789."));
+}
+
+// What stands behind the number.
+std::string_view unit_of(std::string_view amount) { return trimmed(amount.substr(number_of(amount).size())); }
+
 // `amount` is what counts of `text`, which is quoted where it cannot be read: a decimal number without exponent, and a
 // unit. Rounded half up.
 std::int64_t parse_quantity(std::string_view amount, std::span<const Unit> units, std::int64_t most,
@@ -50,8 +68,8 @@ std::int64_t parse_quantity(std::string_view amount, std::span<const Unit> units
   constexpr int digits_max = 24;  // times the largest unit they fit into 128 bits
   const std::string_view all = trimmed(amount);
   if (all.starts_with('-')) refuse(text, "is negative", help);
-  const std::string_view number = all.substr(0, all.find_first_not_of("0123456789."));
-  const auto unit = std::ranges::find(units, trimmed(all.substr(number.size())), &Unit::name);
+  const std::string_view number = number_of(all);
+  const auto unit = std::ranges::find(units, unit_of(all), &Unit::name);
   __extension__ __int128 numerator = 0, denominator = 1;
   int digits = 0, points = 0;
   for (const char c : number) {
@@ -66,6 +84,7 @@ std::int64_t parse_quantity(std::string_view amount, std::span<const Unit> units
   if (digits == 0 || points > 1 || unit == units.end()) refuse(text, "cannot be read", help);
   const auto value = (numerator * unit->size + denominator / 2) / denominator;
   if (value > most) refuse(text, "is too large", help);
+  if (unit->is_whole && numerator % denominator != 0) refuse(text, "is not a whole number of bytes", help);
   return static_cast<std::int64_t>(value);
 }
 
@@ -86,17 +105,26 @@ Time parse_duration(std::string_view text) {
   return parse_quantity(text, duration_units, time_max, text, duration_help);
 }
 
+Time parse_time_with_unit(std::string_view text) {
+  constexpr auto help = "a time is a number and ns, us, ms or s, as 5s";
+  const Time time = parse_quantity(text, duration_units, time_max, text, help);
+  if (time != 0 && unit_of(trimmed(text)).empty()) refuse(text, "has no unit", help);
+  return time;
+}
+
 Bytes parse_bytes(std::string_view text) { return parse_quantity(text, byte_units, bytes_max, text, byte_help); }
 
 double parse_bandwidth(std::string_view text) {
-  constexpr auto help = "a bandwidth is bytes per second, as 50e9 or 50GB/s; 0 is infinite";
   std::string_view amount = trimmed(text);
-  double plain = 0;
-  const auto [end, error] = std::from_chars(amount.data(), amount.data() + amount.size(), plain);
-  const bool is_plain = error == std::errc{} && end == amount.data() + amount.size();
-  if (is_plain && std::isfinite(plain) && !std::signbit(plain)) return plain;
-  if (amount.ends_with("/s")) amount.remove_suffix(2);
-  return static_cast<double>(parse_quantity(amount, byte_units, bytes_max, text, help));
+  const bool is_rate = amount.ends_with("/s") || amount.ends_with("ps");
+  if (is_rate) amount.remove_suffix(2);
+  const std::string_view unit = unit_of(trimmed(amount));
+  if (is_rate && std::ranges::find(bit_units, unit, &Unit::name) != std::end(bit_units)) {
+    return static_cast<double>(parse_quantity(amount, bit_units, bits_max, text, bandwidth_help)) / 8;
+  }
+  const auto bytes = parse_quantity(amount, byte_units, bytes_max, text, bandwidth_help);
+  if (bytes != 0 && unit.empty()) refuse(text, "has no unit", bandwidth_help);
+  return static_cast<double>(bytes);
 }
 
 std::int64_t parse_integer(std::string_view text, std::int64_t least, std::int64_t most) {

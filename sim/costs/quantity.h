@@ -13,10 +13,15 @@ namespace dualpipe {
 // nanosecond. At most a day.
 [[nodiscard]] Time parse_duration(std::string_view text);
 
-// "4096", "64KiB", "1.5GiB", "2MB": powers of 1024 with an i, of 1000 without; a bare number is bytes.
+// The same where nobody could tell what a bare number is, which is refused: a timeout. "5s", "500ms", "0".
+[[nodiscard]] Time parse_time_with_unit(std::string_view text);
+
+// "4096", "64KiB", "1.5GiB", "2MB": powers of 1024 with an i, of 1000 without; a bare number is bytes, of which there
+// are no parts. Rounded half up to a byte.
 [[nodiscard]] Bytes parse_bytes(std::string_view text);
 
-// Bytes per second: "50e9", "50GB/s", "50GB", "46GiB/s". 0 is infinite.
+// Bytes per second: "50GB/s", "50GB", "46GiB/s", and in bits "400Gbps", "400Gb/s", "400Gbit/s". "0" is infinite; a bare
+// number of anything else is refused.
 [[nodiscard]] double parse_bandwidth(std::string_view text);
 
 // A whole number from `least` to `most`.

@@ -25,7 +25,9 @@ std::string refusal(const Parse& parse, std::string_view text) {
 const std::string duration_help = "; a duration is a number and ns, us, ms or s, or a bare number of milliseconds";
 const std::string byte_help =
     "; an amount is a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, or a bare number of bytes";
-const std::string bandwidth_help = "; a bandwidth is bytes per second, as 50e9 or 50GB/s; 0 is infinite";
+const std::string time_help = "; a time is a number and ns, us, ms or s, as 5s";
+const std::string bandwidth_help =
+    "; a bandwidth is a number and a unit, as 50GB/s (bytes) or 400Gbps (bits); 0 is infinite";
 
 BOOST_AUTO_TEST_SUITE(costs_quantity)
 
@@ -91,6 +93,17 @@ BOOST_AUTO_TEST_CASE(what_is_no_duration) {
              "'" + std::string(40, '9') + "…' has more than 24 digits" + duration_help);
 }
 
+BOOST_AUTO_TEST_CASE(times_with_a_unit) {
+  BOOST_TEST(parse_time_with_unit("5s") == 5'000'000'000);
+  BOOST_TEST(parse_time_with_unit(" 1.5 ms ") == 1'500'000);
+  BOOST_TEST(parse_time_with_unit("0") == 0);
+  for (const std::string_view text : {"5", "0.1", " 60 ", "5."}) {
+    BOOST_TEST(refusal(parse_time_with_unit, text) == "'" + std::string(text) + "' has no unit" + time_help);
+  }
+  BOOST_TEST(refusal(parse_time_with_unit, "5m") == "'5m' cannot be read" + time_help);
+  BOOST_TEST(refusal(parse_time_with_unit, "86401s") == "'86401s' is too large" + time_help);
+}
+
 BOOST_AUTO_TEST_CASE(amounts_of_bytes) {
   constexpr Bytes kibi = 1024;
   const struct {
@@ -109,7 +122,7 @@ BOOST_AUTO_TEST_CASE(amounts_of_bytes) {
       {"1.5GB", 1'500'000'000},
       {"3TB", 3'000'000'000'000},
       {"0.25TiB", kibi * kibi * kibi * kibi / 4},
-      {"0.5", 1},
+      {"4096.0", 4096},
       {"0.0004KB", 0},
       {"0.0005KB", 1},
       {"1152921504606846976", bytes_max},
@@ -120,6 +133,9 @@ BOOST_AUTO_TEST_CASE(amounts_of_bytes) {
   for (const std::string_view text :
        {"", "B", "1K", "1M", "1kB", "1kib", "1Mb", "1Gbit", "1e9", "1GB/s", "nan", "1PiB"}) {
     BOOST_TEST(refusal(parse_bytes, text).find(" cannot be read" + byte_help) != std::string::npos, text);
+  }
+  for (const std::string_view text : {"0.5", "1.5", "1.5B", "4096.0001", "0.999 B"}) {
+    BOOST_TEST(refusal(parse_bytes, text) == "'" + std::string(text) + "' is not a whole number of bytes" + byte_help);
   }
   BOOST_TEST(refusal(parse_bytes, "1K") == "'1K' cannot be read" + byte_help);
   BOOST_TEST(refusal(parse_bytes, "-1") == "'-1' is negative" + byte_help);
@@ -135,33 +151,41 @@ BOOST_AUTO_TEST_CASE(bandwidths) {
     double bytes_per_s;
   } cases[] = {
       {"0", 0},
-      {"50e9", 50e9},
-      {" 5E+10 ", 50e9},
-      {"50000000000", 50e9},
-      {".5", 0.5},
-      {"1e-3", 0.001},
       {"50GB/s", 50e9},
       {"50GB", 50e9},
+      {"50GBps", 50e9},
       {"50 GB/s", 50e9},
       {"50 GB /s", 50e9},
       {"46GiB/s", 46.0 * 1024 * 1024 * 1024},
       {"0.5KB/s", 500},
       {"100B/s", 100},
-      {"100/s", 100},
-      {"1e300", 1e300},
+      // In bits.
+      {"400Gbps", 50e9},
+      {"400 Gb/s", 50e9},
+      {"400Gbit/s", 50e9},
+      {"1.6Tbps", 200e9},
+      {"100Mb/s", 12.5e6},
+      {"8kbps", 1000},
+      {"8Kbit/s", 1000},
+      {"12bps", 1.5},
+      {"1b/s", 0.125},
   };
   for (const auto& [text, bytes_per_s] : cases) BOOST_TEST(parse_bandwidth(text) == bytes_per_s, text);
 
-  // Bits are not bytes.
-  for (const std::string_view text :
-       {"", "/s", "nan", "inf", "1e400", "400Gb/s", "400Gbit/s", "50GB/h", "50GB/s/s", "50e9GB/s", "50e9/s", "fast"}) {
+  // Of bits there must be so many per second.
+  for (const std::string_view text : {"", "/s", "nan", "inf", "1e400", "400Gb", "400gbps", "50GB/h", "50GB/s/s",
+                                      "50e9GB/s", "50e9", "50e9/s", "1GiBit/s", "ps", "fast"}) {
     BOOST_TEST(refusal(parse_bandwidth, text).find(" cannot be read" + bandwidth_help) != std::string::npos, text);
   }
-  BOOST_TEST(refusal(parse_bandwidth, "400Gb/s") == "'400Gb/s' cannot be read" + bandwidth_help);
-  for (const std::string_view text : {"-1", "-0", "-50GB/s", "-1e9", "-inf", "-nan"}) {
+  BOOST_TEST(refusal(parse_bandwidth, "400Gb") == "'400Gb' cannot be read" + bandwidth_help);
+  for (const std::string_view text : {"50", "50000000000", "400/s", " 5 "}) {
+    BOOST_TEST(refusal(parse_bandwidth, text) == "'" + std::string(text) + "' has no unit" + bandwidth_help);
+  }
+  for (const std::string_view text : {"-1", "-0", "-50GB/s", "-1e9", "-400Gbps", "-inf", "-nan"}) {
     BOOST_TEST(refusal(parse_bandwidth, text).find(" is negative" + bandwidth_help) != std::string::npos, text);
   }
   BOOST_TEST(refusal(parse_bandwidth, "2000000TiB/s") == "'2000000TiB/s' is too large" + bandwidth_help);
+  BOOST_TEST(refusal(parse_bandwidth, "9000000Tbps") == "'9000000Tbps' is too large" + bandwidth_help);
 }
 
 BOOST_AUTO_TEST_CASE(integers) {
