@@ -1,14 +1,17 @@
 #include "dualpipe/sim/generate/catalog.h"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "dualpipe/sim/generate/check_shape.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/nearest.h"
 
 namespace dualpipe {
 
@@ -71,8 +74,11 @@ const Family& family(std::string_view name) {
   const auto families = catalog();
   const auto found = std::ranges::find(families, name, &Family::name);
   if (found != families.end()) return *found;
-  throw InputError(fmt::format("there is no schedule named '{}'; the catalog has: {}", name,
-                               names_of([](const Family&) { return true; })));
+  std::vector<std::string> names;
+  for (const Family& each : families) names.emplace_back(each.name);
+  const std::string meant = did_you_mean(name, names);
+  throw InputError(fmt::format("there is no schedule named '{}'{}{}he catalog has: {}", name, meant,
+                               meant.empty() ? "; t" : " T", fmt::join(names, ", ")));
 }
 
 std::span<const Parameter> parameters() {

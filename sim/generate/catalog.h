@@ -16,7 +16,7 @@ namespace dualpipe {
 
 [[nodiscard]] std::span<const Family> catalog();
 
-// Throws InputError that lists the names there are.
+// Throws InputError that lists the names there are, and says which one may have been meant.
 [[nodiscard]] const Family& family(std::string_view name);
 
 // Chunks, group, waves, replicas.

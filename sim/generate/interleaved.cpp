@@ -134,6 +134,7 @@ Family interleaved_overlap() {
           .rule = "as interleaved",
           .takes_chunks = true,
           .takes_group = true,
+          .has_pairs = true,
           .placement = straight_placement,
           .misfit = interleaved_misfit,
           .order = interleaved_order<Steady::overlapped>,

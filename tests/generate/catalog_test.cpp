@@ -36,7 +36,10 @@ BOOST_AUTO_TEST_CASE(lists_its_names) {
   }
   BOOST_TEST(listed.starts_with("gpipe, 1f1b, "));
   BOOST_CHECK_EXCEPTION((void)family("1F1B"), InputError, [&](const InputError& error) {
-    return error.what() == "there is no schedule named '1F1B'; the catalog has: " + listed;
+    return error.what() == "there is no schedule named '1F1B'; did you mean 1f1b? The catalog has: " + listed;
+  });
+  BOOST_CHECK_EXCEPTION((void)family("pipedream"), InputError, [](const InputError& error) {
+    return std::string(error.what()).starts_with("there is no schedule named 'pipedream'; the catalog has: gpipe, ");
   });
 }
 
@@ -91,7 +94,7 @@ BOOST_AUTO_TEST_CASE(refusals) {
 }
 
 BOOST_AUTO_TEST_CASE(what_a_family_says_of_its_schedules) {
-  std::set<std::string_view> splitting;  // in any shape
+  std::set<std::string_view> splitting, pairing;  // in any shape
   for (const Case& each : small_cases(4, 8)) {
     BOOST_TEST_CONTEXT(each) {
       const Family& its_family = family(each.family);
@@ -103,9 +106,13 @@ BOOST_AUTO_TEST_CASE(what_a_family_says_of_its_schedules) {
       BOOST_TEST(schedule.placement.stages() == each.shape.ranks * its_family.stages_per_rank(each.shape));
       const bool splits = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind == Kind::weight_gradient; });
       if (splits) splitting.insert(each.family);
+      if (std::ranges::any_of(schedule.ops, &Op::with_next)) pairing.insert(each.family);
     }
   }
-  for (const Family& each : catalog()) BOOST_TEST(splitting.contains(each.name) == each.splits_backward, each.name);
+  for (const Family& each : catalog()) {
+    BOOST_TEST(splitting.contains(each.name) == each.splits_backward, each.name);
+    BOOST_TEST(pairing.contains(each.name) == each.has_pairs, each.name);
+  }
 }
 
 // The handcrafted families look at nothing of a request but its shape.
