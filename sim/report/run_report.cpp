@@ -94,8 +94,10 @@ std::string held_text(const Peak& peak) {
 }
 
 std::string header(const RunReport& report, ByteUnits units) {
-  std::string text = format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) +
-                     "\n" + costs_text(report.costs, report.has_pairs, units) + "\n";
+  std::string text =
+      format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) + "\n";
+  for (const std::string& remark : report.remarks) text += remark + "\n";
+  text += costs_text(report.costs, report.has_pairs, units) + "\n";
   const auto append = [&](std::string_view term, const std::string& value, std::string_view meaning) {
     const std::string padding(display_width(value) < 10 ? 10 - display_width(value) : 0, ' ');
     text += fmt::format("{:<8}  {}{}   {}\n", term, padding, value, meaning);
@@ -246,6 +248,7 @@ std::string to_csv(const RunReport& report) {
 
 void write_json(std::ostream& out, const RunReport& report) {
   Json json = detail::report::json_title(report);
+  json["remarks"] = report.remarks;
   json["makespan_ns"] = report.makespan;
   json["span_ns"] = report.span;
   json["bubble_rate_makespan"] = report.bubble_rate_makespan;

@@ -68,6 +68,7 @@ struct RankReport {
 
 struct RunReport {
   std::string schedule;
+  std::vector<std::string> remarks;  // what a reader has to know of what ran; a line each, below the title
   int ranks = 0;
   int stages = 0;
   int chains = 0;

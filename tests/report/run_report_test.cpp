@@ -144,6 +144,14 @@ BOOST_AUTO_TEST_CASE(a_csv_row_per_rank) {
              "1,11000000,0,11000000,0,0,3,0,2,2F1,2000000\n");
 }
 
+BOOST_AUTO_TEST_CASE(remarks_stand_below_the_title) {
+  RunReport report = report_of("1f1b", {1, 1}, uniform(ms, ms, ms));
+  BOOST_TEST(json_of(report)["remarks"] == nlohmann::json::array());
+  report.remarks = {"one", "two"};
+  BOOST_TEST(to_text(report).starts_with("1f1b: 1 rank, 1 stage, 1 chain, 1 micro-batch\none\ntwo\nper micro-batch, "));
+  BOOST_TEST(json_of(report)["remarks"] == (nlohmann::json{"one", "two"}));
+}
+
 // A name from a file may hold anything.
 BOOST_AUTO_TEST_CASE(odd_names_do_not_break_the_json) {
   RunReport report = report_of("1f1b", {1, 1}, uniform(ms, ms, ms));
