@@ -87,7 +87,8 @@ def main():
     arguments.add_argument("--path", type=Path, required=True, help="the folder of the tools")
     arguments.add_argument("--with", dest="there", action="append", default=[], help="run, mpi: what can be run")
     options = arguments.parse_args()
-    environment = dict(os.environ, PATH=f"{options.path.resolve()}:{os.environ['PATH']}", COLUMNS="120")
+    environment = dict(os.environ, PATH=f"{options.path.resolve()}:{os.environ['PATH']}", COLUMNS="120",
+                       LC_ALL="C.UTF-8")
 
     ran, faults = 0, []
     with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,9 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch"
 exec </dev/null
+# What these say of a terminal is for the tests of it alone.
+export LC_ALL=C.UTF-8
+unset COLUMNS NO_COLOR CLICOLOR CLICOLOR_FORCE
 
 checks=0
 failures=0
