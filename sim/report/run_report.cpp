@@ -11,6 +11,7 @@
 #include "dualpipe/sim/report/costs_json.h"
 #include "dualpipe/sim/report/costs_text.h"
 #include "dualpipe/sim/report/json_text.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/simulate/memory.h"
 
@@ -96,7 +97,7 @@ std::string held_text(const Peak& peak) {
 std::string header(const RunReport& report, ByteUnits units) {
   std::string text =
       format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) + "\n";
-  for (const std::string& remark : report.remarks) text += remark + "\n";
+  for (const std::string& remark : report.remarks) text += printable_lines(remark) + "\n";
   text += costs_text(report.costs, report.has_pairs, units) + "\n";
   const auto append = [&](std::string_view term, const std::string& value, std::string_view meaning) {
     const std::string padding(display_width(value) < 10 ? 10 - display_width(value) : 0, ' ');

@@ -124,7 +124,8 @@ void run(const SimulateOptions& options) {
     filter.end = window->end;
   }
   static_cast<void>(window_in(timeline, "--window", chart.window));
-  const RunReport report = run_report(program, costs, timeline);
+  RunReport report = run_report(program, costs, timeline);
+  report.remarks = remarks;
 
   const auto write = [](const std::string& path, const std::function<void(std::ostream&)>& writer) {
     if (!path.empty()) write_output(path, writer);
@@ -136,9 +137,7 @@ void run(const SimulateOptions& options) {
   write(options.gantt, [&](std::ostream& out) { out << gantt(program, timeline, chart); });
   if (!prints_summary(options)) return print_notes(remarks);
   const TextLayout layout{.width = static_cast<std::size_t>(columns(options, 0)), .bytes = options.costs.byte_units()};
-  write_output("-", [&](std::ostream& out) {
-    out << (options.gantt == "-" ? "\n" : "") << remarks_text(remarks) << to_text(report, layout);
-  });
+  write_output("-", [&](std::ostream& out) { out << (options.gantt == "-" ? "\n" : "") << to_text(report, layout); });
 }
 
 }  // namespace
