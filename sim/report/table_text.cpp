@@ -245,7 +245,7 @@ std::string to_text(const ScheduleTable& table, const TextLayout& layout) {
   Shown shown{TableColumns(table, layout.bytes).take(), {}};
   if (layout.width > 0) shown.left_out = shown.table.narrow_to(layout.width);
   std::string text = heading(table, layout.bytes) + "\n" + shown.table.to_text() + "\n";
-  for (const std::string& note : notes_of(table, shown.has("closed form"))) text += note + "\n";
+  for (const std::string& note : notes_of(table, shown.has("closed form"))) text += wrapped(note);
   text += legend(shown, table.request);
   if (!shown.left_out.empty()) {
     text += wrapped_list(no_room_text(layout.width), shown.left_out);

@@ -104,6 +104,27 @@ void append_aligned(std::string& out, std::string_view cell, std::size_t width, 
   if (align == Align::left) out.append(padding, ' ');
 }
 
+// Of at most 80 columns, where no word is longer. All but the first are indented.
+class Lines {
+ public:
+  explicit Lines(std::string_view first) : line_(first) {}
+
+  void add(std::string_view word) {
+    constexpr std::size_t width_max = 80;
+    if (display_width(line_) + 1 + display_width(word) > width_max) {
+      text_ += line_ + '\n';
+      line_ = " ";
+    }
+    line_ += ' ';
+    line_ += word;
+  }
+  [[nodiscard]] std::string take() const { return text_ + line_ + '\n'; }
+
+ private:
+  std::string text_;
+  std::string line_;
+};
+
 std::string markdown_cell(std::string_view cell) {
   std::string escaped;
   for (const char c : cell) {
@@ -303,18 +324,20 @@ std::string format_rate(double rate) {
 }
 
 std::string wrapped_list(std::string_view head, std::span<const std::string> items) {
-  constexpr std::size_t width_max = 80;
-  std::string text;
-  std::string line(head);
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    const std::string item = items[i] + (i + 1 < items.size() ? "," : "");
-    if (display_width(line) + 1 + display_width(item) > width_max) {
-      text += line + '\n';
-      line = " ";
-    }
-    line += " " + item;
+  Lines lines(head);
+  for (std::size_t i = 0; i < items.size(); ++i) lines.add(items[i] + (i + 1 < items.size() ? "," : ""));
+  return lines.take();
+}
+
+std::string wrapped(std::string_view text) {
+  std::size_t end = std::min(text.find(' '), text.size());
+  Lines lines(text.substr(0, end));
+  while (end < text.size()) {
+    const std::size_t begin = end + 1;
+    end = std::min(text.find(' ', begin), text.size());
+    lines.add(text.substr(begin, end - begin));
   }
-  return text + line + '\n';
+  return lines.take();
 }
 
 std::string no_room_text(std::size_t width) { return fmt::format("no room in {} columns (--width) for:", width); }

@@ -83,6 +83,9 @@ struct TextLayout {
 // "head item, item, …", each line with its end, broken between items where it would be longer than 80 columns.
 [[nodiscard]] std::string wrapped_list(std::string_view head, std::span<const std::string> items);
 
+// A text, broken between words in the same way.
+[[nodiscard]] std::string wrapped(std::string_view text);
+
 // What stands before the headers of the columns that narrow_to() took out.
 [[nodiscard]] std::string no_room_text(std::size_t width);
 

@@ -102,6 +102,11 @@ BOOST_AUTO_TEST_CASE(lists_are_broken_between_items) {
              "all: 12345678, 12345678, 12345678, 12345678, 12345678, 12345678, 12345678,\n"
              "  12345678, 12345678, 12345678, 12345678, 12345678\n");
   BOOST_TEST(wrapped_list("none:", {}) == "none:\n");
+
+  const std::string seventy(70, 'x');
+  BOOST_TEST(wrapped(seventy + " 123456789 12345 " + seventy + " " + seventy) ==
+             seventy + " 123456789\n  12345 " + seventy + "\n  " + seventy + "\n");
+  BOOST_TEST(wrapped("") == "\n");
 }
 
 BOOST_AUTO_TEST_SUITE_END()
