@@ -56,7 +56,7 @@ struct StageCosts {
 };
 
 // Activation recomputation: each stage runs its forward again before B or I, or none does.
-enum class Recompute : std::uint8_t { none, full };
+enum class Recomputation : std::uint8_t { none, full };
 
 enum class CommunicationModel : std::uint8_t {
   latency,  // a message arrives `latency` after its producer ends; links never contend (the zero-bubble paper's)

@@ -25,7 +25,7 @@ constexpr std::string_view baseline = "1f1b";
 struct Candidate {
   const TableSchedule* schedule;
   Shape shape;  // of a family
-  std::optional<Recompute> recompute;
+  std::optional<Recomputation> recompute;
   std::size_t group;  // with those of the same ranks and micro-batches
   bool is_shown;      // else it is there to be compared with
   TableRow row = {};
@@ -43,9 +43,9 @@ std::span<StageCosts> entries_of(GivenCosts& costs) {
 }
 
 // Of so many ranks.
-GivenCosts costs_of(const TableRequest& request, int ranks, std::optional<Recompute> recompute) {
+GivenCosts costs_of(const TableRequest& request, int ranks, std::optional<Recomputation> recompute) {
   GivenCosts costs = request.costs;
-  if (recompute == Recompute::none) {
+  if (recompute == Recomputation::none) {
     for (StageCosts& each : entries_of(costs)) each = without_recompute(each);
   }
   if (request.terms == EqualTerms::stages) return costs;
@@ -199,9 +199,9 @@ std::vector<TableSchedule> default_schedules(EqualTerms terms) {
 class Candidates {
  public:
   explicit Candidates(const TableRequest& request) : request_(request) {
-    for (const Recompute each : request.recompute) recompute_.emplace_back(each);
+    for (const Recomputation each : request.recompute) recompute_.emplace_back(each);
     if (recompute_.empty() && knows_both_recomputes(entries_of(request.costs))) {
-      recompute_ = {Recompute::none, Recompute::full};
+      recompute_ = {Recomputation::none, Recomputation::full};
     }
     if (recompute_.empty()) recompute_.emplace_back();
     for (const int ranks : request.ranks) {
@@ -246,7 +246,7 @@ class Candidates {
   }
 
   const TableRequest& request_;
-  std::vector<std::optional<Recompute>> recompute_;
+  std::vector<std::optional<Recomputation>> recompute_;
   std::vector<std::pair<int, std::int64_t>> groups_;
   std::vector<Candidate> all_;
 };
@@ -321,7 +321,7 @@ ScheduleTable schedule_table(TableRequest request) {
     each.row.schedule = each.schedule->name;
     if (each.reason.empty()) {
       table.rows.push_back(std::move(each.row));
-    } else if (each.recompute != Recompute::full) {  // said once
+    } else if (each.recompute != Recomputation::full) {  // said once
       table.left_out.push_back({each.schedule->name, each.shape.ranks, each.shape.micro_batches, each.reason});
     }
   }

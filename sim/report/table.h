@@ -48,12 +48,12 @@ struct TableRequest {
   // Of equal ranks they are those of a model: one entry for all stages is each rank's share of it, several are its
   // parts in order. Of equal stages they are those of the stages, where they are not of a model.
   GivenCosts costs = {};
-  std::optional<Bytes> memory_limit = {};  // of the peak of every rank
-  std::vector<Recompute> recompute = {};   // a row for each; empty: those that the costs know
-  int seeds = 0;                           // how many runs with jitter, from the costs' seed on; 0: one
-  std::optional<double> tokens = {};       // of one micro-batch
-  std::optional<double> flops = {};        // of one micro-batch, forward and backward of the whole model
-  std::optional<double> peak_flops = {};   // of one rank, per second
+  std::optional<Bytes> memory_limit = {};     // of the peak of every rank
+  std::vector<Recomputation> recompute = {};  // a row for each; empty: those that the costs know
+  int seeds = 0;                              // how many runs with jitter, from the costs' seed on; 0: one
+  std::optional<double> tokens = {};          // of one micro-batch
+  std::optional<double> flops = {};           // of one micro-batch, forward and backward of the whole model
+  std::optional<double> peak_flops = {};      // of one rank, per second
   TableSort sort = TableSort::makespan;
 };
 
@@ -69,9 +69,9 @@ struct TableRow {
   int ranks = 0;
   std::int64_t micro_batches = 0;  // over all chains
   int stages = 0;
-  std::optional<Recompute> recompute;  // where the costs know both
-  std::optional<ClosedForm> form;      // none: not known
-  Time bubble = 0;                     // what to compare the form with
+  std::optional<Recomputation> recompute;  // where the costs know both
+  std::optional<ClosedForm> form;          // none: not known
+  Time bubble = 0;                         // what to compare the form with
   Time makespan = 0;
   Time span = 0;
   std::optional<Quantiles> makespans;  // with seeds

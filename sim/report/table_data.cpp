@@ -12,7 +12,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const char* recompute_text(Recompute recompute) { return recompute == Recompute::full ? "full" : "none"; }
+const char* recompute_text(Recomputation recompute) { return recompute == Recomputation::full ? "full" : "none"; }
 
 Json form_json(const ClosedForm& form) {
   return {{"formula", form.formula},

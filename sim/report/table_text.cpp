@@ -50,7 +50,7 @@ class TableColumns {
     }
     if (any([](const TableRow& row) { return row.recompute.has_value(); })) {
       add({"recompute", Align::left},
-          [](const TableRow& row) { return row.recompute == Recompute::full ? "full" : "none"; });
+          [](const TableRow& row) { return row.recompute == Recomputation::full ? "full" : "none"; });
     }
     add_times();
     add_idle();

@@ -216,20 +216,20 @@ BOOST_AUTO_TEST_CASE(recomputation_side_by_side) {
   costs.stages[0].recompute = ms;
   TableRequest request = asked_for({"1f1b"}, {4, 8, 1}, EqualTerms::ranks, costs);
   BOOST_TEST(schedule_table(request).rows.size() == 1U);
-  request.recompute = {Recompute::none};
+  request.recompute = {Recomputation::none};
   BOOST_TEST(refusal_of(request).starts_with("to choose whether to recompute, the costs must know both"));
 
   std::get<Costs>(request.costs).stages[0].recompute_activation = 2 * gb;
   request.recompute = {};
   const auto rows = schedule_table(request).rows;
   BOOST_REQUIRE(rows.size() == 2);
-  BOOST_TEST((rows[0].recompute == Recompute::none));
+  BOOST_TEST((rows[0].recompute == Recomputation::none));
   BOOST_TEST(rows[0].makespan == 33 * ms);
   BOOST_TEST(rows[0].peak_memory == 40 * gb);
   BOOST_TEST(rows[1].makespan == 44 * ms);
   BOOST_TEST(rows[1].peak_memory == (4 * 2 + 8) * gb);  // one of them made anew, whole
   BOOST_TEST(*rows[1].speedup == 0.75);                 // over 1F1B without
-  request.recompute = {Recompute::full};
+  request.recompute = {Recomputation::full};
   BOOST_TEST(schedule_table(request).rows.size() == 1U);
 }
 

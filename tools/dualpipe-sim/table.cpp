@@ -81,7 +81,7 @@ TableRequest request_of(const TableOptions& options) {
     if (each != "none" && each != "full") {
       throw InputError(fmt::format("--recompute: '{}' is neither none nor full", each));
     }
-    request.recompute.push_back(each == "full" ? Recompute::full : Recompute::none);
+    request.recompute.push_back(each == "full" ? Recomputation::full : Recomputation::none);
   }
   if (!options.seeds.empty()) {
     constexpr int seeds_max = 1'000'000;
