@@ -23,7 +23,8 @@ class StepBarrier {
  public:
   explicit StepBarrier(int count) : count_(count) {}
 
-  // Thrown in a rank that waits, or comes to wait, after stop(). The rank that called stop() knows the reason.
+  // Thrown in a rank that waits, or comes to wait, after stop(), so that either all ranks go on from a meeting, or
+  // none. The rank that called stop() knows the reason.
   struct Stopped {};
 
   // The last rank to come calls `meanwhile`; then all go on.
@@ -38,8 +39,9 @@ class StepBarrier {
       all_here_.notify_all();
       return;
     }
-    all_here_.wait(lock, [this, round = round_] { return round_ != round || stopped_; });
-    if (stopped_) throw Stopped{};
+    const unsigned round = round_;
+    all_here_.wait(lock, [&] { return round_ != round || stopped_; });
+    if (round_ == round) throw Stopped{};
   }
 
   void stop() {

@@ -10,22 +10,14 @@
 
 #include "dualpipe/sim/report/difference_json.h"
 #include "dualpipe/sim/report/json_text.h"
+#include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
 namespace {
 
-std::string steps_text(const TrainReport& report) {
-  TextTable table({{"step"}, {"loss"}, {"time"}});
-  const std::size_t warmup = report.losses.size() - report.durations.size();
-  for (std::size_t step = 0; step < report.losses.size(); ++step) {
-    const std::string time = step < warmup ? "warm-up" : format_time(report.durations[step - warmup]);
-    table.add_row({std::to_string(static_cast<std::size_t>(report.first_step) + step),
-                   fmt::format("{:.6f}", report.losses[step]), time});
-  }
-  return table.to_text();
-}
+constexpr auto step_line = "{:>6}  {:>12}  {:>9}\n";
 
 double share_of(Time part, Time whole) {
   return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
@@ -134,6 +126,19 @@ std::vector<RankPeak> peaks_of(const Program& program, const Costs& costs) {
   return peaks;
 }
 
+TrainReport report_of(const Program& program, const std::string& model, const Machine& machine) {
+  const Placement& placement = program.schedule.placement;
+  TrainReport report;
+  report.schedule = program.schedule.name;
+  report.ranks = placement.ranks;
+  report.stages = placement.stages();
+  report.chains = placement.chains();
+  report.micro_batches = program.schedule.total_micro_batches();
+  report.model = model;
+  report.machine = machine;
+  return report;
+}
+
 }  // namespace
 
 TraceArgs trace_args(const Machine& machine) {
@@ -148,19 +153,11 @@ TraceArgs trace_args(const Machine& machine) {
 TrainReport train_report(const Program& program, const std::string& model, const Machine& machine,
                          const TrainResult& result, const Costs& costs, const Timeline& predicted,
                          const Timeline& measured) {
-  const Placement& placement = program.schedule.placement;
   const std::vector<RankPeak> planned_peaks = peaks_of(program, costs);
   std::vector<RankPeak> measured_peaks;
   for (const RankPeaks& peak : result.peaks) measured_peaks.push_back({peak.activations, peak.memory});
 
-  TrainReport report;
-  report.schedule = program.schedule.name;
-  report.ranks = placement.ranks;
-  report.stages = placement.stages();
-  report.chains = placement.chains();
-  report.micro_batches = program.schedule.total_micro_batches();
-  report.model = model;
-  report.machine = machine;
+  TrainReport report = report_of(program, model, machine);
   report.first_step = result.first_step;
   report.losses = result.losses;
   report.durations = result.durations;
@@ -169,11 +166,34 @@ TrainReport train_report(const Program& program, const std::string& model, const
   return report;
 }
 
+TrainReport failed_report(const Program& program, const std::string& model, const Machine& machine,
+                          std::span<const StepReport> steps, const std::string& failure) {
+  TrainReport report = report_of(program, model, machine);
+  report.failure = failure;
+  if (!steps.empty()) report.first_step = steps.front().step;
+  for (const StepReport& step : steps) {
+    report.losses.push_back(step.loss);
+    if (step.measured) report.durations.push_back(step.duration);
+  }
+  if (!report.durations.empty()) report.step_time = detail::report::median(report.durations);
+  return report;
+}
+
+std::string steps_head(const Program& program) {
+  const Placement& placement = program.schedule.placement;
+  return format_title(program.schedule.name, placement.ranks, placement.stages(), placement.chains(),
+                      program.schedule.total_micro_batches()) +
+         "\n\n" + fmt::format(step_line, "step", "loss", "time");
+}
+
+std::string to_text(const StepReport& step) {
+  return fmt::format(step_line, step.step, fmt::format("{:.6f}", step.loss),
+                     step.measured ? format_time(step.duration) : "warm-up");
+}
+
 std::string to_text(const TrainReport& report) {
   std::string text =
-      format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) + "\n\n";
-  text += steps_text(report) + "\n";
-  text += fmt::format("step      {:>9}   the median of {}\n", format_time(report.step_time), report.durations.size());
+      fmt::format("step      {:>9}   the median of {}\n", format_time(report.step_time), report.durations.size());
   text +=
       fmt::format("makespan  {:>9}   of the step of median time, from its first op to its last; predicted {}\n",
                   format_time(report.difference.makespan.measured), format_time(report.difference.makespan.planned));
@@ -195,6 +215,11 @@ void write_json(std::ostream& out, const TrainReport& report) {
   json["losses"] = report.losses;
   json["steps_ns"] = report.durations;
   json["step_ns"] = report.step_time;
+  if (!report.failure.empty()) {
+    json["failure"] = report.failure;
+    out << detail::report::json_text(json);
+    return;
+  }
   json["predicted_makespan_ns"] = report.difference.makespan.planned;
   json["measured_makespan_ns"] = report.difference.makespan.measured;
   if (const auto overlap = overlap_of(report.difference)) {

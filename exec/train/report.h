@@ -2,9 +2,9 @@
 //
 //   1f1b: 2 ranks, 2 stages, 1 chain, 4 micro-batches
 //
-//   step      loss     time
-//      0  5.545177  13.1 ms  warm-up
-//      1  5.544021  12.3 ms
+//     step          loss       time
+//        0      5.545177    warm-up
+//        1      5.544021    12.3 ms
 //
 //   step       12.3 ms   the median of 1
 //   makespan   11.9 ms   of the step of median time, from its first op to its last; predicted 11.7 ms
@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <iosfwd>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,7 @@ struct TrainReport {
   Time step_time = 0;           // their median
   Difference difference;        // of the measured step of median time from its prediction
   std::optional<CheckReport> check;
+  std::string failure;  // why the run failed; then there is no difference and no check
 };
 
 // `predicted`: of the same program under `costs`; `measured`: of result.records.
@@ -62,8 +64,16 @@ struct TrainReport {
                                        const TrainResult& result, const Costs& costs, const Timeline& predicted,
                                        const Timeline& measured);
 
+// What stands above the steps, and a step's line, for whoever prints them while the training runs.
+[[nodiscard]] std::string steps_head(const Program& program);
+[[nodiscard]] std::string to_text(const StepReport& step);
+// What stands below the steps.
 [[nodiscard]] std::string to_text(const TrainReport& report);
-// One object; times in nanoseconds, `…_ns`.
+// Of a run that failed: what is known of the steps that it had done, and why it did.
+[[nodiscard]] TrainReport failed_report(const Program& program, const std::string& model, const Machine& machine,
+                                        std::span<const StepReport> steps, const std::string& failure);
+
+// One object; times in nanoseconds, `…_ns`. Of a run that failed it has `failure`, and nothing that is of a whole run.
 void write_json(std::ostream& out, const TrainReport& report);
 
 }  // namespace dualpipe

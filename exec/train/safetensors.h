@@ -39,11 +39,11 @@ struct TensorView {
   std::vector<std::int64_t> shape;
   std::span<const std::byte> data;        // at any address, aligned or not
   std::optional<std::uint32_t> checksum;  // that `data` should have; nothing where the file does not say
-  at::Tensor copy;                        // where the tensor is on another device: its copy, which `data` refers to
+  at::Tensor holder;                      // that `data` refers to, kept as long as the view; none where it is of a file
 };
 
-// A view of a contiguous tensor of float32 or float64, which must not change while the view is used. A tensor in the
-// CPU's memory must outlive it; any other is copied there.
+// A view of a contiguous tensor of float32 or float64, which must not change while the view is used. One that is not in
+// the CPU's memory is copied there.
 [[nodiscard]] TensorView view_of(const at::Tensor& tensor);
 
 // Whether `data` have the checksum; false where there is none.

@@ -66,6 +66,7 @@ class Training {
         transports_(world.transports(program.schedule.placement, options.transport)),
         team_(here_, transports_, options.stop),
         loaded_(ranks_),
+        last_taken_(ranks_),
         records_(ranks_),
         stages_(program.schedule.placement.rank_of.size()),
         losses_(program.schedule.total_micro_batches()) {
@@ -125,6 +126,7 @@ class Training {
     Transport& transport;
     Pipeline whole;  // of the program
     Pipeline apart;  // of result_.apart
+    int steps_done;  // whose update is made
   };
 
   void train_rank(int rank, Transport& transport) {
@@ -145,13 +147,19 @@ class Training {
     const auto pipeline = [&](const Program& program) {
       return Pipeline(program, rank, stages.by_number(), transport, record_of(rank), replaying(rank, device));
     };
-    Own own = {rank, device, stages, optimizer, transport, pipeline(program_), pipeline(other_program())};
+    Own own = {
+        rank, device, stages, optimizer, transport, pipeline(program_), pipeline(other_program()), result_.first_step};
 
     team_.meet([this] { begin(); });
     for (int step = result_.first_step; step < end_of_steps(); ++step) {
-      stages.begin_step(step);
-      run_step(own);
-      team_.meet([this] { end_step(); });
+      try {
+        stages.begin_step(step);
+        run_step(own);
+        team_.meet([this] { end_step(); });
+      } catch (...) {
+        take_last(own);
+        throw;
+      }
       if (!is_save_due(options_, step + 1, end_of_steps())) continue;
       saving_->take(rank, stages, optimizer, step + 1);
       team_.meet([this] {
@@ -182,12 +190,29 @@ class Training {
     reduce_tied(own.stages, own.transport);
     if (observer_.on_gradients) {
       own.device.finish();  // the gradients are there for whoever looks at them
-      team_.meet([this] { observer_.on_gradients(step_, stages_); });
+      team_.meet([this] {
+        const Time begin = now();
+        observer_.on_gradients(step_, stages_);
+        observed_ += now() - begin;
+      });
       own.device.use({});  // the observer may have run on this thread, and used another
     }
     if (options_.clip > 0) clip(own.stages, own.transport, options_.clip);
+    if (saves_last()) team_.meet([] {});  // all ranks make the step whole, or none
     own.optimizer.step();
     own.device.finish();
+    ++own.steps_done;
+  }
+
+  // Of a run that fails, what the rank has after its last whole step.
+  void take_last(const Own& own) {
+    if (!saves_last() || own.steps_done == result_.first_step) return;
+    try {
+      saving_->take(own.rank, own.stages, own.optimizer, own.steps_done);
+      last_taken_[static_cast<std::size_t>(own.rank)] = {own.steps_done, {}};
+    } catch (const std::exception& error) {  // what the run fails of is another thing
+      last_taken_[static_cast<std::size_t>(own.rank)] = {own.steps_done, error.what()};
+    }
   }
 
   void take_losses(int rank, const StepResult& result) {
@@ -240,6 +265,7 @@ class Training {
 
   void begin_step() {
     for (RankRecord& record : records_) record = {};
+    observed_ = 0;
     step_begin_ = now();
   }
 
@@ -263,7 +289,7 @@ class Training {
   // Everybody gets all losses. Returns the time from when the first process began to when the last one was done.
   [[nodiscard]] Time exchange_step() {
     Packer packer;
-    packer.put(Span{step_begin_ + world_.clock_offset(), now() + world_.clock_offset()});
+    packer.put(Span{step_begin_ + world_.clock_offset(), now() - observed_ + world_.clock_offset()});
     for (const double loss : losses_) packer.put(loss);
     Span step{std::numeric_limits<Time>::max(), std::numeric_limits<Time>::min()};
     const auto read = [&](std::size_t process, Unpacker& part) {
@@ -295,8 +321,33 @@ class Training {
     step_ = failed.step;
     records_ = std::move(failed.records);
     if (observer_.on_failure && world_.process() == 0) observer_.on_failure(step_, *failed.program, records_);
+    save_last();
     if (team_.was_interrupted()) throw TransportError(where_interrupted());
     std::rethrow_exception(team_.error());
+  }
+
+  // A process alone knows of all ranks how far they came.
+  [[nodiscard]] bool saves_last() const {
+    return !options_.save.empty() && !options_.forward_only && world_.processes() == 1;
+  }
+
+  void save_last() {
+    const auto& [steps_done, failure] = last_taken_.front();
+    const auto has_come_as_far = [&](const LastTaken& rank) { return rank.steps_done == steps_done; };
+    if (!saves_last() || std::ranges::all_of(last_taken_, [](const LastTaken& rank) { return rank.steps_done == 0; })) {
+      return;
+    }
+    std::string what;
+    for (const LastTaken& rank : last_taken_) {
+      if (what.empty()) what = rank.failure;
+    }
+    if (what.empty() && !std::ranges::all_of(last_taken_, has_come_as_far)) what = "not all ranks ended in good order";
+    try {
+      if (what.empty()) saving_->write(steps_done);
+    } catch (const std::exception& error) {
+      what = error.what();
+    }
+    if (observer_.on_last_save) observer_.on_last_save(steps_done, what);
   }
 
   [[nodiscard]] std::string where_interrupted() const {
@@ -365,8 +416,16 @@ class Training {
   std::optional<Checkpoint> checkpoint_;          // until all ranks have loaded it
   std::vector<std::vector<std::string>> loaded_;  // by rank: the names of the tensors
 
+  // What a rank had, when it failed, for a last save.
+  struct LastTaken {
+    int steps_done = 0;
+    std::string failure;
+  };
+  std::vector<LastTaken> last_taken_;  // by rank
+
   int step_ = 0;  // of the training
   Time step_begin_ = 0;
+  Time observed_ = 0;    // what observers took of the step
   RankRecords records_;  // of this step
   std::vector<Stage*> stages_;
   std::vector<double> losses_;  // of this step, by chain and micro-batch

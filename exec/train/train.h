@@ -54,9 +54,11 @@ struct TrainOptions {
   bool measure_memory = true;
   int threads_per_rank = 1;
   bool forward_only = false;  // F only, no gradients, no optimizer
-  std::string save;           // a file that the training is saved to after the last step; empty: it is not
-  int save_every = 0;         // also after every so many steps of the training; 0: only then
-  std::string resume;         // a file that the training goes on from; empty: it begins anew
+  // A file that the training is saved to after the last step, and in one process also where it fails or is stopped:
+  // then as it was after the last step that was done whole. Empty: it is not.
+  std::string save;
+  int save_every = 0;  // also after every so many steps of the training; 0: only then
+  std::string resume;  // a file that the training goes on from; empty: it begins anew
   TransportOptions transport;
   Hardware* hardware = nullptr;                 // that the ranks of this process run on; null: the host
   std::function<void(int rank, Op)> before_op;  // for tests: called by each rank before each op
@@ -77,7 +79,7 @@ struct StepReport {
 struct TrainObserver {
   // The gradients of a step are complete: summed over what shares weights or is tied, not yet clipped. `stages` by
   // number in the placement, null for those of other processes. All ranks wait. May use the World, in every process
-  // alike.
+  // alike. What it takes is no part of the step's time.
   std::function<void(int step, std::span<Stage* const> stages)> on_gradients;
   // What each rank runs on, before the first step: Hardware::description(), or "cpu". All ranks wait.
   std::function<void(std::span<const std::string> devices)> on_begin;
@@ -85,6 +87,9 @@ struct TrainObserver {
   // The run has failed, and every rank ended. `records` is what was done of the step, which ran `program`. Called in
   // process 0 alone; of processes that could not say any more what they have done the records are empty.
   std::function<void(int step, const Program& program, std::span<const RankRecord> records)> on_failure;
+  // After that, with TrainOptions::save and in one process, if this run has done any step: the training was saved with
+  // so many steps done; or it was not, and why.
+  std::function<void(int steps_done, const std::string& failure)> on_last_save;
 };
 
 // What a stage holds between steps.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
+#include <atomic>
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
@@ -10,7 +11,12 @@
 #include <csignal>
 #include <fstream>
 #include <limits>
+#include <stdexcept>
+#include <stop_token>
+#include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "dualpipe/exec/train/checkpoint.h"
 #include "dualpipe/exec/train/optimizer.h"
@@ -232,6 +238,67 @@ BOOST_DATA_TEST_CASE(what_is_not_finite_does_not_replace_the_last_save,
   BOOST_TEST(read(saved).metadata.at("steps") == "1");
   BOOST_TEST((bytes_of(options.save) == saved));
   BOOST_TEST(scratch.files() == std::vector<std::string>{"a"}, boost::test_tools::per_element());
+}
+
+// --- a run that does not come to its end
+
+// Whatever ends it in the midst of a step, on one rank or from outside: the file is that of a run up to that step.
+BOOST_DATA_TEST_CASE(a_run_that_ends_early_is_saved_after_its_last_whole_step,
+                     data::make({"throws", "stops"}) * data::make({"1f1b", "zb1p", "dualpipe"}), how, name) {
+  const Scratch scratch;
+  const Program program = program_for(name, 2);
+  TrainOptions options = options_for(program);
+  options.steps = 3;
+  options.save = scratch / "three";
+  (void)train(program, options);
+
+  options.steps = 10;
+  options.save = scratch / "ended";
+  std::atomic<int> step = 0;
+  std::stop_source source;
+  options.stop = source.get_token();
+  options.before_op = [&](int rank, Op op) {
+    if (step != 3 || rank != 1 || op.kind == Kind::forward) return;
+    if (how == std::string_view("throws")) throw std::runtime_error("no more");
+    source.request_stop();
+  };
+  TrainObserver observer;
+  observer.on_step = [&](const StepReport& report) { step = report.step + 1; };
+  std::vector<std::pair<int, std::string>> saved;
+  observer.on_last_save = [&](int steps_done, const std::string& failure) { saved.emplace_back(steps_done, failure); };
+  BOOST_CHECK_THROW((void)train(program, options, observer), std::runtime_error);
+  BOOST_TEST((saved == std::vector<std::pair<int, std::string>>{{3, ""}}));
+  BOOST_TEST((bytes_of(scratch / "ended") == bytes_of(scratch / "three")));
+}
+
+// No step, no save: what was there stays. Nor is one of parameters that are no numbers.
+BOOST_AUTO_TEST_CASE(what_a_run_that_ends_early_does_not_save) {
+  const Scratch scratch;
+  const Program program = program_for("1f1b", 2);
+  TrainOptions options = options_for(program);
+  options.clip = 0;
+  options.steps = 3;
+  options.save = scratch / "a";
+  put(options.save, "there");
+  std::vector<std::pair<int, std::string>> saved;
+  TrainObserver observer;
+  observer.on_last_save = [&](int steps_done, const std::string& failure) { saved.emplace_back(steps_done, failure); };
+  options.before_op = [](int, Op op) {
+    if (op.kind == Kind::backward) throw std::runtime_error("no more");
+  };
+  BOOST_CHECK_THROW((void)train(program, options, observer), std::runtime_error);
+  BOOST_TEST(saved.empty());
+  BOOST_TEST(bytes_of(options.save) == "there");
+
+  options.before_op = {};
+  observer.on_gradients = [](int step, std::span<Stage* const> stages) {
+    if (step == 1) stages[1]->parameters()[0].mutable_grad().fill_(std::numeric_limits<double>::quiet_NaN());
+  };
+  BOOST_CHECK_THROW((void)train(program, options, observer), std::runtime_error);
+  BOOST_REQUIRE(saved.size() == 1U);
+  BOOST_TEST(saved[0].first == 2);
+  BOOST_TEST(saved[0].second.find("was not saved again") != std::string::npos, saved[0].second);
+  BOOST_TEST(bytes_of(options.save) == "there");
 }
 
 BOOST_AUTO_TEST_CASE(what_cannot_be_written_is_known_before_the_run) {

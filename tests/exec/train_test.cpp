@@ -408,6 +408,19 @@ BOOST_AUTO_TEST_CASE(what_an_observer_throws_ends_the_run) {
   BOOST_CHECK_THROW((void)train(program, two_steps(program, "mlp"), observer), int);
 }
 
+// What it does with the gradients, as a check does, is no part of the step.
+BOOST_AUTO_TEST_CASE(an_observer_of_gradients_takes_no_time_of_the_step) {
+  const Program program = program_of("1f1b", 2);
+  TrainObserver observer;
+  observer.on_gradients = [](int, std::span<Stage* const>) { std::this_thread::sleep_for(std::chrono::seconds(2)); };
+  const TrainResult result = train(program, two_steps(program, "mlp"), observer);
+  BOOST_TEST(result.durations.size() == 2U);
+  for (const Time duration : result.durations) {
+    BOOST_TEST(duration > 0);
+    BOOST_TEST(duration < 1'500'000'000);
+  }
+}
+
 // LibTorch's errors bring a stack trace along.
 BOOST_AUTO_TEST_CASE(parameters_that_find_no_memory_end_the_run) {
   const Program program = program_of("1f1b", 2);

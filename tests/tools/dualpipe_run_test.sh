@@ -219,7 +219,7 @@ test_resume() {
 test_full_disk() {
   succeeds 'median of 2' "${shape[@]}" --save saved
   cp saved before
-  fails 1 'cannot write /dev/full: No space left' "${shape[@]}" --save /dev/full
+  after_steps=1 fails 1 'cannot write /dev/full: No space left' "${shape[@]}" --save /dev/full
   (
     ulimit -f 4  # KiB
     "$dualpipe_run" "${shape[@]}" --save saved >stdout 2>stderr && exit 1
@@ -334,8 +334,18 @@ test_timed_latency() {
 }
 
 test_failures() {
-  fails 1 'rank 1, 1F[0-9]: the loss is' "${tiny_mlp[@]}" --optimizer sgd \
-    --learning-rate 1e30 --trace trace
+  run "${tiny_mlp[@]}" --optimizer sgd --learning-rate 1e30 --trace trace --json figures --save saved
+  ((status == 1)) || fail "status $status, not 1"
+  grep -qE '^error: rank 1, 1F[0-9]: the loss is' stderr || fail "stderr lacks the loss that is no number"
+  # What was done until then is there.
+  grep -qE '^ +0 +[0-9.]+ +warm-up$' stdout || fail "stdout lacks the first step"
+  holds '"failure": "rank 1, 1F' figures
+  if grep -q '^saved after step 0' stdout; then
+    [[ -s saved ]] || fail "has not saved what it says"
+  else
+    grep -q '^not saved: .* has -\?\(nan\|inf\)' stdout || fail "does not say that it has not saved"
+  fi
+  is_trace trace
   fails 1 'rank 1.*1F0.*rank 0' "${timed[@]}" --forward 2s --timeout 100ms --trace trace
   is_trace trace
 }
@@ -389,10 +399,10 @@ test_output_errors() {
   for option in --trace --json --calibrate; do
     fails 1 'no-such-folder/file.*No such' "${long[@]}" $option no-such-folder/file
     fails 1 'is a folder' "${long[@]}" $option .
-    fails 1 '/dev/full: No space' "${shape[@]}" $option /dev/full
+    after_steps=1 fails 1 '/dev/full: No space' "${shape[@]}" $option /dev/full
   done
   output=/dev/full fails 1 'standard output: No space' "${shape[@]}"
-  fails 1 '/dev/full: No space' "${shape[@]}" --compare --trace /dev/full --json json
+  after_steps=1 fails 1 '/dev/full: No space' "${shape[@]}" --compare --trace /dev/full --json json
 }
 
 # More tokens than any address space has room for.
@@ -413,6 +423,57 @@ is_trace() {
   "$dualpipe_sim" simulate 1f1b --ranks 2 --microbatches 4 --trace planned >/dev/null
   "$dualpipe_sim" compare planned "$1" >stdout 2>stderr || fail "$1 is not read back"
   holds '^planned has [0-9]+ ops? that the other run did not come to'
+}
+
+# A line comes as its step ends, also into a pipe: long before the end of the run. What ended it, and what it has done,
+# are in the files.
+test_steps_as_they_end() {
+  command=(--save saved --json figures, interrupted after some steps)
+  checks=$((checks + 1))
+  rm -f saved figures steps
+  mkfifo steps
+  "$dualpipe_run" "${tiny_mlp[@]}" --warmup 1 --steps 100000000 --save saved --json figures >steps 2>stderr &
+  local pid=$! line
+  exec 3<steps
+  : >stdout
+  for _ in 1 2 3 4 5 6; do
+    read -r -t 30 line <&3 || fail "no line within 30 s"
+    echo "$line" >>stdout
+  done
+  grep -qE '^step +loss +time$' stdout || fail "has no head"
+  grep -qE '^1 +[0-9.]+ +[0-9.]+ (ns|µs|ms|s)$' stdout || fail "has no measured step"
+  kill -INT $pid
+  cat <&3 >>stdout
+  exec 3<&-
+  status=0
+  wait $pid || status=$?
+  ((status == 1)) || fail "status $status, not 1"
+  grep -q '^error: .*interrupted' stderr || fail "stderr lacks: interrupted"
+  holds '"failure": ".*interrupted' figures
+  holds '"first_step": 0' figures
+  local last
+  last=$(sed -n 's/^saved after step \([0-9]*\), the last whole one$/\1/p' stdout)
+  [[ -n $last && -s saved ]] || { fail "was not saved"; return; }
+  succeeds "^ +$((last + 1)) " "${tiny_mlp[@]}" --warmup 0 --steps 1 --resume saved
+}
+
+test_warnings() {
+  local cores
+  cores=$(nproc)
+  command=("${tiny_mlp[@]}" --threads-per-rank "$cores")
+  "$dualpipe_run" "${command[@]}" --steps 1 >stdout 2>stderr || fail "does not run"
+  grep -qE "^warning: $((2 * cores)) threads of 2 ranks on $cores cores?: .*; --(threads-per-rank|ranks) [0-9]+ fits" stderr ||
+    fail "does not warn of $((2 * cores)) threads on $cores cores"
+  # NCCL would hang; threads, which take messages as they come, do not.
+  printf '%s\n' 0F0,0SEND_F0,0F1,0SEND_F1,2RECV_F0,2F0,2RECV_F1,2F1,2SEND_F0,2SEND_F1,2RECV_B0,2B0,2SEND_B0,2RECV_B1,2B1,2SEND_B1,0RECV_B0,0B0,0RECV_B1,0B1 \
+    1RECV_F0,1F0,1SEND_F0,1RECV_F1,1F1,1SEND_F1,3RECV_F0,3F0,3B0,3SEND_B0,3RECV_F1,3F1,3B1,3SEND_B1,1RECV_B0,1B0,1SEND_B0,1RECV_B1,1B1,1SEND_B1 >order.csv
+  "$dualpipe_sim" validate order.csv >stdout 2>stderr || true
+  grep -q '^stream: hangs$' stdout || fail "the test's schedule does not hang under NCCL"
+  run --schedule order.csv --model timed --forward 1us --backward 2us --weight 1us --steps 1 --warmup 0
+  ((status == 0)) || fail "status $status, not 0"
+  [[ $(wc -l <stderr) == 1 ]] || fail "more than one line"
+  grep -q '^warning: in the order in which NCCL runs messages this schedule hangs: rank . cannot ' stderr ||
+    fail "does not warn of the order"
 }
 
 # Without a warm-up, whose steps run I and W of the passes by themselves now and then, as the plan does not.
@@ -522,6 +583,8 @@ test_costs_of_the_model
 test_output_errors
 test_out_of_memory
 test_interrupt
+test_steps_as_they_end
+test_warnings
 test_nohup
 test_closed_pipe
 test_second_interrupt

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 #include <span>
+#include <utility>
 
 #include "dualpipe/exec/transport/launch.h"
 #include "dualpipe/exec/transport/nccl_api.h"
@@ -223,8 +224,9 @@ void RunOptions::check_usage(const CLI::App& app) const {
   }
 }
 
-Program RunOptions::program() const {
-  Program program = lower_valid(schedule.load());
+Program RunOptions::program(std::vector<std::string>& remarks) const {
+  auto loaded = schedule.load(&remarks);
+  Program program = lower_valid(std::move(loaded), false, remarks);
   if (evaluates()) program = lower(forwards_of(program.schedule));
   if (const auto deadlock = find_deadlock(program, CommunicationModel::latency)) {
     throw DeadlockError(*deadlock, program.schedule.placement);

@@ -50,7 +50,8 @@ struct RunOptions {
 
   // Each throws InputError; world() also CLI::ParseError, where this is one of several processes that --transport
   // threads would not connect.
-  [[nodiscard]] Program program() const;  // of the forwards alone for --eval
+  // Of the forwards alone for --eval; what must be known of its file is added to `remarks`.
+  [[nodiscard]] Program program(std::vector<std::string>& remarks) const;
   [[nodiscard]] TrainOptions train(const Placement& placement) const;
   [[nodiscard]] std::unique_ptr<World> world() const;
   // Whether MPI connects the processes of world(); and how long all of these are waited for at the start: --timeout, or

@@ -2,13 +2,19 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <csignal>
 #include <iostream>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "dualpipe/exec/device/device.h"
+#include "dualpipe/exec/replay/error_text.h"
 #include "dualpipe/exec/replay/replay.h"
 #include "dualpipe/exec/train/calibrate.h"
 #include "dualpipe/exec/train/reference.h"
@@ -19,36 +25,71 @@
 #include "dualpipe/sim/report/profile.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "dualpipe/sim/trace/chrome_trace.h"
 #include "options.h"
 #include "tools/common/output.h"
 
 namespace dualpipe {
+
+using detail::replay::text_of;
+
 namespace {
 
-// One line on a terminal, written over step by step; nothing elsewhere.
+// Tells of each step as it ends, on standard output: also where that is a file, or a pipe that somebody reads. Where a
+// result goes there, one line on a terminal is written over step by step instead.
 class Progress {
  public:
-  Progress(int steps, bool is_wanted) : steps_(steps), shown_(is_wanted && isatty(STDERR_FILENO) != 0) {}
+  Progress(const Program& program, int steps, bool is_first, bool prints_text)
+      : head_(steps_head(program)),
+        steps_(steps),
+        is_printed_(is_first && prints_text),
+        is_shown_(is_first && !prints_text && isatty(STDERR_FILENO) != 0) {}
   ~Progress() {
-    if (shown_) std::cerr << "\r\033[K" << std::flush;
+    std::signal(SIGPIPE, before_);  // what is printed at the end ends the process, as it ends any tool
+    if (is_shown_) std::cerr << "\r\033[K" << std::flush;
   }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
   void show(const StepReport& step) {
-    ++done_;
-    if (!shown_) return;
-    std::cerr << fmt::format("\r\033[Kstep {} ({} of {}{}): loss {:.6f}, {}", step.step, done_, steps_,
+    done_.push_back(step);
+    done_.back().records = {};  // which are there for the moment
+    if (is_printed_) print(std::exchange(head_, "") + to_text(step));
+    if (!is_shown_) return;
+    std::cerr << fmt::format("\r\033[Kstep {} ({} of {}{}): loss {:.6f}, {}", step.step, done_.size(), steps_,
                              step.measured ? "" : ", warm-up", step.loss, format_time(step.duration))
               << std::flush;
   }
 
+  [[nodiscard]] std::span<const StepReport> done() const { return done_; }
+
+  // Below the steps of a run that failed.
+  void show_last_save(int steps_done, const std::string& failure) {
+    if (!is_printed_ || done_.empty()) return;
+    print(failure.empty() ? fmt::format("\nsaved after step {}, the last whole one\n", steps_done - 1)
+                          : fmt::format("\nnot saved: {}\n", printable_lines(failure)));
+  }
+
  private:
+  // Who has read enough of a pipe, and closed it, does not end the run.
+  void print(const std::string& text) {
+    if (is_unread_) return;
+    std::cout << text << std::flush;
+    if (std::cout) return;
+    is_unread_ = errno == EPIPE;
+    std::cout.clear();
+    if (!is_unread_) write_output("-", [&](std::ostream& out) { out << text; });  // throws why not
+  }
+
+  void (*before_)(int) = std::signal(SIGPIPE, SIG_IGN);
+  bool is_unread_ = false;
+  std::string head_;  // still to be printed
   int steps_;
-  int done_ = 0;
-  bool shown_;
+  bool is_printed_;
+  bool is_shown_;
+  std::vector<StepReport> done_;
 };
 
 constexpr auto all_outputs = {&RunOptions::trace, &RunOptions::json, &RunOptions::calibrate};
@@ -139,10 +180,23 @@ std::optional<Costs> given_costs(const RunOptions& options, const TrainOptions& 
   return stage_costs(options.costs.costs(), placement);
 }
 
+// What is known of a run that failed goes where its figures would. It must not hide why the run failed.
+void write_failed_json(const RunOptions& options, const Program& program, const Machine& machine,
+                       std::span<const StepReport> steps, const std::string& failure) {
+  if (options.json.empty() || steps.empty()) return;
+  try {
+    const TrainReport report = failed_report(program, options.model, machine, steps, failure);
+    write_output(options.json, [&](std::ostream& out) { write_json(out, report); });
+  } catch (const std::exception& error) {
+    std::cerr << "warning: no figures: " << printable_lines(error.what()) << '\n';
+  }
+}
+
 // Tells `machine` of the devices.
 TrainResult train_observed(const RunOptions& options, World& world, const Program& program,
                            const TrainOptions& train_options, Machine& machine, Check* check) {
-  Progress progress(train_options.warmup + train_options.steps, world.process() == 0);
+  const bool is_first = world.process() == 0;
+  Progress progress(program, train_options.warmup + train_options.steps, is_first, options.prints_text());
   TrainObserver observer;
   observer.on_begin = [&](std::span<const std::string> devices) {
     machine.devices.assign(devices.begin(), devices.end());
@@ -157,7 +211,41 @@ TrainResult train_observed(const RunOptions& options, World& world, const Progra
   observer.on_failure = [&](int, const Program& ran, std::span<const RankRecord> records) {
     write_partial_trace(options.trace, ran, records, machine);
   };
-  return train(world, program, train_options, observer);
+  observer.on_last_save = [&](int steps_done, const std::string& failure) {
+    progress.show_last_save(steps_done, failure);
+  };
+  try {
+    return train(world, program, train_options, observer);
+  } catch (const std::exception& error) {
+    if (is_first) write_failed_json(options, program, machine, progress.done(), text_of(error));
+    throw;
+  }
+}
+
+// Ranks that share cores take turns: what is measured is then no pipeline.
+void warn_of_few_cores(const RunOptions& options, const World& world, const TrainOptions& train, int ranks) {
+  if (options.device != "cpu" || !has(options.model, ModelFeature::parameters)) return;
+  const auto ranks_here = world.ranks_here(ranks).size();
+  const std::size_t threads = ranks_here * static_cast<std::size_t>(train.threads_per_rank);
+  const std::size_t cores = std::thread::hardware_concurrency();
+  if (cores == 0 || threads <= cores) return;
+  const std::string remedy = train.threads_per_rank > 1 && ranks_here <= cores
+                                 ? fmt::format("--threads-per-rank {} fits", cores / ranks_here)
+                                 : fmt::format("--ranks {} fits, and --model timed needs no cores", cores);
+  std::cerr << fmt::format("warning: {} of {} on {}: they take turns, and times are not those of a pipeline; {}\n",
+                           format_count(threads, "thread"), format_count(ranks_here, "rank"),
+                           format_count(cores, "core"), remedy);
+}
+
+// Not an error here: only NCCL, and what the simulator calls stream, keeps to the order of messages.
+void warn_of_order(const Program& program) {
+  const auto deadlock = find_deadlock(program, CommunicationModel::stream);
+  if (!deadlock) return;
+  std::string wait = to_text(*deadlock, program.schedule.placement);
+  wait.resize(std::min(wait.find('\n'), wait.size()));
+  std::cerr << fmt::format(
+      "warning: in the order in which NCCL runs messages this schedule hangs: {} (all: dualpipe-sim validate)\n",
+      printable(wait));
 }
 
 // What times on a GPU mean.
@@ -195,7 +283,7 @@ void write_results(const RunOptions& options, Hardware* hardware, bool prints_te
   });
   write(options.json, [&](std::ostream& out) { write_json(out, report); });
   if (prints_text) {
-    std::string text = to_text(report);
+    std::string text = "\n" + to_text(report);
     if (hardware != nullptr) text += "\n" + device_text(*hardware, options, program.schedule.ranks());
     if (options.compare) text += "\n" + to_text(report.difference);
     if (options.profile) text += "\n" + to_text(profile(program, measured));
@@ -210,7 +298,9 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   check_input(options, world);
   const bool is_first = world.process() == 0;
   const bool prints_text = is_first && check_outputs(options);
-  const Program program = options.program();
+  std::vector<std::string> remarks;
+  const Program program = options.program(remarks);
+  if (is_first) print_notes(remarks);
   check_trains(options, program.schedule);
   TrainOptions train_options = options.train(program.schedule.placement);
   train_options.stop = stop;
@@ -219,7 +309,11 @@ void run(const RunOptions& options, World& world, const std::stop_token& stop) {
   train_options.note_parts = !options.trace.empty();
   train_options.measure_links = !options.calibrate.empty() && world.processes() > 1;
   std::optional<Costs> given;
-  if (is_first) given = given_costs(options, train_options, program.schedule.placement);
+  if (is_first) {
+    given = given_costs(options, train_options, program.schedule.placement);
+    warn_of_few_cores(options, world, train_options, program.schedule.ranks());
+    warn_of_order(program);
+  }
   std::optional<Check> check;
   if (options.check) check.emplace(world, program.schedule, train_options);
 
