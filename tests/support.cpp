@@ -189,6 +189,8 @@ std::optional<std::string_view> catalog_name(const Golden& golden) {
       {"zbh1", "zb1p"},
       {"looped_bfs", "looped-bfs"},
       {"zbh2", "zb-h2"},
+      {"vhalf", "v-half"},
+      {"vmin", "v-min"},
       {"zbv_hand", "zbv"},
       {"1f1b_v", "1f1b-v"},
   };

@@ -45,6 +45,8 @@ static std::span<const Family> families() {
       DUALPIPE_FAMILY(dualpipe),
       DUALPIPE_FAMILY(dualpipev),
       DUALPIPE_FAMILY(dualpipev_plain),
+      DUALPIPE_FAMILY(v_half),
+      DUALPIPE_FAMILY(v_min),
   };
   // clang-format on
   return all;
