@@ -45,6 +45,8 @@ constexpr auto byte_help =
 constexpr auto bandwidth_help =
     "a bandwidth is a number and a unit, as 50GB/s (bytes) or 400Gbps (bits); 0 is infinite";
 
+constexpr std::int64_t micro_batches_max = 1'000'000 * MemoryLimit::per_micro_batch;
+
 [[noreturn]] void refuse(std::string_view text, std::string_view why, std::string_view help) {
   throw InputError(fmt::format("{} {}; {}", detail::schedule::quote(text), why, help));
 }
@@ -113,6 +115,18 @@ Time parse_time_with_unit(std::string_view text) {
 }
 
 Bytes parse_bytes(std::string_view text) { return parse_quantity(text, byte_units, bytes_max, text, byte_help); }
+
+MemoryLimit parse_memory_limit(std::string_view text) {
+  constexpr Unit units[] = {{"microbatch", MemoryLimit::per_micro_batch},
+                            {"microbatches", MemoryLimit::per_micro_batch}};
+  constexpr auto help =
+      "a memory limit is a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, a bare number of bytes, or a number of "
+      "microbatches";
+  const std::string_view amount = trimmed(text);
+  const bool is_bytes = amount.find("micro") == amount.npos;
+  if (is_bytes) return parse_quantity(amount, byte_units, bytes_max, text, help);
+  return {parse_quantity(amount, units, micro_batches_max, text, help), MemoryLimit::Unit::micro_batches};
+}
 
 double parse_bandwidth(std::string_view text) {
   std::string_view amount = trimmed(text);

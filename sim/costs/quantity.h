@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "dualpipe/sim/costs/memory_limit.h"
 #include "dualpipe/sim/costs/units.h"
 
 namespace dualpipe {
@@ -19,6 +20,9 @@ namespace dualpipe {
 // "4096", "64KiB", "1.5GiB", "2MB": powers of 1024 with an i, of 1000 without; a bare number is bytes, of which there
 // are no parts. Rounded half up to a byte.
 [[nodiscard]] Bytes parse_bytes(std::string_view text);
+
+// An amount of bytes, or of micro-batches: "12 microbatches", "7.5microbatches", to a millionth.
+[[nodiscard]] MemoryLimit parse_memory_limit(std::string_view text);
 
 // Bytes per second: "50GB/s", "50GB", "46GiB/s", and in bits "400Gbps", "400Gb/s", "400Gbit/s". "0" is infinite; a bare
 // number of anything else is refused.

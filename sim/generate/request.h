@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "dualpipe/sim/costs/memory_limit.h"
 #include "dualpipe/sim/costs/model_costs.h"
 
 namespace dualpipe {
@@ -26,8 +27,8 @@ struct Shape {
 struct Request {
   std::string family = {};  // its name in the catalog
   Shape shape = {};
-  GivenCosts costs = {};                   // what the schedule is to be good for; no stages: not known
-  std::optional<Bytes> memory_limit = {};  // of the peak of every rank; none: there is enough
+  GivenCosts costs = {};                         // what the schedule is to be good for; no stages: not known
+  std::optional<MemoryLimit> memory_limit = {};  // of the peak of every rank; none: as the family says
 
   friend bool operator==(const Request&, const Request&) = default;
 };

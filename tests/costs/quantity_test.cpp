@@ -224,6 +224,33 @@ BOOST_AUTO_TEST_CASE(reals) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(memory_limits) {
+  BOOST_TEST((parse_memory_limit("8000B") == MemoryLimit(Bytes{8000})));
+  BOOST_TEST((parse_memory_limit("8000") == MemoryLimit(Bytes{8000})));
+  BOOST_TEST((parse_memory_limit("1.5GiB") == MemoryLimit(Bytes{1'610'612'736})));
+  BOOST_TEST((parse_memory_limit("0") == MemoryLimit(Bytes{0})));
+  BOOST_TEST((parse_memory_limit("8microbatches") == MemoryLimit::micro_batches(8)));
+  BOOST_TEST((parse_memory_limit(" 1 microbatch ") == MemoryLimit::micro_batches(1)));
+  BOOST_TEST((parse_memory_limit("7.5 microbatches") == MemoryLimit(7'500'000, MemoryLimit::Unit::micro_batches)));
+  const std::string help =
+      "; a memory limit is a number and B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, a bare number of bytes, or a number "
+      "of "
+      "microbatches";
+  BOOST_TEST(refusal(parse_memory_limit, "8 micro-batches") == "'8 micro-batches' cannot be read" + help);
+  BOOST_TEST(refusal(parse_memory_limit, "8mb") == "'8mb' cannot be read" + help);
+  BOOST_TEST(refusal(parse_memory_limit, "microbatches") == "'microbatches' cannot be read" + help);
+  BOOST_TEST(refusal(parse_memory_limit, "") == "'' cannot be read" + help);
+  BOOST_TEST(refusal(parse_memory_limit, "-1 microbatch") == "'-1 microbatch' is negative" + help);
+  BOOST_TEST(refusal(parse_memory_limit, "1e7 microbatches") == "'1e7 microbatches' cannot be read" + help);
+  BOOST_TEST(refusal(parse_memory_limit, "99999999 microbatches") == "'99999999 microbatches' is too large" + help);
+
+  BOOST_TEST(to_text(Bytes{8000}) == "8000 bytes");
+  BOOST_TEST(to_text(MemoryLimit::micro_batches(1)) == "1 micro-batch");
+  BOOST_TEST(to_text(MemoryLimit::micro_batches(20)) == "20 micro-batches");
+  BOOST_TEST(to_text({7'500'000, MemoryLimit::Unit::micro_batches}) == "7.5 micro-batches");
+  BOOST_TEST(to_text({1, MemoryLimit::Unit::micro_batches}) == "0.000001 micro-batches");
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace
