@@ -191,6 +191,9 @@ std::optional<std::string_view> catalog_name(const Golden& golden) {
       {"zbh2", "zb-h2"},
       {"vhalf", "v-half"},
       {"vmin", "v-min"},
+      {"zb1p_auto", "zb-auto"},
+      {"zb15p_auto", "zb-auto"},
+      {"zb2p_auto", "zb-auto"},
       {"zbv_hand", "zbv"},
       {"1f1b_v", "1f1b-v"},
   };

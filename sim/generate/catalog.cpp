@@ -47,6 +47,7 @@ static std::span<const Family> families() {
       DUALPIPE_FAMILY(dualpipev_plain),
       DUALPIPE_FAMILY(v_half),
       DUALPIPE_FAMILY(v_min),
+      DUALPIPE_FAMILY(zb_auto),
   };
   // clang-format on
   return all;

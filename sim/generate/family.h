@@ -61,6 +61,7 @@ struct Family {
   bool takes_replicas = false;
   bool splits_backward = false;    // has I and W ops, in some shapes at least
   bool has_pairs = false;          // has F&B, in some shapes at least
+  bool is_automatic = false;       // its order depends on the costs and the memory limit of a request, too
   bool is_in_first_table = false;  // is among those that are compared where nobody says which: DeepSeek's table
 
   // Where the stages are. Called with any number of ranks, also one that the rule has not.

@@ -1,5 +1,5 @@
 // A table made of a Program and its Costs: how long each op takes, and through which mailboxes its input comes and its
-// result goes. Private to sim/simulate.
+// result goes. Private to sim.
 #pragma once
 
 #include <array>

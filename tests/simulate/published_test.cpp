@@ -3,6 +3,7 @@
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 
+#include "dualpipe/sim/evaluate/evaluate.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
@@ -28,6 +29,23 @@ BOOST_AUTO_TEST_CASE(bubble_rates_by_span) {
         const Timeline timeline = simulate(lower(generate(name, shape)), costs, Record::ranks);
         // Printed with four digits.
         BOOST_TEST(std::abs(timeline.bubble_rate_span() - std::stod(row.at(column))) <= 0.0001);
+      }
+    }
+    // Of the memory of a layer (section 4) with sequences of 1024, one in a micro-batch.
+    const auto number = [&](std::size_t column) { return std::stoll(row.at(column)); };
+    Costs with_memory = costs;
+    with_memory.stages[0].activation = 34 * number(9) + 5 * number(8) * 1024;
+    with_memory.stages[0].weight_stash = 32 * number(9);
+    for (const std::int64_t times : {1, 2}) {
+      BOOST_TEST_CONTEXT("ZB-" << times << "p, " << row[0] << ", " << shape.ranks << " ranks, "
+                               << shape.micro_batches) {
+        const Timeline timeline = evaluate({.family = "zb-auto",
+                                            .shape = shape,
+                                            .costs = with_memory,
+                                            .memory_limit = MemoryLimit::micro_batches(times * shape.ranks)})
+                                      .timeline;
+        const double published = std::stod(row.at(static_cast<std::size_t>(13 + times)));
+        BOOST_TEST(std::abs(timeline.bubble_rate_span() - published) <= 0.0001);
       }
     }
   }
