@@ -194,6 +194,7 @@ std::optional<std::string_view> catalog_name(const Golden& golden) {
       {"zb1p_auto", "zb-auto"},
       {"zb15p_auto", "zb-auto"},
       {"zb2p_auto", "zb-auto"},
+      {"zbv", "zbv-auto"},
       {"zbv_hand", "zbv"},
       {"1f1b_v", "1f1b-v"},
   };

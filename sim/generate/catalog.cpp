@@ -48,6 +48,7 @@ static std::span<const Family> families() {
       DUALPIPE_FAMILY(v_half),
       DUALPIPE_FAMILY(v_min),
       DUALPIPE_FAMILY(zb_auto),
+      DUALPIPE_FAMILY(zbv_auto),
   };
   // clang-format on
   return all;

@@ -66,7 +66,7 @@ BOOST_AUTO_TEST_CASE(all_files_are_there) {
   const std::map<std::string_view, int> expected{
       {"gpipe", 3},     {"1f1b", 12},          {"interleaved", 15}, {"looped-bfs", 3}, {"zb1p", 12},
       {"zb-h2", 9},     {"interleaved-zb", 3}, {"zbv", 13},         {"1f1b-v", 9},     {"dualpipe", 4},
-      {"dualpipev", 7}, {"v-half", 9},         {"v-min", 9},        {"zb-auto", 27}};
+      {"dualpipev", 7}, {"v-half", 9},         {"v-min", 9},        {"zb-auto", 27},   {"zbv-auto", 9}};
   BOOST_TEST((files == expected));
 }
 
