@@ -14,6 +14,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/deadlock.h"
+#include "dualpipe/sim/simulate/memory_limit.h"
 #include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe {
@@ -137,6 +138,16 @@ Evaluation evaluate_program(TableRow& row, const TableRequest& request, const Pr
   return evaluation;
 }
 
+// Where no order of an automatic schedule keeps the limit, the row has the one that comes nearest, and does not fit.
+Schedule nearest_to_limit(Request request) {
+  try {
+    return generate(request);
+  } catch (const MemoryLimitError& error) {
+    request.memory_limit = error.least();
+  }
+  return generate(request);
+}
+
 Evaluation evaluate_candidate(Candidate& candidate, const TableRequest& request) {
   TableRow& row = candidate.row;
   row.recompute = candidate.recompute;
@@ -148,7 +159,8 @@ Evaluation evaluate_candidate(Candidate& candidate, const TableRequest& request)
   const std::string& name = candidate.schedule->name;
   const Shape shape = shape_of_row(family(name), candidate.shape, request.terms);
   const GivenCosts given = costs_of(request, shape.ranks, candidate.recompute);
-  Schedule schedule = generate({.family = name, .shape = shape, .costs = given, .memory_limit = request.memory_limit});
+  Schedule schedule =
+      nearest_to_limit({.family = name, .shape = shape, .costs = given, .memory_limit = request.memory_limit});
   const Costs costs = stage_costs(given, schedule.placement);
   row.form = closed_form(name, shape, costs);
   return evaluate_program(row, request, lower(std::move(schedule)), costs);

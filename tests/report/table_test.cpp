@@ -209,6 +209,23 @@ BOOST_AUTO_TEST_CASE(memory_limit) {
   BOOST_TEST(refusal_of(request).starts_with("a memory limit needs the bytes that it limits"));
 }
 
+// An automatic schedule keeps the limit where one of its orders can; else its row has the least that it needs.
+BOOST_AUTO_TEST_CASE(memory_limit_of_automatic_schedules) {
+  Costs costs = costs_ms(1, 2, 1);
+  costs.stages[0].activation = costs.stages[0].weight_stash = gb;
+  TableRequest request = asked_for({"zb-auto", "zbv-auto"}, {4, 12}, EqualTerms::ranks, costs);
+  request.sort = TableSort::none;
+  const auto rooms = [&](Bytes limit) {
+    request.memory_limit = limit;
+    const ScheduleTable table = schedule_table(request);
+    BOOST_TEST_REQUIRE(names_of(table) == (std::vector<std::string>{"zb-auto", "zbv-auto"}));
+    return std::pair(*table.rows[0].room, *table.rows[1].room);
+  };
+  BOOST_TEST((rooms(6 * gb) == std::pair(0 * gb, 0 * gb)));
+  BOOST_TEST((rooms(2 * gb) == std::pair(0 * gb, -2 * gb)));
+  BOOST_TEST((rooms(gb / 2) == std::pair(-gb / 2, -4 * gb + gb / 2)));
+}
+
 // Half of the activations, a forward more.
 BOOST_AUTO_TEST_CASE(recomputation_side_by_side) {
   Costs costs = costs_ms(1, 2, 1);

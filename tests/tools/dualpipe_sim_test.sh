@@ -105,9 +105,36 @@ check_braces() {
   [[ $(tr -dc '{[' <stdout | wc -c) == $(tr -dc '}]' <stdout | wc -c) ]] || fail "braces do not match"
 }
 
+# Automatic schedules: planned for costs and a memory limit, which another schedule keeps or is refused.
+test_automatic() {
+  local plan=(--ranks 8 --microbatches 24 --forward 18522ns --backward 27423ns --weight 9337ns --latency 601ns
+    --activation-bytes 1000 --weight-stash-bytes 366)
+  succeeds '^7F0,7I0,' convert zb-auto "${plan[@]}" --memory-limit 8000B --to csv
+  cp stdout first
+  succeeds . convert zb-auto "${plan[@]}" --memory-limit 8microbatches --to csv
+  cmp -s first stdout || fail "8 micro-batches of 1000 bytes are not 8000 bytes"
+  succeeds . convert zb-auto "${plan[@]}" --to csv
+  ! cmp -s first stdout || fail "the limit changes nothing"
+  succeeds '"bubble_rate_span": 0.158[45]' simulate zb-auto "${plan[@]}" --memory-limit 8000B --json -
+  [[ $(grep -oE '"peak_memory_bytes": *[0-9]+' stdout | grep -oE '[0-9]+$' | sort -n | tail -1) == 8000 ]] ||
+    fail "the largest peak is not 8000 bytes"
+  succeeds 'stream: completes' validate zbv-auto "${plan[@]}" --memory-limit 20KB
+  fails 1 'the least limit that works is 1000 bytes$' convert zb-auto "${plan[@]}" --memory-limit 999B --to csv
+  fails 1 'the least limit that works is 8 micro-batches$' validate zbv-auto "${plan[@]}" --memory-limit 7microbatches
+  fails 1 'v-half.*the least limit that works is 10000 bytes$' simulate v-half "${plan[@]}" --memory-limit 9999
+  fails 1 'the least limit that works is 24000 bytes$' convert gpipe "${plan[@]}" --memory-limit 9999 --to csv
+  fails 1 '--memory-limit.*7.5' convert zb-auto "${plan[@]}" --memory-limit 7.5x --to csv
+  fails 2 '--forward: .*does not depend on costs' convert 1f1b --ranks 4 --microbatches 8 --forward 2ms --to csv
+  fails 2 '--latency: .*does not depend on costs' validate first --latency 2ms
+
+  # A file of the zero-bubble authors, made for other costs.
+  succeeds . convert zbv-auto --ranks 4 --microbatches 12 --forward 1000ns --backward 2000ns --weight 800ns --latency 50ns --to csv
+  tr -d '\r' <"$goldens/zero_bubble/zbv_4ranks_12mb_f1000i1200w800c50.csv" | cmp -s - stdout || fail "not the authors' order"
+}
+
 test_schedules() {
   succeeds . schedules
-  for name in gpipe 1f1b interleaved looped-bfs zb1p zb-h2 dualpipe dualpipev; do
+  for name in gpipe 1f1b interleaved looped-bfs zb1p zb-h2 dualpipe dualpipev v-half v-min zb-auto zbv-auto; do
     grep -qE "(^|[^[:alnum:]-])$name([^[:alnum:]-]|\$)" stdout || fail "stdout lacks $name"
   done
 }
@@ -705,6 +732,7 @@ test_table
 test_table_formats
 test_table_of_a_job
 test_schedules
+test_automatic
 test_simulate
 test_costs
 test_parts

@@ -14,6 +14,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/schedule_file.h"
+#include "dualpipe/sim/simulate/memory_limit.h"
 #include "tools/common/output.h"
 
 namespace dualpipe {
@@ -179,22 +180,31 @@ void CostOptions::add_to(CLI::App& app) {
       ->group(differences);
 }
 
+void CostOptions::add_planned_to(CLI::App& app) {
+  add_to(app);
+  for (const char* const other : {"--overlapped", "--jitter", "--seed", "--release-early"}) {
+    app.remove_option(app.get_option(other));
+  }
+}
+
+std::vector<std::pair<const char*, const std::vector<std::string>*>> CostOptions::lists() const {
+  return {{"--forward", &forward},
+          {"--backward", &backward},
+          {"--weight", &weight},
+          {"--recompute-time", &recompute},
+          {"--overlapped", &overlapped},
+          {"--activation-bytes", &activation},
+          {"--recompute-activation-bytes", &recompute_activation},
+          {"--weight-stash-bytes", &weight_stash},
+          {"--workspace-bytes", &workspace},
+          {"--parameter-bytes", &parameters},
+          {"--gradient-bytes", &gradients},
+          {"--optimizer-bytes", &optimizer},
+          {"--bytes", &message}};
+}
+
 void CostOptions::check_usage() const {
-  const std::initializer_list<std::pair<const char*, const std::vector<std::string>*>> of_stages{
-      {"--forward", &forward},
-      {"--backward", &backward},
-      {"--weight", &weight},
-      {"--recompute-time", &recompute},
-      {"--overlapped", &overlapped},
-      {"--activation-bytes", &activation},
-      {"--recompute-activation-bytes", &recompute_activation},
-      {"--weight-stash-bytes", &weight_stash},
-      {"--workspace-bytes", &workspace},
-      {"--parameter-bytes", &parameters},
-      {"--gradient-bytes", &gradients},
-      {"--optimizer-bytes", &optimizer},
-      {"--bytes", &message}};
-  for (const auto& [name, values] : of_stages) {
+  for (const auto& [name, values] : lists()) {
     if (!file.empty() && !values->empty()) throw CLI::ExcludesError("--costs", name);
   }
 }
@@ -212,6 +222,19 @@ ByteUnits CostOptions::byte_units(const std::string& first) const {
     }
   }
   return ByteUnits::binary;
+}
+
+std::string CostOptions::given() const {
+  for (const auto& [name, values] : lists()) {
+    if (!values->empty()) return name;
+  }
+  const std::initializer_list<std::pair<const char*, bool>> others{
+      {"--costs", !file.empty()},          {"--comm", !communication.empty()}, {"--latency", !latency.empty()},
+      {"--bandwidth", !bandwidth.empty()}, {"--speed", !speed.empty()},        {"--launch", !launch.empty()}};
+  for (const auto& [name, is_given] : others) {
+    if (is_given) return name;
+  }
+  return {};
 }
 
 GivenCosts CostOptions::costs() const {
@@ -287,6 +310,12 @@ void ScheduleOptions::add_to(CLI::App& app, const std::string& name) {
       ->type_name("N")
       ->group("Shape");
   app.add_option(
+         "--memory-limit", memory_limit,
+         "Of the peak of every rank, as 40GiB; or of its activations, as 12microbatches. An automatic schedule "
+         "keeps it, another one is refused if it does not (zbv-auto: as many micro-batches as ranks; else none)")
+      ->type_name("BYTES")
+      ->group("Memory of a rank");
+  app.add_option(
          "--letters", letters,
          "Of a CSV file: what B is. new: the full backward, F B I W; old: PyTorch's letters before that, as the "
          "zero-bubble papers', F BW B W (what the file shows)")
@@ -299,11 +328,30 @@ std::string ScheduleOptions::file() const {
   return in_catalog ? "" : source;
 }
 
-std::variant<Schedule, Program> ScheduleOptions::load(std::vector<std::string>* remarks) const {
+std::optional<MemoryLimit> ScheduleOptions::limit() const {
+  if (memory_limit.empty()) return std::nullopt;
+  return value_of("--memory-limit", memory_limit, parse_memory_limit);
+}
+
+void ScheduleOptions::check_memory(const Program& program, const GivenCosts& costs) const {
+  if (const auto most = limit()) check_memory_limit(program, stage_costs(costs, program.schedule.placement), *most);
+}
+
+void ScheduleOptions::check_used(const CostOptions& costs) const {
+  const bool is_automatic = file().empty() && family(source).is_automatic;
+  if (const std::string option = costs.given(); !option.empty() && !is_automatic && memory_limit.empty()) {
+    throw CLI::ValidationError(option,
+                               "the order of this schedule does not depend on costs; leave it out, or add "
+                               "--memory-limit");
+  }
+}
+
+std::variant<Schedule, Program> ScheduleOptions::load(const GivenCosts& costs,
+                                                      std::vector<std::string>* remarks) const {
   if (file().empty()) {
     if (!letters.empty()) throw InputError("--letters is for CSV files; a schedule of the catalog has none to read");
     if (!chains.empty()) throw InputError("--chains is for CSV files; a schedule of the catalog has its own");
-    return generate(source, shape.shape());
+    return generate({.family = source, .shape = shape.shape(), .costs = costs, .memory_limit = limit()});
   }
   std::error_code error;
   if (source != "-" && !std::filesystem::exists(source, error) && source.find_first_of("./\\") == std::string::npos) {

@@ -59,6 +59,10 @@ struct CostOptions {
   void add_to(CLI::App& app);
   // Those of a stage's ops alone.
   void add_durations_to(CLI::App& app);
+  // Those that an automatic schedule is planned with, and that a memory limit is compared with.
+  void add_planned_to(CLI::App& app);
+  // One that is given; empty: none is.
+  [[nodiscard]] std::string given() const;
   // Throws CLI::ExcludesError, wrong usage, where both a file is given and a value that the file has.
   void check_usage() const;
   // Throws InputError, and what check_usage() throws.
@@ -67,6 +71,7 @@ struct CostOptions {
   [[nodiscard]] ByteUnits byte_units(const std::string& first = {}) const;
 
  private:
+  [[nodiscard]] std::vector<std::pair<const char*, const std::vector<std::string>*>> lists() const;
   [[nodiscard]] Costs of_stages() const;
   void apply_to(MachineCosts& costs) const;
 };
@@ -75,6 +80,7 @@ struct CostOptions {
 struct ScheduleOptions {
   std::string source;
   std::string chains;
+  std::string memory_limit;
   std::string letters;
   ShapeOptions shape;
 
@@ -82,9 +88,19 @@ struct ScheduleOptions {
   void add_to(CLI::App& app, const std::string& name = "SCHEDULE");
   // The file that it is read from, "-" for standard input; empty where it is of the catalog.
   [[nodiscard]] std::string file() const;
-  // A Program where the file has communication of its own. Throws InputError; does not validate. What a user must know
-  // of how the file was read is added to `remarks`.
-  [[nodiscard]] std::variant<Schedule, Program> load(std::vector<std::string>* remarks = nullptr) const;
+  // A Program where the file has communication of its own. An automatic schedule is planned for these costs, and for
+  // the memory limit. Throws InputError; does not validate. What a user must know of how a file was read is added to
+  // `remarks`.
+  [[nodiscard]] std::variant<Schedule, Program> load(const GivenCosts& costs,
+                                                     std::vector<std::string>* remarks = nullptr) const;
+  // Throws MemoryLimitError where ranks hold more than the limit, if there is one.
+  void check_memory(const Program& program, const GivenCosts& costs) const;
+  // Of a subcommand that looks at costs for the order and the limit alone: throws CLI::ValidationError, wrong usage,
+  // where some are given and neither has a use for them.
+  void check_used(const CostOptions& costs) const;
+
+ private:
+  [[nodiscard]] std::optional<MemoryLimit> limit() const;
 };
 
 [[nodiscard]] const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded);

@@ -225,8 +225,10 @@ void RunOptions::check_usage(const CLI::App& app) const {
 }
 
 Program RunOptions::program(std::vector<std::string>& remarks) const {
-  auto loaded = schedule.load(&remarks);
+  const GivenCosts given = costs.costs();
+  auto loaded = schedule.load(given, &remarks);
   Program program = lower_valid(std::move(loaded), false, remarks);
+  schedule.check_memory(program, given);
   if (evaluates()) program = lower(forwards_of(program.schedule));
   if (const auto deadlock = find_deadlock(program, CommunicationModel::latency)) {
     throw DeadlockError(*deadlock, program.schedule.placement);

@@ -134,6 +134,7 @@ struct Side {
   std::string source;
   std::string name;
   std::string label;
+  ScheduleOptions options = {};
   Program program = {};
   Costs costs = {};
 };
@@ -176,8 +177,10 @@ void load(const CompareOptions& options, Side& a, Side& b, std::vector<std::stri
     } else if (is_file(*side) && is_file(a) != is_file(b)) {
       std::ranges::fill(own.shape.values, "");
     }
+    side->options = own;
+    own.memory_limit = "";  // of a plan that has no costs yet
     std::vector<std::string> own_remarks;
-    auto loaded = own.load(&own_remarks);
+    auto loaded = own.load({}, &own_remarks);
     side->program = lower_valid(std::move(loaded), false, own_remarks);
     remarks.insert(remarks.end(), own_remarks.begin(), own_remarks.end());
     if (!is_file(*side)) continue;
@@ -203,6 +206,13 @@ void set_costs(const CompareOptions& options, Side& a, Side& b) {
   }
 }
 
+// An automatic schedule, once it is known what its stages cost beside the other's.
+void plan(Side& side) {
+  const bool is_automatic = side.options.file().empty() && family(side.source).is_automatic;
+  if (is_automatic) side.program = lower_valid(side.options.load(side.costs));
+  side.options.check_memory(side.program, side.costs);
+}
+
 void check_is_comparable(const CompareOptions& options) {
   if (options.costs_files.size() > 2)
     throw CLI::ValidationError("--costs", "there is one for A, and one for B; no more");
@@ -222,13 +232,22 @@ Comparison comparison_of_schedules(const CompareOptions& options, std::vector<st
   Side b{options.second.empty() ? options.first.source : options.second, {}, {}};
   set_names(options, a, b);
   if (options.second.empty()) {
-    const ScheduleOptions own = options.of(a.source);
-    a.program = lower_valid(own.load(&remarks), false, remarks);
+    a.options = b.options = options.of(a.source);
+    ScheduleOptions own = a.options;
+    own.memory_limit = "";
+    a.program = lower_valid(own.load({}, &remarks), false, remarks);
     b.program = a.program;
   } else {
     load(options, a, b, remarks);
   }
   set_costs(options, a, b);
+  plan(a);
+  if (options.second.empty()) {
+    b.program = a.program;  // planned for A's costs, under both
+    b.options.check_memory(b.program, b.costs);
+  } else {
+    plan(b);
+  }
   return compare_schedules(simulated(a.name, a.program, a.costs), simulated(b.name, b.program, b.costs),
                            {a.label, b.label});
 }

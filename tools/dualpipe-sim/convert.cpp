@@ -15,6 +15,7 @@ namespace {
 
 struct ConvertOptions {
   ScheduleOptions schedule;
+  CostOptions costs;
   std::string to;
   std::string output = "-";
   bool lower = false;
@@ -35,8 +36,11 @@ void check_csv_can_hold(const Placement& placement) {
 }
 
 void run(const ConvertOptions& options) {
+  options.schedule.check_used(options.costs);
+  const GivenCosts costs = options.costs.costs();
   std::vector<std::string> remarks;
-  auto loaded = options.schedule.load(&remarks);
+  auto loaded = options.schedule.load(costs, &remarks);
+  if (!options.schedule.memory_limit.empty()) options.schedule.check_memory(lower_valid(loaded), costs);
   if (options.lower) loaded = lower_valid(std::move(loaded), false, remarks);
   if (options.strip) loaded = schedule_of(loaded);
   if (options.to == "csv") check_csv_can_hold(schedule_of(loaded).placement);
@@ -52,6 +56,7 @@ void add_convert(CLI::App& app) {
   auto options = std::make_shared<ConvertOptions>();
   CLI::App& convert = *app.add_subcommand("convert", "Writes a schedule as PyTorch's CSV or as JSON");
   options->schedule.add_to(convert);
+  options->costs.add_planned_to(convert);
   convert.add_option("--to", options->to, "csv (PyTorch's) or json")->check(CLI::IsMember({"csv", "json"}))->required();
   convert.add_option("--output,-o", options->output, "A file, which may be the one that is read, or - for stdout")
       ->capture_default_str();
@@ -63,7 +68,8 @@ void add_convert(CLI::App& app) {
       "Examples:\n"
       "  dualpipe-sim convert dualpipev --ranks 4 --microbatches 8 --to csv\n"
       "  dualpipe-sim convert dualpipe.csv --chains 2 --to json --output dualpipe.json\n"
-      "  dualpipe-sim convert 1f1b --ranks 4 --microbatches 8 --to csv --lower");
+      "  dualpipe-sim convert 1f1b --ranks 4 --microbatches 8 --to csv --lower\n"
+      "  dualpipe-sim convert zb-auto --ranks 4 --microbatches 8 --costs costs.json --memory-limit 40GB --to csv");
   convert.callback([options] { run(*options); });
 }
 

@@ -36,11 +36,13 @@ void add_schedules(CLI::App& app) {
                      {"what it is", Align::left},
                      {"shapes", Align::left},
                      {"takes", Align::left},
+                     {"its order depends on", Align::left},
                      {"bubble, and when", Align::left},
                      {"source", Align::left}});
     for (const Family& family : catalog()) {
       table.add_row({std::string(family.name), std::string(family.title), std::string(family.rule), options_of(family),
-                     closed_form_text(family), std::string(family.paper)});
+                     family.is_automatic ? "shape, costs, memory limit" : "shape", closed_form_text(family),
+                     std::string(family.paper)});
     }
     const std::string text = *format == "markdown" ? table.to_markdown()
                              : *format == "csv"    ? table.to_csv()

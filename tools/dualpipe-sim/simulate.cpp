@@ -113,10 +113,12 @@ void run(const SimulateOptions& options) {
   const SvgOptions picture = svg_options(options);
   const auto traced = window_given("--trace-window", options.trace_window);
   std::vector<std::string> remarks;
-  auto loaded = options.schedule.load(&remarks);
+  const GivenCosts given = options.costs.costs();
+  auto loaded = options.schedule.load(given, &remarks);
   const Program program = lower_valid(std::move(loaded), false, remarks);
+  options.schedule.check_memory(program, given);
   TraceFilter filter = trace_filter(options, program.schedule.ranks());
-  const Costs costs = stage_costs(options.costs.costs(), program.schedule.placement);
+  const Costs costs = stage_costs(given, program.schedule.placement);
   const bool has_messages = !options.trace.empty() || !options.svg.empty();
   const Timeline timeline = simulate(program, costs, has_messages ? Record::spans : Record::ops);
   if (const auto window = window_in(timeline, "--trace-window", traced)) {
@@ -189,7 +191,8 @@ void add_simulate(CLI::App& app) {
       "  dualpipe-sim simulate 1f1b --ranks 4 --microbatches 64 --gantt - --window 0 30ms\n"
       "  dualpipe-sim simulate dualpipe --ranks 8 --microbatches 20 --overlapped 2.5ms --trace out.json --svg out.svg\n"
       "  dualpipe-sim simulate pytorch.csv --comm stream --latency 20us --bandwidth 50GB/s --bytes 32MiB --json -\n"
-      "  dualpipe-sim simulate dualpipe.csv --chains 2");
+      "  dualpipe-sim simulate dualpipe.csv --chains 2\n"
+      "  dualpipe-sim simulate zb-auto --ranks 8 --microbatches 24 --latency 50us --memory-limit 8microbatches");
   simulate.callback([options] { run(*options); });
 }
 

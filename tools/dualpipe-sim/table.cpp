@@ -39,7 +39,7 @@ TableSchedule schedule_of_table(const std::string& name) {
   options.source = name;
   if (options.file().empty()) return {name, std::nullopt};
   std::vector<std::string> remarks;
-  auto loaded = options.load(&remarks);
+  auto loaded = options.load({}, &remarks);
   Program program = lower_valid(std::move(loaded), false, remarks);
   print_notes(remarks);
   return {name, std::move(program)};

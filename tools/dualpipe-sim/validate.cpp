@@ -19,10 +19,13 @@
 namespace dualpipe {
 namespace {
 
-void run(const ScheduleOptions& options, bool all) {
+void run(const ScheduleOptions& options, const CostOptions& costs, bool all) {
+  options.check_used(costs);
+  const GivenCosts given = costs.costs();
   std::vector<std::string> remarks;
-  auto loaded = options.load(&remarks);
+  auto loaded = options.load(given, &remarks);
   const Program program = lower_valid(std::move(loaded), all, remarks);
+  options.check_memory(program, given);
   const Schedule& schedule = program.schedule;
   std::string text =
       fmt::format("{}: {}, {}, {}, {}, {}\n", printable(schedule.name),
@@ -51,17 +54,19 @@ void run(const ScheduleOptions& options, bool all) {
 
 void add_validate(CLI::App& app) {
   auto options = std::make_shared<ScheduleOptions>();
+  auto costs = std::make_shared<CostOptions>();
   auto all = std::make_shared<bool>(false);
   CLI::App& validate =
       *app.add_subcommand("validate", "Checks every rule, and whether the program would hang; exit status 1 if so");
   options->add_to(validate);
+  costs->add_planned_to(validate);
   validate.add_flag("--all", *all, "List all violations, not a screenful");
   validate.footer(
       "Examples:\n"
       "  dualpipe-sim validate schedule.csv\n"
       "  dualpipe-sim validate dualpipe.csv --chains 2\n"
       "  dualpipe-sim validate interleaved --ranks 4 --microbatches 8 --chunks 2");
-  validate.callback([options, all] { run(*options, *all); });
+  validate.callback([options, costs, all] { run(*options, *costs, *all); });
 }
 
 }  // namespace dualpipe
