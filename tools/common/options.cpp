@@ -1,8 +1,10 @@
 #include "tools/common/options.h"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cassert>
 #include <filesystem>
 #include <iostream>
 #include <limits>
@@ -13,6 +15,8 @@
 #include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/nearest.h"
+#include "dualpipe/sim/schedule/quote.h"
 #include "dualpipe/sim/schedule/schedule_file.h"
 #include "dualpipe/sim/simulate/memory_limit.h"
 #include "tools/common/output.h"
@@ -45,11 +49,11 @@ class StageLists {
   Costs& costs_;
 };
 
-CommunicationModel parse_model(std::string_view text) {
-  if (text == "latency") return CommunicationModel::latency;
-  if (text == "links") return CommunicationModel::links;
-  if (text == "stream") return CommunicationModel::stream;
-  throw InputError(fmt::format("there is no communication model '{}'; use latency, links or stream", text));
+CommunicationModel model_of(std::string_view name) {
+  if (name == "links") return CommunicationModel::links;
+  if (name == "stream") return CommunicationModel::stream;
+  assert(name == "latency");
+  return CommunicationModel::latency;
 }
 
 // "--chunks", and "--chunks,-v" where it has a letter.
@@ -59,6 +63,23 @@ std::string names_of(const Parameter& parameter) {
 }
 
 }  // namespace
+
+CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value,
+                        const std::vector<std::string>& choices, const std::string& help) {
+  const std::string option = name.substr(0, name.find(','));
+  return app.add_option(name, value, help)
+      ->type_name(fmt::format("{{{}}}", fmt::join(choices, ",")))
+      ->default_str(value)
+      ->check([option, choices](const std::string& text) {
+        if (std::ranges::find(choices, text) != choices.end()) return std::string();
+        throw InputError(fmt::format("{}: it is one of {}, and not {}{}", option, fmt::join(choices, ", "),
+                                     detail::schedule::quote(text), did_you_mean(text, choices)));
+      });
+}
+
+CLI::Option* add_output(CLI::App& app, const std::string& name, std::string& path, const std::string& help) {
+  return app.add_option(name, path, help)->expected(0, 1)->default_str("-")->type_name("[FILE]");
+}
 
 CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                       const std::string& help) {
@@ -89,8 +110,10 @@ void ShapeOptions::add_to(CLI::App& app, const std::string& ranks_help) {
 void ShapeOptions::add_parameters_to(CLI::App& app) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     const Parameter& each = parameters()[i];
+    if (families_that_take(each).empty()) continue;
+    const auto otherwise = each.value == &Shape::chunks ? fmt::format(" ({})", default_chunks) : "";
     app.add_option(names_of(each), values[i],
-                   fmt::format("{}: {}; of {}", each.symbol, each.what, families_that_take(each)))
+                   fmt::format("{}: {}; of {}{}", each.symbol, each.what, families_that_take(each), otherwise))
         ->type_name("N")
         ->group("Shape");
   }
@@ -99,6 +122,31 @@ void ShapeOptions::add_parameters_to(CLI::App& app) {
 bool ShapeOptions::given() const {
   const auto is_given = [](const std::string& value) { return !value.empty(); };
   return is_given(ranks) || is_given(micro_batches) || std::ranges::any_of(values, is_given);
+}
+
+bool ShapeOptions::has_chunks() const {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (parameters()[i].value == &Shape::chunks) return !values[i].empty();
+  }
+  return false;
+}
+
+void ShapeOptions::check_used(std::span<const std::string> families) const {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const Parameter& each = parameters()[i];
+    if (values[i].empty()) continue;
+    if (std::ranges::any_of(families, [&](const std::string& name) { return family(name).*each.is_taken; })) continue;
+    throw CLI::ValidationError(option_of(each),
+                               fmt::format("the {} cannot be chosen in {}; leave it out, or take one of: {}", each.noun,
+                                           families.empty() ? "files" : fmt::format("{}", fmt::join(families, ", ")),
+                                           families_that_take(each)));
+  }
+}
+
+void ShapeOptions::keep_taken_by(const std::string& name) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!(family(name).*parameters()[i].is_taken)) values[i].clear();
+  }
 }
 
 Shape ShapeOptions::shape(const std::optional<Shape>& defaults) const {
@@ -135,7 +183,8 @@ void add_value(CLI::App& app, const char* name, std::string& text, const char* t
 }  // namespace
 
 void CostOptions::add_durations_to(CLI::App& app) {
-  constexpr auto durations = "Durations of one stage (1.5ms, 850us, …; a bare number is ms; A,B,… is one per stage)";
+  constexpr auto durations =
+      "Durations of one stage (1.5ms, 850us, ...; a bare number is ms; A,B,... is one per stage)";
   add_costs(app, "--forward,-f", forward, "TIME", "F, forward (1ms)", durations);
   add_costs(app, "--backward,-b", backward, "TIME", "B, the full backward; I = B - W (2ms)", durations);
   add_costs(app, "--weight,-w", weight, "TIME", "W, the weight-gradient half of B (1ms)", durations);
@@ -149,7 +198,7 @@ void CostOptions::add_durations_to(CLI::App& app) {
 void CostOptions::add_to(CLI::App& app) {
   add_durations_to(app);
 
-  constexpr auto memory = "Memory of one stage (64MiB, 2GB, …)";
+  constexpr auto memory = "Memory of one stage (64MiB, 2GB, ...)";
   add_costs(app, "--activation-bytes", activation, "BYTES", "M_B: held from F to B or I, per micro-batch (0)", memory);
   add_costs(app, "--recompute-activation-bytes", recompute_activation, "BYTES",
             "What of it is held where the forward runs again (all)", memory);
@@ -162,18 +211,20 @@ void CostOptions::add_to(CLI::App& app) {
   add_costs(app, "--optimizer-bytes", optimizer, "BYTES", "Optimizer state (0)", memory);
 
   constexpr auto messages = "Communication";
-  add_value(
-      app, "--comm", communication, "MODEL",
-      "latency: links never contend (default); links: each carries one message at a time; stream: a rank's messages go "
-      "in order, as in NCCL",
-      messages);
-  add_value(app, "--latency", latency, "TIME", "Of one message (0)", messages);
-  add_value(app, "--bandwidth", bandwidth, "BYTES/s", "Of a link, as 50GB/s; 0 is infinite (0)", messages);
+  add_choice(app, "--comm", communication, {"latency", "links", "stream"},
+             "How messages move. latency: links never contend (default); links: each carries one message at a time; "
+             "stream: a rank's "
+             "messages go in order, as in NCCL")
+      ->group(messages);
+  add_value(app, "--latency", latency, "TIME", "Of one message (0; a bare number is ms)", messages);
+  add_value(app, "--bandwidth", bandwidth, "RATE",
+            "Of a link, with its unit: 50GB/s are bytes, 400Gbps bits; 0 is infinite (0)", messages);
   add_costs(app, "--bytes", message, "BYTES", "Of a message: a stage's output, and its gradient (0)", messages);
 
   constexpr auto differences = "Ranks that differ";
   add_costs(app, "--speed", speed, "X", "Per rank: durations are divided by it (1)", differences);
-  add_value(app, "--launch", launch, "TIME", "Overhead between two ops of a rank (0)", differences);
+  add_value(app, "--launch", launch, "TIME", "Overhead between two ops of a rank (0; a bare number is ms)",
+            differences);
   add_value(app, "--jitter", jitter, "X", "Durations vary evenly by up to this share (0)", differences);
   add_value(app, "--seed", seed, "N", "Of the jitter (0)", differences);
   app.add_flag("--release-early", release_early, "An F&B pair hands over F and B when each is ready, not at its end")
@@ -284,7 +335,7 @@ Costs CostOptions::of_stages() const {
 }
 
 void CostOptions::apply_to(MachineCosts& costs) const {
-  if (!communication.empty()) costs.model = value_of("--comm", communication, parse_model);
+  if (!communication.empty()) costs.model = model_of(communication);
   if (!latency.empty()) costs.latency = value_of("--latency", latency, parse_duration);
   if (!bandwidth.empty()) costs.bandwidth = value_of("--bandwidth", bandwidth, parse_bandwidth);
   if (!launch.empty()) costs.launch = value_of("--launch", launch, parse_duration);
@@ -304,7 +355,7 @@ void ScheduleOptions::add_to(CLI::App& app, const std::string& name) {
   app.add_option(name, source,
                  "A name of the catalog (see `dualpipe-sim schedules`), or a CSV or JSON file; - reads one")
       ->required()
-      ->type_name(name.starts_with('-') ? "NAME|FILE" : "");
+      ->type_name("NAME|FILE");
   shape.add_to(app);
   app.add_option("--chains", chains, "Of a CSV file: how many chains its stages are; 2 for DualPipe (1)")
       ->type_name("N")
@@ -315,11 +366,9 @@ void ScheduleOptions::add_to(CLI::App& app, const std::string& name) {
          "keeps it, another one is refused if it does not (zbv-auto: as many micro-batches as ranks; else none)")
       ->type_name("BYTES")
       ->group("Memory of a rank");
-  app.add_option(
-         "--letters", letters,
-         "Of a CSV file: what B is. new: the full backward, F B I W; old: PyTorch's letters before that, as the "
-         "zero-bubble papers', F BW B W (what the file shows)")
-      ->check(CLI::IsMember({"new", "old"}))
+  add_choice(app, "--letters", letters, {"new", "old"},
+             "Of a CSV file: what B is. new: the full backward, F B I W; old: PyTorch's letters before that, as the "
+             "zero-bubble papers', F BW B W (what the file shows)")
       ->group("Shape");
 }
 
@@ -349,17 +398,27 @@ void ScheduleOptions::check_used(const CostOptions& costs) const {
 std::variant<Schedule, Program> ScheduleOptions::load(const GivenCosts& costs,
                                                       std::vector<std::string>* remarks) const {
   if (file().empty()) {
-    if (!letters.empty()) throw InputError("--letters is for CSV files; a schedule of the catalog has none to read");
-    if (!chains.empty()) throw InputError("--chains is for CSV files; a schedule of the catalog has its own");
-    return generate({.family = source, .shape = shape.shape(), .costs = costs, .memory_limit = limit()});
+    for (const auto& [option, value] : {std::pair("--letters", &letters), {"--chains", &chains}}) {
+      if (value->empty()) continue;
+      throw CLI::ValidationError(option, "it is for CSV files; leave it out with a schedule of the catalog");
+    }
+    shape.check_used(std::vector{source});
+    Shape asked = shape.shape();
+    if (family(source).takes_chunks && !shape.has_chunks()) {
+      asked.chunks = default_chunks;
+      if (remarks != nullptr) {
+        remarks->push_back(fmt::format("{} chunks per rank, as --chunks does not say how many", default_chunks));
+      }
+    }
+    return generate({.family = source, .shape = asked, .costs = costs, .memory_limit = limit()});
   }
   std::error_code error;
   if (source != "-" && !std::filesystem::exists(source, error) && source.find_first_of("./\\") == std::string::npos) {
     (void)family(source);  // says which names there are
   }
-  if (shape.given())
-    throw InputError(
-        fmt::format("{}: a file has its own shape; leave out --ranks, --microbatches and the like", source));
+  if (shape.given()) {
+    throw CLI::ValidationError(source, "a file has its own shape; leave out --ranks, --microbatches and the like");
+  }
   const auto number = [](std::string_view text) { return parse_integer(text, 1, stage_count_max); };
   ScheduleFileOptions options;
   options.remarks = remarks;

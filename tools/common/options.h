@@ -30,9 +30,35 @@ auto value_of(std::string_view option, const std::string& text, Parse parse) {
   }
 }
 
+// An option whose value is one of some. Another one is a bad value, for which the error says what may have been meant.
+// What the value is before is the default.
+CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value,
+                        const std::vector<std::string>& choices, const std::string& help);
+
+// An option that names a file for a result, and without one means standard output.
+CLI::Option* add_output(CLI::App& app, const std::string& name, std::string& path, const std::string& help);
+
 // An option whose value is a list with commas. An empty item is wrong usage.
 CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                       const std::string& help);
+
+// How many stages each rank has where a schedule takes chunks, and nobody says how many.
+inline constexpr int default_chunks = 2;
+
+// The names in the catalog of those that have it: "interleaved or looped-bfs".
+[[nodiscard]] std::string families_with(bool Family::*feature);
+
+// What the schedules that are to run have. Costs of anything else would do nothing.
+struct Used {
+  bool pairs = false;             // F&B
+  bool weight_gradients = false;  // W by itself
+  bool reduces = false;           // gradients of shared weights, and shows when that ends
+
+  void add(const Used& other);
+};
+[[nodiscard]] Used used_by(const Schedule& schedule);
+// Of names of the catalog. Throws InputError where there is no such schedule.
+[[nodiscard]] Used used_by(std::span<const std::string> families);
 
 // Values stay text until they are used: a wrong one is bad input (exit 1), not wrong usage (exit 2).
 struct ShapeOptions {
@@ -43,6 +69,12 @@ struct ShapeOptions {
   void add_to(CLI::App& app, const std::string& ranks_help = "Pipeline ranks, P");
   void add_parameters_to(CLI::App& app);  // chunks and the like
   [[nodiscard]] bool given() const;
+  [[nodiscard]] bool has_chunks() const;
+  // Throws CLI::ValidationError, wrong usage, where a parameter is given that none of these schedules, names of the
+  // catalog, takes.
+  void check_used(std::span<const std::string> families) const;
+  // What else is given is meant for another schedule that is looked at beside this one.
+  void keep_taken_by(const std::string& name);
   // What is not given is taken from `defaults`; without, ranks and micro-batches must be. Throws InputError.
   [[nodiscard]] Shape shape(const std::optional<Shape>& defaults = std::nullopt) const;
 };
@@ -69,6 +101,10 @@ struct CostOptions {
   [[nodiscard]] GivenCosts costs() const;
   // GB where the user types GB: in the value that comes first, or else in those of these options. GiB otherwise.
   [[nodiscard]] ByteUnits byte_units(const std::string& first = {}) const;
+  // Throws CLI::ValidationError, wrong usage, where an option was given that does nothing with these costs, which
+  // costs() has made, and with what runs. F, B and W are no such: together they say what a model costs, and B = I + W
+  // is looked at in any case.
+  void check_used(const Used& used, const GivenCosts& costs) const;
 
  private:
   [[nodiscard]] std::vector<std::pair<const char*, const std::vector<std::string>*>> lists() const;
@@ -89,8 +125,9 @@ struct ScheduleOptions {
   // The file that it is read from, "-" for standard input; empty where it is of the catalog.
   [[nodiscard]] std::string file() const;
   // A Program where the file has communication of its own. An automatic schedule is planned for these costs, and for
-  // the memory limit. Throws InputError; does not validate. What a user must know of how a file was read is added to
-  // `remarks`.
+  // the memory limit. Throws InputError, and CLI::ValidationError, wrong usage, for an option that a schedule like this
+  // one has no use for; does not validate. What a user must know of how the file was read, or the schedule made, is
+  // added to `remarks`.
   [[nodiscard]] std::variant<Schedule, Program> load(const GivenCosts& costs,
                                                      std::vector<std::string>* remarks = nullptr) const;
   // Throws MemoryLimitError where ranks hold more than the limit, if there is one.

@@ -64,6 +64,12 @@ bool is_one_place(const std::string& a, const std::string& b, int b_standard) {
       options, fmt::format("both would write {}; give each a file of its own", a.path == "-" ? b.path : a.path));
 }
 
+// Empty where it is not set, which means the same for all that we ask for.
+std::string_view environment(const char* name) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
 }  // namespace
 
 void check_apart(std::span<const NamedFile> results, std::span<const NamedFile> read) {
@@ -101,17 +107,27 @@ std::string remarks_text(std::span<const std::string> remarks) {
 }
 
 void print_notes(std::span<const std::string> remarks) {
-  for (const std::string& remark : remarks) std::cerr << "note: " << printable_lines(remark) << '\n';
+  for (const std::string& remark : remarks) std::cerr << "note: " << in_locale(printable_lines(remark)) << '\n';
 }
 
-bool terminal_has_color() { return isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr; }
+void print(std::string_view text) {
+  write_output("-", [&](std::ostream& out) { out << in_locale(text); });
+}
+
+bool terminal_has_color() {
+  if (!environment("NO_COLOR").empty()) return false;
+  const std::string_view forced = environment("CLICOLOR_FORCE");
+  if (!forced.empty() && forced != "0") return true;
+  const std::string_view terminal = environment("TERM");
+  return environment("CLICOLOR") != "0" && !terminal.empty() && terminal != "dumb" && isatty(STDOUT_FILENO) != 0;
+}
 
 int terminal_width(int otherwise) {
-  if (const char* columns = std::getenv("COLUMNS"); columns != nullptr) {
-    int width = 0;
-    const char* const end = columns + std::char_traits<char>::length(columns);
-    if (std::from_chars(columns, end, width).ptr == end && width > 0) return width;
-  }
+  constexpr int most = 100'000;
+  const std::string_view wanted = environment("COLUMNS");
+  int columns = 0;
+  const auto [end, error] = std::from_chars(wanted.data(), wanted.data() + wanted.size(), columns);
+  if (error == std::errc{} && end == wanted.data() + wanted.size() && columns > 0) return std::min(columns, most);
   winsize size{};
   if (isatty(STDOUT_FILENO) == 0 || ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return otherwise;
   return size.ws_col;
@@ -119,14 +135,30 @@ int terminal_width(int otherwise) {
 
 bool locale_has_utf8() {
   for (const char* const name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
-    const char* const value = std::getenv(name);
-    std::string locale = value == nullptr ? "" : value;
+    std::string locale(environment(name));
     if (locale.empty()) continue;
     std::ranges::transform(locale, locale.begin(),
                            [](char c) { return static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c); });
     return locale.find("utf-8") != std::string::npos || locale.find("utf8") != std::string::npos;
   }
   return true;
+}
+
+std::string in_locale(std::string_view text) {
+  if (locale_has_utf8()) return std::string(text);
+  std::string result;
+  for (std::size_t i = 0; i < text.size();) {
+    std::size_t size = 1;
+    std::string_view instead = text.substr(i, 1);
+    for (const auto& [ours, ascii] : {std::pair<std::string_view, std::string_view>{"µ", "u"}, {"…", "..."}}) {
+      if (!text.substr(i).starts_with(ours)) continue;
+      size = ours.size();
+      instead = ascii;
+    }
+    result += instead;
+    i += size;
+  }
+  return result;
 }
 
 }  // namespace dualpipe

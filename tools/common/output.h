@@ -34,13 +34,19 @@ void check_apart(std::span<const NamedFile> results, std::span<const NamedFile> 
 // Throws what write_output() would throw for a path that cannot be written, before the work whose result goes there.
 void check_output(const std::string& path);
 
-// Standard output is a terminal that wants colour (NO_COLOR is not set).
+// Text for people, on standard output: as in_locale() has it. Throws as write_output().
+void print(std::string_view text);
+
+// Whether standard output is to have colour: a terminal does, unless NO_COLOR is set, CLICOLOR is 0, or it is a dumb
+// one; with CLICOLOR_FORCE whatever else it is, but for NO_COLOR.
 [[nodiscard]] bool terminal_has_color();
-// The columns that COLUMNS names, or those of the terminal; `otherwise` where there is neither.
+// Its columns: COLUMNS, or those of the terminal, or `otherwise` where it is none.
 [[nodiscard]] int terminal_width(int otherwise);
 
 // Whether LC_ALL, LC_CTYPE or LANG names a locale that has UTF-8. Where none of them is set, as in a container or a
 // service, whoever reads the text takes it for UTF-8 nowadays.
 [[nodiscard]] bool locale_has_utf8();
+// The text with "us" for "µs", and "..." for "…", where it does not. Names of files stay as they are.
+[[nodiscard]] std::string in_locale(std::string_view text);
 
 }  // namespace dualpipe

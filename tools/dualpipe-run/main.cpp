@@ -12,15 +12,14 @@ int main(int argc, char** argv) {
       "Trains a model on a pipeline of threads or processes, by any schedule, and compares with the simulator.",
       "dualpipe-run"};
   app.set_version_flag("--version", DUALPIPE_VERSION);
-  app.get_formatter()->column_width(34);
   app.footer(
       "Examples:\n"
-      "  dualpipe-run --schedule dualpipe --ranks 4 --microbatches 16 --model gpt --check\n"
-      "  dualpipe-run --schedule zb1p --ranks 2 --microbatches 8 --compare --trace out.json\n"
-      "  dualpipe-run --schedule 1f1b --ranks 2 --microbatches 8 --calibrate costs.json\n"
-      "  dualpipe-run --schedule dualpipev --ranks 4 --microbatches 8 --model timed --forward 5ms --backward 10ms "
+      "  dualpipe-run dualpipe --ranks 4 --microbatches 16 --model gpt --check\n"
+      "  dualpipe-run zb1p --ranks 2 --microbatches 8 --compare --trace out.json\n"
+      "  dualpipe-run 1f1b --ranks 2 --microbatches 8 --calibrate costs.json\n"
+      "  dualpipe-run dualpipev --ranks 4 --microbatches 8 --model timed --forward 5ms --backward 10ms "
       "--compare\n"
-      "  mpirun -n 4 dualpipe-run --schedule dualpipe --ranks 4 --microbatches 16\n"
+      "  mpirun -n 4 dualpipe-run dualpipe --ranks 4 --microbatches 16\n"
       "\n"
       "Options with [names] are for these models, or devices, alone.\n"
       "\n"

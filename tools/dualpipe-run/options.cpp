@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <span>
 #include <utility>
@@ -40,23 +41,24 @@ void add_recomputation(Costs& costs) {
   }
 }
 
+// What --eval, which runs forwards alone, has no use for.
+constexpr std::array without_backwards = {"--save",          "--check",  "--calibrate",      "--optimizer",
+                                          "--learning-rate", "--clip",   "--recompute",      "--no-interleave",
+                                          "--backward",      "--weight", "--recompute-time", "--overlapped"};
+
 constexpr auto model_group = "Model";
 constexpr auto training_group = "Training";
 constexpr auto machine_group = "Machine";
 
-CLI::IsMember one_of(std::span<const std::string_view> choices) {
-  return CLI::IsMember(std::vector<std::string>(choices.begin(), choices.end()));
-}
+std::vector<std::string> strings(std::span<const std::string_view> texts) { return {texts.begin(), texts.end()}; }
 
 void add_model(CLI::App& app, RunOptions& options) {
-  app.add_option(
-         "--model", options.model,
-         "gpt; moe: a mixture of experts; mlp; timed: no arithmetic, ops take the durations given, and of --costs "
-         "also messages their latency, but no bandwidth and no launch overhead; empty: nothing at all")
-      ->check(one_of(model_names()))
-      ->group(model_group)
-      ->capture_default_str();
-  app.add_option("--layers", options.layers, "N: split evenly; A,B,…: of each stage (one per stage)")
+  add_choice(
+      app, "--model", options.model, strings(model_names()),
+      "What is trained. gpt; moe: a mixture of experts; mlp; timed: no arithmetic, ops take the durations given, "
+      "and of --costs also messages their latency, but no bandwidth and no launch overhead; empty: nothing at all")
+      ->group(model_group);
+  app.add_option("--layers", options.layers, "How many. N: split evenly; A,B,...: of each stage (one per stage)")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->type_name("N")
@@ -65,16 +67,16 @@ void add_model(CLI::App& app, RunOptions& options) {
 
 void add_machine(CLI::App& app, RunOptions& options) {
   constexpr auto group = machine_group;
-  app.add_option("--transport", options.transport,
-                 "threads: all ranks in this process; mpi: in those that mpirun or srun started (what there is); nccl: "
-                 "each in one that torchrun, mpirun or srun started, with a GPU")
-      ->check(CLI::IsMember({"threads", "mpi", "nccl"}))
+  add_choice(
+      app, "--transport", options.transport, {"threads", "mpi", "nccl"},
+      "Where ranks are. threads: all in this process; mpi: in those that mpirun or srun started (what there is); "
+      "nccl: each in one that torchrun, mpirun or srun started, with a GPU")
       ->group(group);
-  app.add_option("--device", options.device,
-                 "cpu; cuda: an NVIDIA GPU, which the ranks of a process share, each with streams of its own")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->group(group)
-      ->capture_default_str();
+  add_choice(
+      app, "--device", options.device, {"cpu", "cuda"},
+      "What ranks run on. cpu; cuda: an NVIDIA GPU, which the ranks of a process share, each with streams of its "
+      "own")
+      ->group(group);
   app.add_flag("--copy", options.copy, "Messages within a GPU are copied, as between GPUs, not just handed over")
       ->group(group);
   app.add_flag("--sm-partition", options.sm_partition,
@@ -86,9 +88,10 @@ void add_waits(CLI::App& app, RunOptions& options) {
   const auto value = [&](const char* name, std::string& text, const char* help) {
     app.add_option(name, text, help)->type_name("TIME")->group(machine_group);
   };
-  value("--timeout", options.timeout, "A rank that waits longer ends the run; at the start at least 10s (60s)");
+  value("--timeout", options.timeout,
+        "With its unit, as 5s: a rank that waits longer ends the run; at the start at least 10s (60s)");
   value("--link-delay", options.link_delay,
-        "A message arrives so long after it was sent (0; timed: the latency of --costs)");
+        "A message arrives so long after it was sent (0; timed: the latency of --costs; a bare number is ms)");
 }
 
 void add_results(CLI::App& app, RunOptions& options) {
@@ -96,18 +99,15 @@ void add_results(CLI::App& app, RunOptions& options) {
   const auto output = [&](const char* name, std::string& path, const char* help) {
     return app.add_option(name, path, help)->type_name("FILE")->group(group);
   };
-  auto* check = app.add_flag("--check", options.check,
-                             "Runs the same without a pipeline, and compares losses and gradients; exit status 1 if "
-                             "they differ")
-                    ->group(group);
-  check->excludes(app.get_option("--eval"));
+  app.add_flag("--check", options.check,
+               "Runs the same without a pipeline, and compares losses and gradients; exit status 1 if they differ")
+      ->group(group);
   app.add_flag("--compare", options.compare,
                "The simulator's prediction beside the measurement, from costs measured in the warm-up or from --costs; "
                "the trace then has both")
       ->group(group);
   app.add_flag("--profile", options.profile, "Where the time of each rank went")->group(group);
-  output("--calibrate", options.calibrate, "Measured costs, for dualpipe-sim --costs")
-      ->excludes(app.get_option("--eval"));  // which runs no backward
+  output("--calibrate", options.calibrate, "Measured costs, for dualpipe-sim --costs");
   output("--trace", options.trace, "Chrome trace of the step of median time, for ui.perfetto.dev");
   output("--json", options.json, "All figures");
 }
@@ -163,12 +163,11 @@ void describe_heeded(CLI::App& app) {
 }  // namespace
 
 void RunOptions::add_to(CLI::App& app) {
-  schedule.add_to(app, "--schedule");
+  schedule.add_to(app, "SCHEDULE,--schedule");
   add_model(app, *this);
   add_settings(app, Setting::Group::model, model_group);
   add_settings(app, Setting::Group::training, training_group);
   app.get_option("--save-every")->needs(app.get_option("--save"));
-  app.get_option("--eval")->excludes(app.get_option("--save"));
   add_machine(app, *this);
   add_settings(app, Setting::Group::machine, machine_group);
   add_waits(app, *this);
@@ -191,7 +190,7 @@ void RunOptions::add_settings(CLI::App& app, Setting::Group group, const std::st
       app.add_option("--" + name, value, help)->type_name(std::string(setting.type))->group(title);
     } else {
       value = setting.text(run_defaults());
-      app.add_option("--" + name, value, help)->check(one_of(setting.choices()))->group(title)->capture_default_str();
+      add_choice(app, "--" + name, value, strings(setting.choices()), help)->group(title);
     }
   }
 }
@@ -204,7 +203,7 @@ void RunOptions::check_files() const {
                                  {"--json", json, "figures"},
                                  {"--calibrate", calibrate, "costs"}};
   if (prints_text()) results.push_back({"standard output", "-", "text"});
-  check_apart(results, std::vector<NamedFile>{{"--schedule", schedule.file(), "schedule"},
+  check_apart(results, std::vector<NamedFile>{{"SCHEDULE", schedule.file(), "schedule"},
                                               {"--costs", costs.file, "costs"},
                                               {"--data", value_of("data"), "tokens"},
                                               {"--resume", value_of("resume"), "checkpoint"}});
@@ -222,6 +221,19 @@ void RunOptions::check_usage(const CLI::App& app) const {
                                                      value, any_of(heeded.by)));
     }
   }
+  for (const char* const option : without_backwards) {
+    if (!evaluates() || app.count(option) == 0) continue;
+    throw CLI::ValidationError(option, "--eval runs forwards alone, and has no use for it; leave one of the two out");
+  }
+  if (schedule.file().empty()) check_used(used_by(std::vector{schedule.source}));
+}
+
+// Not of costs that a model other than timed takes for its prediction alone: these are from a file.
+void RunOptions::check_used(const Used& used) const {
+  if (!costs.overlapped.empty()) costs.check_used(used, costs.costs());
+  if (used.pairs || !flags.find("no-interleave")->second) return;
+  throw CLI::ValidationError("--no-interleave", fmt::format("nothing that runs has F&B pairs; leave it out, or take {}",
+                                                            families_with(&Family::has_pairs)));
 }
 
 Program RunOptions::program(std::vector<std::string>& remarks) const {
@@ -229,6 +241,7 @@ Program RunOptions::program(std::vector<std::string>& remarks) const {
   auto loaded = schedule.load(given, &remarks);
   Program program = lower_valid(std::move(loaded), false, remarks);
   schedule.check_memory(program, given);
+  check_used(used_by(program.schedule));
   if (evaluates()) program = lower(forwards_of(program.schedule));
   if (const auto deadlock = find_deadlock(program, CommunicationModel::latency)) {
     throw DeadlockError(*deadlock, program.schedule.placement);
@@ -259,7 +272,7 @@ std::chrono::nanoseconds RunOptions::start_timeout() const {
 
 std::chrono::nanoseconds RunOptions::wait_timeout() const {
   if (timeout.empty()) return TransportOptions{}.timeout;
-  return std::chrono::nanoseconds(dualpipe::value_of("--timeout", timeout, parse_duration));
+  return std::chrono::nanoseconds(dualpipe::value_of("--timeout", timeout, parse_time_with_unit));
 }
 
 void RunOptions::check_alone() const {

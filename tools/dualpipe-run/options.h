@@ -48,9 +48,9 @@ struct RunOptions {
   // Whether standard output has text for people; else it has a result.
   [[nodiscard]] bool prints_text() const { return trace != "-" && json != "-" && calibrate != "-"; }
 
-  // Each throws InputError; world() also CLI::ParseError, where this is one of several processes that --transport
-  // threads would not connect.
-  // Of the forwards alone for --eval; what must be known of its file is added to `remarks`.
+  // Each throws InputError; program() also CLI::ParseError, where an option does nothing for the schedule, and world()
+  // where this is one of several processes that --transport threads would not connect.
+  // Of the forwards alone for --eval; what must be known of its file, or of how it was made, is added to `remarks`.
   [[nodiscard]] Program program(std::vector<std::string>& remarks) const;
   [[nodiscard]] TrainOptions train(const Placement& placement) const;
   [[nodiscard]] std::unique_ptr<World> world() const;
@@ -65,6 +65,7 @@ struct RunOptions {
   void add_settings(CLI::App& app, Setting::Group group, const std::string& title);
   [[nodiscard]] const std::string& value_of(std::string_view setting) const { return settings.find(setting)->second; }
   void check_files() const;
+  void check_used(const Used& used) const;
   void check_alone() const;
   [[nodiscard]] std::chrono::nanoseconds wait_timeout() const;
   void set_costs(ModelShape& shape, const Placement& placement) const;

@@ -80,7 +80,7 @@ class Progress {
     if (std::cout) return;
     is_unread_ = errno == EPIPE;
     std::cout.clear();
-    if (!is_unread_) write_output("-", [&](std::ostream& out) { out << text; });  // throws why not
+    if (!is_unread_) print(text);  // throws why not
   }
 
   void (*before_)(int) = std::signal(SIGPIPE, SIG_IGN);
@@ -116,9 +116,9 @@ bool check_outputs(const RunOptions& options) {
 
 void check_input(const RunOptions& options, const World& world) {
   if (options.schedule.source != "-" || world.processes() == 1) return;
-  throw InputError(fmt::format(
-      "--schedule -: standard input is not there for all {} processes; write it to a file that each can read",
-      world.processes()));
+  throw InputError(
+      fmt::format("SCHEDULE -: standard input is not there for all {} processes; write it to a file that each can read",
+                  world.processes()));
 }
 
 void check_trains(const RunOptions& options, const Schedule& schedule) {
@@ -288,7 +288,7 @@ void write_results(const RunOptions& options, Hardware* hardware, bool prints_te
     if (options.compare) text += "\n" + to_text(report.difference);
     if (options.profile) text += "\n" + to_text(profile(program, measured));
     if (options.profile && hardware != nullptr) text += event_cost_text(*hardware);
-    write_output("-", [&](std::ostream& out) { out << text; });
+    print(text);
   }
 }
 

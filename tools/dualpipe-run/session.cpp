@@ -49,7 +49,9 @@ void Session::run(const RunOptions& options) {
   Ending ending = run_in_world(options);
   ending.is_urgent = interrupt_->signal() != 0;
   const auto causes = world_->end(ending);
-  if (!causes.empty()) throw std::runtime_error(fmt::format("{}", fmt::join(causes, "\n       ")));
+  const std::string text = fmt::format("{}", fmt::join(causes, "\n       "));
+  if (!causes.empty() && is_wrong_usage_) throw CLI::ParseError(text, CLI::ExitCodes::ValidationError);
+  if (!causes.empty()) throw std::runtime_error(text);
   if (ending.failed) throw Reported();
 }
 
@@ -57,6 +59,9 @@ Ending Session::run_in_world(const RunOptions& options) {
   try {
     dualpipe::run(options, *world_, interrupt_->token());
     return {};
+  } catch (const CLI::ParseError& error) {  // each process finds it, and one tells
+    is_wrong_usage_ = true;
+    return {.failed = true, .is_cause = true, .text = error.what()};
   } catch (const TimeoutError& error) {
     return {.failed = true, .is_cause = true, .text = error.what()};
   } catch (const TransportError& error) {

@@ -25,6 +25,7 @@ class Session {
   std::optional<Interrupt> interrupt_;  // before the world: its threads, too, must not take the signals
   std::chrono::nanoseconds timeout_{};  // of its start, and of its end
   std::unique_ptr<World> world_;
+  bool is_wrong_usage_ = false;
 };
 
 }  // namespace dualpipe

@@ -11,5 +11,6 @@ void add_schedules(CLI::App& app);
 void add_validate(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_compare(CLI::App& app);
+void add_help(CLI::App& app);
 
 }  // namespace dualpipe

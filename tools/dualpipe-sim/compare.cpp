@@ -167,6 +167,7 @@ void set_names(const CompareOptions& options, Side& a, Side& b) {
 // A schedule of the catalog beside a file has the file's shape.
 void load(const CompareOptions& options, Side& a, Side& b, std::vector<std::string>& remarks) {
   const auto is_file = [&](const Side& side) { return !options.of(side.source).file().empty(); };
+  if (!is_file(a) && !is_file(b)) options.first.shape.check_used(std::vector{a.source, b.source});
   const bool b_first = is_file(b) && !is_file(a);
   std::optional<ShapeOptions> of_file;
   for (Side* side : {b_first ? &b : &a, b_first ? &a : &b}) {
@@ -177,6 +178,7 @@ void load(const CompareOptions& options, Side& a, Side& b, std::vector<std::stri
     } else if (is_file(*side) && is_file(a) != is_file(b)) {
       std::ranges::fill(own.shape.values, "");
     }
+    if (!is_file(*side)) own.shape.keep_taken_by(side->source);
     side->options = own;
     own.memory_limit = "";  // of a plan that has no costs yet
     std::vector<std::string> own_remarks;
@@ -195,11 +197,15 @@ void load(const CompareOptions& options, Side& a, Side& b, std::vector<std::stri
 void set_costs(const CompareOptions& options, Side& a, Side& b) {
   const bool has_same_stages = a.program.schedule.placement.stages() == b.program.schedule.placement.stages();
   std::size_t number = 0;
+  Used used = used_by(a.program.schedule);
+  used.add(used_by(b.program.schedule));
+  used.reduces = false;  // when reductions end is not compared
   for (Side* side : {&a, &b}) {
     CostOptions own = options.costs;
     if (!options.costs_files.empty())
       own.file = options.costs_files[std::min(number++, options.costs_files.size() - 1)];
     const GivenCosts given = own.costs();
+    own.check_used(used, given);
     const Placement& placement = side->program.schedule.placement;
     side->costs =
         has_same_stages ? stage_costs(given, placement) : stage_costs(of_model(given, placement.ranks), placement);
@@ -278,7 +284,7 @@ void run(const CLI::App& app, const CompareOptions& options) {
     write_output(options.json, [&](std::ostream& out) { write_json(out, comparison); });
   }
   if (options.json == "-") return print_notes(remarks);
-  write_output("-", [&](std::ostream& out) { out << remarks_text(remarks) << to_text(comparison); });
+  print(remarks_text(remarks) + to_text(comparison));
 }
 
 }  // namespace
@@ -290,11 +296,12 @@ void add_compare(CLI::App& app) {
   options->first.add_to(compare, "A");
   compare.get_option("A")->description(
       "A schedule, of the catalog or a CSV or JSON file; or what was planned, a trace of dualpipe-sim or dualpipe-run; "
-      "- "
-      "reads one");
-  compare.add_option(
-      "B", options->second,
-      "The same; or what was measured, without which the trace A has both runs (dualpipe-run --compare --trace)");
+      "- reads one");
+  compare
+      .add_option("B", options->second,
+                  "The same; or what was measured, without which the trace A has both runs (dualpipe-run --compare "
+                  "--trace)")
+      ->type_name("NAME|FILE");
   options->costs.add_to(compare);
   const std::string durations = compare.get_option("--costs")->get_group();
   compare.remove_option(compare.get_option("--costs"));
@@ -306,17 +313,15 @@ void add_compare(CLI::App& app) {
   compare.add_option("--json", options->json, "All figures (a file, or - for stdout)")->type_name("FILE");
   compare.footer(
       "Two schedules run one model on the same ranks: what is given of a stage is a rank's share of it where they "
-      "have\n"
-      "other stages. A schedule of the catalog beside a file has the file's shape.\n"
+      "have other stages. A schedule of the catalog beside a file has the file's shape.\n"
       "Of a trace with a planned and a measured run, A gives the planned one, B the measured one. A run that ended "
-      "early\n"
-      "is compared up to where it ended.\n"
+      "early is compared up to where it ended.\n"
       "\n"
       "Examples:\n"
       "  dualpipe-sim compare 1f1b zb1p --ranks 8 --microbatches 24\n"
       "  dualpipe-sim compare mine.csv zb1p\n"
       "  dualpipe-sim compare zb1p --ranks 8 --microbatches 24 --costs a.json --costs b.json\n"
-      "  dualpipe-run --schedule 1f1b --ranks 2 --microbatches 8 --compare --trace out.json\n"
+      "  dualpipe-run 1f1b --ranks 2 --microbatches 8 --compare --trace out.json\n"
       "  dualpipe-sim compare out.json\n"
       "  dualpipe-sim compare planned.json measured.json --json difference.json");
   compare.callback([options, &compare] { run(compare, *options); });

@@ -36,6 +36,9 @@ void check_csv_can_hold(const Placement& placement) {
 }
 
 void run(const ConvertOptions& options) {
+  if (options.strip && options.schedule.file().empty()) {
+    throw CLI::ValidationError("--strip", "a schedule of the catalog has no communication; leave it out");
+  }
   options.schedule.check_used(options.costs);
   const GivenCosts costs = options.costs.costs();
   std::vector<std::string> remarks;
@@ -57,8 +60,9 @@ void add_convert(CLI::App& app) {
   CLI::App& convert = *app.add_subcommand("convert", "Writes a schedule as PyTorch's CSV or as JSON");
   options->schedule.add_to(convert);
   options->costs.add_planned_to(convert);
-  convert.add_option("--to", options->to, "csv (PyTorch's) or json")->check(CLI::IsMember({"csv", "json"}))->required();
+  add_choice(convert, "--to", options->to, {"csv", "json"}, "csv: PyTorch's; json: ours")->required();
   convert.add_option("--output,-o", options->output, "A file, which may be the one that is read, or - for stdout")
+      ->type_name("FILE")
       ->capture_default_str();
   auto* lower =
       convert.add_flag("--lower", options->lower,

@@ -8,12 +8,11 @@ int main(int argc, char** argv) {
   CLI::App app{"Simulates pipeline-parallel schedules: bubbles, memory, deadlocks, traces.", "dualpipe-sim"};
   app.set_version_flag("--version", DUALPIPE_VERSION);
   app.require_subcommand(0, 1);
-  app.get_formatter()->column_width(34);
   app.footer(
       "Examples:\n"
       "  dualpipe-sim table --ranks 8 --microbatches 20\n"
       "  dualpipe-sim simulate dualpipe --ranks 8 --microbatches 20 --overlapped 2.5ms --trace out.json\n"
-      "  dualpipe-sim SUBCOMMAND --help\n"
+      "  dualpipe-sim help simulate\n"
       "\n"
       "Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.");
   dualpipe::add_table(app);
@@ -22,6 +21,7 @@ int main(int argc, char** argv) {
   dualpipe::add_validate(app);
   dualpipe::add_convert(app);
   dualpipe::add_compare(app);
+  dualpipe::add_help(app);
   return dualpipe::run_command_line(app, argc, argv, [&] {
     // CLI11's own check would come before the one that names an unknown subcommand.
     if (app.get_subcommands().empty()) throw CLI::RequiredError::Subcommand(1);

@@ -7,6 +7,7 @@
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/report/closed_form.h"
 #include "dualpipe/sim/report/text_table.h"
+#include "tools/common/options.h"
 #include "tools/common/output.h"
 
 namespace dualpipe {
@@ -27,9 +28,7 @@ void add_schedules(CLI::App& app) {
   auto format = std::make_shared<std::string>("text");
   CLI::App& schedules =
       *app.add_subcommand("schedules", "Lists the schedules of the catalog: shapes, options, bubble, source");
-  schedules.add_option("--format", *format, "text, markdown or csv")
-      ->check(CLI::IsMember({"text", "markdown", "csv"}))
-      ->capture_default_str();
+  add_choice(schedules, "--format", *format, {"text", "markdown", "csv"}, "How the list is written");
   schedules.footer("Examples:\n  dualpipe-sim schedules\n  dualpipe-sim schedules --format markdown");
   schedules.callback([format] {
     TextTable table({{"name", Align::left},
@@ -44,10 +43,8 @@ void add_schedules(CLI::App& app) {
                      family.is_automatic ? "shape, costs, memory limit" : "shape", closed_form_text(family),
                      std::string(family.paper)});
     }
-    const std::string text = *format == "markdown" ? table.to_markdown()
-                             : *format == "csv"    ? table.to_csv()
-                                                   : table.to_text();
-    write_output("-", [&](std::ostream& out) { out << text; });
+    if (*format == "text") return print(table.to_text());
+    write_output("-", [&](std::ostream& out) { out << (*format == "csv" ? table.to_csv() : table.to_markdown()); });
   });
 }
 

@@ -107,8 +107,14 @@ void check_files(const SimulateOptions& options) {
                                               {"--costs", options.costs.file, "costs"}});
 }
 
+void check_width(const SimulateOptions& options) {
+  if (options.width.empty() || prints_summary(options) || !options.gantt.empty()) return;
+  throw CLI::ValidationError("--width", "what is written has no columns; leave it out, or add --gantt FILE");
+}
+
 void run(const SimulateOptions& options) {
   check_files(options);
+  check_width(options);
   const GanttOptions chart = gantt_options(options);
   const SvgOptions picture = svg_options(options);
   const auto traced = window_given("--trace-window", options.trace_window);
@@ -116,6 +122,7 @@ void run(const SimulateOptions& options) {
   const GivenCosts given = options.costs.costs();
   auto loaded = options.schedule.load(given, &remarks);
   const Program program = lower_valid(std::move(loaded), false, remarks);
+  options.costs.check_used(used_by(program.schedule), given);
   options.schedule.check_memory(program, given);
   TraceFilter filter = trace_filter(options, program.schedule.ranks());
   const Costs costs = stage_costs(given, program.schedule.placement);
@@ -136,10 +143,14 @@ void run(const SimulateOptions& options) {
   write(options.svg, [&](std::ostream& out) { write_gantt_svg(out, program, costs, timeline, picture); });
   write(options.json, [&](std::ostream& out) { write_json(out, report); });
   write(options.csv, [&](std::ostream& out) { out << to_csv(report); });
-  write(options.gantt, [&](std::ostream& out) { out << gantt(program, timeline, chart); });
+  if (options.gantt == "-") {
+    print(gantt(program, timeline, chart));
+  } else {
+    write(options.gantt, [&](std::ostream& out) { out << gantt(program, timeline, chart); });
+  }
   if (!prints_summary(options)) return print_notes(remarks);
   const TextLayout layout{.width = static_cast<std::size_t>(columns(options, 0)), .bytes = options.costs.byte_units()};
-  write_output("-", [&](std::ostream& out) { out << (options.gantt == "-" ? "\n" : "") << to_text(report, layout); });
+  print((options.gantt == "-" ? "\n" : "") + to_text(report, layout));
 }
 
 }  // namespace
@@ -151,7 +162,7 @@ void add_simulate(CLI::App& app) {
   options->schedule.add_to(simulate);
   options->costs.add_to(simulate);
   const auto output = [&](const char* name, std::string& path, const char* help) {
-    return simulate.add_option(name, path, help)->expected(0, 1)->default_str("-")->type_name("[FILE]")->group(results);
+    return add_output(simulate, name, path, help)->group(results);
   };
   auto* trace = output("--trace", options->trace, "Chrome trace, for ui.perfetto.dev");
   auto* svg = output("--svg", options->svg, "Gantt chart as a picture");

@@ -29,7 +29,7 @@ struct TableOptions {
   std::string format = "text";
 };
 
-constexpr Shape default_shape{8, 20, 2};  // DeepSeek's README
+constexpr Shape default_shape{8, 20, default_chunks};  // DeepSeek's README
 
 constexpr std::array sorts{std::pair{"makespan", TableSort::makespan}, std::pair{"bubble", TableSort::bubble},
                            std::pair{"memory", TableSort::memory}, std::pair{"none", TableSort::none}};
@@ -103,6 +103,33 @@ TableRequest request_of(const TableOptions& options) {
   return request;
 }
 
+// What none of the schedules has a use for.
+void check_used(const TableOptions& options, const TableRequest& request) {
+  std::vector<std::string> families;
+  for (const TableSchedule& each : request.schedules) {
+    if (!each.program) families.push_back(each.name);
+  }
+  if (request.schedules.empty()) {
+    for (const Family& each : catalog()) {
+      if (request.terms == EqualTerms::ranks || each.is_in_first_table) families.emplace_back(each.name);
+    }
+  }
+  Used used = used_by(families);
+  for (const TableSchedule& each : request.schedules) {
+    if (each.program) used.add(used_by(each.program->schedule));
+  }
+  used.reduces = false;  // when reductions end stands in no table
+  options.shape.check_used(families);
+  options.costs.check_used(used, request.costs);
+  if (request.seeds > 0 && std::visit([](const MachineCosts& any) { return any.jitter; }, request.costs) == 0) {
+    throw CLI::ValidationError("--seeds", "nothing is drawn; add --jitter");
+  }
+  if (!options.width.empty() && (options.format == "csv" || options.format == "json")) {
+    throw CLI::ValidationError("--width",
+                               fmt::format("it does nothing with --format {}; leave it out", options.format));
+  }
+}
+
 std::string rendered(const TableOptions& options) {
   TextLayout layout{.width = static_cast<std::size_t>(terminal_width(0)),
                     .bytes = options.costs.byte_units(options.memory_limit)};
@@ -110,7 +137,9 @@ std::string rendered(const TableOptions& options) {
     const auto columns = [](std::string_view number) { return parse_integer(number, 20, 100'000); };
     layout.width = static_cast<std::size_t>(value_of("--width", options.width, columns));
   }
-  const ScheduleTable table = schedule_table(request_of(options));
+  const TableRequest request = request_of(options);
+  check_used(options, request);
+  const ScheduleTable table = schedule_table(request);
   if (options.format == "markdown") return to_markdown(table, layout);
   if (options.format == "csv") return to_csv(table);
   if (options.format == "json") return to_json(table);
@@ -122,12 +151,11 @@ void add_choices(CLI::App& table, TableOptions& options) {
            "Names of the catalog, and CSV or JSON files (all that the shape allows)")
       ->type_name("NAMES")
       ->group("Table");
-  table
-      .add_option("--equal", options.equal,
-                  "ranks: one model on the same ranks; stages: DeepSeek's table, which has DualPipeV on half the ranks")
-      ->check(CLI::IsMember({"ranks", "stages"}))
-      ->group("Table")
-      ->capture_default_str();
+  add_choice(
+      table, "--equal", options.equal, {"ranks", "stages"},
+      "What is equal. ranks: one model on the same ranks; stages: DeepSeek's table, which has DualPipeV on half the "
+      "ranks")
+      ->group("Table");
   table
       .add_option("--memory-limit", options.memory_limit, "Of a rank: which schedules fit, by the rank that needs most")
       ->type_name("BYTES")
@@ -145,15 +173,11 @@ void add_choices(CLI::App& table, TableOptions& options) {
 }
 
 void add_layout(CLI::App& table, TableOptions& options) {
-  table
-      .add_option("--sort", options.sort,
-                  "makespan, bubble, memory, or none: as named (makespan; none for equal stages)")
-      ->check(CLI::IsMember({"makespan", "bubble", "memory", "none"}))
+  add_choice(table, "--sort", options.sort, {"makespan", "bubble", "memory", "none"},
+             "What comes first is least in this. none: as named (makespan; none for equal stages)")
       ->group("Table");
-  table.add_option("--format", options.format, "text, markdown, csv or json")
-      ->check(CLI::IsMember({"text", "markdown", "csv", "json"}))
-      ->group("Table")
-      ->capture_default_str();
+  add_choice(table, "--format", options.format, {"text", "markdown", "csv", "json"}, "How the table is written")
+      ->group("Table");
   table
       .add_option("--width", options.width, "Columns of the text, which leaves out what matters least (the terminal's)")
       ->type_name("N")
@@ -188,6 +212,7 @@ void add_table(CLI::App& app) {
       "  dualpipe-sim table --equal stages");
   table.callback([options] {
     const std::string text = rendered(*options);
+    if (options->format == "text") return print(text);
     write_output("-", [&](std::ostream& out) { out << text; });
   });
 }

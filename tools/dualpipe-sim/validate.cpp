@@ -46,7 +46,7 @@ void run(const ScheduleOptions& options, const CostOptions& costs, bool all) {
                           printable(schedule.name), name, to_text(*deadlock, schedule.placement));
     }
   }
-  write_output("-", [&](std::ostream& out) { out << text; });
+  print(text);
   if (!hangs.empty()) throw InputError(hangs);
 }
 

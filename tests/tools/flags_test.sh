@@ -1,0 +1,220 @@
+#!/usr/bin/env bash
+# dualpipe-sim ignores no option: each of each subcommand has its cases here, or fails (flags.sh).
+#
+#   tests/tools/flags_test.sh build/release/bin/dualpipe-sim
+set -euo pipefail
+
+dualpipe_sim=$(realpath "$1")
+goldens=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../goldens")
+tool=$dualpipe_sim
+source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
+
+# costs_of COMMAND DUAL: the options of all subcommands that take costs. DUAL is the same with dualpipe for 1f1b.
+costs_of() {
+  local base=$1 dual=$2
+  changes "$base" --forward 3ms
+  changes "$base" --backward 3ms
+  changes "$dual" --weight 0.5ms
+  changes "$base" --recompute-time 1ms
+  changes "$dual" --overlapped 2.5ms
+  refuses 'no.* pairs; .*dualpipe, dualpipev' "$base" --overlapped 2.5ms
+  changes "$base" --costs costs.json
+  fails 2 '^error: --costs excludes --forward$' $base --costs costs.json --forward 3ms
+
+  changes "$base" --activation-bytes 1MiB
+  changes "$base --recompute-time 1ms --activation-bytes 2MiB" --recompute-activation-bytes 1MiB
+  changes "$dual" --weight-stash-bytes 1MiB
+  refuses 'W apart from B' "$base" --weight-stash-bytes 1MiB
+  changes "$base" --workspace-bytes 1MiB
+  changes "$base" --parameter-bytes 1MiB
+  changes "$base" --gradient-bytes 1MiB
+  changes "$base" --optimizer-bytes 1MiB
+  fails 1 "^error: --activation-bytes: '1.5' is not a whole number of bytes" $base --activation-bytes 1.5
+
+  changes "$base --latency 300us" --comm stream
+  fails 1 "^error: --comm: it is one of .*'link'; did you mean links\\?" $base --comm link
+  changes "$base" --latency 300us
+  changes "$base" --bytes 1MiB
+  changes "$base --comm links --bytes 1MiB" --bandwidth 1GB/s
+  refuses '--comm latency; add --comm links or --comm stream$' "$base --bytes 1MiB" --bandwidth 1GB/s
+  refuses 'add --bytes$' "$base --comm links" --bandwidth 1GB/s
+  refuses 'add --bytes$' "$base --comm links --gradient-bytes 1MiB" --bandwidth 1GB/s
+  fails 1 "^error: --bandwidth: '50' has no unit; .*50GB/s.*400Gbps" $base --comm links --bytes 1 --bandwidth 50
+  passes $base --comm links --bytes 1MiB --bandwidth 50GB/s
+  cp stdout without
+  passes $base --comm links --bytes 1MiB --bandwidth 400Gbps
+  cmp -s stdout without || fail "400 Gbps are not 50 GB/s"
+
+  changes "$base" --speed 1,1,0.5,1
+  changes "$base" --launch 1ms
+  changes "$base" --jitter 0.2
+  changes "$base --jitter 0.2" --seed 7
+  refuses 'add --jitter$' "$base" --seed 7
+  changes "$dual" --release-early
+  refuses 'no.* pairs' "$base" --release-early
+  refuses '--comm stream.*leave it out$' "$dual --comm stream" --release-early
+}
+
+# shape_of COMMAND [ARGUMENT]...: the options of all subcommands that take a schedule.
+shape_of() {
+  local base=$1 rest="${*:2}"
+  varies "$base 1f1b -m 8 $rest" --ranks 2 4
+  varies "$base 1f1b -p 4 $rest" --microbatches 8 12
+  varies "$base interleaved -p 4 -m 8 $rest" --chunks 2 4
+  refuses 'cannot be chosen in 1f1b; leave it out.*interleaved, .*looped-bfs' "$base 1f1b -p 4 -m 8 $rest" --chunks 2
+  # A count of ops says nothing of their order; but the rule is that of the group.
+  if [[ $base == validate ]]; then
+    has_case["validate --group"]=1
+    passes validate interleaved -p 4 -m 16 --group 8
+    fails 1 'group' validate interleaved -p 4 -m 16 --group 3
+  else
+    varies "$base interleaved -p 4 -m 16 --chunks 2 $rest" --group 4 8
+  fi
+  varies "$base hanayo -p 4 -m 8 $rest" --waves 1 2
+  varies "$base chimera -p 4 -m 8 $rest" --replicas 1 2
+  for option in --group --waves --replicas; do
+    refuses 'cannot be chosen in 1f1b; leave it out' "$base 1f1b -p 4 -m 8 $rest" $option 2
+  done
+  has_case["$base --letters"]=1
+  run $base old.csv $rest --letters new
+  cp stdout new
+  run $base old.csv $rest --letters old
+  ((status == 0)) || fail "status $status, not 0"
+  has_changed "$(<new)"
+  refuses 'for CSV files; leave it out' "$base 1f1b -p 4 -m 8 $rest" --letters old
+  refuses 'cannot be chosen in dualpipe;' "$base dualpipe -p 4 -m 8 $rest" --chunks 1
+  refuses 'for CSV files; leave it out' "$base 1f1b -p 4 -m 8 $rest" --chains 1
+  for option in --ranks --microbatches --chunks; do
+    fails 2 '^error: dualpipev.csv: .*own shape; leave out' $base dualpipev.csv $rest $option 4
+  done
+}
+
+test_shape() {
+  passes convert dualpipe -p 4 -m 8 --to csv --output dualpipe.csv
+  passes convert dualpipev -p 4 -m 8 --to csv --output dualpipev.csv
+  printf '0F0,0B0,0W0\n1F0,1B0,1W0\n' >old.csv
+  shape_of simulate
+  shape_of validate
+  shape_of convert --to json
+  mends "simulate dualpipe.csv" --chains 2
+  mends "validate dualpipe.csv" --chains 2
+  changes "convert dualpipe.csv --to json" --chains 2
+}
+
+# What is taken where --chunks does not say how many is said.
+test_chunks() {
+  succeeds '^2 chunks per rank, as --chunks does not say' simulate interleaved -p 4 -m 8
+  run simulate interleaved -p 4 -m 8 --json -
+  grep -q '"2 chunks per rank, as ' stdout || fail "stdout lacks the remark"
+  grep -qx 'note: 2 chunks per rank, as .*' stderr || fail "stderr lacks the remark"
+  succeeds '^2 chunks per rank, as ' validate looped-bfs -p 4 -m 8
+  run convert interleaved -p 4 -m 8 --to csv
+  cp stdout without
+  passes convert interleaved -p 4 -m 8 --chunks 2 --to csv
+  cmp -s stdout without || fail "without --chunks it is not 2"
+  succeeds '"remarks": \[\]' simulate interleaved -p 4 -m 8 --chunks 2 --json -
+  succeeds '"remarks": \[\]' simulate 1f1b -p 4 -m 8 --json -
+}
+
+test_simulate() {
+  local base="simulate 1f1b -p 4 -m 8" option
+  costs_of "$base" "simulate dualpipe -p 4 -m 8"
+  changes "simulate dualpipe -p 4 -m 8 --comm links --gradient-bytes 1MiB" --bandwidth 1GB/s  # where they are reduced
+  for option in --trace --svg --json --csv --gantt; do changes "$base" $option -; done
+  changes "$base --gantt -" --width 40
+  changes "$base" --width 60
+  refuses 'no columns; leave it out' "$base --json -" --width 40
+  changes "$base --gantt -" --window 3ms 9ms
+  refuses 'requires --gantt or --svg$' "$base" --window 3ms 9ms
+  changes "$base --svg -" --svg-width 600
+  changes "$base --svg -" --title other
+  changes "$base --svg - --activation-bytes 1MiB" --svg-memory
+  for option in '--svg-width 600' '--title other' --svg-memory; do refuses 'requires --svg$' "$base" $option; done
+  changes "$base --trace -" --trace-ranks 0 1
+  refuses 'requires --trace$' "$base" --trace-ranks 0 1
+  changes "$base --trace -" --trace-window 3ms 9ms
+  refuses 'requires --trace$' "$base" --trace-window 3ms 9ms
+  fails 1 '^error: --trace-window: it begins at 33 ms, and the run ends at 33 ms$' $base --trace --trace-window 33 34
+  fails 1 '^error: --trace-window: the end' $base --trace --trace-window 9ms 3ms
+}
+
+test_table() {
+  local base="table --schedules 1f1b -p 4 -m 8" dual="table --schedules dualpipe -p 4 -m 8"
+  costs_of "$base" "$dual"
+  changes table --ranks 16
+  changes table --microbatches 32
+  changes "table --schedules 1f1b,interleaved -p 4 -m 8 --equal ranks" --chunks 4
+  refuses 'cannot be chosen in 1f1b; leave it out' "$base" --chunks 2
+  changes "table --schedules interleaved -p 4 -m 16" --group 8
+  changes "table --schedules hanayo -p 4 -m 8" --waves 2
+  changes "table --schedules chimera -p 4 -m 8" --replicas 2
+  refuses 'cannot be chosen in 1f1b; leave it out' "$base" --waves 2
+  changes table --schedules zb1p
+  changes table --equal stages
+  changes "$base --activation-bytes 1MiB" --memory-limit 2GB
+  local both="--recompute-time 1ms --activation-bytes 2MiB --recompute-activation-bytes 1MiB"
+  changes "$base $both" --recompute full
+  changes "$base --jitter 0.1" --seeds 5
+  refuses 'add --jitter$' "$base" --seeds 5
+  changes "$base" --tokens 4096
+  changes "$base" --flops 1e12,1e15
+  for sort in bubble memory none; do changes "table -p 4 -m 8 $both" --sort $sort; done
+  changes table --width 60
+  refuses '--format csv; leave it out$' "table --format csv" --width 60
+  for format in markdown csv json; do changes table --format $format; done
+}
+
+test_others() {
+  for format in markdown csv; do changes schedules --format $format; done
+
+  printf '%s\n' "$(for i in {0..29}; do printf '0B%d,' $i; done)0F0" >many.csv
+  has_case["validate --all"]=1
+  fails 1 'and [0-9]+ more' validate many.csv
+  fails 1 '0F29' validate many.csv --all
+  ! grep -q 'more' stderr || fail "not all"
+
+  varies "convert 1f1b -p 4 -m 8" --to csv json
+  changes "convert 1f1b -p 4 -m 8 --to csv" --output converted.csv
+  changes "convert 1f1b -p 4 -m 8 --to csv" --lower
+  changes "convert $goldens/pytorch/1f1b_4ranks_8mb_comms.csv --to csv" --strip
+  refuses 'no communication; leave it out$' "convert 1f1b -p 4 -m 8 --to csv" --strip
+  fails 2 '^error: --lower excludes --strip$' convert 1f1b -p 4 -m 8 --to csv --lower --strip
+
+  test_compare
+}
+
+# Two schedules have all costs. Traces have none that could be given, nor a shape.
+test_compare() {
+  local base="compare 1f1b gpipe -p 4 -m 8"
+  costs_of "$base" "compare dualpipe dualpipev -p 4 -m 8"
+  varies "compare 1f1b gpipe -m 8" --ranks 2 4
+  varies "compare 1f1b gpipe -p 4" --microbatches 8 12
+  varies "compare 1f1b interleaved -p 4 -m 16" --chunks 2 4
+  varies "compare 1f1b interleaved -p 4 -m 16 --chunks 2" --group 4 8
+  varies "compare 1f1b hanayo -p 4 -m 8" --waves 1 2
+  varies "compare 1f1b chimera -p 4 -m 8" --replicas 1 2
+  refuses 'cannot be chosen in 1f1b, gpipe; leave it out' "$base" --chunks 2
+  mends "compare dualpipe.csv dualpipe.csv" --chains 2
+  has_case["compare --letters"]=1
+  fails 1 'clashes' compare old.csv old.csv --letters new
+  passes simulate 1f1b -p 4 -m 8 --trace trace
+  changes "compare trace trace" --json -
+  refuses 'nothing with traces' "compare trace trace" --forward 2ms
+}
+
+cat >costs.json <<'JSON'
+{"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": 1000, "backward_ns": 3000,
+  "input_gradient_ns": 2000, "weight_gradient_ns": 1000}]}
+JSON
+test_shape
+test_chunks
+test_simulate
+test_table
+test_others
+for subcommand in $("$tool" --help | sed -n '/^Subcommands/,/^$/s/^  \([a-z]\+\) .*/\1/p'); do
+  [[ $subcommand == help ]] || is_complete $subcommand
+done
+((${#has_case[@]} > 60)) || fail "the subcommands are not found in --help"
+
+echo "$checks commands, $failures failures"
+((failures == 0))
