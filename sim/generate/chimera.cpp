@@ -1,6 +1,7 @@
-// Chimera (arXiv:2107.06925, section 3). Every micro-batch goes one of two ways, down the ranks or up, over the same
-// layers: so the two ends of the pipeline fill each other's bubbles. With f replicas there are f chains down and f up,
-// which start P/f ranks apart (section 3.6); all 2f hold the same weights, whose gradients are summed.
+// Chimera (Efficiently Training Large-Scale Neural Networks with Bidirectional Pipelines, arXiv:2107.06925, section 3).
+// Every micro-batch goes one of two ways, down the ranks or up, over the same layers: so the two ends of the pipeline
+// fill each other's bubbles. With f replicas there are f chains down and f up, which start P/f ranks apart (section
+// 3.6); all 2f hold the same weights, whose gradients are summed.
 //
 // A unit is P micro-batches, P/(2f) of each chain. Its m-th micro-batch of a chain runs stage s of the chain forwards
 // in slot 2m + s and backwards in slot 2m + 2P-1 - s; no two passes of a rank meet. Of more micro-batches chimera puts

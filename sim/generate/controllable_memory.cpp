@@ -85,9 +85,9 @@ struct Held {
   }
 };
 
-class Slots {
+class BlockSlots {
  public:
-  Slots(int ranks, Slot micro_batches, Block (*block)(Slot rank, Slot ranks))
+  BlockSlots(int ranks, Slot micro_batches, Block (*block)(Slot rank, Slot ranks))
       : micro_batches_(micro_batches),
         rows_(static_cast<std::size_t>(ranks)),
         starts_(passes * rows_.size() * static_cast<std::size_t>(micro_batches)) {
@@ -326,7 +326,7 @@ Op op_of(Cell cell, int first, int second, std::array<std::uint32_t, 7>& seen) {
 }
 
 void controllable_order(const Shape& shape, Block (*block)(Slot rank, Slot ranks), ScheduleBuilder& builder) {
-  Slots slots(shape.ranks, shape.micro_batches, block);
+  BlockSlots slots(shape.ranks, shape.micro_batches, block);
   slots.order();
   for (int rank = 0; rank < shape.ranks; ++rank) {
     builder.go_to(rank);

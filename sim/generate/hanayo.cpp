@@ -1,5 +1,6 @@
-// Hanayo (arXiv:2308.15762). One chain that goes down the ranks and up again, W times ("waves"): Chimera's short way
-// between the two ends of the pipeline, with every layer held once.
+// Hanayo (Harnessing Wave-like Pipeline Parallelism for Enhanced Large Model Training Efficiency, arXiv:2308.15762).
+// One chain that goes down the ranks and up again, W times ("waves"): Chimera's short way between the two ends of the
+// pipeline, with every layer held once.
 //
 // The paper draws its schedules, and does not say how they go on where M > P. Here Chimera's grid is laid over the
 // wave: micro-batches go in rounds of P; the m-th of a round runs stage s of S = 2 P W forwards in slot 2m + s and

@@ -2,9 +2,9 @@
 // and a backward in turn, then the backwards that are left; it never holds more than P-r activations, where GPipe holds
 // M.
 //
-// Eager 1F1B (arXiv:2211.05322, section 4; Alpa's 1f1b_overlap_friendly) warms up with 2(P-1-r): a rank has the inputs
-// of its next forward one op sooner, so that they can travel while it computes. A latency c adds 2(P-1)c to a run,
-// where it adds [2(P-1)M/P + 2(P-2)]c to one of 1F1B.
+// Eager 1F1B (On Optimizing the Communication of Model Parallelism, arXiv:2211.05322; Alpa's 1f1b_overlap_friendly)
+// warms up with 2(P-1-r): a rank has the inputs of its next forward one op sooner, so that they can travel while it
+// computes. A latency c adds 2(P-1)c to a run, where it adds [2(P-1)M/P + 2(P-2)]c to one of 1F1B.
 //
 // Drawing: 1f1b, 3 ranks, 4 micro-batches; F = 1, B = 2
 //

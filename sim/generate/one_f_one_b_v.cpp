@@ -1,5 +1,5 @@
-// 1F1B-V (arXiv:2405.15362, section 4.1 and Appendix; the authors' v1f1b.py). One chain that turns round at the last
-// rank, as ZBV's, but backwards are whole; a rank holds two thirds of 1F1B's activations.
+// 1F1B-V (Pipeline Parallelism with Controllable Memory, arXiv:2405.15362; the authors' v1f1b.py). One chain that turns
+// round at the last rank, as ZBV's, but backwards are whole; a rank holds two thirds of 1F1B's activations.
 //
 // Every micro-batch repeats one block, 6 slots after the one before. A forward takes a slot and a backward two:
 //

@@ -1,6 +1,6 @@
-// ZBV (arXiv:2405.15362, section 4.2 and Figure 6), the order that its authors and PyTorch (ScheduleZBVZeroBubble)
-// write down by hand. One chain that turns round at the last rank: rank r holds stages r ("first") and 2P-1-r
-// ("second"). The backward is split, and W fill what would be idle.
+// ZBV (Zero Bubble Pipeline Parallelism, arXiv:2401.10241, section 6), in the order that its authors and PyTorch
+// (ScheduleZBVZeroBubble) write down by hand. One chain that turns round at the last rank: rank r holds stages r
+// ("first") and 2P-1-r ("second"). The backward is split, and W fill what would be idle.
 //
 // Drawing: zbv, 2 ranks, 4 micro-batches; F = 1, B = 2, W = 1
 //
@@ -121,7 +121,7 @@ BubbleFormula zbv_bubble(const SymbolValues& s) {
 Family zbv() {
   return {.name = "zbv",
           .title = "ZBV, by hand: a V of stages, W fills the bubbles, memory of 1F1B",
-          .paper = "arXiv:2405.15362",
+          .paper = "arXiv:2401.10241",
           .rule = "any shape",
           .splits_backward = true,
           .placement = v_placement,

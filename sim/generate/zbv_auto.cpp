@@ -49,15 +49,15 @@ namespace {
 // Which half of the V: an index.
 enum Half : std::uint8_t { first, second };
 
-struct Flags {
+struct ZbvFlags {
   bool fills_before_second_input_gradient;  // I
   bool fills_before_forward;                // F
 };
 
-class GreedyRun {
+class ZbvRun {
  public:
   // `slack` by rank.
-  GreedyRun(const Plan& plan, Flags flags, const std::vector<Time>& slack)
+  ZbvRun(const Plan& plan, ZbvFlags flags, const std::vector<Time>& slack)
       : plan_(plan), flags_(flags), slack_(slack), ranks_(plan.ranks.size()), order_(plan.ranks.size()) {
     const auto micro_batches = static_cast<std::size_t>(plan.micro_batches);
     for (auto& of_rank : order_) of_rank.reserve(6 * micro_batches);
@@ -258,7 +258,7 @@ class GreedyRun {
   }
 
   const Plan& plan_;
-  Flags flags_;
+  ZbvFlags flags_;
   const std::vector<Time>& slack_;
   std::vector<Rank> ranks_;
   std::vector<Half> next_;
@@ -282,7 +282,7 @@ Plan with_even_limits(Plan plan) {
   return plan;
 }
 
-PlannedOrder best_order(const Plan& given) {
+PlannedOrder best_zbv_order(const Plan& given) {
   const Plan plan = with_even_limits(given);
   std::optional<Time> least;
   PlannedOrder best;
@@ -290,7 +290,7 @@ PlannedOrder best_order(const Plan& given) {
     for (const bool before_forward : {true, false}) {
       std::vector<Time> slack(plan.ranks.size(), 0);
       for (std::optional<Time> idle_before;;) {
-        GreedyRun run(plan, {before_second, before_forward}, slack);
+        ZbvRun run(plan, {before_second, before_forward}, slack);
         run.run();
         if (idle_before && run.idle_most() >= *idle_before) break;
         idle_before = run.idle_most();
@@ -308,7 +308,7 @@ void zbv_auto_order(const Request& request, ScheduleBuilder& builder) {
   const std::int64_t ranks = request.shape.ranks;
   // All that there are fit, too, where there are fewer micro-batches than ranks: with room for one less it works.
   const std::int64_t least = request.shape.micro_batches < ranks ? 2 * ranks - 1 : 2 * ranks;
-  add_planned_order(request, {best_order, least, 2 * ranks}, builder);
+  add_planned_order(request, {best_zbv_order, least, 2 * ranks}, builder);
 }
 
 BubbleFormula zbv_auto_bubble(const SymbolValues& s) {

@@ -101,6 +101,40 @@ test_shape() {
   changes "convert dualpipe.csv --to json" --chains 2
 }
 
+# planned_of COMMAND [ARGUMENT]...: of subcommands that look at costs only where a schedule is planned for them, or a
+# memory limit is to be kept.
+planned_of() {
+  local base="$1 1f1b -p 4 -m 8 ${*:2}" each
+  for each in '--forward 3ms' '--backward 3ms' '--weight 0.5ms' '--recompute-time 1ms' '--costs costs.json' \
+    '--activation-bytes 1MiB' '--recompute-activation-bytes 1MiB' '--weight-stash-bytes 1MiB' \
+    '--workspace-bytes 1MiB' '--parameter-bytes 1MiB' '--gradient-bytes 1MiB' '--optimizer-bytes 1MiB' \
+    '--comm links' '--latency 1ms' '--bandwidth 1GB/s' '--bytes 1MiB' '--speed 1,1,0.5,1' '--launch 1ms'; do
+    refuses 'does not depend on costs; leave it out, or add --memory-limit$' "$base" $each
+  done
+  for each in '--activation-bytes 1MiB' '--parameter-bytes 3MiB' '--workspace-bytes 4MiB' '--bytes 3MiB'; do
+    passes $base $each --memory-limit 20MiB
+    fails 1 'limit' $base $each --memory-limit 2MiB
+  done
+  has_case["$1 --memory-limit"]=1
+}
+
+test_planned() {
+  planned_of validate
+  planned_of convert --to csv
+  local plan="convert zb-auto -p 4 -m 12 --to csv" each
+  changes "$plan" --memory-limit 5microbatches
+  for each in '--forward 3ms' '--backward 5ms' '--weight 0.5ms' '--recompute-time 3ms' '--latency 1ms' \
+    '--speed 1,1,0.5,1' '--costs costs.json'; do
+    changes "$plan" $each
+  done
+  changes "$plan --memory-limit 6000B --weight-stash-bytes 366" --activation-bytes 1000
+  has_case["simulate --memory-limit"]=1
+  changes "simulate zb-auto -p 4 -m 12" --memory-limit 5microbatches
+  fails 1 'limit' simulate gpipe -p 4 -m 8 --memory-limit 4microbatches
+  has_case["compare --memory-limit"]=1
+  changes "compare 1f1b zb-auto -p 4 -m 12" --memory-limit 5microbatches
+}
+
 # What is taken where --chunks does not say how many is said.
 test_chunks() {
   succeeds '^2 chunks per rank, as --chunks does not say' simulate interleaved -p 4 -m 8
@@ -208,6 +242,7 @@ cat >costs.json <<'JSON'
 JSON
 test_shape
 test_chunks
+test_planned
 test_simulate
 test_table
 test_others
