@@ -56,7 +56,7 @@ using Slot = std::int64_t;
 // What runs in a slot. The four passes come in the order in which a micro-batch goes through them on its rank: 1 is the
 // rank's stage in the first half of the V, 2 the one in the second.
 enum class Cell : std::uint8_t { f1, f2, i2, i1, w, w1, w2, free };
-constexpr std::size_t passes = 4;
+constexpr std::size_t kinds_of_passes = 4;
 
 constexpr bool is_forward(Cell cell) { return cell == Cell::f1 || cell == Cell::f2; }
 constexpr bool is_input_gradient(Cell cell) { return cell == Cell::i2 || cell == Cell::i1; }
@@ -64,7 +64,7 @@ constexpr bool is_input_gradient(Cell cell) { return cell == Cell::i2 || cell ==
 constexpr bool goes_up(Cell cell) { return cell == Cell::f1 || cell == Cell::i2; }
 
 using Row = std::vector<Cell>;  // of a rank, by slot
-using Block = std::array<Slot, passes>;
+using Block = std::array<Slot, kinds_of_passes>;
 
 constexpr Slot period = 6;
 
@@ -90,13 +90,13 @@ class BlockSlots {
   BlockSlots(int ranks, Slot micro_batches, Block (*block)(Slot rank, Slot ranks))
       : micro_batches_(micro_batches),
         rows_(static_cast<std::size_t>(ranks)),
-        starts_(passes * rows_.size() * static_cast<std::size_t>(micro_batches)) {
+        starts_(kinds_of_passes * rows_.size() * static_cast<std::size_t>(micro_batches)) {
     for (std::size_t rank = 0; rank < rows_.size(); ++rank) {
       const Block of_rank = block(static_cast<Slot>(rank), ranks);
       Row& row = rows_[rank];
       row.assign(static_cast<std::size_t>(*std::ranges::max_element(of_rank) + period * (micro_batches - 1) + 1),
                  Cell::free);
-      for (std::size_t pass = 0; pass < passes; ++pass) {
+      for (std::size_t pass = 0; pass < kinds_of_passes; ++pass) {
         for (Slot i = 0; i < micro_batches; ++i) {
           Cell& cell = row[static_cast<std::size_t>(of_rank[pass] + period * i)];
           assert(cell == Cell::free);
@@ -140,7 +140,7 @@ class BlockSlots {
   // `visit(At)` for all passes by slot, and by rank where the slot is the same.
   template <typename Visit>
   void for_each(Visit visit) {
-    std::vector<std::array<Slot, passes + 1>> seen(rows_.size());
+    std::vector<std::array<Slot, kinds_of_passes + 1>> seen(rows_.size());
     std::size_t length = 0;
     for (const Row& row : rows_) length = std::max(length, row.size());
     for (std::size_t slot = 0; slot < length; ++slot) {
@@ -223,7 +223,7 @@ class BlockSlots {
         peak = std::max(peak, now.activations);
       }
     }
-    std::vector<std::array<std::int32_t, passes + 1>> last(rows_.size(), {-1, -1, -1, -1, -1});
+    std::vector<std::array<std::int32_t, kinds_of_passes + 1>> last(rows_.size(), {-1, -1, -1, -1, -1});
     Phase phase = Phase::warm_up;
     for_each([&](const At& at) {
       std::size_t slot = at.slot;

@@ -210,7 +210,7 @@ std::vector<TableSchedule> default_schedules(EqualTerms terms) {
 // Rows that can be compared stand together.
 class Candidates {
  public:
-  explicit Candidates(const TableRequest& request) : request_(request) {
+  explicit Candidates(const TableRequest& request) {
     for (const Recomputation each : request.recompute) recompute_.emplace_back(each);
     if (recompute_.empty() && knows_both_recomputes(entries_of(request.costs))) {
       recompute_ = {Recomputation::none, Recomputation::full};
@@ -257,7 +257,6 @@ class Candidates {
     add(one_f_one_b, {groups_[group].first, groups_[group].second}, false);
   }
 
-  const TableRequest& request_;
   std::vector<std::optional<Recomputation>> recompute_;
   std::vector<std::pair<int, std::int64_t>> groups_;
   std::vector<Candidate> all_;
