@@ -88,10 +88,10 @@ test_bad_input() {
     -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --seed 2
   # One that finds out late, while the other waits for it: it does not wait for its timeout.
   mkfifo late
-  { sleep 1; echo nonsense; } >late &
+  { sleep 1; echo 0F0,nonsense; } >late &
   refuses "late:1: .*'nonsense'" -n 1 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" : \
     -n 1 "$dualpipe_run" --schedule ./late
-  refuses '--schedule -: standard input is not there for all 2 processes' -n 2 "$dualpipe_run" --schedule -
+  refuses 'SCHEDULE -: standard input is not there for all 2 processes' -n 2 "$dualpipe_run" --schedule -
   refuses '--timeout: .*nonsense' -n 2 "$dualpipe_run" --schedule 1f1b --ranks 2 "${tiny[@]}" --timeout nonsense
   refuses 'no schedule named' -n 2 "$dualpipe_run" --schedule none --ranks 2 "${tiny[@]}"
 }

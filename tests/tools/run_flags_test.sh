@@ -36,7 +36,16 @@ test_shape() {
   varies "1f1b -p 2 $rest" --microbatches 4 6
   varies "interleaved -p 2 -m 4 $rest" --chunks 2 4
   refuses 'cannot be chosen in 1f1b; leave it out, or take one of: interleaved' "$gpt" --chunks 2
+  compared() { grep '"peak_activations"' stdout; }
+  varies "interleaved -p 2 -m 8 --chunks 2 $rest" --group 2 4
+  compared() { losses; }
+  varies "hanayo -p 2 -m 4 $rest" --waves 1 2
+  varies "chimera -p 4 -m 8 $rest" --replicas 1 2
+  has_case[" --memory-limit"]=1
+  passes $gpt --memory-limit 2microbatches
+  fails 1 '^error: 1f1b: rank 0 needs 2 micro-batches, more than the memory limit of 1' $gpt --memory-limit 1microbatches
   refuses 'for CSV files' "$gpt" --chains 1
+  refuses 'for CSV files' "$gpt" --letters old
   printf '0F0,0B0,2F0,2B0\n1F0,1B0,3F0,3B0\n' >two.csv
   fails 2 'two.csv: .*own shape' two.csv $small
 }
@@ -52,7 +61,7 @@ test_model() {
   changes "$moe" --top-k 1
   changes "$moe" --expert-hidden 8
   changes "$moe" --capacity 0.5
-  refuses 'F&B pairs; leave it out, or take dualpipe or dualpipev$' \
+  refuses 'F&B pairs; leave it out, or take .*dualpipe, dualpipev' \
     "1f1b $small --hidden 8 --sequence 4 --batch 1 --model moe --json -" --no-interleave
   changes "$gpt" --norm rms
   changes "$gpt" --tied

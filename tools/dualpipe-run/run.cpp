@@ -76,11 +76,11 @@ class Progress {
   // Who has read enough of a pipe, and closed it, does not end the run.
   void print(const std::string& text) {
     if (is_unread_) return;
-    std::cout << text << std::flush;
+    std::cout << in_locale(text) << std::flush;
     if (std::cout) return;
     is_unread_ = errno == EPIPE;
     std::cout.clear();
-    if (!is_unread_) print(text);  // throws why not
+    if (!is_unread_) dualpipe::print(text);  // throws why not
   }
 
   void (*before_)(int) = std::signal(SIGPIPE, SIG_IGN);
