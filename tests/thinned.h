@@ -1,4 +1,4 @@
-// Fewer cases under the sanitizers, of tests that go through thousands.
+// Fewer cases under the sanitizers, and without optimisation, of tests that go through thousands.
 //
 // There a case takes up to twenty times as long as in release, above all where LibTorch allocates, and the hundredth
 // finds nothing that the tenth did not: sanitizers look for errors in the code that a case runs through, and many cases
@@ -13,16 +13,16 @@
 
 namespace dualpipe::test {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool sanitized = true;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
+inline constexpr bool slow = true;
 #else
-inline constexpr bool sanitized = false;
+inline constexpr bool slow = false;
 #endif
 
-// For loops: whether this is a case to run. Under the sanitizers each stride-th is, beginning with the first.
+// For loops: whether this is a case to run. Where it is slow each stride-th is, beginning with the first.
 class Thinned {
  public:
-  explicit Thinned(std::size_t stride) : stride_(sanitized ? stride : 1) {}
+  explicit Thinned(std::size_t stride) : stride_(slow ? stride : 1) {}
   [[nodiscard]] bool next() { return count_++ % stride_ == 0; }
 
  private:
@@ -68,7 +68,7 @@ class ThinnedDataset {
 
 template <typename Dataset>
 [[nodiscard]] ThinnedDataset<Dataset> thinned(std::size_t stride, Dataset dataset) {
-  return {std::move(dataset), sanitized ? stride : 1};
+  return {std::move(dataset), slow ? stride : 1};
 }
 
 }  // namespace dualpipe::test
