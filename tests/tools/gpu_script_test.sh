@@ -112,7 +112,7 @@ test_all_parts() {
     --build fake --out results.json "${parts[@]}"
   says "about['device'] == 'NVIDIA Stand-in' and about['driver'] == '580.1'"
   says "all(each['holds'] is True for each in held.values()) and len(held) == 5"
-  says "len(parts['parity']['cases']) == 8 * 3 * 2"  # the catalog, models, types
+  says "len(parts['parity']['cases']) == 21 * 3 * 2"  # the catalog, models, types
   says "'--device cuda --sm-partition' in parts['compare']['cases']['accuracy']['command']"
   says "parts['compare']['cases']['accuracy']['figures'][0]['memory_error_percent'] == 1.0"
   grep -qE -- '--schedule interleaved --ranks 4 .*--model moe .*--dtype bfloat16 .*--device cuda --check' calls ||
@@ -131,9 +131,9 @@ test_several_gpus() {
   make_fakes
   on_gpu exits 0 'skipped: it needs two GPUs, and there is one' --build fake --out results.json nccl
   rm -f calls
-  FAKE_GPUS=5 on_gpu exits 0 'parity over NCCL on 4 GPUs: 16 of 16' --build fake --out results.json nccl
-  [[ $(grep -cE '^rank [0-3] of 4: .*--transport nccl --check$' calls) == 64 ]] || fail "not four processes for each case"
-  FAKE_GPUS=2 FAKE=lost on_gpu exits 1 'parity over NCCL on 2 GPUs: 0 of 16' --build fake --out results.json nccl
+  FAKE_GPUS=5 on_gpu exits 0 'parity over NCCL on 4 GPUs: 42 of 42' --build fake --out results.json nccl
+  [[ $(grep -cE '^rank [0-3] of 4: .*--transport nccl --check$' calls) == 168 ]] || fail "not four processes for each case"
+  FAKE_GPUS=2 FAKE=lost on_gpu exits 1 'parity over NCCL on 2 GPUs: 0 of 42' --build fake --out results.json nccl
 }
 
 # Each with the name of the part that fails, and of one that does not.
