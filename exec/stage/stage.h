@@ -27,7 +27,8 @@ struct Overlapped {
   Tensors input_gradients;
 };
 
-// The streams on which the two ops of an F&B pair run.
+// The streams on which the two ops of an F&B pair run. One and the same where the stage is paired with itself: then
+// they run one after the other, for autograd runs a backward on the stream of its forward.
 struct PairStreams {
   Device& device;
   Stream forward;

@@ -158,12 +158,14 @@ class AsyncDevice final : public Device {
   static constexpr Time copy_time = 20;
 
   // The ops of a unit are announced before the first of them runs.
-  void announce(Op) {
+  void announce(Op op) {
     if (running_ == announced_) {
       running_ = announced_ = 0;
       before_unit_ = own_clock();
       in_unit_.clear();
+      stage_ = op.stage;
     }
+    is_of_one_stage_ = op.stage == stage_;
     ++announced_;
   }
   void run(Kind kind) {
@@ -172,7 +174,9 @@ class AsyncDevice final : public Device {
       if (stream().clock[first_ + i] < before_unit_[i]) log_.flaw("an op does not wait for what was before it");
     }
     for (const auto& [other, tick] : in_unit_) {
-      if (stream().clock[other] >= tick) log_.flaw("the two of a pair are not side by side");
+      const bool comes_after = stream().clock[other] >= tick;
+      if (comes_after && !is_of_one_stage_) log_.flaw("the two of a pair are not side by side");
+      if (!comes_after && is_of_one_stage_) log_.flaw("two ops of one stage run at a time, and it has one stream");
     }
     work(duration_of(kind));
     in_unit_.emplace_back(first_ + index(used_), stream().clock[first_ + index(used_)]);
@@ -243,6 +247,8 @@ class AsyncDevice final : public Device {
   bool is_finished_ = true;
   std::shared_ptr<std::map<const void*, From>> handed_over_ = std::make_shared<std::map<const void*, From>>();
   std::size_t announced_ = 0;
+  int stage_ = 0;  // of the unit's first op
+  bool is_of_one_stage_ = true;
   std::size_t running_ = 0;
   Clock before_unit_;
   std::vector<std::pair<std::size_t, int>> in_unit_;
