@@ -12,7 +12,6 @@
 #include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/program.h"
-#include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
 namespace dualpipe::test {
@@ -77,13 +76,6 @@ std::ostream& operator<<(std::ostream& out, const Case& a_case);
 // that two moments in time differ; `zeros` makes some of them 0.
 [[nodiscard]] Costs random_costs(Random& random, const Placement& placement, CommunicationModel model,
                                  bool zeros = false);
-
-// What simulate(), find_deadlock() or rank_memory() say otherwise than the oracle: the first difference, or nothing.
-[[nodiscard]] std::string difference_from_oracle(const Program& program, const Costs& costs);
-
-// What is wrong with a cycle, or nothing: each link must be an op or message that stands where it is said to, must
-// really need what it is said to wait for, and the next link must be what keeps that from happening.
-[[nodiscard]] std::string flaw_of(const Deadlock& deadlock, const Program& program);
 
 // A schedule written down as text, rank by rank: {{"0F0 0B0"}, {"1F0 1B0"}}, cells as in a CSV.
 [[nodiscard]] Schedule schedule_of(Placement placement, const std::vector<std::string>& ranks);

@@ -24,6 +24,7 @@
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "tests/support.h"
+#include "tests/verdict.h"
 
 namespace dualpipe::test {
 namespace {

@@ -9,6 +9,7 @@
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tests/oracle.h"
 #include "tests/support.h"
+#include "tests/verdict.h"
 
 namespace dualpipe::test {
 namespace {

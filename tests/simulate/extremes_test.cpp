@@ -20,6 +20,7 @@
 #include "dualpipe/sim/trace/run_reader.h"
 #include "tests/scratch.h"
 #include "tests/support.h"
+#include "tests/verdict.h"
 
 namespace dualpipe::test {
 namespace {

@@ -7,6 +7,7 @@
 
 #include "dualpipe/sim/schedule/lower.h"
 #include "tests/support.h"
+#include "tests/verdict.h"
 
 namespace dualpipe::test {
 namespace {

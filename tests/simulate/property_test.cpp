@@ -9,6 +9,7 @@
 #include "tests/oracle.h"
 #include "tests/support.h"
 #include "tests/thinned.h"
+#include "tests/verdict.h"
 
 namespace dualpipe::test {
 namespace {
