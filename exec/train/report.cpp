@@ -127,13 +127,8 @@ std::vector<RankPeak> peaks_of(const Program& program, const Costs& costs) {
 }
 
 TrainReport report_of(const Program& program, const std::string& model, const Machine& machine) {
-  const Placement& placement = program.schedule.placement;
   TrainReport report;
-  report.schedule = program.schedule.name;
-  report.ranks = placement.ranks;
-  report.stages = placement.stages();
-  report.chains = placement.chains();
-  report.micro_batches = program.schedule.total_micro_batches();
+  static_cast<ReportTitle&>(report) = title_of(program.schedule);
   report.model = model;
   report.machine = machine;
   return report;
@@ -180,10 +175,7 @@ TrainReport failed_report(const Program& program, const std::string& model, cons
 }
 
 std::string steps_head(const Program& program) {
-  const Placement& placement = program.schedule.placement;
-  return format_title(program.schedule.name, placement.ranks, placement.stages(), placement.chains(),
-                      program.schedule.total_micro_batches()) +
-         "\n\n" + fmt::format(step_line, "step", "loss", "time");
+  return title_text(title_of(program.schedule)) + "\n\n" + fmt::format(step_line, "step", "loss", "time");
 }
 
 std::string to_text(const StepReport& step) {

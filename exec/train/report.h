@@ -27,6 +27,7 @@
 #include "dualpipe/exec/train/reference.h"
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/report/title.h"
 #include "dualpipe/sim/trace/chrome_trace.h"
 
 namespace dualpipe {
@@ -42,12 +43,7 @@ struct Machine {
 // What a trace says of it besides the devices.
 [[nodiscard]] TraceArgs trace_args(const Machine& machine);
 
-struct TrainReport {
-  std::string schedule;
-  int ranks = 0;
-  int stages = 0;
-  int chains = 0;
-  std::uint64_t micro_batches = 0;  // over all chains
+struct TrainReport : ReportTitle {
   std::string model;
   Machine machine;
   int first_step = 0;           // done before, of a training that was resumed

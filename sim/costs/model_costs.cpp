@@ -154,6 +154,20 @@ std::optional<std::string> flaw_of_cut(std::span<const int> cut, std::size_t par
 
 }  // namespace detail::costs
 
+std::span<const StageCosts> entries_of(const GivenCosts& costs) {
+  const auto* model = std::get_if<ModelCosts>(&costs);
+  return model != nullptr ? model->parts : std::get<Costs>(costs).stages;
+}
+
+std::span<StageCosts> entries_of(GivenCosts& costs) {
+  auto* model = std::get_if<ModelCosts>(&costs);
+  return model != nullptr ? model->parts : std::get<Costs>(costs).stages;
+}
+
+const MachineCosts& machine_of(const GivenCosts& costs) {
+  return std::visit([](const MachineCosts& machine) -> const MachineCosts& { return machine; }, costs);
+}
+
 void check(const ModelCosts& costs) {
   using namespace detail::costs;
   for (std::size_t part = 0; part < costs.parts.size(); ++part) {

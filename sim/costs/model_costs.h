@@ -22,6 +22,7 @@
 // F&B, or the workspace of a pair, that one part of a stage has not is unknown of the stage (has_overlapped()).
 #pragma once
 
+#include <span>
 #include <variant>
 #include <vector>
 
@@ -39,6 +40,11 @@ struct ModelCosts : MachineCosts {
 
 // What a user gives, and stage_costs() makes one of.
 using GivenCosts = std::variant<Costs, ModelCosts>;
+
+// Of the stages, or of the parts.
+[[nodiscard]] std::span<const StageCosts> entries_of(const GivenCosts& costs);
+[[nodiscard]] std::span<StageCosts> entries_of(GivenCosts& costs);
+[[nodiscard]] const MachineCosts& machine_of(const GivenCosts& costs);
 
 // Throws InputError: no parts, a part with a value out of range, parts that are together more than one op or stage may
 // cost, a cut that is not of all parts.

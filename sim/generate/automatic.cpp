@@ -18,9 +18,9 @@ namespace {
 
 constexpr std::array planned_kinds{Kind::forward, Kind::input_gradient, Kind::weight_gradient};
 
+// Of a model without parts it is an error that says so.
 bool are_known(const GivenCosts& costs) {
-  const auto* of_stages = std::get_if<Costs>(&costs);
-  return of_stages == nullptr || !of_stages->stages.empty();
+  return std::holds_alternative<ModelCosts>(costs) || !entries_of(costs).empty();
 }
 
 // Where nobody says what an op costs, all cost the same.

@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "dualpipe/sim/report/title.h"
+
 namespace dualpipe::detail::report {
 
 // In ASCII alone, like json_string() (printable.h): the names in a document may consist of any bytes, and the text may
@@ -12,14 +14,13 @@ namespace dualpipe::detail::report {
   return document.dump(2, ' ', true, nlohmann::ordered_json::error_handler_t::replace) + '\n';
 }
 
-// The beginning of a document, with what a report is of: format_title() as JSON.
-template <typename Report>
-[[nodiscard]] nlohmann::ordered_json json_title(const Report& report) {
-  return {{"schedule", report.schedule},
-          {"ranks", report.ranks},
-          {"stages", report.stages},
-          {"chains", report.chains},
-          {"microbatches", report.micro_batches}};
+// The beginning of a document.
+[[nodiscard]] inline nlohmann::ordered_json json_title(const ReportTitle& title) {
+  return {{"schedule", title.schedule},
+          {"ranks", title.ranks},
+          {"stages", title.stages},
+          {"chains", title.chains},
+          {"microbatches", title.micro_batches}};
 }
 
 }  // namespace dualpipe::detail::report

@@ -95,8 +95,7 @@ std::string held_text(const Peak& peak) {
 }
 
 std::string header(const RunReport& report, ByteUnits units) {
-  std::string text =
-      format_title(report.schedule, report.ranks, report.stages, report.chains, report.micro_batches) + "\n";
+  std::string text = title_text(report) + "\n";
   for (const std::string& remark : report.remarks) text += printable_lines(remark) + "\n";
   text += costs_text(report.costs, report.has_pairs, units) + "\n";
   const auto append = [&](std::string_view term, const std::string& value, std::string_view meaning) {
@@ -197,18 +196,14 @@ Json to_json(const RankReport& rank) {
 RunReport run_report(const Program& program, const Costs& costs, const Timeline& timeline) {
   const Placement& placement = program.schedule.placement;
   RunReport report;
-  report.schedule = program.schedule.name;
-  report.ranks = placement.ranks;
-  report.stages = placement.stages();
-  report.chains = placement.chains();
-  report.micro_batches = program.schedule.total_micro_batches();
+  static_cast<ReportTitle&>(report) = title_of(program.schedule);
   report.makespan = timeline.makespan();
   report.span = timeline.span();
   report.bubble_rate_makespan = timeline.bubble_rate_makespan();
   report.bubble_rate_span = timeline.bubble_rate_span();
   report.reduced = timeline.reduced;
   report.costs = costs;
-  report.has_pairs = std::ranges::any_of(program.schedule.ops, [](Op op) { return op.with_next; });
+  report.has_pairs = has_pairs(program.schedule);
   const RankMemories memories(program, costs);
   for (int rank = 0; rank < placement.ranks; ++rank) {
     report.per_rank.push_back(rank_report(report, program, memories, timeline, rank));

@@ -25,6 +25,7 @@
 
 #include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/report/text_table.h"
+#include "dualpipe/sim/report/title.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -66,13 +67,8 @@ struct RankReport {
   friend bool operator==(const RankReport&, const RankReport&) = default;
 };
 
-struct RunReport {
-  std::string schedule;
+struct RunReport : ReportTitle {
   std::vector<std::string> remarks;  // what a reader has to know of what ran; a line each, below the title
-  int ranks = 0;
-  int stages = 0;
-  int chains = 0;
-  std::uint64_t micro_batches = 0;  // over all chains
   Time makespan = 0;
   Time span = 0;  // the longest rank's
   double bubble_rate_makespan = 0;

@@ -33,16 +33,6 @@ struct Candidate {
   std::string reason = {};  // why it has no row
 };
 
-std::span<const StageCosts> entries_of(const GivenCosts& costs) {
-  const auto* model = std::get_if<ModelCosts>(&costs);
-  return model != nullptr ? model->parts : std::get<Costs>(costs).stages;
-}
-
-std::span<StageCosts> entries_of(GivenCosts& costs) {
-  auto* model = std::get_if<ModelCosts>(&costs);
-  return model != nullptr ? model->parts : std::get<Costs>(costs).stages;
-}
-
 // Of so many ranks.
 GivenCosts costs_of(const TableRequest& request, int ranks, std::optional<Recomputation> recompute) {
   GivenCosts costs = request.costs;
@@ -117,7 +107,7 @@ Evaluation evaluate_program(TableRow& row, const TableRequest& request, const Pr
   row.ranks = placement.ranks;
   row.micro_batches = static_cast<std::int64_t>(program.schedule.total_micro_batches());
   row.stages = evaluation.stages;
-  row.has_pairs = std::ranges::any_of(program.schedule.ops, [](Op op) { return op.with_next; });
+  row.has_pairs = has_pairs(program.schedule);
   row.overlapped_is_assumed = row.has_pairs && !has_overlapped(costs);
   row.makespan = evaluation.timeline.makespan();
   row.span = evaluation.timeline.span();
@@ -180,8 +170,7 @@ bool counts_bytes(const StageCosts& costs) {
 
 void check_request(const TableRequest& request) {
   std::visit([](const auto& costs) { check(costs); }, request.costs);
-  const double jitter = std::visit([](const MachineCosts& costs) { return costs.jitter; }, request.costs);
-  if (request.seeds > 0 && jitter == 0) {
+  if (request.seeds > 0 && machine_of(request.costs).jitter == 0) {
     throw InputError("several seeds need jitter, by which the runs differ: give its share (--jitter 0.05)");
   }
   const auto entries = entries_of(request.costs);
@@ -195,16 +184,6 @@ void check_request(const TableRequest& request) {
         "to choose whether to recompute, the costs must know both: recompute_ns, and recompute_activation_bytes beside "
         "activation_bytes (--recompute-time, --recompute-activation-bytes)");
   }
-}
-
-std::vector<TableSchedule> default_schedules(EqualTerms terms) {
-  std::vector<TableSchedule> schedules;
-  for (const Family& family : catalog()) {
-    if (terms == EqualTerms::ranks || family.is_in_first_table) {
-      schedules.push_back({std::string(family.name), std::nullopt});
-    }
-  }
-  return schedules;
 }
 
 // Rows that can be compared stand together.
@@ -301,9 +280,21 @@ void sort_group(std::span<Candidate> group, TableSort by) {
 
 }  // namespace
 
+std::vector<std::string> default_schedules(EqualTerms terms) {
+  std::vector<std::string> names;
+  for (const Family& family : catalog()) {
+    if (terms == EqualTerms::ranks || family.is_in_first_table) names.emplace_back(family.name);
+  }
+  return names;
+}
+
 ScheduleTable schedule_table(TableRequest request) {
   check_request(request);
-  if (request.schedules.empty()) request.schedules = default_schedules(request.terms);
+  if (request.schedules.empty()) {
+    for (std::string& name : default_schedules(request.terms)) {
+      request.schedules.push_back({std::move(name), std::nullopt});
+    }
+  }
   for (const TableSchedule& each : request.schedules) {
     if (!each.program) (void)family(each.name);
   }

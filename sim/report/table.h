@@ -112,6 +112,9 @@ struct ScheduleTable {
   std::vector<LeftOut> left_out;
 };
 
+// Those of a request that names none.
+[[nodiscard]] std::vector<std::string> default_schedules(EqualTerms terms);
+
 // Throws InputError: an unknown name, costs that do not fit, seeds without jitter, a limit without bytes, a
 // recomputation that the costs do not know; and where there is no row at all, with the reasons.
 [[nodiscard]] ScheduleTable schedule_table(TableRequest request);

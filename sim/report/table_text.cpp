@@ -202,14 +202,11 @@ std::string heading(const ScheduleTable& table, ByteUnits units) {
   if (request.seeds > 0) text += fmt::format(", {} runs with jitter", request.seeds);
 
   const bool has_pairs = std::ranges::any_of(table.rows, [](const TableRow& row) { return row.has_pairs; });
-  const auto* model = std::get_if<ModelCosts>(&request.costs);
-  const auto* stages = std::get_if<Costs>(&request.costs);
-  const auto& entries = model != nullptr ? model->parts : stages->stages;
-  const MachineCosts& machine = model != nullptr ? static_cast<const MachineCosts&>(*model) : *stages;
-  const bool are_parts = model != nullptr || equal_ranks;
-  std::string of = are_parts ? fmt::format("the model's {} parts", entries.size()) : "a stage";
-  if (model == nullptr && entries.size() == 1 && are_parts) of = "a rank's share of the model";
-  return text + '\n' + costs_text(entries, of, machine, has_pairs, units);
+  const auto entries = entries_of(request.costs);
+  const bool is_model = std::holds_alternative<ModelCosts>(request.costs);
+  std::string of = is_model || equal_ranks ? fmt::format("the model's {} parts", entries.size()) : "a stage";
+  if (!is_model && equal_ranks && entries.size() == 1) of = "a rank's share of the model";
+  return text + '\n' + costs_text(entries, of, machine_of(request.costs), has_pairs, units);
 }
 
 // What the columns are that do not say it themselves.

@@ -10,8 +10,6 @@
 #include <limits>
 #include <numeric>
 
-#include "dualpipe/sim/report/printable.h"
-
 namespace dualpipe {
 namespace {
 
@@ -344,13 +342,6 @@ std::string no_room_text(std::size_t width) { return fmt::format("no room in {} 
 
 std::string format_count(std::uint64_t count, std::string_view noun, std::string_view plural_ending) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : plural_ending);
-}
-
-std::string format_title(std::string_view schedule, int ranks, int stages, int chains, std::uint64_t micro_batches) {
-  return fmt::format("{}: {}, {}, {}, {}", printable(schedule), format_count(static_cast<std::uint64_t>(ranks), "rank"),
-                     format_count(static_cast<std::uint64_t>(stages), "stage"),
-                     format_count(static_cast<std::uint64_t>(chains), "chain"),
-                     format_count(micro_batches, "micro-batch", "es"));
 }
 
 }  // namespace dualpipe

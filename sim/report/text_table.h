@@ -92,8 +92,5 @@ struct TextLayout {
 // "1 rank", "8 ranks", "2 micro-batches".
 [[nodiscard]] std::string format_count(std::uint64_t count, std::string_view noun,
                                        std::string_view plural_ending = "s");
-// What stands above a report: "1f1b: 3 ranks, 3 stages, 1 chain, 4 micro-batches". `micro_batches`: over all chains.
-[[nodiscard]] std::string format_title(std::string_view schedule, int ranks, int stages, int chains,
-                                       std::uint64_t micro_batches);
 
 }  // namespace dualpipe

@@ -1,6 +1,7 @@
 // What runs on which rank, and in which order: no times, no communication. See program.h for what lower() makes of it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -31,6 +32,11 @@ struct Schedule {
     return std::uint64_t{micro_batches} * static_cast<std::uint64_t>(placement.chains());
   }
 };
+
+// F&B.
+[[nodiscard]] inline bool has_pairs(const Schedule& schedule) {
+  return std::ranges::any_of(schedule.ops, &Op::with_next);
+}
 
 // How many ops run as one unit at ops[0]: 2 for an F&B pair, else 1.
 [[nodiscard]] inline std::size_t unit_size(std::span<const Op> ops) {

@@ -17,7 +17,7 @@ bool shares_weights(const Placement& placement) {
 }
 
 // Whether anything moves over links that has a size.
-bool has_bytes_to_send(const std::vector<StageCosts>& stages, bool reduces) {
+bool has_bytes_to_send(std::span<const StageCosts> stages, bool reduces) {
   return std::ranges::any_of(
       stages, [=](const StageCosts& stage) { return stage.message > 0 || (reduces && stage.gradients > 0); });
 }
@@ -43,7 +43,7 @@ std::string families_with(bool Family::*feature) {
 }
 
 Used used_by(const Schedule& schedule) {
-  return {.pairs = std::ranges::any_of(schedule.ops, &Op::with_next),
+  return {.pairs = has_pairs(schedule),
           .weight_gradients = std::ranges::any_of(schedule.ops, [](Op op) { return op.kind == Kind::weight_gradient; }),
           .reduces = shares_weights(schedule.placement)};
 }
@@ -64,9 +64,7 @@ Used used_by(std::span<const std::string> families) {
 }
 
 void CostOptions::check_used(const Used& used, const GivenCosts& costs) const {
-  const MachineCosts& machine = std::visit([](const MachineCosts& any) -> const MachineCosts& { return any; }, costs);
-  const Costs* const of_stages = std::get_if<Costs>(&costs);
-  const auto& stages = of_stages != nullptr ? of_stages->stages : std::get<ModelCosts>(costs).parts;
+  const MachineCosts& machine = machine_of(costs);
   if (!overlapped.empty() && !used.pairs) {
     refuse("--overlapped", without_pairs());
   }
@@ -76,7 +74,7 @@ void CostOptions::check_used(const Used& used, const GivenCosts& costs) const {
   if (!bandwidth.empty() && machine.model == CommunicationModel::latency) {
     refuse("--bandwidth", "it does nothing with --comm latency; add --comm links or --comm stream");
   }
-  if (!bandwidth.empty() && !has_bytes_to_send(stages, used.reduces)) {
+  if (!bandwidth.empty() && !has_bytes_to_send(entries_of(costs), used.reduces)) {
     refuse("--bandwidth", "messages have no bytes; add --bytes");
   }
   if (!seed.empty() && machine.jitter == 0) refuse("--seed", "nothing is drawn; add --jitter");

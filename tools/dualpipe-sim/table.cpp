@@ -109,11 +109,7 @@ void check_used(const TableOptions& options, const TableRequest& request) {
   for (const TableSchedule& each : request.schedules) {
     if (!each.program) families.push_back(each.name);
   }
-  if (request.schedules.empty()) {
-    for (const Family& each : catalog()) {
-      if (request.terms == EqualTerms::ranks || each.is_in_first_table) families.emplace_back(each.name);
-    }
-  }
+  if (request.schedules.empty()) families = default_schedules(request.terms);
   Used used = used_by(families);
   for (const TableSchedule& each : request.schedules) {
     if (each.program) used.add(used_by(each.program->schedule));
@@ -121,7 +117,7 @@ void check_used(const TableOptions& options, const TableRequest& request) {
   used.reduces = false;  // when reductions end stands in no table
   options.shape.check_used(families);
   options.costs.check_used(used, request.costs);
-  if (request.seeds > 0 && std::visit([](const MachineCosts& any) { return any.jitter; }, request.costs) == 0) {
+  if (request.seeds > 0 && machine_of(request.costs).jitter == 0) {
     throw CLI::ValidationError("--seeds", "nothing is drawn; add --jitter");
   }
   if (!options.width.empty() && (options.format == "csv" || options.format == "json")) {
