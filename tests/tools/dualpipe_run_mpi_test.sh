@@ -169,13 +169,14 @@ is_partial_trace() {
 }
 
 # breaks NAME SIGNAL WHOM ARGUMENT...: starts three ranks, sends the signal to one of them, or to mpirun, in the middle of
-# their work, and waits for the end of all. Leaves stderr, $status, and the trace NAME.json.
+# their work, and waits for the end of all. Leaves stderr, $status, and the trace NAME.json. At the end of a step a rank
+# waits for the others and is in no op: so a step has many micro-batches, and that is less than a hundredth of it.
 breaks() {
   local name=$1 signal=$2 whom=$3
   shift 3
   command=("$name")
   checks=$((checks + 1))
-  "$mpirun" "$@" -n 3 "$dualpipe_run" --schedule 1f1b --ranks 3 --microbatches 8 --model timed --forward 10ms --backward 20ms \
+  "$mpirun" "$@" -n 3 "$dualpipe_run" --schedule 1f1b --ranks 3 --microbatches 256 --model timed --forward 10ms --backward 20ms \
     --steps 1000 --timeout 2s --trace "$name.json" >stdout 2>stderr &
   local mpirun_pid=$! processes=()
   while ((${#processes[@]} < 3)) && kill -0 $mpirun_pid 2>/dev/null; do
