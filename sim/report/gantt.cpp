@@ -262,7 +262,7 @@ class Gantt {
 
   [[nodiscard]] std::string chunk_item() const {
     const std::string lower_case = options_.color ? on_background("lower case", backgrounds[0].others) : "lower case";
-    if (placement().chains() > 1) return lower_case + ": second chain";
+    if (placement().chains() == 2) return lower_case + ": second chain";
     const int most = *std::max_element(chunks_.begin(), chunks_.end()) + 1;
     return lower_case + (most == 2 ? ": the rank's second stage" : ": every other stage of the rank");
   }

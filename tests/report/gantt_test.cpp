@@ -59,6 +59,13 @@ BOOST_AUTO_TEST_CASE(pairs_and_a_second_chain) {
              "        one cell: 1 ms\n");
 }
 
+// Four chains, two of which are in lower case.
+BOOST_AUTO_TEST_CASE(more_chains_than_cases) {
+  const std::string text =
+      gantt_of("chimera", {.ranks = 4, .micro_batches = 4, .replicas = 2}, uniform(ms, ms, ms), {60});
+  BOOST_TEST(text.find("lower case: every other stage of the rank") != std::string::npos, text);
+}
+
 BOOST_AUTO_TEST_CASE(stages_where_there_is_room) {
   BOOST_TEST(
       gantt_of("dualpipev", {2, 4}, uniform(ms, ms, ms, 0, 2 * ms), {120}) ==
