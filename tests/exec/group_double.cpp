@@ -25,10 +25,11 @@ struct GroupDouble::Message {
 
 class GroupDouble::Work final : public c10d::Work {
  public:
-  Work(GroupDouble& network, std::shared_ptr<Message> message) : network_(network), message_(std::move(message)) {
-    ++network_.works_;
+  Work(GroupDouble& network, std::shared_ptr<Message> message)
+      : network_(network), works_(network.works_), message_(std::move(message)) {
+    ++*works_;
   }
-  ~Work() override { --network_.works_; }
+  ~Work() override { --*works_; }
 
   bool wait(std::chrono::milliseconds timeout) override {
     bool is_done = false;
@@ -51,6 +52,7 @@ class GroupDouble::Work final : public c10d::Work {
 
  private:
   GroupDouble& network_;
+  std::shared_ptr<std::atomic<int>> works_;
   std::shared_ptr<Message> message_;
 };
 

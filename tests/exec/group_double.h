@@ -46,7 +46,7 @@ class GroupDouble {
   [[nodiscard]] std::vector<std::string> calls(int rank) const;
   [[nodiscard]] std::vector<std::string> misuse() const;
   // How many Works, each with the tensor that it moves, somebody still holds.
-  [[nodiscard]] int works() const { return works_.load(); }
+  [[nodiscard]] int works() const { return works_->load(); }
 
  private:
   class Backend;
@@ -70,7 +70,8 @@ class GroupDouble {
   std::set<int> lost_;
   std::map<int, std::vector<std::string>> calls_;
   std::vector<std::string> misuse_;
-  std::atomic<int> works_{0};
+  // Shared with the Works: GroupBackend may keep one for longer than its group lives.
+  std::shared_ptr<std::atomic<int>> works_ = std::make_shared<std::atomic<int>>(0);
 };
 
 // Runs this in a process for each rank of the group, and ends and closes its world. Returns what each threw, "":
