@@ -66,6 +66,7 @@ struct Case {
 std::ostream& operator<<(std::ostream& out, const Case& a_case);
 
 // Every shape that a family has, up to so many ranks and micro-batches, and up to 3 of each parameter; all families.
+// Where tests are slow (thinned.h), each fifth of a family, unless they are few.
 [[nodiscard]] std::vector<Case> small_cases(int ranks_max, std::int64_t micro_batches_max);
 
 // F, B, I and W of every stage alike, B = I + W, F&B = `overlapped` (or F + B).

