@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <future>
 #include <mutex>
 #include <optional>
@@ -352,9 +353,22 @@ void StoreEngine::Work::fail(const std::string& reason) {
 // --- the engine
 
 std::future<void> StoreEngine::run(void (Work::*part)(), const char* name) const {
-  std::packaged_task<void()> task([work = work_, part] { (work.get()->*part)(); });
-  std::future<void> end = task.get_future();
-  std::thread thread([task = std::move(task)]() mutable { task.make_ready_at_thread_exit(); });
+  std::promise<void> at_end;
+  std::future<void> end = at_end.get_future();
+  std::thread thread([work = work_, part, at_end = std::move(at_end)]() mutable {
+    std::exception_ptr failure;
+    try {
+      (work.get()->*part)();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    work.reset();
+    if (failure) {
+      at_end.set_exception_at_thread_exit(std::move(failure));
+    } else {
+      at_end.set_value_at_thread_exit();
+    }
+  });
   pthread_setname_np(thread.native_handle(), name);
   thread.detach();
   return end;
