@@ -2,30 +2,42 @@
 #
 #   LibTorch::LibTorch   imported target
 #   LibTorch_VERSION
+#   LibTorch_OF_PYTHON   the folder of the torch that Python imports, whichever is found; empty where it has none
 #
 # Looked for, in this order: CMAKE_PREFIX_PATH or TORCH_ROOT (a folder that holds lib/ and include/, or torch/, or Torch's
-# share/cmake in it), the torch of the python3 in PATH, and .torch/, where tools/setup.sh installs it.
+# share/cmake in it), the torch of Python_EXECUTABLE or of the python3 in PATH, and .torch/, where tools/setup.sh installs
+# it. A Python package is built with what it will meet: .torch/ is no part of that.
 
 set(_torch_hints ${TORCH_ROOT} $ENV{TORCH_ROOT} ${CMAKE_PREFIX_PATH})
+if(NOT SKBUILD)
+  set(_torch_of_project ${CMAKE_CURRENT_LIST_DIR}/../.torch)
+endif()
 
 # Where Python would import torch from, if it is recent enough. Torch itself is not loaded.
 find_program(LibTorch_PYTHON NAMES python3 python)
 mark_as_advanced(LibTorch_PYTHON)
-set(_torch_of_python)
-if(LibTorch_PYTHON)
-  execute_process(
-    COMMAND ${LibTorch_PYTHON} -c [=[
+set(LibTorch_OF_PYTHON)
+set(_torch_python ${LibTorch_PYTHON})
+if(Python_EXECUTABLE)
+  set(_torch_python ${Python_EXECUTABLE})
+endif()
+# pip hides the packages of the environment from what it builds, by PYTHONPATH, which -E ignores.
+foreach(_flag IN ITEMS "" -E)
+  if(_torch_python AND NOT LibTorch_OF_PYTHON AND (SKBUILD OR NOT _flag))
+    execute_process(
+      COMMAND ${_torch_python} ${_flag} -c [=[
 from importlib.metadata import version
 from importlib.util import find_spec
 assert tuple(map(int, version("torch").split(".")[:2])) >= (2, 7)
 print(find_spec("torch").submodule_search_locations[0], end="")
 ]=]
-    OUTPUT_VARIABLE _torch_of_python
-    ERROR_QUIET)
-endif()
+      OUTPUT_VARIABLE LibTorch_OF_PYTHON
+      ERROR_QUIET)
+  endif()
+endforeach()
 
 set(_torch_roots)
-foreach(_root IN LISTS _torch_hints _torch_of_python ITEMS ${CMAKE_CURRENT_LIST_DIR}/../.torch)
+foreach(_root IN LISTS _torch_hints LibTorch_OF_PYTHON _torch_of_project)
   list(APPEND _torch_roots ${_root} ${_root}/torch ${_root}/../..)
 endforeach()
 

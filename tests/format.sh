@@ -8,4 +8,4 @@ if ! command -v clang-format-14 >/dev/null; then
   echo "clang-format-14 is not installed: nothing checked"
   exit 77
 fi
-find sim exec tools tests \( -name '*.h' -o -name '*.cpp' \) -print0 | sort -z | xargs -0 clang-format-14 --dry-run -Werror
+find sim exec python tools tests \( -name '*.h' -o -name '*.cpp' \) -print0 | sort -z | xargs -0 clang-format-14 --dry-run -Werror

@@ -32,18 +32,19 @@ is_listed() {
 test_dir() { basename "$(dirname "$1")"; }
 test_name() { basename "$1" _test.cpp; }
 
-mapfile -t sources < <(find sim exec tools tests \( -name '*.h' -o -name '*.cpp' \) | sort)
-mapfile -t headers < <(find sim exec tools tests -name '*.h' | sort)
+mapfile -t sources < <(find sim exec python tools tests \( -name '*.h' -o -name '*.cpp' \) | sort)
+mapfile -t headers < <(find sim exec python tools tests -name '*.h' | sort)
 mapfile -t tests < <(find tests -name '*_test.cpp' | sort)
-mapfile -t texts < <(find . -path ./.git -prune -o -path ./build -prune -o -path ./.torch -prune -o -type f \
-  \( -name '*.h' -o -name '*.cpp' -o -name '*.sh' -o -name '*.md' -o -name 'CMake*' -o -name '*.cmake' -o -path './.ci/*' \) -print |
+mapfile -t texts < <(find . -path ./.git -prune -o -path ./build -prune -o -path './.torch*' -prune -o -path ./.venv -prune -o -type f \
+  \( -name '*.h' -o -name '*.cpp' -o -name '*.py' -o -name '*.sh' -o -name '*.md' -o -name 'CMake*' -o -name '*.cmake' -o -path './.ci/*' \) -print |
   sed 's|^\./||' | sort)
 
 forbid "a tab" $'\t' "${texts[@]}"
 forbid "white space at the end of the line" '[[:space:]]$' "${texts[@]}"
 forbid "unfinished work" '\<(TO[D]O|FIX[M]E|XX[X])\>' "${texts[@]}"
 forbid "a path of one machine" '(^|[^[:alnum:]._~/-])/(home|root|work|Users)/' "${texts[@]}"
-forbid "more than 120 columns" '^.{121,}' "${sources[@]}"
+mapfile -t modules < <(find python tests -name '*.py' | sort)
+forbid "more than 120 columns" '^.{121,}' "${sources[@]}" "${modules[@]}"
 forbid "std::endl flushes: write '\\\\n'" 'std::end[l]' "${sources[@]}"
 
 for header in "${headers[@]}"; do

@@ -38,6 +38,9 @@ done
 
 for preset in "${presets[@]}"; do
   printf '\nSummary of %s\n' "$preset"
+  # pytest's own, which ctest keeps to itself where all pass.
+  sed -nE 's/^(=+ )?([0-9]+ (passed|failed|skipped|error)\>.* in [0-9.]+s.*)/pytest: \2/p' \
+    "build/$preset/Testing/Temporary/LastTest.log"
   sed -n '/% tests passed/,$p' "build/$preset/ctest.txt"
 done
 exit $status
