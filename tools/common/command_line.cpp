@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "dualpipe/sim/options/usage_error.h"
 #include "dualpipe/sim/report/printable.h"
 #include "tools/common/arguments.h"
 #include "tools/common/completion.h"
@@ -114,6 +115,8 @@ int run_command_line(CLI::App& app, int argc, const char* const* argv, const std
   } catch (const CLI::RequiredError& error) {
     return report(fmt::format("{}\nRun with --help for more.", named_as_argument(app, error.what())), exit_usage);
   } catch (const CLI::ParseError& error) {
+    return report(error.what(), exit_usage);
+  } catch (const UsageError& error) {
     return report(error.what(), exit_usage);
   } catch (const Reported&) {
     return exit_failed;

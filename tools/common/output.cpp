@@ -100,12 +100,6 @@ void write_output(const std::string& path, const std::function<void(std::ostream
   write_output_file(path, write);
 }
 
-std::string remarks_text(std::span<const std::string> remarks) {
-  std::string text;
-  for (const std::string& remark : remarks) text += printable_lines(remark) + "\n";
-  return text;
-}
-
 void print_notes(std::span<const std::string> remarks) {
   for (const std::string& remark : remarks) std::cerr << "note: " << in_locale(printable_lines(remark)) << '\n';
 }

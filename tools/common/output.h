@@ -13,9 +13,7 @@ namespace dualpipe {
 // the system's reason.
 void write_output(const std::string& path, const std::function<void(std::ostream&)>& write);
 
-// What a user must know of what was read, a line each: as a part of a report, or of an error, …
-[[nodiscard]] std::string remarks_text(std::span<const std::string> remarks);
-// … and on stderr, where no report is read by people.
+// What a user must know of what was read, on stderr: where no report is read by people, which would have it.
 void print_notes(std::span<const std::string> remarks);
 
 // A file that the command line names.

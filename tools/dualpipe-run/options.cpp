@@ -13,6 +13,7 @@
 #include "dualpipe/exec/transport/nccl_api.h"
 #include "dualpipe/exec/transport/store_world.h"
 #include "dualpipe/sim/costs/quantity.h"
+#include "dualpipe/sim/options/value.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/rewrite.h"
 #include "dualpipe/sim/simulate/deadlock.h"
@@ -163,7 +164,7 @@ void describe_heeded(CLI::App& app) {
 }  // namespace
 
 void RunOptions::add_to(CLI::App& app) {
-  schedule.add_to(app, "SCHEDULE,--schedule");
+  add_schedule(app, schedule, "SCHEDULE,--schedule");
   add_model(app, *this);
   add_settings(app, Setting::Group::model, model_group);
   add_settings(app, Setting::Group::training, training_group);
@@ -172,7 +173,7 @@ void RunOptions::add_to(CLI::App& app) {
   add_settings(app, Setting::Group::machine, machine_group);
   add_waits(app, *this);
   add_results(app, *this);
-  costs.add_durations_to(app);
+  add_durations(app, costs);
   describe_heeded(app);
 }
 

@@ -293,7 +293,7 @@ void add_compare(CLI::App& app) {
   auto options = std::make_shared<CompareOptions>();
   CLI::App& compare =
       *app.add_subcommand("compare", "Two schedules, one under two costs, or two runs of one from their Chrome traces");
-  options->first.add_to(compare, "A");
+  add_schedule(compare, options->first, "A");
   compare.get_option("A")->description(
       "A schedule, of the catalog or a CSV or JSON file; or what was planned, a trace of dualpipe-sim or dualpipe-run; "
       "- reads one");
@@ -302,7 +302,7 @@ void add_compare(CLI::App& app) {
                   "The same; or what was measured, without which the trace A has both runs (dualpipe-run --compare "
                   "--trace)")
       ->type_name("NAME|FILE");
-  options->costs.add_to(compare);
+  add_costs(compare, options->costs);
   const std::string durations = compare.get_option("--costs")->get_group();
   compare.remove_option(compare.get_option("--costs"));
   compare

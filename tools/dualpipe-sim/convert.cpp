@@ -58,8 +58,8 @@ void run(const ConvertOptions& options) {
 void add_convert(CLI::App& app) {
   auto options = std::make_shared<ConvertOptions>();
   CLI::App& convert = *app.add_subcommand("convert", "Writes a schedule as PyTorch's CSV or as JSON");
-  options->schedule.add_to(convert);
-  options->costs.add_planned_to(convert);
+  add_schedule(convert, options->schedule);
+  add_planned_costs(convert, options->costs);
   add_choice(convert, "--to", options->to, {"csv", "json"}, "csv: PyTorch's; json: ours")->required();
   convert.add_option("--output,-o", options->output, "A file, which may be the one that is read, or - for stdout")
       ->type_name("FILE")

@@ -10,6 +10,7 @@
 
 #include "commands.h"
 #include "dualpipe/sim/costs/quantity.h"
+#include "dualpipe/sim/options/value.h"
 #include "dualpipe/sim/report/gantt.h"
 #include "dualpipe/sim/report/gantt_svg.h"
 #include "dualpipe/sim/report/run_report.h"
@@ -159,8 +160,8 @@ void add_simulate(CLI::App& app) {
   auto options = std::make_shared<SimulateOptions>();
   constexpr auto results = "Results (a file, or - for stdout)";
   CLI::App& simulate = *app.add_subcommand("simulate", "Runs one schedule: per-rank figures, Gantt charts, a trace");
-  options->schedule.add_to(simulate);
-  options->costs.add_to(simulate);
+  add_schedule(simulate, options->schedule);
+  add_costs(simulate, options->costs);
   const auto output = [&](const char* name, std::string& path, const char* help) {
     return add_output(simulate, name, path, help)->group(results);
   };

@@ -58,8 +58,8 @@ void add_validate(CLI::App& app) {
   auto all = std::make_shared<bool>(false);
   CLI::App& validate =
       *app.add_subcommand("validate", "Checks every rule, and whether the program would hang; exit status 1 if so");
-  options->add_to(validate);
-  costs->add_planned_to(validate);
+  add_schedule(validate, *options);
+  add_planned_costs(validate, *costs);
   validate.add_flag("--all", *all, "List all violations, not a screenful");
   validate.footer(
       "Examples:\n"

@@ -1,0 +1,60 @@
+// Where a schedule comes from, as people say it.
+#pragma once
+
+#include <cstddef>
+#include <iosfwd>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "dualpipe/sim/costs/model_costs.h"
+#include "dualpipe/sim/options/cost_options.h"
+#include "dualpipe/sim/options/shape_options.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/schedule/validate.h"
+
+namespace dualpipe {
+
+// A name of the catalog with a shape, or a file that has its own.
+struct ScheduleOptions {
+  std::string source;
+  std::string chains;
+  std::string memory_limit;
+  std::string letters;
+  ShapeOptions shape;
+  std::istream* standard_input = nullptr;  // what the source "-" is read from; without, it is a file like any other
+
+  // The file that it is read from, "-" for standard input; empty where it is of the catalog.
+  [[nodiscard]] std::string file() const;
+  // A Program where the file has communication of its own. An automatic schedule is planned for these costs, and for
+  // the memory limit. Throws InputError, and UsageError for an option that a schedule like this one has no use for;
+  // does not validate. What a user must know of how the file was read, or the schedule made, is added to `remarks`.
+  [[nodiscard]] std::variant<Schedule, Program> load(const GivenCosts& costs,
+                                                     std::vector<std::string>* remarks = nullptr) const;
+  // Throws MemoryLimitError where ranks hold more than the limit, if there is one.
+  void check_memory(const Program& program, const GivenCosts& costs) const;
+  // Where costs are looked at for the order and the limit alone: throws UsageError where some are given and neither has
+  // a use for them.
+  void check_used(const CostOptions& costs) const;
+
+ private:
+  [[nodiscard]] std::optional<MemoryLimit> limit() const;
+};
+
+[[nodiscard]] const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded);
+
+// Lowers a schedule. Throws InputError if a rule is broken, naming what breaks it: a screenful, or all; and then the
+// remarks, which may be why.
+[[nodiscard]] Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations = false,
+                                  std::span<const std::string> remarks = {});
+
+// One per line.
+[[nodiscard]] std::string violations_text(const std::vector<Violation>& violations, const Placement& placement,
+                                          std::size_t shown_max);
+
+// What a user must know of what was read, a line each, as a part of a report, or of an error.
+[[nodiscard]] std::string remarks_text(std::span<const std::string> remarks);
+
+}  // namespace dualpipe
