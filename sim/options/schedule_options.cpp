@@ -31,7 +31,7 @@ void ScheduleOptions::check_memory(const Program& program, const GivenCosts& cos
 }
 
 void ScheduleOptions::check_used(const CostOptions& costs) const {
-  const bool is_automatic = file().empty() && family(source).is_automatic;
+  const bool is_automatic = given == nullptr && file().empty() && family(source).is_automatic;
   if (const std::string option = costs.given(); !option.empty() && !is_automatic && memory_limit.empty()) {
     throw UsageError(option,
                      "the order of this schedule does not depend on costs; leave it out, or add "
@@ -41,6 +41,10 @@ void ScheduleOptions::check_used(const CostOptions& costs) const {
 
 std::variant<Schedule, Program> ScheduleOptions::load(const GivenCosts& costs,
                                                       std::vector<std::string>* remarks) const {
+  if (given != nullptr) {
+    if (!shape.given() && chains.empty() && letters.empty()) return *given;
+    throw UsageError(printable(source), "a schedule has its own shape; leave out --ranks, --microbatches and the like");
+  }
   if (file().empty()) {
     for (const auto& [option, value] : {std::pair("--letters", &letters), {"--chains", &chains}}) {
       if (value->empty()) continue;
@@ -110,6 +114,16 @@ Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations,
   }
   if (auto* program = std::get_if<Program>(&loaded)) return std::move(*program);
   return lower(std::get<Schedule>(std::move(loaded)));
+}
+
+Planned planned(const ScheduleOptions& schedule, const CostOptions& said, const GivenCosts& costs) {
+  Planned result;
+  auto loaded = schedule.load(costs, &result.remarks);
+  result.program = lower_valid(std::move(loaded), false, result.remarks);
+  said.check_used(used_by(result.program.schedule), costs);
+  schedule.check_memory(result.program, costs);
+  result.costs = stage_costs(costs, result.program.schedule.placement);
+  return result;
 }
 
 std::string violations_text(const std::vector<Violation>& violations, const Placement& placement,

@@ -17,7 +17,7 @@
 
 namespace dualpipe {
 
-// A name of the catalog with a shape, or a file that has its own.
+// A name of the catalog with a shape, or a file that has its own; or a schedule that is there already.
 struct ScheduleOptions {
   std::string source;
   std::string chains;
@@ -25,6 +25,7 @@ struct ScheduleOptions {
   std::string letters;
   ShapeOptions shape;
   std::istream* standard_input = nullptr;  // what the source "-" is read from; without, it is a file like any other
+  const std::variant<Schedule, Program>* given = nullptr;  // instead of the source, which is then its name
 
   // The file that it is read from, "-" for standard input; empty where it is of the catalog.
   [[nodiscard]] std::string file() const;
@@ -49,6 +50,16 @@ struct ScheduleOptions {
 // remarks, which may be why.
 [[nodiscard]] Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations = false,
                                   std::span<const std::string> remarks = {});
+
+// What is to be simulated: the schedule lowered, and what its stages cost.
+struct Planned {
+  Program program;
+  Costs costs;
+  std::vector<std::string> remarks;
+};
+// `costs` as they were said, and as they are. Throws InputError, and UsageError for costs that do nothing in this
+// schedule.
+[[nodiscard]] Planned planned(const ScheduleOptions& schedule, const CostOptions& said, const GivenCosts& costs);
 
 // One per line.
 [[nodiscard]] std::string violations_text(const std::vector<Violation>& violations, const Placement& placement,

@@ -52,7 +52,7 @@ void read_counts(std::string_view option, const std::vector<std::string>& texts,
   }
 }
 
-TableRequest request_of(const TableOptions& options, std::vector<std::string>& remarks) {
+TableRequest request_of(const TableOptions& options, GivenCosts given, std::vector<std::string>& remarks) {
   TableRequest request;
   for (const std::string& name : options.schedules) {
     request.schedules.push_back(schedule_of_table(name, options.standard_input, remarks));
@@ -64,7 +64,7 @@ TableRequest request_of(const TableOptions& options, std::vector<std::string>& r
   read_counts("--ranks", options.ranks, stage_count_max, request.ranks);
   read_counts("--microbatches", options.micro_batches, std::numeric_limits<std::int64_t>::max(), request.micro_batches);
   request.parameters = options.shape.shape(default_shape);
-  request.costs = options.costs.costs();
+  request.costs = std::move(given);
   if (!options.memory_limit.empty()) {
     request.memory_limit = value_of("--memory-limit", options.memory_limit, parse_bytes);
   }
@@ -116,8 +116,8 @@ void check_used(const TableOptions& options, const TableRequest& request) {
 
 }  // namespace
 
-TableRequest TableOptions::request(std::vector<std::string>& remarks) const {
-  TableRequest request = request_of(*this, remarks);
+TableRequest TableOptions::request(GivenCosts given, std::vector<std::string>& remarks) const {
+  TableRequest request = request_of(*this, std::move(given), remarks);
   check_used(*this, request);
   return request;
 }

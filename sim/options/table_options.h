@@ -22,9 +22,9 @@ struct TableOptions {
   std::string equal, sort;
   std::istream* standard_input = nullptr;  // as of ScheduleOptions
 
-  // What must be known of how files were read is added to `remarks`. Throws InputError, and UsageError for what none of
-  // the schedules has a use for.
-  [[nodiscard]] TableRequest request(std::vector<std::string>& remarks) const;
+  // `given`: what these costs are. What must be known of how files were read is added to `remarks`. Throws InputError,
+  // and UsageError for what none of the schedules has a use for.
+  [[nodiscard]] TableRequest request(GivenCosts given, std::vector<std::string>& remarks) const;
 };
 
 // The values of `equal` and of `sort`.

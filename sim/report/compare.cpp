@@ -144,18 +144,23 @@ nlohmann::ordered_json to_json(std::span<const OnlyCells> only) {
 
 }  // namespace
 
-NamedRun simulated(std::string name, const Program& program, const Costs& costs) {
-  const Timeline timeline = simulate(program, costs);
-  const auto memory = memory_of_ranks(program, costs);
+NamedRun run_of(std::string name, const Program& program, const Timeline& timeline, std::span<const RankPeak> peaks) {
   NamedRun run{std::move(name), {}};
   for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
     const auto i = static_cast<std::size_t>(rank);
     const auto ops = program.schedule.rank(rank);
     const auto spans = std::span(timeline.ops).subspan(program.schedule.rank_begin[i], ops.size());
-    run.run.ranks.push_back(
-        {{ops.begin(), ops.end()}, {spans.begin(), spans.end()}, {memory[i].peak_activations, memory[i].peak}});
+    run.run.ranks.push_back({{ops.begin(), ops.end()}, {spans.begin(), spans.end()}, peaks[i]});
   }
   return run;
+}
+
+NamedRun simulated(std::string name, const Program& program, const Costs& costs) {
+  std::vector<RankPeak> peaks;
+  for (const RankMemory& memory : memory_of_ranks(program, costs)) {
+    peaks.push_back({memory.peak_activations, memory.peak});
+  }
+  return run_of(std::move(name), program, simulate(program, costs), peaks);
 }
 
 Comparison compare_schedules(const NamedRun& first, const NamedRun& second,

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <iosfwd>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,9 @@ struct Comparison {
 // Throws InputError where the runs have different ranks, or not the same ops in the same order: names one that differs.
 [[nodiscard]] Comparison compare(const NamedRun& planned, const NamedRun& measured);
 
+// A run as it can be compared. The timeline must have recorded spans; peaks are by rank.
+[[nodiscard]] NamedRun run_of(std::string name, const Program& program, const Timeline& timeline,
+                              std::span<const RankPeak> peaks);
 // A program as it runs under some costs. Throws what simulate() does.
 [[nodiscard]] NamedRun simulated(std::string name, const Program& program, const Costs& costs);
 // Two schedules on the same ranks, or one under two costs: what both run is compared op by op, where their stages are

@@ -121,7 +121,8 @@ struct ScheduleTable {
 
 [[nodiscard]] std::string to_text(const ScheduleTable& table, const TextLayout& layout = {});
 [[nodiscard]] std::string to_markdown(const ScheduleTable& table, const TextLayout& layout = {});
-[[nodiscard]] std::string to_csv(const ScheduleTable& table);   // times in nanoseconds
+[[nodiscard]] std::string to_html(const ScheduleTable& table, const TextLayout& layout = {});  // a part of a page
+[[nodiscard]] std::string to_csv(const ScheduleTable& table);                                  // times in nanoseconds
 [[nodiscard]] std::string to_json(const ScheduleTable& table);  // `rows`, `left_out`, and what was asked for
 
 }  // namespace dualpipe

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <functional>
+#include <sstream>
 #include <string_view>
 #include <utility>
 #include <variant>
 
 #include "dualpipe/sim/report/costs_text.h"
+#include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/report/table.h"
 
 namespace dualpipe {
@@ -256,6 +258,18 @@ std::string to_markdown(const ScheduleTable& table, const TextLayout& layout) {
   if (!notes.empty()) text += "\n";
   for (const std::string& note : notes) text += "- " + note + "\n";
   return text;
+}
+
+std::string to_html(const ScheduleTable& table, const TextLayout& layout) {
+  std::string text = "<pre>";
+  std::istringstream lines(heading(table, layout.bytes));
+  for (std::string line; std::getline(lines, line);) text += xml_text(line) + "\n";
+  text += "</pre>\n" + TableColumns(table, layout.bytes).take().to_html();
+  const auto notes = notes_of(table, true);
+  if (notes.empty()) return text;
+  text += "<ul>\n";
+  for (const std::string& note : notes) text += fmt::format("<li>{}</li>\n", xml_text(note));
+  return text + "</ul>\n";
 }
 
 }  // namespace dualpipe

@@ -10,6 +10,8 @@
 #include <limits>
 #include <numeric>
 
+#include "dualpipe/sim/report/printable.h"
+
 namespace dualpipe {
 namespace {
 
@@ -244,6 +246,23 @@ std::string TextTable::to_markdown() const {
   });
   for (const auto& row : escaped.rows_) append_line([&](std::size_t i) { return row[i]; });
   return out;
+}
+
+std::string TextTable::to_html() const {
+  std::string out = "<table>\n";
+  const auto append_line = [&](std::string_view element, const auto& cell_at) {
+    out += "<tr>";
+    for (std::size_t i = 0; i < columns_.size(); ++i) {
+      out += fmt::format("<{0} style=\"text-align: {1}\">{2}</{0}>", element,
+                         columns_[i].align == Align::right ? "right" : "left", xml_text(cell_at(i)));
+    }
+    out += "</tr>\n";
+  };
+  out += "<thead>";
+  append_line("th", [&](std::size_t i) { return columns_[i].header; });
+  out += "</thead>\n<tbody>\n";
+  for (const auto& row : rows_) append_line("td", [&](std::size_t i) { return row[i]; });
+  return out + "</tbody>\n</table>\n";
 }
 
 std::string TextTable::to_csv() const {

@@ -47,6 +47,7 @@ class TextTable {
 
   [[nodiscard]] std::string to_text() const;      // aligned, two blanks between columns
   [[nodiscard]] std::string to_markdown() const;  // a pipe table; '|' in cells is escaped
+  [[nodiscard]] std::string to_html() const;      // a <table>, for a page that has others
   [[nodiscard]] std::string to_csv() const;       // RFC 4180, but for '\n' at the end of lines, as in all of our files
 
  private:

@@ -342,6 +342,18 @@ std::variant<Schedule, Program> read_csv(std::istream& in, const std::string& so
   return CsvReader(in, source, options).read();
 }
 
+void check_csv_can_hold(const Placement& placement) {
+  const int length = placement.stages() / placement.chains();
+  bool even = placement.stages() % placement.chains() == 0;
+  for (int chain = 0; even && chain < placement.chains(); ++chain) {
+    even = placement.chain_begin[static_cast<std::size_t>(chain)] == chain * length;
+  }
+  for (int stage = 0; even && stage < placement.stages(); ++stage) {
+    even = placement.weights_of[static_cast<std::size_t>(stage)] == stage % length;
+  }
+  if (!even) throw InputError("a CSV cannot say which chains and shared weights this schedule has; use --to json");
+}
+
 void write_csv(std::ostream& out, const Schedule& schedule) {
   CsvWriter writer(out);
   for (int rank = 0; rank < schedule.ranks(); ++rank) {

@@ -43,6 +43,10 @@ struct CsvOptions {
 [[nodiscard]] std::variant<Schedule, Program> read_csv(std::istream& in, const std::string& source,
                                                        const CsvOptions& options = {});
 
+// A CSV says nothing of chains: whoever reads it divides the stages evenly, and lets equal places share weights. Throws
+// InputError for a placement of which this is not true.
+void check_csv_can_hold(const Placement& placement);
+
 // One line per rank, '\n' at the end of each, no empty cells.
 void write_csv(std::ostream& out, const Schedule& schedule);  // compute_only
 void write_csv(std::ostream& out, const Program& program);    // compute_comms; batches are not in the grammar

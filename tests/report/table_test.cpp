@@ -339,6 +339,8 @@ BOOST_AUTO_TEST_CASE(markdown_csv_json) {
   const ScheduleTable table = table_of({"zb-h2", "dualpipe"}, {3, 9, 1}, EqualTerms::stages, costs_ms(2, 3, 1));
   BOOST_TEST(to_markdown(table).find("| zb-h2 ") != std::string::npos);
   BOOST_TEST(to_markdown(table).find("- no row for dualpipe") != std::string::npos);
+  BOOST_TEST(to_html(table).find("<td style=\"text-align: left\">zb-h2</td>") != std::string::npos);
+  BOOST_TEST(to_html(table).find("<li>no row for dualpipe") != std::string::npos);
 
   const std::string csv = to_csv(table);
   // (P-1)(F+B-3W) = 2 * 2 ms, by span.

@@ -10,7 +10,7 @@ namespace dualpipe::test {
 
 BOOST_AUTO_TEST_SUITE(report_text_table)
 
-BOOST_AUTO_TEST_CASE(three_forms) {
+BOOST_AUTO_TEST_CASE(four_forms) {
   TextTable table({{"name", Align::left}, {"µs"}, {"note", Align::left}});
   table.add_row({"a|b", "7", "says \"no\""});
   table.add_row({"µµµµµ", "1250", "x, y"});
@@ -23,6 +23,14 @@ BOOST_AUTO_TEST_CASE(three_forms) {
              "| :---- | ---: | :-------- |\n"
              "| a\\|b  |    7 | says \"no\" |\n"
              "| µµµµµ | 1250 | x, y      |\n");
+  BOOST_TEST(table.to_html() ==
+             "<table>\n<thead>"
+             "<tr><th style=\"text-align: left\">name</th><th style=\"text-align: right\">µs</th>"
+             "<th style=\"text-align: left\">note</th></tr>\n</thead>\n<tbody>\n"
+             "<tr><td style=\"text-align: left\">a|b</td><td style=\"text-align: right\">7</td>"
+             "<td style=\"text-align: left\">says &quot;no&quot;</td></tr>\n"
+             "<tr><td style=\"text-align: left\">µµµµµ</td><td style=\"text-align: right\">1250</td>"
+             "<td style=\"text-align: left\">x, y</td></tr>\n</tbody>\n</table>\n");
   BOOST_TEST(table.to_csv() ==
              "name,µs,note\n"
              "a|b,7,\"says \"\"no\"\"\"\n"

@@ -22,19 +22,6 @@ struct ConvertOptions {
   bool strip = false;
 };
 
-// A CSV says nothing of chains: whoever reads it divides the stages evenly, and lets equal places share weights.
-void check_csv_can_hold(const Placement& placement) {
-  const int length = placement.stages() / placement.chains();
-  bool even = placement.stages() % placement.chains() == 0;
-  for (int chain = 0; even && chain < placement.chains(); ++chain) {
-    even = placement.chain_begin[static_cast<std::size_t>(chain)] == chain * length;
-  }
-  for (int stage = 0; even && stage < placement.stages(); ++stage) {
-    even = placement.weights_of[static_cast<std::size_t>(stage)] == stage % length;
-  }
-  if (!even) throw InputError("a CSV cannot say which chains and shared weights this schedule has; use --to json");
-}
-
 void run(const ConvertOptions& options) {
   if (options.strip && options.schedule.file().empty()) {
     throw CLI::ValidationError("--strip", "a schedule of the catalog has no communication; leave it out");

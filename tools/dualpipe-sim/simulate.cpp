@@ -119,14 +119,11 @@ void run(const SimulateOptions& options) {
   const GanttOptions chart = gantt_options(options);
   const SvgOptions picture = svg_options(options);
   const auto traced = window_given("--trace-window", options.trace_window);
-  std::vector<std::string> remarks;
-  const GivenCosts given = options.costs.costs();
-  auto loaded = options.schedule.load(given, &remarks);
-  const Program program = lower_valid(std::move(loaded), false, remarks);
-  options.costs.check_used(used_by(program.schedule), given);
-  options.schedule.check_memory(program, given);
+  const Planned plan = planned(options.schedule, options.costs, options.costs.costs());
+  const Program& program = plan.program;
+  const Costs& costs = plan.costs;
+  const std::vector<std::string>& remarks = plan.remarks;
   TraceFilter filter = trace_filter(options, program.schedule.ranks());
-  const Costs costs = stage_costs(given, program.schedule.placement);
   const bool has_messages = !options.trace.empty() || !options.svg.empty();
   const Timeline timeline = simulate(program, costs, has_messages ? Record::spans : Record::ops);
   if (const auto window = window_in(timeline, "--trace-window", traced)) {

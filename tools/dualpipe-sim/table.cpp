@@ -31,7 +31,7 @@ std::string rendered(const TableCommand& command) {
     layout.width = static_cast<std::size_t>(value_of("--width", command.width, columns));
   }
   std::vector<std::string> remarks;
-  const TableRequest request = options.request(remarks);
+  const TableRequest request = options.request(options.costs.costs(), remarks);
   if (!command.width.empty() && (command.format == "csv" || command.format == "json")) {
     throw UsageError("--width", fmt::format("it does nothing with --format {}; leave it out", command.format));
   }
