@@ -20,9 +20,9 @@ def test_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks that are marked to be run."""
+    """The blocks that are files."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python run\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```python \S+\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})

@@ -32,7 +32,9 @@ def test_rows() -> None:
     assert len(table) == 2
     assert [row["schedule"] for row in table] == ["zb1p", "1f1b"]
     assert table.rows[0]["makespan_ns"] == dualpipe.simulate("zb1p", ranks=4, microbatches=8).makespan
-    assert table.to_pandas().schedule.tolist() == ["zb1p", "1f1b"]
+    frame = table.to_pandas()
+    assert frame.schedule.tolist() == ["zb1p", "1f1b"]
+    assert frame.closed_form_formula.tolist() == ["(P-1)(F+B-2W)", "(P-1)(F+B)"]
 
 
 def test_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

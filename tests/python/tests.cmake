@@ -20,4 +20,4 @@ function(dualpipe_python_tests part)
   endforeach()
 endfunction()
 
-dualpipe_python_tests(sim docs errors package schedule table timeline)
+dualpipe_python_tests(sim docs errors package schedule table timeline torch)

@@ -77,8 +77,11 @@ void bind_table(nb::module_& module) {
       .def_prop_ro(
           "remarks", [](const TableValue& self) { return self.remarks; }, "What must be known of how files were read.")
       .def(
-          "to_pandas", [](const TableValue& self) { return package("pandas").attr("DataFrame")(rows_of(self)); },
-          nb::sig("def to_pandas(self) -> typing.Any"), "A row for each row. Needs pandas.")
+          "to_pandas",
+          [](const TableValue& self) {
+            return package("pandas").attr("json_normalize")(rows_of(self), nb::arg("sep") = "_");
+          },
+          nb::sig("def to_pandas(self) -> typing.Any"), "A row for each of rows. Needs pandas.")
       .def("__len__", [](const TableValue& self) { return self.table.rows.size(); })
       .def(
           "__iter__", [](const TableValue& self) { return nb::iter(rows_of(self)); },
