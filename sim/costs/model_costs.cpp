@@ -107,24 +107,28 @@ int stages_of_chain(const Placement& placement) {
   return stages;
 }
 
-std::vector<StageCosts> chain_of(const ModelCosts& costs, const Placement& placement) {
-  const int stages = stages_of_chain(placement);
+// None: there are more stages than parts.
+std::vector<int> cut_of_chain(const ModelCosts& costs, const Placement& placement, int stages) {
   if (!costs.cut.empty()) {
-    if (costs.cut.size() == static_cast<std::size_t>(stages)) return cut_parts(costs.parts, costs.cut);
+    if (costs.cut.size() == static_cast<std::size_t>(stages)) return costs.cut;
     throw ShapeError(fmt::format(
         "the model is cut for {} stages, but a chain of the schedule has {}; leave the cut out, or give one "
         "for {} stages",
         costs.cut.size(), stages, stages));
   }
-  const auto ranks = stages_of_ranks(placement);
-  if (costs.parts.size() >= static_cast<std::size_t>(stages)) {
-    std::vector<Time> loads;
-    for (const StageCosts& part : costs.parts) loads.push_back(part.forward + part.duration(Kind::backward));
-    return cut_parts(costs.parts, parts_of_stages(loads, ranks, stages));
-  }
+  if (costs.parts.size() < static_cast<std::size_t>(stages)) return {};
+  std::vector<Time> loads;
+  for (const StageCosts& part : costs.parts) loads.push_back(part.forward + part.duration(Kind::backward));
+  return parts_of_stages(loads, stages_of_ranks(placement), stages);
+}
+
+std::vector<StageCosts> chain_of(const ModelCosts& costs, const Placement& placement) {
+  const int stages = stages_of_chain(placement);
+  const std::vector<int> cut = cut_of_chain(costs, placement, stages);
+  if (!cut.empty()) return cut_parts(costs.parts, cut);
   std::vector<LoadTimes> times;
   for (const StageCosts& part : costs.parts) times.push_back({part.forward, part.recompute, part.backward});
-  return divide_parts(costs.parts, stages_of_parts(times, ranks, stages));
+  return divide_parts(costs.parts, stages_of_parts(times, stages_of_ranks(placement), stages));
 }
 
 }  // namespace
@@ -188,6 +192,11 @@ Costs stage_costs(const ModelCosts& costs, const Placement& placement) {
   for (int i = 0; i < placement.chains(); ++i) result.stages.insert(result.stages.end(), chain.begin(), chain.end());
   check(result, placement);
   return result;
+}
+
+std::vector<int> cut_of(const ModelCosts& costs, const Placement& placement) {
+  check(costs);
+  return detail::costs::cut_of_chain(costs, placement, detail::costs::stages_of_chain(placement));
 }
 
 Costs stage_costs(const GivenCosts& costs, const Placement& placement) {

@@ -68,6 +68,9 @@ void check(const ModelCosts& costs);
 // Throws InputError: what check() throws, chains of different lengths, stages that share weights without being at the
 // same place in their chains, speeds for another number of ranks. ShapeError: a given cut for another number of stages.
 [[nodiscard]] Costs stage_costs(const ModelCosts& costs, const Placement& placement);
+// How many parts each stage of a chain gets there: as given, or as found best. Empty where parts are divided, as there
+// are more stages. Throws the same.
+[[nodiscard]] std::vector<int> cut_of(const ModelCosts& costs, const Placement& placement);
 // Costs of stages are only checked, and stay one entry for all stages where they are.
 [[nodiscard]] Costs stage_costs(const GivenCosts& costs, const Placement& placement);
 

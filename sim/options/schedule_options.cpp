@@ -26,6 +26,13 @@ std::optional<MemoryLimit> ScheduleOptions::limit() const {
   return value_of("--memory-limit", memory_limit, parse_memory_limit);
 }
 
+std::optional<Shape> ScheduleOptions::catalog_shape() const {
+  if (given != nullptr || !file().empty()) return std::nullopt;
+  Shape asked = shape.shape();
+  if (family(source).takes_chunks && !shape.has_chunks()) asked.chunks = default_chunks;
+  return asked;
+}
+
 void ScheduleOptions::check_memory(const Program& program, const GivenCosts& costs) const {
   if (const auto most = limit()) check_memory_limit(program, stage_costs(costs, program.schedule.placement), *most);
 }
@@ -51,12 +58,9 @@ std::variant<Schedule, Program> ScheduleOptions::load(const GivenCosts& costs,
       throw UsageError(option, "it is for CSV files; leave it out with a schedule of the catalog");
     }
     shape.check_used(std::vector{source});
-    Shape asked = shape.shape();
-    if (family(source).takes_chunks && !shape.has_chunks()) {
-      asked.chunks = default_chunks;
-      if (remarks != nullptr) {
-        remarks->push_back(fmt::format("{} chunks per rank, as --chunks does not say how many", default_chunks));
-      }
+    const Shape asked = catalog_shape().value();
+    if (family(source).takes_chunks && !shape.has_chunks() && remarks != nullptr) {
+      remarks->push_back(fmt::format("{} chunks per rank, as --chunks does not say how many", default_chunks));
     }
     return generate({.family = source, .shape = asked, .costs = costs, .memory_limit = limit()});
   }

@@ -36,12 +36,12 @@ struct ScheduleOptions {
                                                      std::vector<std::string>* remarks = nullptr) const;
   // Throws MemoryLimitError where ranks hold more than the limit, if there is one.
   void check_memory(const Program& program, const GivenCosts& costs) const;
+  [[nodiscard]] std::optional<MemoryLimit> limit() const;
+  // Of a schedule of the catalog: that load() generates it with. None: it is of a file, or given.
+  [[nodiscard]] std::optional<Shape> catalog_shape() const;
   // Where costs are looked at for the order and the limit alone: throws UsageError where some are given and neither has
   // a use for them.
   void check_used(const CostOptions& costs) const;
-
- private:
-  [[nodiscard]] std::optional<MemoryLimit> limit() const;
 };
 
 [[nodiscard]] const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded);

@@ -94,9 +94,11 @@ test_shape() {
   passes convert dualpipev -p 4 -m 8 --to csv --output dualpipev.csv
   printf '0F0,0B0,0W0\n1F0,1B0,1W0\n' >old.csv
   shape_of simulate
+  shape_of explain --no-what-if
   shape_of validate
   shape_of convert --to json
   mends "simulate dualpipe.csv" --chains 2
+  mends "explain dualpipe.csv" --chains 2
   mends "validate dualpipe.csv" --chains 2
   changes "convert dualpipe.csv --to json" --chains 2
 }
@@ -131,6 +133,8 @@ test_planned() {
   has_case["simulate --memory-limit"]=1
   changes "simulate zb-auto -p 4 -m 12" --memory-limit 5microbatches
   fails 1 'limit' simulate gpipe -p 4 -m 8 --memory-limit 4microbatches
+  has_case["explain --memory-limit"]=1
+  changes "explain gpipe -p 4 -m 8" --memory-limit 8microbatches
   has_case["compare --memory-limit"]=1
   changes "compare 1f1b zb-auto -p 4 -m 12" --memory-limit 5microbatches
 }
@@ -170,6 +174,15 @@ test_simulate() {
   refuses 'requires --trace$' "$base" --trace-window 3ms 9ms
   fails 1 '^error: --trace-window: it begins at 33 ms, and the run ends at 33 ms$' $base --trace --trace-window 33 34
   fails 1 '^error: --trace-window: the end' $base --trace --trace-window 9ms 3ms
+}
+
+test_explain() {
+  local base="explain 1f1b -p 4 -m 8"
+  costs_of "$base" "explain dualpipe -p 4 -m 8"
+  changes "$base" --json -
+  changes "$base" --no-what-if
+  changes "$base" --width 40
+  refuses 'no columns; leave it out' "$base --json -" --width 40
 }
 
 test_table() {
@@ -244,6 +257,7 @@ test_shape
 test_chunks
 test_planned
 test_simulate
+test_explain
 test_table
 test_others
 for subcommand in $("$tool" --help | sed -n '/^Subcommands/,/^$/s/^  \([a-z]\+\) .*/\1/p'); do

@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
       "Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.");
   dualpipe::add_table(app);
   dualpipe::add_simulate(app);
+  dualpipe::add_explain(app);
   dualpipe::add_schedules(app);
   dualpipe::add_validate(app);
   dualpipe::add_convert(app);
