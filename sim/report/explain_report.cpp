@@ -149,6 +149,17 @@ ExplainReport explain_report(const Program& program, const std::optional<Costs>&
   return report;
 }
 
+std::vector<ReportedOp> reported_ops(const Program& program, const Timeline& timeline) {
+  std::vector<ReportedOp> ops;
+  const Time origin = detail::report::bounds_of(timeline).start;
+  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
+    for (const auto& unit : detail::report::units_of(program, timeline, rank)) {
+      ops.push_back({cell_text(unit.ops), rank, {unit.span.start - origin, unit.span.end - origin}});
+    }
+  }
+  return ops;
+}
+
 namespace {
 
 using Json = nlohmann::ordered_json;

@@ -119,6 +119,9 @@ struct ExplainReport : ReportTitle {
 [[nodiscard]] ExplainReport explain_report(const Program& program, const std::optional<Costs>& costs,
                                            const Timeline& timeline, const Explanation& explanation);
 
+// By rank, in order; since the start of the run.
+[[nodiscard]] std::vector<ReportedOp> reported_ops(const Program& program, const Timeline& timeline);
+
 [[nodiscard]] std::string to_text(const ExplainReport& report, const TextLayout& layout = {});
 // One object; times in nanoseconds, `…_ns`.
 void write_json(std::ostream& out, const ExplainReport& report);

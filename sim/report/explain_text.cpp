@@ -26,7 +26,7 @@ std::string share(Time part, Time whole) {
 
 std::string header(const ExplainReport& report, ByteUnits units) {
   std::string text = title_text(report) + "\n";
-  for (const std::string& remark : report.remarks) text += printable_lines(remark) + "\n";
+  for (const std::string& remark : report.remarks) text += wrapped(printable_lines(remark));
   if (report.costs) text += costs_text(*report.costs, report.has_pairs, units);
   text += "\n";
   const auto append_text = [&](std::string_view term, const std::string& value, const std::string& meaning) {

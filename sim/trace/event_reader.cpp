@@ -107,8 +107,9 @@ Time rounded(Int128 attoseconds) {
 
 class EventReader {
  public:
-  EventReader(std::istream& in, const std::string& source, const std::function<void(const TraceEvent&)>& take)
-      : source_(source), take_(take), input_(in, source), scanner_(input_, source) {}
+  EventReader(std::istream& in, const std::string& source, const std::function<void(const TraceEvent&)>& take,
+              const TraceMembers& others)
+      : source_(source), take_(take), others_(others), input_(in, source), scanner_(input_, source) {}
 
   void run() {
     const auto first = scanner_.peek();
@@ -131,8 +132,9 @@ class EventReader {
     scanner_.expect('{', "object");
     if (!scanner_.take('}')) {
       do {
-        if (!is_event_list(read_key())) {
-          static_cast<void>(scanner_.value());
+        const std::string key = read_key();
+        if (!is_event_list(key)) {
+          read_other(key);
           continue;
         }
         if (std::exchange(has_events, true)) fail("\"traceEvents\" is there twice");
@@ -142,6 +144,17 @@ class EventReader {
       scanner_.expect('}', "object");
     }
     if (!has_events) fail("\"traceEvents\" is missing");
+  }
+
+  void read_other(std::string_view key) {
+    const auto* const wanted = std::find_if(others_.keys.data(), others_.keys.data() + others_.keys.size(),
+                                            [&](std::string_view each) { return is_string(key, each); });
+    static_cast<void>(scanner_.peek());
+    if (wanted == others_.keys.data() + others_.keys.size()) return static_cast<void>(scanner_.value());
+    scanner_.mark();
+    const auto slice = scanner_.value();
+    others_.take(*wanted, scanner_.text(slice));
+    scanner_.unmark();
   }
 
   [[nodiscard]] std::string read_key() {
@@ -207,6 +220,7 @@ class EventReader {
 
   const std::string& source_;
   const std::function<void(const TraceEvent&)>& take_;
+  const TraceMembers& others_;
   ByteInput input_;
   JsonScanner scanner_;
   std::vector<Place> places_;
@@ -260,6 +274,13 @@ Span TraceEvent::span() const {
   return {rounded(start), rounded(start + duration)};
 }
 
+Time TraceEvent::time(std::string_view key) const {
+  const auto value = attoseconds(json(key));
+  if (!value) fail(key, fmt::format("expected a number of microseconds, not {}", quote(json(key))));
+  if (*value < -attoseconds_max || *value > attoseconds_max) fail(key, "more than 73 years");
+  return rounded(*value);
+}
+
 std::optional<std::string_view> TraceEvent::find(std::string_view key) const {
   const bool in_args = key.starts_with(args_prefix);
   const std::string_view name = in_args ? key.substr(args_prefix.size()) : key;
@@ -282,9 +303,9 @@ void TraceEvent::fail(std::string_view key, std::string_view what) const {
   throw InputError(fmt::format("{}: {}.{}: {}", source_, place(), key, what));
 }
 
-void read_trace_events(std::istream& in, const std::string& source,
-                       const std::function<void(const TraceEvent&)>& take) {
-  EventReader(in, source, take).run();
+void read_trace_events(std::istream& in, const std::string& source, const std::function<void(const TraceEvent&)>& take,
+                       const TraceMembers& members) {
+  EventReader(in, source, take, members).run();
 }
 
 }  // namespace dualpipe

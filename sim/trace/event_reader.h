@@ -46,6 +46,8 @@ class TraceEvent {
   // From "ts", and "dur" long. These are microseconds in decimal, with any number of digits and an exponent or none; an
   // end is exact before it is rounded to a nanosecond, so that slices which touch in the file touch here, too.
   [[nodiscard]] Span span() const;
+  // Of one of them alone: the time of an event that has no duration.
+  [[nodiscard]] Time time(std::string_view key) const;
 
   [[nodiscard]] std::string place() const;  // "traceEvents[7]"
   [[noreturn]] void fail(std::string_view what) const;
@@ -60,8 +62,16 @@ class TraceEvent {
   std::span<const Member> members_;
 };
 
+// What else a trace's object has, besides its events: `take` is called with the JSON text of those that have these
+// keys.
+struct TraceMembers {
+  std::span<const std::string_view> keys = {};
+  std::function<void(std::string_view key, std::string_view json)> take = {};
+};
+
 // Calls `take` with each event, in the order of the file; the event is gone when that returns. Throws InputError,
 // naming file and place, for what is not JSON, is no trace, or is a damaged gzip file; and what `take` throws.
-void read_trace_events(std::istream& in, const std::string& source, const std::function<void(const TraceEvent&)>& take);
+void read_trace_events(std::istream& in, const std::string& source, const std::function<void(const TraceEvent&)>& take,
+                       const TraceMembers& members = {});
 
 }  // namespace dualpipe

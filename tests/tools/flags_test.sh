@@ -185,6 +185,39 @@ test_explain() {
   refuses 'no columns; leave it out' "$base --json -" --width 40
 }
 
+# traces_of COMMAND: the options of subcommands that take traces of other tools. Each of its files is there.
+traces_of() {
+  local base=$1 named="$1 $goldens/traces/GPipe_P2V1M2_rank0.json.gz $goldens/traces/GPipe_P2V1M2_rank1.json.gz"
+  has_case["$base --format"]=1
+  passes $named --format kineto
+  fails 1 'expected a list of iterations' $named --format primus
+  mends "$base rank0.json rank1.json" --range '([fb]wd) ([0-9]+)'
+  mends "$base rank0.json rank1.json" --schedule $goldens/traces/GPipe_P2V1M2_order.csv
+  fails 1 'rank 0, op 2: 0B0 ran, but the schedule has 2F0' $named \
+    --schedule $goldens/traces/Interleaved1F1B_P2V2M4_order.csv
+  changes "$base pp_rank_0.json" --step 1
+  changes "$base pp_rank_0.json" --chunks 2
+  refuses 'Primus. alone do not say it; leave it out' "$named" --chunks 2
+  fails 1 'there is no file of rank 0' $base $goldens/traces/GPipe_P2V1M2_rank1.json.gz
+}
+
+test_traces() {
+  local rank option
+  for rank in 0 1; do
+    gzip -dc $goldens/traces/GPipe_P2V1M2_rank$rank.json.gz | sed 's/"Forward /"fwd /; s/"Backward /"bwd /' >rank$rank.json
+  done
+  echo '[{"fwd_start": [0, 1], "fwd_end": [1, 2], "bwd_start": [2, 4], "bwd_end": [4, 6]},' \
+    '{"fwd_start": [10, 12], "fwd_end": [12, 14], "bwd_start": [14, 18], "bwd_end": [18, 22]}]' >pp_rank_0.json
+  traces_of explain
+  traces_of calibrate
+  for option in '--format kineto' '--step 1' '--range F' '--schedule x.csv'; do
+    refuses 'for traces; leave it out with a schedule' "explain 1f1b -p 4 -m 8" $option
+  done
+  refuses 'nothing with traces' "explain pp_rank_0.json" --forward 2ms
+  changes "calibrate pp_rank_0.json" --output calibrated.json
+  passes table --costs calibrated.json -p 4 -m 8
+}
+
 test_table() {
   local base="table --schedules 1f1b -p 4 -m 8" dual="table --schedules dualpipe -p 4 -m 8"
   costs_of "$base" "$dual"
@@ -258,6 +291,7 @@ test_chunks
 test_planned
 test_simulate
 test_explain
+test_traces
 test_table
 test_others
 for subcommand in $("$tool" --help | sed -n '/^Subcommands/,/^$/s/^  \([a-z]\+\) .*/\1/p'); do

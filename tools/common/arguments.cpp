@@ -97,13 +97,23 @@ class Reader {
     } else if (app_->get_parent() == nullptr && !app_->get_subcommands({}).empty()) {
       refuse_subcommand(*app_, argument);
     } else {
-      const auto taken = app_->get_options([](const CLI::Option* option) { return option->get_positional(); }).size();
+      const auto taken = arguments_taken();
       if (arguments_ == taken) {
         throw CLI::ValidationError(argument, fmt::format("it is one argument too many; {} takes {}", app_->get_name(),
                                                          taken == 0 ? "none" : std::to_string(taken)));
       }
       ++arguments_;
     }
+  }
+
+  // All that a command may have; one that takes a list has no end.
+  [[nodiscard]] std::size_t arguments_taken() const {
+    std::size_t taken = 0;
+    for (const CLI::Option* option :
+         app_->get_options([](const CLI::Option* each) { return each->get_positional(); })) {
+      taken += static_cast<std::size_t>(option->get_items_expected_max());
+    }
+    return taken;
   }
 
   // `given`: how many values the option has already, behind '=' or its letter.

@@ -8,6 +8,7 @@ namespace dualpipe {
 void add_table(CLI::App& app);
 void add_simulate(CLI::App& app);
 void add_explain(CLI::App& app);
+void add_calibrate(CLI::App& app);
 void add_schedules(CLI::App& app);
 void add_validate(CLI::App& app);
 void add_convert(CLI::App& app);

@@ -15,10 +15,10 @@
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/schedule/input_file.h"
 #include "dualpipe/sim/trace/run_reader.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
+#include "trace_files.h"
 
 namespace dualpipe {
 namespace {
@@ -83,14 +83,6 @@ Comparison comparison_of_traces(const CompareOptions& options) {
 
 // --- schedules
 
-// By what it begins with: a trace is JSON without the name of our schedules' format, or compressed.
-bool is_trace(std::string_view begin) {
-  const auto first = begin.find_first_not_of(" \t\r\n\xef\xbb\xbf");
-  if (first == begin.npos) return true;  // whoever reads it says so
-  const char c = begin[first];
-  return (c == '{' && begin.find("dualpipe-schedule") == begin.npos) || c == '[' || c == '\x1f';
-}
-
 enum class Content : std::uint8_t { trace, schedule, missing };
 
 Content content_of(const CompareOptions& options, const std::string& source) {
@@ -103,11 +95,7 @@ Content content_of(const CompareOptions& options, const std::string& source) {
   std::error_code error;
   if (!std::filesystem::exists(source, error)) return Content::missing;
   if (!std::filesystem::is_regular_file(source, error)) return Content::trace;  // of a pipe nothing is known before
-  auto in = open_input_file(source);
-  std::string begin(4096, '\0');
-  in.read(begin.data(), static_cast<std::streamsize>(begin.size()));
-  begin.resize(static_cast<std::size_t>(in.gcount()));
-  return is_trace(begin) ? Content::trace : Content::schedule;
+  return is_trace_file(source) ? Content::trace : Content::schedule;
 }
 
 // Whether schedules are to be compared; else traces are. Throws InputError where it is one and one.

@@ -2,24 +2,29 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "commands.h"
 #include "dualpipe/sim/costs/quantity.h"
+#include "dualpipe/sim/explain/measured_costs.h"
 #include "dualpipe/sim/explain/what_if.h"
 #include "dualpipe/sim/options/value.h"
 #include "dualpipe/sim/report/explain_report.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
+#include "trace_files.h"
 
 namespace dualpipe {
 namespace {
 
 struct ExplainOptions {
   ScheduleOptions schedule;
+  TraceOptions traces;  // besides the first, which stands in `schedule`
   CostOptions costs;
   std::string json, width;
   bool no_what_if = false;
@@ -31,8 +36,11 @@ bool prints_text(const ExplainOptions& options) { return options.json != "-"; }
 void check_files(const ExplainOptions& options) {
   std::vector<NamedFile> results{{"--json", options.json, "explanation"}};
   if (prints_text(options)) results.push_back({"standard output", "-", "text"});
-  check_apart(results, std::vector<NamedFile>{{"SCHEDULE", options.schedule.file(), "schedule"},
-                                              {"--costs", options.costs.file, "costs"}});
+  std::vector<NamedFile> read{{"SCHEDULE", options.schedule.file(), "schedule"},
+                              {"--costs", options.costs.file, "costs"},
+                              {"--schedule", options.traces.schedule, "schedule"}};
+  for (const std::string& file : options.traces.files) read.push_back({"TRACE", file, "trace"});
+  check_apart(results, read);
   if (options.width.empty() || prints_text(options)) return;
   throw CLI::ValidationError("--width", "what is written has no columns; leave it out");
 }
@@ -63,10 +71,62 @@ ExplainReport report_of_plan(const ExplainOptions& options) {
   return report;
 }
 
-void run(const ExplainOptions& options) {
+// What a trace has in it, no option can say.
+void check_trace_usage(const CLI::App& app, const ExplainOptions& options, bool has_traces) {
+  if (!has_traces) {
+    if (const std::string option = options.traces.given(); !option.empty()) {
+      throw CLI::ValidationError(option, "it is for traces; leave it out with a schedule");
+    }
+    if (!options.traces.files.empty()) {
+      throw CLI::ValidationError(options.traces.files[0], "one schedule is explained; several files are of a trace");
+    }
+    return;
+  }
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string group = option->get_group();
+    const std::string name = option->get_name();
+    const bool is_used =
+        option->get_positional() || group == "Traces" || group.starts_with("Results") || name == "--chunks";
+    if (option->count() == 0 || is_used) continue;
+    throw CLI::ValidationError(name, "it does nothing with traces; it is for schedules, which are simulated");
+  }
+}
+
+// The report of a run from its traces. What would help is simulated with the costs that they have.
+ExplainReport report_of_traces(const ExplainOptions& options) {
+  TraceOptions traces = options.traces;
+  traces.files.insert(traces.files.begin(), options.schedule.source);
+  for (std::size_t i = 0; i < options.schedule.shape.values.size(); ++i) {
+    if (parameters()[i].value == &Shape::chunks) traces.chunks = options.schedule.shape.values[i];
+  }
+  auto loaded = traces.load();
+  const auto& [program, timeline] = loaded.measured;
+  const Explanation explanation = explain_measured(program, timeline);
+  ExplainReport report = explain_report(program, std::nullopt, timeline, explanation);
+  report.remarks = std::move(loaded.remarks);
+  report.clock_width = loaded.clock_width;
+  report.ops = reported_ops(program, timeline);
+  if (options.no_what_if) return report;
+  MeasuredCosts measured = measured_costs(program, timeline);
+  const Timeline planned = simulate(program, measured.costs);
+  const Explanation of_plan = explain(program, measured.costs, planned);
+  report.remarks.insert(report.remarks.end(), measured.remarks.begin(), measured.remarks.end());
+  report.remarks.push_back(fmt::format(
+      "what if: simulated with the run's own medians, by which it takes {}, {} of what "
+      "was measured",
+      format_time(planned.makespan()),
+      format_rate(static_cast<double>(planned.makespan()) / static_cast<double>(std::max<Time>(report.makespan, 1)))));
+  const GivenCosts given = measured.costs;
+  report.what_if = what_if({.program = program, .given = given, .costs = measured.costs, .explanation = of_plan});
+  return report;
+}
+
+void run(const CLI::App& app, const ExplainOptions& options) {
+  const bool has_traces = options.schedule.source != "-" && is_trace_file(options.schedule.file());
+  check_trace_usage(app, options, has_traces);
   check_files(options);
   const TextLayout layout{.width = columns(options), .bytes = options.costs.byte_units()};
-  const ExplainReport report = report_of_plan(options);
+  const ExplainReport report = has_traces ? report_of_traces(options) : report_of_plan(options);
   if (!options.json.empty()) write_output(options.json, [&](std::ostream& out) { write_json(out, report); });
   if (!prints_text(options)) return print_notes(report.remarks);
   print(to_text(report, layout));
@@ -79,6 +139,13 @@ void add_explain(CLI::App& app) {
   constexpr auto results = "Results (a file, or - for stdout)";
   CLI::App& explain = *app.add_subcommand("explain", "Why ranks are idle, the critical path, and what would help");
   add_schedule(explain, options->schedule);
+  explain.get_option("SCHEDULE")
+      ->description(
+          "A schedule: a name of the catalog, or a CSV or JSON file, - reads one; or a trace of a run, of ours or of "
+          "another tool");
+  explain.add_option("TRACE", options->traces.files, "The run's other traces, where there is one for each rank")
+      ->type_name("FILE");
+  options->traces.add_to(explain);
   add_costs(explain, options->costs);
   add_output(explain, "--json", options->json, "All figures, every step of the path")->group(results);
   explain.add_option("--width", options->width, "Columns of the text (the terminal's)")->type_name("N")->group(results);
@@ -88,8 +155,11 @@ void add_explain(CLI::App& app) {
       "Examples:\n"
       "  dualpipe-sim explain zb1p --ranks 8 --microbatches 24\n"
       "  dualpipe-sim explain 1f1b --ranks 8 --microbatches 24 --costs costs.json --json explained.json\n"
-      "  dualpipe-sim explain mine.csv --comm stream --latency 20us --bandwidth 50GB/s --bytes 32MiB");
-  explain.callback([options] { run(*options); });
+      "  dualpipe-sim explain mine.csv --comm stream --latency 20us --bandwidth 50GB/s --bytes 32MiB\n"
+      "  dualpipe-sim explain run.json\n"
+      "  dualpipe-sim explain rank0.json.gz rank1.json.gz --schedule interleaved.csv\n"
+      "  dualpipe-sim explain pp_rank_*.json --format primus --chunks 2");
+  explain.callback([options, &explain] { run(explain, *options); });
 }
 
 }  // namespace dualpipe

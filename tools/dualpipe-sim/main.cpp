@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
   dualpipe::add_table(app);
   dualpipe::add_simulate(app);
   dualpipe::add_explain(app);
+  dualpipe::add_calibrate(app);
   dualpipe::add_schedules(app);
   dualpipe::add_validate(app);
   dualpipe::add_convert(app);

@@ -1,0 +1,24 @@
+// Costs from a run that was measured, so that plans start from what really happened.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/schedule/program.h"
+#include "dualpipe/sim/simulate/timeline.h"
+
+namespace dualpipe {
+
+struct MeasuredCosts {
+  Costs costs;  // of each stage; messages by latency: their sizes are not known
+  std::vector<std::string> remarks;
+};
+
+// Medians: of each stage's passes; as launch, of what went by between two ops where the second waited for nothing but
+// the rank; as latency, of what went by from the end of an op to the start of the one on another rank that waited for
+// its result last. What did not run is taken from what did: B is I + W, and of a B that ran whole each is a half, which
+// is remarked on. The timeline needs spans of ops alone.
+[[nodiscard]] MeasuredCosts measured_costs(const Program& program, const Timeline& timeline);
+
+}  // namespace dualpipe

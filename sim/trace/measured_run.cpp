@@ -1,0 +1,111 @@
+#include "dualpipe/sim/trace/measured_run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "dualpipe/sim/report/units.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/flow.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/validate.h"
+
+namespace dualpipe {
+namespace {
+
+Schedule schedule_of(const TraceRun& run, const std::string& source) {
+  Schedule schedule;
+  schedule.name = source;
+  schedule.rank_begin = {0};
+  std::vector<std::optional<int>> rank_of;
+  for (std::size_t rank = 0; rank < run.ranks.size(); ++rank) {
+    for (const Op op : run.ranks[rank].ops) {
+      if (rank_of.size() <= op.stage) rank_of.resize(std::size_t{op.stage} + 1);
+      auto& home = rank_of[op.stage];
+      if (home && *home != static_cast<int>(rank)) {
+        throw InputError(fmt::format("{}: stage {} runs on rank {} and on rank {}", source, op.stage, *home, rank));
+      }
+      home = static_cast<int>(rank);
+      schedule.micro_batches = std::max(schedule.micro_batches, op.micro_batch + 1);
+      schedule.ops.push_back(op);
+    }
+    schedule.rank_begin.push_back(schedule.ops.size());
+  }
+  std::vector<int> ranks;
+  for (std::size_t stage = 0; stage < rank_of.size(); ++stage) {
+    if (!rank_of[stage]) throw InputError(fmt::format("{}: no rank runs anything of stage {}", source, stage));
+    ranks.push_back(*rank_of[stage]);
+  }
+  if (ranks.empty()) throw InputError(fmt::format("{}: it has no ops", source));
+  schedule.placement = one_chain(ranks);
+  schedule.placement.ranks = static_cast<int>(run.ranks.size());
+  return schedule;
+}
+
+// Whether no op starts before its input is made.
+bool agrees_with_times(const Schedule& schedule, const TraceRun& run) {
+  std::unordered_map<std::uint64_t, Time> made;
+  const auto for_each_op = [&](auto visit) {
+    for (const TraceRank& rank : run.ranks) {
+      for (std::size_t i = 0; i < rank.ops.size(); ++i) {
+        if (rank.ops[i].kind != Kind::weight_gradient) visit(rank.ops[i], rank.spans[i]);
+      }
+    }
+  };
+  for_each_op([&](Op op, Span span) { made[key_of(op)] = span.end; });
+  bool agrees = true;
+  for_each_op([&](Op op, Span span) {
+    const auto from = producer_of(op, schedule.placement);
+    if (from) agrees &= made[key_of(Op{op.micro_batch, from->stage, op.kind, false})] <= span.start;
+  });
+  return agrees;
+}
+
+// As so few chains as the ops can be, by their order and by their times; or by their order alone, as clocks may be off.
+Lowered lowered(const Schedule& schedule, const TraceRun& run, const std::string& source) {
+  std::optional<Lowered> by_order;
+  std::vector<Violation> violations;
+  for (int chains = 1; chains <= schedule.placement.stages(); ++chains) {
+    if (schedule.placement.stages() % chains != 0) continue;
+    Schedule divided = schedule;
+    if (chains > 1) divided.placement = in_chains(schedule.placement, chains);
+    auto found = validate(divided);
+    if (chains == 1) violations = found;
+    if (!found.empty()) continue;
+    const bool agrees = agrees_with_times(divided, run);
+    Lowered candidate = lower_checked(std::move(divided));
+    if (candidate.completes && agrees) return candidate;
+    if (candidate.completes && !by_order) by_order = std::move(candidate);
+  }
+  if (by_order) return *std::move(by_order);
+  if (violations.empty()) {
+    throw InputError(
+        fmt::format("{}: no ranks can have run their ops in this order, as each would wait for another", source));
+  }
+  throw InputError(fmt::format("{}: what ran is no whole step: {}{}", source,
+                               to_text(violations.front(), schedule.placement),
+                               violations.size() > 1 ? fmt::format(", and {} more", violations.size() - 1) : ""));
+}
+
+}  // namespace
+
+MeasuredRun measured_run(const TraceRun& run, const std::string& source) {
+  MeasuredRun result{lowered(schedule_of(run, source), run, source).program, {}};
+  for (const TraceRank& rank : run.ranks) {
+    result.timeline.ops.insert(result.timeline.ops.end(), rank.spans.begin(), rank.spans.end());
+    RankTimes times;
+    for (const auto& unit : detail::report::units_of(rank.ops, rank.spans)) times.busy += unit.duration();
+    if (!rank.spans.empty()) {
+      times.first_start = rank.spans.front().start;
+      times.last_end = rank.spans.back().end;
+    }
+    result.timeline.ranks.push_back(times);
+  }
+  return result;
+}
+
+}  // namespace dualpipe
