@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "dualpipe/exec/replay/error_text.h"
+#include "dualpipe/sim/options/usage_error.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "tools/common/command_line.h"
 #include "watchdog.h"
@@ -60,6 +61,9 @@ Ending Session::run_in_world(const RunOptions& options) {
     dualpipe::run(options, *world_, interrupt_->token());
     return {};
   } catch (const CLI::ParseError& error) {  // each process finds it, and one tells
+    is_wrong_usage_ = true;
+    return {.failed = true, .is_cause = true, .text = error.what()};
+  } catch (const UsageError& error) {
     is_wrong_usage_ = true;
     return {.failed = true, .is_cause = true, .text = error.what()};
   } catch (const TimeoutError& error) {
