@@ -1,6 +1,7 @@
 #include "dualpipe/exec/replay/replay.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
 #include <c10/core/AutogradState.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
@@ -198,6 +199,8 @@ class Replay {
   // One op, or the two of a pair.
   void run_unit(std::size_t position, std::span<const Op> unit) {
     at_ = unit;
+    at::RecordFunction range(at::RecordScope::USER_SCOPE);  // for a profiler of LibTorch's
+    if (range.isActive()) range.before(cell_text(unit));
     if (options_.before_op) std::ranges::for_each(unit, options_.before_op);
     device_.use(stream_of(unit[0]));
     device_.wait(last_);

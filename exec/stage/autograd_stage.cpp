@@ -2,6 +2,7 @@
 
 #include <c10/core/GradMode.h>
 
+#include <cassert>
 #include <utility>
 
 namespace dualpipe::detail::stage {
@@ -38,8 +39,21 @@ void AutogradStage::backward_weight(std::uint32_t micro_batch) {
   run_all(kept.weight_gradients);
 }
 
+Tensors AutogradStage::forward_by(std::uint32_t micro_batch, const Tensors& inputs, const Segment::Function& function) {
+  assert(!recomputes_);
+  Kept kept;
+  Tensors outputs = kept.segment.forward(inputs, function, of_inputs_);
+  if (c10::GradMode::is_enabled()) held_.put(micro_batch, Awaited::backward, std::move(kept));
+  return outputs;
+}
+
+Tensors AutogradStage::take_input_gradients(std::uint32_t micro_batch) {
+  return take_segment(micro_batch).take_input_gradients(Segment::Unreached::undefined);
+}
+
 Tensors AutogradStage::run(std::uint32_t micro_batch, const Tensors& inputs, Segment& segment) {
-  return segment.forward(inputs, [&](const Tensors& own) { return compute(micro_batch, own); });
+  return segment.forward(
+      inputs, [&](const Tensors& own) { return compute(micro_batch, own); }, of_inputs_);
 }
 
 Segment AutogradStage::take_segment(std::uint32_t micro_batch) {

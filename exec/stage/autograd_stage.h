@@ -23,21 +23,30 @@ namespace dualpipe::detail::stage {
 // first stage, whose input needs no gradient, I computes the gradients that lead down to the first parameters.
 class AutogradStage : public Stage {
  public:
-  [[nodiscard]] Tensors forward(std::uint32_t micro_batch, Tensors inputs) final;
-  [[nodiscard]] Tensors backward(std::uint32_t micro_batch, Tensors gradients) final;
-  [[nodiscard]] Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) final;
+  [[nodiscard]] Tensors forward(std::uint32_t micro_batch, Tensors inputs) override;
+  [[nodiscard]] Tensors backward(std::uint32_t micro_batch, Tensors gradients) override;
+  [[nodiscard]] Tensors backward_input(std::uint32_t micro_batch, Tensors gradients) override;
   void backward_weight(std::uint32_t micro_batch) final;
   [[nodiscard]] Bytes working_bytes() const final { return working_bytes_; }
 
  protected:
   // The gradient of the last stage's output, the loss, is `loss_scale`. `recompute`: `full` is done here; `attention`
-  // is up to the model.
-  explicit AutogradStage(double loss_scale, Recompute recompute = Recompute::none)
-      : loss_scale_(loss_scale), recomputes_(recompute == Recompute::full) {}
+  // is up to the model. `of_inputs`: a first stage that is given its inputs needs no gradients of them.
+  explicit AutogradStage(double loss_scale, Recompute recompute = Recompute::none,
+                         Segment::OfInputs of_inputs = Segment::OfInputs::wanted)
+      : loss_scale_(loss_scale), recomputes_(recompute == Recompute::full), of_inputs_(of_inputs) {}
+  // Between steps.
+  void set_loss_scale(double scale) { loss_scale_ = scale; }
 
   // The outputs for the next stage, or the loss; as Stage::forward() has them. Called twice for a micro-batch whose
   // forward is recomputed, and must then do the same again.
   [[nodiscard]] virtual Tensors compute(std::uint32_t micro_batch, const Tensors& inputs) = 0;
+
+  // For a model whose own function runs an F&B pair, in a stage that does not recompute: the F with this function in
+  // place of compute(), and what backward() returns of a micro-batch whose backward that function has run, from what
+  // compute() had returned.
+  [[nodiscard]] Tensors forward_by(std::uint32_t micro_batch, const Tensors& inputs, const Segment::Function& function);
+  [[nodiscard]] Tensors take_input_gradients(std::uint32_t micro_batch);
 
   // For the layers.
   [[nodiscard]] WeightGradients& weight_gradients() { return weight_gradients_; }
@@ -58,6 +67,7 @@ class AutogradStage : public Stage {
   Held<Kept> held_;
   double loss_scale_;
   bool recomputes_;
+  Segment::OfInputs of_inputs_;
 };
 
 }  // namespace dualpipe::detail::stage

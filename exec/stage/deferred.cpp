@@ -1,7 +1,10 @@
 #include "dualpipe/exec/stage/deferred.h"
 
 #include <ATen/ExpandUtils.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/bmm.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/linear.h>
@@ -21,8 +24,24 @@ using torch::autograd::variable_list;
 
 constexpr auto gradients_key = "weight_gradients";
 
-void keep(AutogradContext* context, WeightGradients& gradients) {
+constexpr auto weight_key = "weight";
+constexpr auto bias_key = "bias";
+
+// The parameters themselves, and not as saved variables: under activation checkpointing those are others when they come
+// back, with the same values.
+void keep(AutogradContext* context, WeightGradients& gradients, const at::Tensor& weight,
+          const at::Tensor& bias = at::Tensor()) {
   context->saved_data[gradients_key] = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(&gradients));
+  context->saved_data[weight_key] = weight;
+  context->saved_data[bias_key] = bias;
+}
+
+struct Parameters {
+  at::Tensor weight;
+  at::Tensor bias;  // undefined: none
+};
+Parameters parameters_of(AutogradContext* context) {
+  return {context->saved_data[weight_key].toTensor(), context->saved_data[bias_key].toTensor()};
 }
 
 WeightGradients& kept(AutogradContext* context) {
@@ -61,21 +80,20 @@ struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, const LinearCopies* copies,
                             WeightGradients* gradients) {
-    context->save_for_backward({input, weight, bias.value_or(at::Tensor()), copies->weight});
-    keep(context, *gradients);
+    context->save_for_backward({input, copies->weight});
+    keep(context, *gradients, weight, bias.value_or(at::Tensor()));
     return at::linear(input, copies->weight, bias ? std::optional(copies->bias) : std::nullopt);
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor& weight = saved[1];
-    const at::Tensor& bias = saved[2];
+    const auto [weight, bias] = parameters_of(context);
     const at::Tensor input = saved[0].detach();  // or W would hold the graph behind it
     const at::Tensor gradient = output_gradients[0].reshape({-1, weight.size(0)});
 
     at::Tensor input_gradient;
-    if (context->needs_input_grad(0)) input_gradient = gradient.mm(saved[3]).view(input.sizes());
-    kept(context).add([input, weight, bias, gradient] {
+    if (context->needs_input_grad(0)) input_gradient = gradient.mm(saved[1]).view(input.sizes());
+    kept(context).add([input, weight = weight, bias = bias, gradient] {
       if (weight.requires_grad()) accumulate(weight, gradient.t().mm(input.reshape({-1, weight.size(1)})));
       if (bias.defined() && bias.requires_grad()) accumulate(bias, gradient.sum(0));
     });
@@ -86,41 +104,105 @@ struct Linear : torch::autograd::Function<Linear> {
 struct BatchedLinear : torch::autograd::Function<BatchedLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
                             const LinearCopies* copies, WeightGradients* gradients) {
-    context->save_for_backward({input, weight, copies->weight});
-    keep(context, *gradients);
+    context->save_for_backward({input, copies->weight});
+    keep(context, *gradients, weight);
     return at::bmm(input, copies->weight);
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor& weight = saved[1];
     const at::Tensor input = saved[0].detach();  // or W would hold the graph behind it
     const at::Tensor& gradient = output_gradients[0];
 
     at::Tensor input_gradient;
-    if (context->needs_input_grad(0)) input_gradient = gradient.bmm(saved[2].transpose(1, 2));
-    kept(context).add([input, weight, gradient] {
+    if (context->needs_input_grad(0)) input_gradient = gradient.bmm(saved[1].transpose(1, 2));
+    kept(context).add([input, weight = parameters_of(context).weight, gradient] {
       if (weight.requires_grad()) accumulate(weight, input.transpose(1, 2).bmm(gradient));
     });
     return {input_gradient, {}, {}, {}};
   }
 };
 
-struct Embedding : torch::autograd::Function<Embedding> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& weight, const at::Tensor& indices,
-                            WeightGradients* gradients) {
-    context->save_for_backward({weight, indices});
-    keep(context, *gradients);
-    return at::embedding(weight, indices);
+struct Addmm : torch::autograd::Function<Addmm> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& bias,
+                            const at::Tensor& weight, const LinearCopies* copies, WeightGradients* gradients) {
+    context->save_for_backward({input, copies->weight});
+    keep(context, *gradients, weight, bias);
+    return at::addmm(copies->bias, input, copies->weight);
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
     const variable_list saved = context->get_saved_variables();
-    kept(context).add([weight = saved[0], indices = saved[1], gradient = output_gradients[0]] {
-      constexpr std::int64_t no_padding = -1;
-      accumulate(weight, at::embedding_dense_backward(gradient, indices, weight.size(0), no_padding, false));
+    const auto [weight, bias] = parameters_of(context);
+    const at::Tensor input = saved[0].detach();  // or W would hold the graph behind it
+    const at::Tensor& gradient = output_gradients[0];
+
+    at::Tensor input_gradient;
+    if (context->needs_input_grad(0)) input_gradient = gradient.mm(saved[1].t());
+    kept(context).add([input, weight = weight, bias = bias, gradient] {
+      if (weight.requires_grad()) accumulate(weight, input.t().mm(gradient));
+      if (bias.requires_grad()) accumulate(bias, at::sum_to(gradient, bias.sizes()));
     });
-    return {{}, {}, {}};
+    return {input_gradient, {}, {}, {}, {}};
+  }
+};
+
+struct Convolve : torch::autograd::Function<Convolve> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias, const Convolution* form, const LinearCopies* copies,
+                            WeightGradients* gradients) {
+    context->save_for_backward({input, copies->weight});
+    context->saved_data["stride"] = form->stride;
+    context->saved_data["padding"] = form->padding;
+    context->saved_data["dilation"] = form->dilation;
+    context->saved_data["groups"] = form->groups;
+    keep(context, *gradients, weight, bias.value_or(at::Tensor()));
+    return at::convolution(input, copies->weight, bias ? std::optional(copies->bias) : std::nullopt, form->stride,
+                           form->padding, form->dilation, false, none(*form), form->groups);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    auto& data = context->saved_data;
+    const Convolution form = {data["stride"].toIntVector(), data["padding"].toIntVector(),
+                              data["dilation"].toIntVector(), data["groups"].toInt()};
+    const auto run = [input = saved[0].detach(), copy = saved[1], parameters = parameters_of(context),
+                      gradient = output_gradients[0], form](bool of_input, bool of_parameters) {
+      const auto& [weight, bias] = parameters;
+      const bool has_bias = bias.defined();
+      auto [input_gradient, weight_gradient, bias_gradient] = at::convolution_backward(
+          gradient, input, copy, has_bias ? at::OptionalIntArrayRef(bias.sizes()) : std::nullopt, form.stride,
+          form.padding, form.dilation, false, none(form), form.groups,
+          {of_input, of_parameters && weight.requires_grad(), of_parameters && has_bias && bias.requires_grad()});
+      if (weight_gradient.defined()) accumulate(weight, std::move(weight_gradient));
+      if (bias_gradient.defined()) accumulate(bias, std::move(bias_gradient));
+      return input_gradient;
+    };
+    return {run_in_parts(context, run), {}, {}, {}, {}, {}};
+  }
+
+  static std::vector<std::int64_t> none(const Convolution& form) {
+    return std::vector<std::int64_t>(form.stride.size());
+  }
+};
+
+struct Embedding : torch::autograd::Function<Embedding> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& weight, const at::Tensor& indices,
+                            std::int64_t padding_index, WeightGradients* gradients) {
+    context->save_for_backward({indices});
+    context->saved_data["padding"] = padding_index;
+    keep(context, *gradients, weight);
+    return at::embedding(weight, indices, padding_index);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list output_gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const std::int64_t padding = context->saved_data["padding"].toInt();
+    const at::Tensor weight = parameters_of(context).weight;
+    kept(context).add([weight, indices = saved[0], gradient = output_gradients[0], padding] {
+      accumulate(weight, at::embedding_dense_backward(gradient, indices, weight.size(0), padding, false));
+    });
+    return {{}, {}, {}, {}};
   }
 };
 
@@ -129,15 +211,16 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
                             const at::Tensor& bias, double epsilon, WeightGradients* gradients) {
     auto [output, mean, rstd] =
         at::native_layer_norm(input.to(weight.scalar_type()), weight.sizes(), weight, bias, epsilon);
-    context->save_for_backward({input, weight, bias, mean, rstd});
-    keep(context, *gradients);
+    context->save_for_backward({input, mean, rstd});
+    keep(context, *gradients, weight, bias);
     return output.to(input.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
     const variable_list saved = context->get_saved_variables();
-    const auto run = [input = saved[0].detach(), weight = saved[1], bias = saved[2], mean = saved[3], rstd = saved[4],
+    const auto run = [input = saved[0].detach(), mean = saved[1], rstd = saved[2], parameters = parameters_of(context),
                       gradient = output_gradients[0]](bool of_input, bool of_parameters) {
+      const auto& [weight, bias] = parameters;
       const at::ScalarType type = weight.scalar_type();
       auto [input_gradient, weight_gradient, bias_gradient] =
           at::native_layer_norm_backward(gradient.to(type), input.to(type), weight.sizes(), mean, rstd, weight, bias,
@@ -163,15 +246,15 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
                             const at::Tensor& weight, double epsilon, WeightGradients* gradients) {
     const at::Tensor converted = input.to(weight.scalar_type());
     const at::Tensor scale = converted.pow(2).mean(-1, /*keepdim=*/true).add_(epsilon).rsqrt();
-    context->save_for_backward({input, weight, scale});
-    keep(context, *gradients);
+    context->save_for_backward({input, scale});
+    keep(context, *gradients, weight);
     return converted.mul(scale).mul_(weight).to(input.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, variable_list output_gradients) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor& weight = saved[1];
-    const at::Tensor& scale = saved[2];
+    const at::Tensor weight = parameters_of(context).weight;
+    const at::Tensor& scale = saved[1];
     const at::Tensor kept_input = saved[0].detach();
     const at::Tensor kept_gradient = output_gradients[0];
     const at::ScalarType type = weight.scalar_type();
@@ -208,8 +291,20 @@ at::Tensor batched_linear(WeightGradients& gradients, const at::Tensor& input, c
   return BatchedLinear::apply(input, weight, &copies, &gradients);
 }
 
-at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices) {
-  return Embedding::apply(weight, indices, &gradients);
+at::Tensor addmm(WeightGradients& gradients, const at::Tensor& bias, const at::Tensor& input, const at::Tensor& weight,
+                 const LinearCopies& copies) {
+  return Addmm::apply(input, bias, weight, &copies, &gradients);
+}
+
+at::Tensor convolution(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                       const at::Tensor& bias, const Convolution& form, const LinearCopies& copies) {
+  return Convolve::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, &form, &copies,
+                         &gradients);
+}
+
+at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices,
+                     std::int64_t padding_index) {
+  return Embedding::apply(weight, indices, padding_index, &gradients);
 }
 
 at::Tensor layer_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,

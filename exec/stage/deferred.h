@@ -93,10 +93,26 @@ struct LinearCopies {
   return batched_linear(gradients, input, weight, {weight, {}});
 }
 
-// at::embedding, with dense gradients.
-[[nodiscard]] at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices);
+// at::addmm of a bias and two matrices, the second of which is a weight of [inputs, outputs]; both are contiguous.
+[[nodiscard]] at::Tensor addmm(WeightGradients& gradients, const at::Tensor& bias, const at::Tensor& input,
+                               const at::Tensor& weight, const LinearCopies& copies);
 
-// at::layer_norm over the last dimension.
+struct Convolution {
+  std::vector<std::int64_t> stride;
+  std::vector<std::int64_t> padding;
+  std::vector<std::int64_t> dilation;
+  std::int64_t groups = 1;
+};
+// at::convolution, not transposed; `bias` may be undefined.
+[[nodiscard]] at::Tensor convolution(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
+                                     const at::Tensor& bias, const Convolution& form, const LinearCopies& copies);
+
+// at::embedding, with dense gradients. `padding_index`: of the row that gets none.
+inline constexpr std::int64_t no_padding = -1;
+[[nodiscard]] at::Tensor embedding(WeightGradients& gradients, const at::Tensor& weight, const at::Tensor& indices,
+                                   std::int64_t padding_index = no_padding);
+
+// at::layer_norm over the last dimensions, those of the weight.
 [[nodiscard]] at::Tensor layer_norm(WeightGradients& gradients, const at::Tensor& input, const at::Tensor& weight,
                                     const at::Tensor& bias, double epsilon);
 

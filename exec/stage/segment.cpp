@@ -30,7 +30,7 @@ struct Segment::InputGradients final : torch::autograd::Node {
   Tensors found;
 };
 
-Tensors Segment::forward(const Tensors& inputs, const Function& function) {
+Tensors Segment::forward(const Tensors& inputs, const Function& function, OfInputs of_inputs) {
   const bool with_graph = c10::GradMode::is_enabled();
   if (with_graph) input_gradients_ = std::shared_ptr<InputGradients>(new InputGradients, torch::autograd::deleteNode);
   Tensors detached;
@@ -38,7 +38,7 @@ Tensors Segment::forward(const Tensors& inputs, const Function& function) {
     at::Tensor& own = detached.emplace_back(input.defined() ? input.detach() : input);
     if (!with_graph) continue;
     std::optional<std::size_t>& number = input_gradients_->number.emplace_back();
-    if (!own.defined() || !own.is_floating_point()) continue;
+    if (of_inputs == OfInputs::unwanted || !own.defined() || !own.is_floating_point()) continue;
     number = input_gradients_->num_inputs();
     torch::autograd::create_gradient_edge(own, input_gradients_);
   }
@@ -86,6 +86,11 @@ Tensors Segment::backward(const Tensors& gradients, Unreached unreached) {
     torch::autograd::Engine::get_default_engine().execute(roots, given, /*keep_graph=*/false, /*create_graph=*/false,
                                                           /*accumulate_grad=*/true);
   }
+  return take_input_gradients(unreached);
+}
+
+Tensors Segment::take_input_gradients(Unreached unreached) {
+  roots_.clear();
   const std::shared_ptr<InputGradients> input_gradients = std::move(input_gradients_);
   const bool reaches_any = std::ranges::any_of(input_gradients->found, &at::Tensor::defined);
   Tensors result;

@@ -18,9 +18,12 @@ class Segment {
  public:
   using Function = std::function<Tensors(const Tensors& inputs)>;
 
+  // Whether anybody wants the gradients of the inputs.
+  enum class OfInputs : std::uint8_t { wanted, unwanted };
+
   // The outputs of `function`. While gradients are on it leaves a graph. Inputs and outputs may be undefined, and only
   // those of floating point have gradients.
-  [[nodiscard]] Tensors forward(const Tensors& inputs, const Function& function);
+  [[nodiscard]] Tensors forward(const Tensors& inputs, const Function& function, OfInputs of_inputs = OfInputs::wanted);
 
   // What an input gets on which no output depends: zeros, or nothing.
   enum class Unreached : std::uint8_t { zeros, undefined };
@@ -30,6 +33,8 @@ class Segment {
   // whoever made the inputs has something to go on with. Throws InputError where there is another number of gradients
   // than of outputs, or where one has another shape or type than its output.
   [[nodiscard]] Tensors backward(const Tensors& gradients, Unreached unreached = Unreached::zeros);
+  // What backward() returns, after somebody else has run the backward from what `function` returned.
+  [[nodiscard]] Tensors take_input_gradients(Unreached unreached);
 
   // What backward() takes where the first output is the loss: `scale` for it, and nothing for the others.
   [[nodiscard]] Tensors loss_gradients(double scale) const;

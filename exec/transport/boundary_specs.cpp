@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cstddef>
 #include <stdexcept>
 
 #include "dualpipe/sim/schedule/program.h"
@@ -21,6 +22,13 @@ bool BoundarySpecs::check(Op send, std::span<const at::Tensor> tensors) {
   throw std::runtime_error(fmt::format("{} sends {} in {} to {}, but sent {} in {}", side(send.stage),
                                        to_text(specs_of(tensors)), to_text(send), side(peer_of(send, placement_).stage),
                                        to_text(known->second.specs), to_text(known->second.first)));
+}
+
+std::uint32_t BoundarySpecs::form_of(Op message) const {
+  if (forms_.empty()) return 0;
+  const std::size_t micro_batches = forms_.size() / static_cast<std::size_t>(placement_.chains());
+  const auto chain = static_cast<std::size_t>(placement_.chain_of(message.stage));
+  return forms_.at(chain * micro_batches + message.micro_batch);
 }
 
 }  // namespace dualpipe::detail::transport

@@ -235,6 +235,16 @@ void EngineWorld::hear_abort(std::optional<int> run, const std::string& reason) 
   note([] {});
 }
 
+void EngineWorld::interrupt() {
+  std::string text;
+  {
+    const std::lock_guard lock(mutex_);
+    text = fmt::format("{} was interrupted", name_of(process()));
+  }
+  hear_abort({}, text);
+  abort(text);
+}
+
 // --- World
 
 std::vector<std::unique_ptr<Transport>> EngineWorld::make_transports(const Placement& placement,

@@ -52,6 +52,8 @@ class EngineWorld : public World, protected RemoteLink, protected Engine::Receiv
   // Ends the engine, so that nothing comes or goes any more. To be called by the destructor of the derived class, also
   // after close(), which calls it, too.
   virtual void disconnect();
+  // The user wants this process to end. May be called by any thread.
+  void interrupt();
   void set_on_this_host(int processes) { options_.on_this_host = processes; }
   // Collective: compares the clocks of the processes, where these are on several hosts.
   void measure_clocks();

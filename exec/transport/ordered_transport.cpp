@@ -76,7 +76,7 @@ OrderedTransport::OrderedTransport(std::unique_ptr<OrderedBackend> backend, cons
       options_(options),
       router_(std::move(router)),
       abort_flag_(std::move(abort_flag)),
-      specs_(placement_) {
+      in_use_(&specs_.try_emplace(0, placement_).first->second) {
   watchdog_ = std::jthread([this](const std::stop_token& ended) { watch(ended); });
   pthread_setname_np(watchdog_.native_handle(), "messages watched");
 }
@@ -91,6 +91,12 @@ OrderedTransport::~OrderedTransport() {
 int OrderedTransport::peer_rank(Op message) const { return rank_of(peer_of(message, placement_).stage); }
 
 // --- the beginning
+
+void OrderedTransport::expect(const MessageForms& forms) {
+  constexpr std::size_t known_max = 64;  // inputs of ever new shapes must not fill the memory
+  if (specs_.size() >= known_max && !specs_.contains(forms.id)) specs_.clear();
+  in_use_ = &specs_.try_emplace(forms.id, placement_, forms.of_place).first->second;
+}
 
 void OrderedTransport::begin(const Program& program, Device& device) {
   throw_if_aborted();
@@ -144,7 +150,7 @@ void OrderedTransport::meet_neighbours(std::size_t stream) {
 
 void OrderedTransport::send(Op message, Tensors tensors, const Event& ready) {
   throw_if_aborted();
-  if (specs_.check(message, tensors)) router_->send(message, heralds_of(tensors), {});
+  if (in_use_->check(message, tensors)) router_->send(message, heralds_of(tensors), {});
   Message sent{plain(message), std::move(tensors), ready};
   for (at::Tensor& each : sent.tensors) {
     if (!each.defined() || each.is_contiguous()) continue;
@@ -210,7 +216,7 @@ Received OrderedTransport::wait(Op message) {
   return {std::move(arrival.tensors), Clock::now(), arrival.group->done};
 }
 
-bool OrderedTransport::is_known(Op message) const { return is_send(message.kind) || specs_.knows(message); }
+bool OrderedTransport::is_known(Op message) const { return is_send(message.kind) || in_use_->knows(message); }
 
 // Its sender says what it looks like as soon as it sends it.
 void OrderedTransport::learn(Op receive) { note(receive, router_->wait(receive)); }
@@ -224,7 +230,7 @@ bool OrderedTransport::learn(Op receive, std::chrono::nanoseconds patience) {
 void OrderedTransport::note(Op receive, const Received& herald) {
   TensorSpecs specs;
   for (const at::Tensor& each : herald.tensors) specs.push_back(spec_of_herald(each));
-  specs_.learn(receive, std::move(specs));
+  in_use_->learn(receive, std::move(specs));
 }
 
 void OrderedTransport::issue_messages(std::size_t stream, Messages messages, const Event& reached) {
@@ -239,7 +245,7 @@ void OrderedTransport::issue_messages(std::size_t stream, Messages messages, con
       after.push_back(each.ready);
     } else {
       const detail::replay::ChargeToNobody nobody;
-      for (const TensorSpec& spec : specs_.of(each.op)) each.tensors.push_back(empty_of(spec, device_->where()));
+      for (const TensorSpec& spec : in_use_->of(each.op)) each.tensors.push_back(empty_of(spec, device_->where()));
     }
     for (const at::Tensor& tensor : each.tensors) {
       if (!tensor.defined() || tensor.nbytes() == 0) continue;  // at both ends

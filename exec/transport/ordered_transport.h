@@ -26,6 +26,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <map>
 #include <memory>
@@ -58,6 +59,7 @@ class OrderedTransport final : public Transport {
                    std::shared_ptr<AbortFlag> abort_flag);
   ~OrderedTransport() override;
 
+  void expect(const MessageForms& forms) override;
   void begin(const Program& program, Device& device) override;
   void send(Op message, Tensors tensors, const Event& ready) override;
   void post_receive(Op message) override;
@@ -141,7 +143,8 @@ class OrderedTransport final : public Transport {
   // --- of the rank's thread
   bool is_connected_ = false;  // or was, before an abort
   std::size_t streams_ = 0;
-  BoundarySpecs specs_;
+  std::map<std::uint64_t, BoundarySpecs> specs_;  // by the forms' id; one at least
+  BoundarySpecs* in_use_ = nullptr;               // of these
   std::vector<Program> checked_;
   Messages batch_;  // that is being put together
   std::map<Op, Arrival> arrivals_;

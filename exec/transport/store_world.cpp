@@ -7,6 +7,8 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -65,10 +67,14 @@ class StoreWorld final : public EngineWorld {
     store_ = engine.get();
     connect(std::move(engine));
   }
-  ~StoreWorld() override { EngineWorld::disconnect(); }
+  ~StoreWorld() override {
+    on_stop_.reset();  // it calls this
+    EngineWorld::disconnect();
+  }
 
   // What they are, and where they run.
   void meet(const StoreOptions& options) {
+    on_stop_.emplace(options.stop, [this] { interrupt(); });
     Packer own;
     own.put(this_build());
     own.put(host_name());
@@ -111,6 +117,7 @@ class StoreWorld final : public EngineWorld {
   }
 
   Connection connection_;
+  std::optional<std::stop_callback<std::function<void()>>> on_stop_;
   StoreEngine* store_ = nullptr;  // the World's engine
 };
 

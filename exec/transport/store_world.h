@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <memory>
+#include <stop_token>
 
 #include "dualpipe/exec/transport/launch.h"
 #include "dualpipe/exec/transport/nccl_api.h"
@@ -13,6 +14,9 @@ namespace dualpipe {
 struct StoreOptions {
   // How long each process waits for the others at the start. After that the timeout of each run counts.
   std::chrono::nanoseconds timeout = std::chrono::seconds(60);
+  // A request ends whatever this process and the others wait for, as a failure of this one would. The World is of no
+  // use after it.
+  std::stop_token stop{};
   // For tests: as if the processes were on several hosts.
   bool measure_clock = false;
 };

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -33,6 +34,15 @@ struct Received {
   Event ready{};  // on a GPU: the event at which the content is there
 };
 
+// Which micro-batches have messages of the same shapes and types, at each boundary of a chain.
+struct MessageForms {
+  std::uint64_t id = 0;  // the same for the same `of_place`: what was learnt of them stays known
+  std::vector<std::uint32_t>
+      of_place{};  // by place (exec/pipeline/pipeline.h), equal where they look alike. Empty: all
+
+  friend bool operator==(const MessageForms&, const MessageForms&) = default;
+};
+
 class Transport {
  public:
   Transport() = default;
@@ -40,6 +50,9 @@ class Transport {
   Transport& operator=(const Transport&) = delete;
   virtual ~Transport() = default;
 
+  // From the next step on. Where nobody has said it, all micro-batches of all steps look alike. All ranks say the same,
+  // before the same step. Only a transport that must know a message before it comes makes use of it.
+  virtual void expect(const MessageForms& /*forms*/) {}
   // A step begins, and runs this rank's part of the program on the device; its events are void, as is what was received
   // before. Called by the rank's thread, with a stream of the device in use that the slots' ops run on. Throws
   // InputError or DeadlockError where the program's messages cannot move in its order.
