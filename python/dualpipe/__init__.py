@@ -41,3 +41,40 @@ __all__ = [
     "simulate",
     "table",
 ]
+
+# What needs PyTorch, which is imported with it; by the module that has it.
+_TRAINING = {
+    "DualPipe": "deepseek",
+    "DualPipeV": "deepseek",
+    "Pipeline": "pipeline",
+    "ReplayError": "_exec",
+    "TransportError": "_exec",
+    "WeightGradStore": "utils",
+    "set_p2p_tensor_dtype": "deepseek",
+    "set_p2p_tensor_shapes": "deepseek",
+}
+
+
+def _trains() -> bool:
+    from . import _torch
+
+    try:
+        _torch.check()
+    except ImportError:
+        return False
+    return True
+
+
+if _trains():
+    __all__ += list(_TRAINING)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    from . import _torch
+
+    _torch.check()
+    return getattr(import_module(f".{_TRAINING[name]}", __name__), name)
