@@ -46,7 +46,8 @@ namespace {
 struct Connection {
   std::string_view name;
   std::string_view has;  // what the processes belong to: "the group has"
-  std::function<std::unique_ptr<OrderedBackend>(World& world)> backend;  // of a run; collective. Empty: the store
+  // Of the World's run of this number; collective. Empty: the store.
+  std::function<std::unique_ptr<OrderedBackend>(World& world, int run)> backend;
 };
 
 std::string host_name() {
@@ -95,11 +96,12 @@ class StoreWorld final : public EngineWorld {
   [[nodiscard]] std::vector<std::unique_ptr<Transport>> make_transports(const Placement& placement,
                                                                         const TransportOptions& options) override {
     if (connection_.backend) check_shape(placement, options);
+    ++runs_;
     store_->set_timeout(options.timeout);
     auto transports = EngineWorld::make_transports(placement, options);
     if (connection_.backend) {
       transports[static_cast<std::size_t>(process())] = std::make_unique<OrderedTransport>(
-          connection_.backend(*this), placement, process(), options, router(), abort_flag());
+          connection_.backend(*this, runs_), placement, process(), options, router(), abort_flag());
     }
     return transports;
   }
@@ -117,6 +119,7 @@ class StoreWorld final : public EngineWorld {
   }
 
   Connection connection_;
+  int runs_ = 0;  // begun
   std::optional<std::stop_callback<std::function<void()>>> on_stop_;
   StoreEngine* store_ = nullptr;  // the World's engine
 };
@@ -144,7 +147,7 @@ std::unique_ptr<World> met(std::unique_ptr<StoreWorld> world, const StoreOptions
 std::unique_ptr<World> store_processes(const Launch& launch, std::shared_ptr<Nccl> nccl, const StoreOptions& options) {
   Connection connection{"store", {}, {}};
   if (nccl) {
-    connection = {"nccl", "the launcher has started", [nccl](World& world) {
+    connection = {"nccl", "the launcher has started", [nccl](World& world, int) {
                     return std::make_unique<NcclBackend>(nccl, unique_ids(*nccl, world), world.process(),
                                                          world.processes());
                   }};
@@ -154,15 +157,18 @@ std::unique_ptr<World> store_processes(const Launch& launch, std::shared_ptr<Ncc
 
 namespace {
 
-// Worlds and runs are begun by all ranks of a group, in one order: so each counts for itself, and all have the same
-// number.
+// Worlds are begun by all ranks of a group, in one order: so each counts for itself, and all have the same number.
 std::int64_t next_number(c10d::ProcessGroup& group) {
   return group.getStore()->add(fmt::format("dualpipe/begun/{}", group.getRank()), 1);
 }
 
-// Of a run's activations; the gradients have the one behind it. Far from what others use, as 0; and what a run that was
-// aborted has left behind is taken for nothing of the next.
-int first_tag(std::int64_t number) { return 0x4450'0000 + static_cast<int>(2 * (number % 0x10'0000)); }
+// Of the activations of a World's run; the gradients have the one behind it. Far from what others use, as 0; and what a
+// run that was aborted has left behind is taken for nothing of the next. A rank may fail in its World before it comes
+// to the run: so nothing is counted here.
+int first_tag(std::int64_t world, int run) {
+  constexpr int runs = 64;  // until tags come again
+  return 0x4450'0000 + static_cast<int>(2 * ((world * runs + run % runs) % 0x10'0000));
+}
 
 }  // namespace
 
@@ -176,9 +182,10 @@ std::unique_ptr<World> process_group(const c10::intrusive_ptr<c10d::ProcessGroup
   launch.process = group->getRank();
   launch.processes = group->getSize();
   launch.is_served = true;
-  launch.run = std::to_string(next_number(*group));
-  Connection connection{"process group", "the group has", [group](World&) {
-                          return std::make_unique<GroupBackend>(group, first_tag(next_number(*group)));
+  const std::int64_t number = next_number(*group);
+  launch.run = std::to_string(number);
+  Connection connection{"process group", "the group has", [group, number](World&, int run) {
+                          return std::make_unique<GroupBackend>(group, first_tag(number, run));
                         }};
   return met(std::make_unique<StoreWorld>(launch, group->getStore(), std::move(connection), options), options);
 }
