@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "dualpipe/exec/replay/replay.h"
+#include "dualpipe/exec/transport/ordered_backend.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
@@ -48,6 +49,8 @@ void translate_failure(const ReplayError& error) {
     const std::string text = error.what();
     return cause.restore(text.substr(0, text.find(": ")));
   } catch (const TransportError&) {
+    return PyErr_SetString(transport_error.ptr(), error.what());
+  } catch (const detail::transport::TransferError&) {
     return PyErr_SetString(transport_error.ptr(), error.what());
   } catch (const InputError&) {
     return PyErr_SetString(input_error.ptr(), error.what());
@@ -166,7 +169,6 @@ NB_MODULE(_exec, module) {
           "measures_memory"_a)
       .def_prop_rw("catches_interrupt", &Runner::catches_interrupt,
                    [](Runner& runner, bool catches) { runner.set_catches_interrupt(catches); })
-      .def("sum", &Runner::sum, "value"_a)
       .def("all_gather", &Runner::all_gather, "what"_a, "part"_a)
       .def("expect", &Runner::expect, "id"_a, "of_place"_a)
       .def("abort", &Runner::abort, "reason"_a)

@@ -163,10 +163,6 @@ Runner::~Runner() {
   world_.reset();
 }
 
-double Runner::sum(double value) {
-  return guarded([&] { return transport_->sum(value); });
-}
-
 std::vector<std::string> Runner::all_gather(const std::string& what, std::string part) {
   return guarded([&] { return world_->all_gather(what, std::move(part)); });
 }

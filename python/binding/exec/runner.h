@@ -59,8 +59,7 @@ class Runner {
   [[nodiscard]] bool catches_interrupt() const { return options_.catches_interrupt; }
   void set_catches_interrupt(bool catches) { options_.catches_interrupt = catches; }
 
-  // Waits for all ranks.
-  [[nodiscard]] double sum(double value);
+  // Waits for all ranks, and returns what each of them brings.
   [[nodiscard]] std::vector<std::string> all_gather(const std::string& what, std::string part);
   void expect(std::uint64_t id, std::vector<std::uint32_t> of_place);
   // Not collective.
