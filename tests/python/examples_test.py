@@ -1,0 +1,44 @@
+"""The examples, and the script that docs/python-training.md shows, run and check themselves."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def output_of(*command: str, cwd: Path | None = None) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_example() -> None:
+    text = output_of(sys.executable, str(ROOT / "python/examples/example.py"))
+    for name in ("DualPipe", "DualPipeV"):
+        for rank in range(2):
+            assert f"{name}, rank {rank}: losses and gradients are the whole model's" in text
+
+
+def test_two_pipelines() -> None:
+    text = output_of(*TORCHRUN, "4", str(ROOT / "python/examples/two_pipelines.py"))
+    losses = [float(each) for each in re.findall(r"replica 0, step \d: loss ([\d.]+)", text)]
+    assert len(losses) == 5 and losses[-1] < losses[0], text
+
+
+def test_the_page(tmp_path: Path) -> None:
+    page = (ROOT / "docs/python-training.md").read_text()
+    (block,) = re.findall(r"^```python train.py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "train.py").write_text(block)
+    text = output_of(*TORCHRUN, "2", "train.py", cwd=tmp_path)
+    assert re.search(r"loss 0\.\d{4}, outputs \(64, 16\)", text), text
+    assert text.count("100.0% of the trained parameters have their gradients computed in W") == 2
+
+
