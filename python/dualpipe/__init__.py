@@ -50,6 +50,7 @@ _TRAINING = {
     "ReplayError": "_exec",
     "TransportError": "_exec",
     "WeightGradStore": "utils",
+    "profile": "profiler",
     "set_p2p_tensor_dtype": "deepseek",
     "set_p2p_tensor_shapes": "deepseek",
 }
@@ -66,15 +67,17 @@ def _trains() -> bool:
 
 
 if _trains():
-    __all__ += list(_TRAINING)
+    __all__ = sorted([*__all__, *_TRAINING])
 
 
 def __getattr__(name: str) -> object:
-    if name not in _TRAINING:
+    if name not in _TRAINING and name != "utils":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     from . import _torch
 
     _torch.check()
+    if name == "utils":
+        return import_module(".utils", __name__)
     return getattr(import_module(f".{_TRAINING[name]}", __name__), name)

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import _exec, deferral
-from ._sim import InputError
+from . import _exec, deferral, profiler
+from ._sim import InputError, Schedule
 from ._stage import ModuleStage, joined
 
 Losses = Tensor | None
@@ -47,8 +47,9 @@ class Pipeline:
         stages: this rank's modules, in the order of their stages (`stages_on(rank)` of the schedule's placement);
             or the one module that it has. A module takes what the one before it returned: a tensor, or several
             tensors and None.
-        schedule: a name of the catalog (`dualpipe.catalog()`), or a file in PyTorch's CSV or DualPipe's JSON.
-        microbatches: M, the total over all chains; a file says it itself.
+        schedule: a name of the catalog (`dualpipe.catalog()`), what `dualpipe.schedule()` returns, or a file in
+            PyTorch's CSV or DualPipe's JSON.
+        microbatches: M, the total over all chains; of a name alone, the others say it themselves.
         group: of interleaved schedules, how many micro-batches a rank runs through one chunk before the next one;
             0: the schedule's choice.
         chains: of a CSV file, how many chains its stages are (2 for DualPipe).
@@ -68,7 +69,7 @@ class Pipeline:
     def __init__(
         self,
         stages: nn.Module | Sequence[nn.Module],
-        schedule: str | os.PathLike[str],
+        schedule: str | os.PathLike[str] | Schedule,
         microbatches: int | None = None,
         *,
         group: int = 0,
@@ -298,6 +299,10 @@ class Pipeline:
                 losses = runner.step(places, loss_scale, has_loss)
         else:
             losses = runner.step(places, loss_scale, has_loss)
+        if profiler.active:
+            timeline = runner.timeline()
+            for each in profiler.active:
+                each.record(timeline)
         return losses
 
     def _results(self, losses: list, wants_outputs: bool) -> tuple[Losses, Outputs]:
@@ -360,13 +365,18 @@ def _plan_of(schedule, microbatches, stages, ranks, group, chains, rank_mapping,
             raise InputError(f"rank_mapping {list(rank_mapping)} has to name each of the {ranks} ranks once")
         for of_group, of_schedule in enumerate(rank_mapping):
             rank_of[of_schedule] = of_group
-    name = os.fspath(schedule)
-    if os.path.exists(name):
-        plan = _exec.Plan.of_file(name, chains, rank_of, reduces)
+    if isinstance(schedule, Schedule) or os.path.exists(schedule):
+        if isinstance(schedule, Schedule):
+            plan = _exec.Plan.of_schedule(schedule, rank_of, reduces)
+        else:
+            plan = _exec.Plan.of_file(os.fspath(schedule), chains, rank_of, reduces)
         total = plan.chains * plan.micro_batches
         if microbatches not in (None, total):
-            raise InputError(f"{name} is a schedule of {total} micro-batches, and {microbatches} are asked for")
+            raise InputError(
+                f"{plan.name} is a schedule of {total} micro-batches, and {microbatches} are asked for"
+            )
         return plan
+    name = os.fspath(schedule)
     if microbatches is None:
         raise InputError(f"how many microbatches schedule {name} is to have is not said")
     return _exec.Plan.named(name, ranks, microbatches, stages, group, rank_of, reduces)

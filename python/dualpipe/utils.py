@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from . import _exec
+from .profiler import enable_profiling, get_profiler
+
+__all__ = ["WeightGradStore", "enable_profiling", "get_profiler", "run_backward"]
 
 
 class WeightGradStore:

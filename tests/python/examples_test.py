@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dualpipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -40,5 +41,7 @@ def test_the_page(tmp_path: Path) -> None:
     text = output_of(*TORCHRUN, "2", "train.py", cwd=tmp_path)
     assert re.search(r"loss 0\.\d{4}, outputs \(64, 16\)", text), text
     assert text.count("100.0% of the trained parameters have their gradients computed in W") == 2
-
-
+    planned = dualpipe.simulate("zb1p", ranks=2, microbatches=8, costs=str(tmp_path / "costs.json"))
+    assert planned.makespan > 0
+    explained = output_of(os.environ["DUALPIPE_SIM"], "explain", "measured.json", "--no-what-if", cwd=tmp_path)
+    assert "measured.json: 2 ranks" in explained and "the critical path" in explained, explained

@@ -3,6 +3,8 @@ have in their stages."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -378,15 +380,46 @@ def replicas(rank):
         )
 
 
-def of_two(rank):
+def given_schedules(rank, folder):
+    """A schedule that depends on costs, and one in a file; measured."""
+    x, y = data(8)
+    _, gradients = whole([Block(0), Block(1)], x, y, 4)
+    made = dualpipe.schedule("zb-auto", ranks=2, microbatches=4, forward="1ms", backward="2ms", weight="1ms")
+    folder = folder / str(rank)  # as on machines of their own
+    folder.mkdir()
+    path = folder / "schedule.csv"
+    path.write_text(dualpipe.schedule("1f1b", ranks=2, microbatches=4).lower().to_csv())
+    for schedule in (made, path):
+        module = Block(rank)
+        pipe = dualpipe.Pipeline(module, schedule)
+        with dualpipe.profile() as measured:
+            pipe.step(x, criterion=loss_of, labels=y)
+        check_equal({n: p.grad for n, p in module.named_parameters()}, gradients[rank], str(schedule))
+        timeline = measured.timeline
+        assert timeline.is_measured and timeline.ranks == 2 and timeline.makespan > 0
+        assert len(timeline.ops) == len(timeline.spans) == (24 if schedule is made else 16)
+        assert str(timeline.makespan) or str(measured)
+        assert str(dualpipe.simulate(schedule if schedule is made else str(path)).compare(timeline))
+    dualpipe.utils.enable_profiling(folder)
+    pipe.step(x, criterion=loss_of, labels=y)
+    profiler = dualpipe.utils.get_profiler()
+    profiler.print_summary()
+    assert profiler.get_summary() and Path(profiler.save_to_file(f"trace{rank}.json")).stat().st_size > 100
+    dualpipe.profiler.active.clear()
+    with pytest.raises(dualpipe.InputError, match="4 micro-batches, and 8"):
+        dualpipe.Pipeline(module, path, 8)
+
+
+def of_two(rank, folder):
     reports = kinds_of_code(rank, "zb1p")
     kinds_of_code(rank, "1f1b")
     other_uses(rank)
+    given_schedules(rank, folder)
     return reports
 
 
-def test_kinds_of_code():
-    for reports in worlds.values(worlds.run(2, of_two, timeout=250)):
+def test_kinds_of_code(tmp_path):
+    for reports in worlds.values(worlds.run(2, of_two, tmp_path, timeout=250)):
         for kind in ["Several", "Dropping", "Checkpointed", "Transformers"]:
             assert reports[kind].share == 1, (kind, reports[kind])
         assert reports["Normed"].computed_in_i and all("norm" in each for each in reports["Normed"].computed_in_i)

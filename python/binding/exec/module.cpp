@@ -19,6 +19,7 @@
 #include "python/binding/exec/runner.h"
 #include "python/binding/exec/stage.h"
 #include "python/binding/exec/tensor.h"
+#include "python/binding/sim/schedule.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -120,6 +121,12 @@ void bind_plan(nb::module_& module) {
             return std::make_shared<Plan>(program_of(load_schedule(path, {.chains = chains})), rank_of, reduces);
           },
           "path"_a, "chains"_a.none(), "rank_of"_a, "reduces"_a)
+      .def_static(
+          "of_schedule",
+          [](const ScheduleValue& schedule, const std::vector<int>& rank_of, bool reduces) {
+            return std::make_shared<Plan>(program_of(schedule.loaded), rank_of, reduces);
+          },
+          "schedule"_a, "rank_of"_a, "reduces"_a)
       .def_prop_ro("name", [](const Plan& plan) { return plan.program().schedule.name; })
       .def_prop_ro("ranks", [](const Plan& plan) { return plan.placement().ranks; })
       .def_prop_ro("chains", [](const Plan& plan) { return plan.placement().chains(); })
@@ -149,7 +156,11 @@ NB_MODULE(_exec, module) {
 
   input_error = nb::module_::import_("dualpipe._sim").attr("InputError").inc_ref();
   transport_error = nb::exception<TransportError>(module, "TransportError", PyExc_RuntimeError).inc_ref();
+  transport_error.attr("__doc__") =
+      "The step ends because another rank has failed, or did not answer in time. Names the rank, its op and the cause.";
   replay_error = nb::exception<ReplayError>(module, "ReplayError", PyExc_RuntimeError).inc_ref();
+  replay_error.attr("__doc__") =
+      "A rank failed in an op, and not by an exception of Python's. Names the op and the cause.";
   nb::register_exception_translator(&translate);
 
   bind_plan(module);
@@ -173,5 +184,5 @@ NB_MODULE(_exec, module) {
       .def("expect", &Runner::expect, "id"_a, "of_place"_a)
       .def("abort", &Runner::abort, "reason"_a)
       .def("step", &Runner::step, "inputs"_a, "loss_scale"_a, "has_loss"_a)
-      .def_prop_ro("op_count", [](const Runner& runner) { return runner.record().done; });
+      .def("timeline", &Runner::timeline);
 }

@@ -12,6 +12,7 @@
 #include "dualpipe/exec/train/records.h"
 #include "dualpipe/exec/transport/pack.h"
 #include "dualpipe/exec/transport/process_group.h"
+#include "dualpipe/sim/explain/measured_costs.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/validate.h"
@@ -181,7 +182,7 @@ std::vector<at::Tensor> Runner::step(std::vector<Tensors> inputs, double loss_sc
   return guarded([&] { return pipeline_->step({.inputs = std::move(inputs), .return_outputs = !has_loss}).losses; });
 }
 
-Timeline Runner::timeline() {
+TimelineValue Runner::timeline() {
   return guarded([&] {
     detail::transport::Packer packer;
     detail::train::pack(packer, record_, world_->clock_offset());
@@ -191,7 +192,12 @@ Timeline Runner::timeline() {
       records.push_back(
           detail::train::unpack_record(unpacker, plan_->program(), static_cast<int>(std::ssize(records))));
     }
-    return merge(plan_->program(), records);
+    TimelineValue value{plan_->program(), {}, merge(plan_->program(), records)};
+    MeasuredCosts measured = measured_costs(value.program, value.timeline);
+    value.costs = std::move(measured.costs);
+    value.remarks = std::move(measured.remarks);
+    for (const RankRecord& each : records) value.peaks.push_back({each.peak_activations, each.peak_memory});
+    return value;
   });
 }
 

@@ -19,6 +19,7 @@
 #include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "python/binding/exec/stage.h"
+#include "python/binding/sim/timeline.h"
 
 namespace dualpipe::python {
 
@@ -68,9 +69,8 @@ class Runner {
   // Returns the losses by place. `has_loss`: the last stages return one.
   [[nodiscard]] std::vector<at::Tensor> step(std::vector<Tensors> inputs, double loss_scale, bool has_loss);
 
-  // What the last step did, of all ranks.
-  [[nodiscard]] Timeline timeline();
-  [[nodiscard]] const RankRecord& record() const { return record_; }
+  // What all ranks did in the last step, with the costs that it shows.
+  [[nodiscard]] TimelineValue timeline();
 
   int traverse(visitproc visit, void* arg) const;
   void clear() { held_.clear(); }
