@@ -317,6 +317,18 @@ Costs random_costs(Random& random, const Placement& placement, CommunicationMode
   return costs;
 }
 
+Costs random_run_costs(Random& random, const Placement& placement, CommunicationModel model) {
+  Costs costs = random_costs(random, placement, model, random.one_in(3));
+  costs.release_early = random.one_in(2);
+  if (random.one_in(2)) costs.launch = random.between(1, 20);
+  if (random.one_in(2)) {
+    for (int rank = 0; rank < placement.ranks; ++rank) {
+      costs.speed.push_back(static_cast<double>(random.between(1, 12)) / 4);
+    }
+  }
+  return costs;
+}
+
 Schedule schedule_of(Placement placement, const std::vector<std::string>& ranks) {
   return program_of(std::move(placement), ranks).schedule;
 }

@@ -77,6 +77,8 @@ std::ostream& operator<<(std::ostream& out, const Case& a_case);
 // that two moments in time differ; `zeros` makes some of them 0.
 [[nodiscard]] Costs random_costs(Random& random, const Placement& placement, CommunicationModel model,
                                  bool zeros = false);
+// And at random early release, a launch overhead, and ranks of different speed; and times of 0.
+[[nodiscard]] Costs random_run_costs(Random& random, const Placement& placement, CommunicationModel model);
 
 // A schedule written down as text, rank by rank: {{"0F0 0B0"}, {"1F0 1B0"}}, cells as in a CSV.
 [[nodiscard]] Schedule schedule_of(Placement placement, const std::vector<std::string>& ranks);

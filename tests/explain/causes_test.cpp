@@ -22,14 +22,7 @@ struct Run {
 };
 
 Costs draw(Random& random, const Placement& placement, CommunicationModel model) {
-  Costs costs = random_costs(random, placement, model, random.one_in(3));
-  costs.release_early = random.one_in(2);
-  if (random.one_in(2)) costs.launch = random.between(1, 20);
-  if (random.one_in(3)) {
-    for (int rank = 0; rank < placement.ranks; ++rank) {
-      costs.speed.push_back(static_cast<double>(random.between(1, 12)) / 4);
-    }
-  }
+  Costs costs = random_run_costs(random, placement, model);
   if (random.one_in(3)) {
     costs.jitter = 0.3;
     costs.seed = random.next();

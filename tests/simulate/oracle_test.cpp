@@ -15,23 +15,10 @@ namespace {
 constexpr CommunicationModel models[] = {CommunicationModel::latency, CommunicationModel::links,
                                          CommunicationModel::stream};
 
-// Random durations, and at random early release, a launch overhead, and ranks of different speed.
-Costs draw(Random& random, const Placement& placement, CommunicationModel model) {
-  Costs costs = random_costs(random, placement, model, random.one_in(3));
-  costs.release_early = random.one_in(2);
-  if (random.one_in(2)) costs.launch = random.between(1, 20);
-  if (random.one_in(2)) {
-    for (int rank = 0; rank < placement.ranks; ++rank) {
-      costs.speed.push_back(static_cast<double>(random.between(1, 12)) / 4);
-    }
-  }
-  return costs;
-}
-
 void check(const Program& program, Random& random, int draws) {
   for (const CommunicationModel model : models) {
     for (int i = 0; i < draws; ++i) {
-      const Costs costs = draw(random, program.schedule.placement, model);
+      const Costs costs = random_run_costs(random, program.schedule.placement, model);
       BOOST_TEST_CONTEXT(model << ", draw " << i) {
         const std::string difference = difference_from_oracle(program, costs);
         BOOST_TEST(difference == "");
