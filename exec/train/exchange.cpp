@@ -10,57 +10,27 @@
 #include <utility>
 
 #include "dualpipe/exec/train/settings.h"
+#include "dualpipe/sim/schedule/fingerprint.h"
 
 namespace dualpipe::detail::train {
 
 using detail::transport::Packer;
-using detail::transport::Plain;
 using detail::transport::Unpacker;
 
 namespace {
 
-// FNV-1a.
-class Hash {
- public:
-  template <Plain T>
-  void add(const T& value) {
-    for (const unsigned char byte : std::span(reinterpret_cast<const unsigned char*>(&value), sizeof(T))) {
-      hash_ = (hash_ ^ byte) * 1099511628211U;
-    }
-  }
-  template <Plain T>
-  void add(const std::vector<T>& values) {
-    add(values.size());
-    for (const T& each : values) add(each);
-  }
-  [[nodiscard]] std::string text() const { return fmt::format("{:016x}", hash_); }
+std::string hexadecimal(std::uint64_t fingerprint) { return fmt::format("{:016x}", fingerprint); }
 
- private:
-  std::uint64_t hash_ = 14695981039346656037U;
-};
-
-std::string hash_of(const Program& program) {
-  Hash hash;
-  hash.add(program.schedule.placement.rank_of);
-  hash.add(program.schedule.placement.chain_begin);
-  hash.add(program.schedule.placement.weights_of);
-  hash.add(program.schedule.ops);
-  hash.add(program.schedule.rank_begin);
-  hash.add(program.communication);
-  hash.add(program.slot_begin);
-  return hash.text();
-}
-
-std::string hash_of(const Costs& costs) {
-  Hash hash;
+std::uint64_t fingerprint_of(const Costs& costs) {
+  Fingerprint result;
   for (const StageCosts& each : costs.stages) {
     for (const Time time : {each.forward, each.backward, each.input_gradient, each.weight_gradient, each.recompute,
                             each.overlapped.value_or(-1)}) {
-      hash.add(time);
+      result.add(time);
     }
   }
-  hash.add(costs.speed);
-  return hash.text();
+  result.add(costs.speed);
+  return result.value();
 }
 
 // A name for people, and the value.
@@ -73,10 +43,11 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
       {"--schedule", program.schedule.name},
       {"--ranks", text(program.schedule.ranks())},
       {"--microbatches", text(program.schedule.total_micro_batches())},
-      {"the ops of the schedule (where it is a file, what stands in it), hash", hash_of(program)},
+      {"the ops of the schedule (where it is a file, what stands in it), hash", hexadecimal(fingerprint(program))},
       {"--model", shape.model},
       {"--layers", fmt::format("{}", fmt::join(shape.layers, ","))},
-      {"the durations of the ops (with --costs, what stands in the file), hash", hash_of(shape.costs)},
+      {"the durations of the ops (with --costs, what stands in the file), hash",
+       hexadecimal(fingerprint_of(shape.costs))},
       {"passes measured apart", text(options.measure_passes)},
       {"--calibrate", options.measure_links ? "on" : "off"},
       {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())}};

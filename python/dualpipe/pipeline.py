@@ -277,7 +277,7 @@ class Pipeline:
             f"schedule {plan.name} of {plan.ranks} ranks, {plan.chains * plan.micro_batches} micro-batches, "
             f"{'training' if is_training else 'evaluation'}"
         )
-        text = json.dumps([common, plan.digest, local])
+        text = json.dumps([common, plan.fingerprint, local])
         texts = tuple(runner.all_gather("the start of a step", text))
         known = self._known.get(texts)
         if known is None:

@@ -2,8 +2,14 @@
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <cstddef>
+#include <functional>
+#include <iterator>
+#include <utility>
+#include <vector>
 
 #include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/schedule/fingerprint.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/validate.h"
 #include "dualpipe/sim/simulate/deadlock.h"
@@ -44,6 +50,67 @@ BOOST_AUTO_TEST_CASE(of_every_family) {
       }
     }
   }
+}
+
+// Every op and message is found on its new rank, in its order; and numbered back again it is the program of before.
+BOOST_AUTO_TEST_CASE(ranks_renumbered) {
+  for (const Case& each : small_cases(4, 8)) {
+    BOOST_TEST_CONTEXT(each) {
+      const Program program = lower(generate(each.family, each.shape));
+      const int ranks = program.schedule.ranks();
+      std::vector<int> rank_of(
+          static_cast<std::size_t>(ranks));  // a rotation: no rank stays, and it is not its inverse
+      std::vector<int> back(rank_of.size());
+      for (int rank = 0; rank < ranks; ++rank) {
+        const int to = (rank + 1) % ranks;
+        rank_of[static_cast<std::size_t>(rank)] = to;
+        back[static_cast<std::size_t>(to)] = rank;
+      }
+      const Program renumbered = renumber_ranks(program, rank_of);
+      BOOST_TEST(validate(renumbered).empty());
+      for (int rank = 0; rank < ranks; ++rank) {
+        const int to = rank_of[static_cast<std::size_t>(rank)];
+        BOOST_TEST(std::ranges::equal(program.schedule.rank(rank), renumbered.schedule.rank(to)));
+        for (std::size_t i = 0; i <= program.schedule.rank(rank).size(); ++i) {
+          BOOST_TEST(std::ranges::equal(program.slot(rank, i), renumbered.slot(to, i)));
+        }
+      }
+      BOOST_TEST((renumber_ranks(renumbered, back) == program));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(without_the_sums_of_gradients) {
+  for (const Case& each : small_cases(4, 8)) {
+    BOOST_TEST_CONTEXT(each) {
+      const Program program = lower(generate(each.family, each.shape));
+      const Program without = without_reductions(program);
+      BOOST_TEST(validate(without).empty());
+      BOOST_TEST((without.schedule.ops == program.schedule.ops));
+      std::vector<Op> expected;
+      std::ranges::remove_copy(program.communication, std::back_inserter(expected), Kind::reduce_gradients, &Op::kind);
+      BOOST_TEST((without.communication == expected));
+    }
+  }
+}
+
+// Programs are told apart by any of their parts, and not by their names.
+BOOST_AUTO_TEST_CASE(fingerprints) {
+  const Program program = lower(generate("dualpipe", {4, 8}));
+  Program other = program;
+  other.schedule.name = "another";
+  BOOST_TEST(fingerprint(other) == fingerprint(program));
+  const auto differs = [&](const std::function<void(Program&)>& change) {
+    Program changed = program;
+    change(changed);
+    BOOST_TEST(fingerprint(changed) != fingerprint(program));
+  };
+  differs([](Program& p) { std::swap(p.schedule.ops[0], p.schedule.ops[1]); });
+  differs([](Program& p) { p.schedule.ops[0].with_next = true; });
+  differs([](Program& p) { std::swap(p.communication[0], p.communication[1]); });
+  differs([](Program& p) { ++p.slot_begin[1]; });
+  differs([](Program& p) { p = without_reductions(std::move(p)); });
+  differs([](Program& p) { p = renumber_ranks(p, std::vector{1, 0, 2, 3}); });
 }
 
 BOOST_AUTO_TEST_SUITE_END()

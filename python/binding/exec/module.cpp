@@ -131,7 +131,7 @@ void bind_plan(nb::module_& module) {
       .def_prop_ro("ranks", [](const Plan& plan) { return plan.placement().ranks; })
       .def_prop_ro("chains", [](const Plan& plan) { return plan.placement().chains(); })
       .def_prop_ro("micro_batches", [](const Plan& plan) { return plan.program().schedule.micro_batches; })
-      .def_prop_ro("digest", &Plan::digest)
+      .def_prop_ro("fingerprint", &Plan::fingerprint)
       .def(
           "stages_on", [](const Plan& plan, int rank) { return plan.placement().stages_on(rank); }, "rank"_a)
       .def(

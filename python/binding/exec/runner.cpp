@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 #include <set>
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -14,7 +13,9 @@
 #include "dualpipe/exec/transport/process_group.h"
 #include "dualpipe/sim/explain/measured_costs.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/fingerprint.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/schedule/rewrite.h"
 #include "dualpipe/sim/schedule/validate.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "python/binding/exec/interrupt.h"
@@ -34,46 +35,6 @@ void check_names_each_once(const std::vector<int>& rank_of, int ranks) {
       "rank_mapping has to name each of the {} ranks of the pipeline once, one for each rank of the group", ranks));
 }
 
-// The same, with rank r's part on rank `rank_of[r]`.
-Program renumbered(const Program& program, const std::vector<int>& rank_of) {
-  const Schedule& old = program.schedule;
-  std::vector<int> old_of(rank_of.size());
-  for (std::size_t rank = 0; rank < rank_of.size(); ++rank) {
-    old_of[static_cast<std::size_t>(rank_of[rank])] = static_cast<int>(rank);
-  }
-  Program result;
-  Schedule& schedule = result.schedule;
-  schedule = {old.name, old.placement, old.micro_batches, {}, {0}};
-  for (auto& rank : schedule.placement.rank_of) rank = static_cast<std::uint16_t>(rank_of[rank]);
-  for (const int rank : old_of) {
-    const auto ops = old.rank(rank);
-    for (std::size_t position = 0; position <= ops.size(); ++position) {
-      const auto slot = program.slot(rank, position);
-      result.slot_begin.push_back(static_cast<std::uint32_t>(result.communication.size()));
-      result.communication.insert(result.communication.end(), slot.begin(), slot.end());
-    }
-    schedule.ops.insert(schedule.ops.end(), ops.begin(), ops.end());
-    schedule.rank_begin.push_back(schedule.ops.size());
-  }
-  result.slot_begin.push_back(static_cast<std::uint32_t>(result.communication.size()));
-  return result;
-}
-
-void drop_reductions(Program& program) {
-  auto& weights = program.schedule.placement.weights_of;
-  std::iota(weights.begin(), weights.end(), std::uint16_t{0});
-  std::vector<Op> kept;
-  std::size_t from = 0;
-  for (auto slot = program.slot_begin.begin(); slot != program.slot_begin.end(); ++slot) {
-    for (; from < *slot; ++from) {
-      const Op op = program.communication[from];
-      if (op.kind != Kind::reduce_gradients) kept.push_back(op);
-    }
-    *slot = static_cast<std::uint32_t>(kept.size());
-  }
-  program.communication = std::move(kept);
-}
-
 void check_runs(const Program& program) {
   if (const auto violations = validate(program); !violations.empty()) {
     throw InputError(
@@ -90,26 +51,10 @@ Plan::Plan(Program program, const std::vector<int>& rank_of, bool reduces) : pro
   check_runs(program_);
   if (!rank_of.empty()) {
     check_names_each_once(rank_of, placement().ranks);
-    program_ = renumbered(program_, rank_of);
+    program_ = renumber_ranks(program_, rank_of);
   }
-  if (!reduces) drop_reductions(program_);
-}
-
-// FNV-1a.
-std::uint32_t Plan::digest() const {
-  std::uint32_t hash = 2166136261U;
-  const auto add = [&](std::uint64_t value) { hash = (hash ^ static_cast<std::uint32_t>(value)) * 16777619U; };
-  for (const auto* ops : {&program_.schedule.ops, &program_.communication}) {
-    for (const Op& op : *ops) {
-      for (const std::uint64_t value : {std::uint64_t{op.micro_batch}, std::uint64_t{op.stage},
-                                        static_cast<std::uint64_t>(op.kind), std::uint64_t{op.with_next}}) {
-        add(value);
-      }
-    }
-  }
-  for (const auto rank : placement().rank_of) add(rank);
-  for (const auto begin : placement().chain_begin) add(begin);
-  return hash;
+  if (!reduces) program_ = without_reductions(std::move(program_));
+  fingerprint_ = dualpipe::fingerprint(program_);
 }
 
 bool Plan::splits_backward(int rank) const {

@@ -33,12 +33,13 @@ class Plan {
 
   [[nodiscard]] const Program& program() const { return program_; }
   [[nodiscard]] const Placement& placement() const { return program_.schedule.placement; }
-  // Differs for different programs.
-  [[nodiscard]] std::uint32_t digest() const;
+  // dualpipe::fingerprint of the program.
+  [[nodiscard]] std::uint64_t fingerprint() const { return fingerprint_; }
   [[nodiscard]] bool splits_backward(int rank) const;
 
  private:
   Program program_;
+  std::uint64_t fingerprint_ = 0;
 };
 
 struct RunnerOptions {
