@@ -3,12 +3,15 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/util/accumulate.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <functional>
+#include <map>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dualpipe/exec/stage/autograd_stage.h"
@@ -115,6 +118,34 @@ Layer batched_linear_of(const std::vector<std::int64_t>& sizes, const std::vecto
           [](WeightGradients&, const at::Tensor& x, const Tensors& parameters) { return at::bmm(x, parameters[0]); }};
 }
 
+Layer addmm_of(const std::vector<std::int64_t>& sizes, std::int64_t outputs) {
+  return {"addmm",
+          {sizes, {sizes.back(), outputs}, {outputs}},
+          [](WeightGradients& gradients, const at::Tensor& x, const Tensors& parameters) {
+            return deferred::addmm(gradients, parameters[1], x, parameters[0], {parameters[0], parameters[1]});
+          },
+          [](WeightGradients&, const at::Tensor& x, const Tensors& parameters) {
+            return at::addmm(parameters[1], x, parameters[0]);
+          }};
+}
+
+Layer convolution_of(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& weight, bool has_bias,
+                     const deferred::Convolution& form) {
+  std::vector<std::vector<std::int64_t>> all{sizes, weight};
+  if (has_bias) all.push_back({weight[0]});
+  const auto bias_of = [has_bias](const Tensors& parameters) { return has_bias ? parameters[1] : at::Tensor(); };
+  return {"convolution", all,
+          [form, bias_of](WeightGradients& gradients, const at::Tensor& x, const Tensors& parameters) {
+            const at::Tensor bias = bias_of(parameters);
+            return deferred::convolution(gradients, x, parameters[0], bias, form, {parameters[0], bias});
+          },
+          [form, bias_of](WeightGradients&, const at::Tensor& x, const Tensors& parameters) {
+            const std::vector<std::int64_t> no_output_padding(form.stride.size(), 0);
+            return at::convolution(x, parameters[0], bias_of(parameters), form.stride, form.padding, form.dilation,
+                                   /*transposed=*/false, no_output_padding, form.groups);
+          }};
+}
+
 const std::vector<Layer> layers_of_their_own = {
     rms_norm_of({8}),
     rms_norm_of({3, 5, 24}),
@@ -123,6 +154,11 @@ const std::vector<Layer> layers_of_their_own = {
     batched_linear_of({3, 5, 8}, {3, 8, 6}),
     batched_linear_of({4, 20, 48}, {4, 48, 48}),
     batched_linear_of({1, 1, 1}, {1, 1, 1}),
+    addmm_of({5, 8}, 6),
+    addmm_of({1, 1}, 1),
+    convolution_of({2, 3, 9}, {4, 3, 3}, true, {{1}, {1}, {1}}),
+    convolution_of({2, 4, 9, 7}, {6, 2, 3, 2}, false, {{2, 1}, {1, 0}, {1, 2}, 2}),
+    convolution_of({1, 2, 4, 5, 6}, {3, 2, 2, 2, 2}, true, {{1, 1, 1}, {0, 0, 0}, {1, 1, 1}}),
 };
 
 // The input comes from an operation and goes around the layer, too: its gradient is a sum.
@@ -193,6 +229,53 @@ BOOST_DATA_TEST_CASE(frozen_parameters_of_a_layer_get_no_gradient, boost::unit_t
   for (std::size_t i = 0; i < stage.parameters().size(); ++i) {
     BOOST_TEST(stage.parameters()[i].grad().defined() == (i > 0));
   }
+}
+
+// A model whose own function runs a pair, as DeepSeek's overlapped_forward_backward() does: the forward of one
+// micro-batch, and plain autograd's backward of another from what that one's function had returned.
+class PairedStage final : public AutogradStage {
+ public:
+  PairedStage() : AutogradStage(1) {}
+
+  Tensors compute(std::uint32_t micro_batch, const Tensors& inputs) override {
+    return returned_[micro_batch] = {at::tanh(at::linear(inputs[0], weight_))};
+  }
+  std::vector<NamedTensor> named_parameters() override { return {{"weight", weight_}}; }
+
+  Overlapped pair(std::uint32_t forward, const at::Tensor& input, std::uint32_t back, const at::Tensor& gradient) {
+    Tensors outputs = forward_by(forward, {input}, [&](const Tensors& own) {
+      Tensors made = compute(forward, own);
+      torch::autograd::backward({only(returned_.at(back))}, {gradient});
+      return made;
+    });
+    return {std::move(outputs), take_input_gradients(back)};
+  }
+
+ private:
+  at::Tensor weight_ = LayerStage::wave({4, 4}, 0.7, at::kDouble).set_requires_grad(true);
+  std::map<std::uint32_t, Tensors> returned_;
+};
+
+BOOST_AUTO_TEST_CASE(a_pair_that_the_model_runs_by_itself) {
+  PairedStage plain;
+  PairedStage paired;
+  std::vector<at::Tensor> inputs;
+  std::vector<at::Tensor> gradients;
+  for (const int i : {0, 1}) {
+    inputs.push_back(LayerStage::wave({3, 4}, 0.3 + i, at::kDouble));
+    gradients.push_back(LayerStage::wave({3, 4}, 1.1 + i, at::kDouble));
+  }
+  static_cast<void>(plain.forward(0, {inputs[0]}));
+  const at::Tensor output = only(plain.forward(1, {inputs[1]}));
+  const at::Tensor first = only(plain.backward(0, {gradients[0]}));
+  const at::Tensor second = only(plain.backward(1, {gradients[1]}));
+
+  static_cast<void>(paired.forward(0, {inputs[0]}));
+  const Overlapped pair = paired.pair(1, inputs[1], 0, gradients[0]);
+  BOOST_TEST(same_bits(only(pair.outputs), output));
+  BOOST_TEST(same_bits(only(pair.input_gradients), first));
+  BOOST_TEST(same_bits(only(paired.backward(1, {gradients[1]})), second));
+  BOOST_TEST(same_bits(paired.parameters()[0].grad(), plain.parameters()[0].grad()));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -168,8 +168,8 @@ std::vector<std::string> GroupDouble::misuse() const {
   return misuse_;
 }
 
-std::vector<std::string> in_group(GroupDouble& group, const std::function<void(World& world)>& run) {
-  const StoreOptions options{.timeout = std::chrono::seconds(10)};
+std::vector<std::string> in_group(GroupDouble& group, const std::function<void(World& world)>& run,
+                                  const StoreOptions& options) {
   return in_processes(
       group.ranks(), [&](int process) { return process_group(group.group(process), options); }, run);
 }

@@ -11,6 +11,7 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
@@ -76,6 +77,7 @@ class GroupDouble {
 
 // Runs this in a process for each rank of the group, and ends and closes its world. Returns what each threw, "":
 // nothing.
-[[nodiscard]] std::vector<std::string> in_group(GroupDouble& group, const std::function<void(World& world)>& run);
+[[nodiscard]] std::vector<std::string> in_group(GroupDouble& group, const std::function<void(World& world)>& run,
+                                                const StoreOptions& options = {.timeout = std::chrono::seconds(10)});
 
 }  // namespace dualpipe::test

@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -316,6 +317,79 @@ BOOST_AUTO_TEST_CASE(a_shape_that_differs_within_a_boundary_is_named_with_both_s
     BOOST_TEST(each ==
                "stage 0 (rank 0) sends Float[2,4] in 0SEND_F1 to stage 1 (rank 1), but sent Float[2,3] in 0SEND_F0");
   }
+}
+
+// A rank sends what each micro-batch is said to be, in two steps; the second is announced under the id of the first.
+std::vector<std::string> send_in_forms(GroupDouble& group, const std::function<std::int64_t(std::uint32_t)>& length) {
+  return in_group(group, [&](World& world) {
+    const auto rank = static_cast<std::size_t>(world.process());
+    const auto transports = world.transports(straight(2, 1), {.timeout = 5s});
+    Transport& transport = *transports[rank];
+    const Program program = program_of("gpipe", 2, 3);
+    try {
+      for (int step = 0; step < 2; ++step) {
+        transport.expect({7, {0, 1, 0}});
+        transport.begin(program, host_device());
+        for (const std::uint32_t micro_batch : {0U, 1U, 2U}) {
+          const at::Tensor sent = at::full({length(micro_batch)}, micro_batch + 10 * step, at::kDouble);
+          if (rank == 0) {
+            transport.send({micro_batch, 0, Kind::send_forward, false}, {sent}, {});
+            transport.end_batch();
+            continue;
+          }
+          const Op receive{micro_batch, 1, Kind::receive_forward, false};
+          transport.post_receive(receive);
+          transport.end_batch();
+          if (!transport.wait(receive).tensors.at(0).equal(sent)) throw std::runtime_error("other values");
+        }
+        (void)transport.sum(0);
+      }
+    } catch (const std::exception& error) {
+      transport.abort(error.what());
+      throw;
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(micro_batches_of_several_forms_have_shapes_of_their_own) {
+  GroupDouble group(2);
+  const auto errors = send_in_forms(group, [](std::uint32_t micro_batch) { return micro_batch == 1 ? 5 : 3; });
+  BOOST_TEST(errors == Lines(2), boost::test_tools::per_element());
+  check_used_well(group);
+}
+
+BOOST_AUTO_TEST_CASE(a_micro_batch_that_is_not_of_its_form_is_named_with_the_first_that_is) {
+  GroupDouble group(2);
+  for (const std::string& each : send_in_forms(group, [](std::uint32_t micro_batch) { return micro_batch + 3; })) {
+    BOOST_TEST(each ==
+               "stage 0 (rank 0) sends Double[5] in 0SEND_F2 to stage 1 (rank 1), but sent Double[3] in 0SEND_F0");
+  }
+}
+
+// The end of a wait that the user wants at once: of Ctrl-C, in Python.
+BOOST_AUTO_TEST_CASE(a_stop_ends_a_wait) {
+  GroupDouble group(2);
+  std::stop_source stop;
+  const auto began = Clock::now();
+  const auto errors = in_group(group,
+                               [&](World& world) {
+                                 const auto rank = static_cast<std::size_t>(world.process());
+                                 const auto transports = world.transports(straight(2, 1), {.timeout = 60s});
+                                 Transport& transport = *transports[rank];
+                                 transport.begin(program_of("gpipe", 2, 2), host_device());
+                                 if (rank == 0) {
+                                   stop.request_stop();
+                                   (void)transport.sum(0);
+                                 } else {
+                                   const Op receive{0, 1, Kind::receive_forward, false};
+                                   transport.post_receive(receive);
+                                   transport.end_batch();
+                                   (void)transport.wait(receive);
+                                 }
+                               },
+                               {.timeout = 60s, .stop = stop.get_token()});
+  for (const std::string& each : errors) BOOST_TEST(each != "");
+  BOOST_TEST((Clock::now() - began < 30s));
 }
 
 BOOST_AUTO_TEST_CASE(gradients_that_cannot_be_summed_are_named_on_both_sides) {
