@@ -3,13 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <optional>
 #include <unordered_map>
 #include <utility>
 
 #include "dualpipe/exec/train/probe.h"
+#include "dualpipe/sim/explain/measured_passes.h"
 #include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/flow.h"
@@ -17,36 +17,17 @@
 
 namespace dualpipe {
 
+using detail::explain::complete;
+using detail::explain::Figure;
+using detail::explain::median;
+using detail::explain::medians;
+using detail::explain::PassFigures;
+using detail::explain::PassSamples;
+using detail::explain::Samples;
 using detail::report::percentile;
 using detail::train::LinkProbe;
 
 namespace {
-
-using Samples = std::vector<std::int64_t>;  // times or bytes
-using Figure = std::optional<std::int64_t>;
-
-Figure median(Samples samples) {
-  if (samples.empty()) return std::nullopt;
-  return detail::report::median(std::move(samples));
-}
-
-// What a part is measured at: ops that ran by themselves, and pairs with its forward, or with its backward.
-enum Unit : std::size_t { unit_f, unit_b, unit_i, unit_w, unit_pair, unit_pair_back, units };
-using UnitSamples = std::array<Samples, units>;
-using UnitFigures = std::array<Figure, units>;  // their medians; nothing where none ran
-
-std::size_t unit_of(std::span<const Op> ops) {
-  return ops.size() == 2 ? unit_pair : static_cast<std::size_t>(ops[0].kind);  // the passes come first, in this order
-}
-static_assert(static_cast<std::size_t>(Kind::forward) == unit_f && static_cast<std::size_t>(Kind::backward) == unit_b);
-static_assert(static_cast<std::size_t>(Kind::input_gradient) == unit_i);
-static_assert(static_cast<std::size_t>(Kind::weight_gradient) == unit_w);
-
-UnitFigures medians(const UnitSamples& samples) {
-  UnitFigures figures;
-  std::ranges::transform(samples, figures.begin(), median);
-  return figures;
-}
 
 // Calls `visit(record, unit, position)` with each op or pair of a rank, and its position in the rank.
 template <typename Visit>
@@ -102,60 +83,19 @@ void check_recorded(const MeasuredSteps& run) {
 // --- durations
 
 // What the ops of each part took.
-std::vector<UnitFigures> times_of(std::span<const MeasuredSteps> runs, const Placement& placement) {
-  std::vector<UnitSamples> samples(parts_of(placement));
+std::vector<PassFigures> times_of(std::span<const MeasuredSteps> runs, const Placement& placement) {
+  std::vector<PassSamples> samples(parts_of(placement));
   for (const MeasuredSteps& run : runs) {
     visit_run(run, [&](const RankRecord& record, std::span<const Op> unit, std::size_t position) {
       const Time time = record.ops[position].end - record.ops[position].start;
-      samples[part_of(placement, unit[0].stage)][unit_of(unit)].push_back(time);
-      if (unit.size() == 2) samples[part_of(placement, unit[1].stage)][unit_pair_back].push_back(time);
+      PassSamples& first = samples[part_of(placement, unit[0].stage)];
+      (unit.size() == 2 ? first.pair : first.of(unit[0].kind)).push_back(time);
+      if (unit.size() == 2) samples[part_of(placement, unit[1].stage)].pair_back.push_back(time);
     });
   }
-  std::vector<UnitFigures> times(samples.size());
+  std::vector<PassFigures> times(samples.size());
   std::ranges::transform(samples, times.begin(), medians);
   return times;
-}
-
-// What a part never ran by itself is the median of the other parts'.
-void fill_in(std::vector<UnitFigures>& parts, Unit unit) {
-  Samples measured;
-  for (const UnitFigures& part : parts) {
-    if (part[unit]) measured.push_back(*part[unit]);
-  }
-  const Figure other = median(std::move(measured));
-  for (UnitFigures& part : parts) {
-    if (!part[unit]) part[unit] = other;
-  }
-}
-
-// Where I and W are missing B is split, in the proportion of the parts that have them, or in two.
-void split_backwards(std::vector<UnitFigures>& parts) {
-  const std::vector<UnitFigures> measured = parts;
-  for (UnitFigures& part : parts) {
-    if ((part[unit_i] && part[unit_w]) || !part[unit_b]) continue;
-    const Time full = *part[unit_b];
-    Samples splits;
-    for (const UnitFigures& other : measured) {
-      const auto input = static_cast<double>(other[unit_i].value_or(0));
-      const auto weight = static_cast<double>(other[unit_w].value_or(0));
-      if (input + weight > 0) splits.push_back(static_cast<Time>(static_cast<double>(full) * input / (input + weight)));
-    }
-    part[unit_i] = median(std::move(splits)).value_or(full / 2);
-    part[unit_w] = full - *part[unit_i];
-  }
-}
-
-// All passes of all parts, as far as anything is known of them.
-void complete(std::vector<UnitFigures>& parts) {
-  for (UnitFigures& part : parts) {
-    if (!part[unit_b] && part[unit_i] && part[unit_w]) part[unit_b] = *part[unit_i] + *part[unit_w];
-  }
-  for (const Unit unit : {unit_f, unit_b}) fill_in(parts, unit);
-  for (UnitFigures& part : parts) {  // what no part runs by itself: a pair is a third F and two thirds B
-    if (!part[unit_f] && part[unit_pair]) part[unit_f] = *part[unit_pair] / 3;
-    if (!part[unit_b] && part[unit_pair_back]) part[unit_b] = *part[unit_pair_back] - *part[unit_pair_back] / 3;
-  }
-  split_backwards(parts);
 }
 
 // --- communication, and what lies between ops
@@ -249,7 +189,7 @@ struct PartMemory {
   Bytes message = 0;    // its output
   Figure activation;    // M_B
   Figure weight_stash;  // M_W
-  UnitFigures workspace;
+  PassFigures workspace;
 };
 
 class MemoryCalibration {
@@ -308,22 +248,26 @@ class MemoryCalibration {
   }
 
   void measure_workspaces() {
-    std::vector<UnitSamples> samples(memory_.size());
+    std::vector<PassSamples> samples(memory_.size());
     visit_memory([&](std::span<const Op> unit, std::size_t part, const OpMemory& memory) {
       Bytes held = memory.before;
       if (unit[0].kind == Kind::forward) held += memory_[part].activation.value_or(0) - input(part);
       const Bytes workspace = memory.peak - held;
-      samples[part][unit_of(unit)].push_back(unit.size() == 2 ? workspace : std::max<Bytes>(0, workspace));
+      if (unit.size() == 2) {
+        samples[part].pair.push_back(workspace);
+      } else {
+        samples[part].of(unit[0].kind).push_back(std::max<Bytes>(0, workspace));
+      }
     });
     for (std::size_t i = 0; i < memory_.size(); ++i) memory_[i].workspace = medians(samples[i]);
   }
 
   // B is not more than I and then W.
   static void estimate_backward(PartMemory& part) {
-    Figure& backward = part.workspace[unit_b];
+    Figure& backward = part.workspace.backward;
     if (backward) return;
-    const Bytes input = part.workspace[unit_i].value_or(0);
-    const Bytes weight = part.workspace[unit_w].value_or(0);
+    const Bytes input = part.workspace.input_gradient.value_or(0);
+    const Bytes weight = part.workspace.weight_gradient.value_or(0);
     const Bytes left = part.weight_stash.value_or(0) - part.activation.value_or(0);
     backward = std::max<Bytes>({0, input, left + weight});
   }
@@ -333,21 +277,21 @@ class MemoryCalibration {
   std::vector<PartMemory> memory_;  // by part
 };
 
-StageCosts costs_of(const UnitFigures& times, const PartMemory& memory) {
+StageCosts costs_of(const PassFigures& times, const PartMemory& memory) {
   StageCosts costs;
-  costs.forward = times[unit_f].value_or(0);
-  costs.backward = times[unit_b].value_or(0);
-  costs.input_gradient = times[unit_i].value_or(0);
-  costs.weight_gradient = times[unit_w].value_or(0);
-  costs.overlapped = times[unit_pair];
+  costs.forward = times.forward.value_or(0);
+  costs.backward = times.backward.value_or(0);
+  costs.input_gradient = times.input_gradient.value_or(0);
+  costs.weight_gradient = times.weight_gradient.value_or(0);
+  costs.overlapped = times.pair;
   costs.message = memory.message;
   costs.activation = std::max<Bytes>(0, memory.activation.value_or(0));
   costs.weight_stash = std::max<Bytes>(0, memory.weight_stash.value_or(0));
-  costs.forward_workspace = memory.workspace[unit_f].value_or(0);
-  costs.backward_workspace = memory.workspace[unit_b].value_or(0);
-  costs.input_gradient_workspace = memory.workspace[unit_i].value_or(0);
-  costs.weight_gradient_workspace = memory.workspace[unit_w].value_or(0);
-  costs.overlapped_workspace = memory.workspace[unit_pair];
+  costs.forward_workspace = memory.workspace.forward.value_or(0);
+  costs.backward_workspace = memory.workspace.backward.value_or(0);
+  costs.input_gradient_workspace = memory.workspace.input_gradient.value_or(0);
+  costs.weight_gradient_workspace = memory.workspace.weight_gradient.value_or(0);
+  costs.overlapped_workspace = memory.workspace.pair;
   return costs;
 }
 
@@ -363,7 +307,7 @@ ModelCosts calibrate(std::span<const MeasuredSteps> runs, std::span<const StageB
     throw InputError(fmt::format("the bytes of {} stages are given, but the program has {}", stages.size(),
                                  placement.rank_of.size()));
   }
-  std::vector<UnitFigures> times = times_of(runs, placement);
+  std::vector<PassFigures> times = times_of(runs, placement);
   complete(times);
   const MemoryCalibration memory(runs, placement);
 

@@ -1,13 +1,9 @@
 // Costs from a measured run: what `dualpipe-sim --costs` reads, and what predictions of other schedules are made from.
 //
 // The parts of the model are the stages of a chain. All figures of a part are medians over all steps, and over the
-// stages at its place in all chains, which hold the same layers. Of a pass that it never ran by itself, or a pair that
-// it never ran,
-//   B        is I + W
-//   F, B     are the median of the other parts'; where no part has them, a third and two thirds of an F&B pair
-//   I, W     are B, split as in the parts that have them, or in two
-//   F&B      stays unset: it was not measured
-// With TrainOptions::measure_passes every stage has run F, I and W.
+// stages at its place in all chains, which hold the same layers. What is taken for a pass that it never ran by itself
+// stands at detail::explain::complete() (sim/explain/measured_passes.h); an F&B that it never ran stays unset. With
+// TrainOptions::measure_passes every stage has run F, I and W.
 //
 // Where stages recompute, `recompute` stays 0: it is part of the B and I that were measured.
 #pragma once

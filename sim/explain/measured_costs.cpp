@@ -1,51 +1,51 @@
 #include "dualpipe/sim/explain/measured_costs.h"
 
 #include <algorithm>
-#include <array>
+#include <iterator>
 #include <utility>
 
 #include "dualpipe/sim/explain/events.h"
-#include "dualpipe/sim/report/percentile.h"
+#include "dualpipe/sim/explain/measured_passes.h"
 
 namespace dualpipe {
 
+using detail::explain::complete;
 using detail::explain::Edge;
 using detail::explain::Events;
 using detail::explain::EventUnit;
 using detail::explain::Index;
+using detail::explain::median;
+using detail::explain::medians;
+using detail::explain::PassFigures;
+using detail::explain::PassSamples;
 using detail::explain::Reason;
+using detail::explain::Samples;
 
 namespace {
 
-// Durations of a stage: F, B, I, W, and of pairs whose forward is the stage's.
-using Durations = std::array<std::vector<Time>, 5>;
-
-Time median_of(std::vector<Time> times) { return times.empty() ? 0 : detail::report::median(std::move(times)); }
-
-std::vector<Durations> durations_of(const Program& program, const Events& events) {
-  std::vector<Durations> stages(program.schedule.placement.rank_of.size());
+// Of each stage.
+std::vector<PassFigures> times_of(const Program& program, const Events& events) {
+  const Schedule& schedule = program.schedule;
+  std::vector<PassSamples> samples(schedule.placement.rank_of.size());
   for (const EventUnit& unit : events.units()) {
-    const Op op = program.schedule.ops[unit.op];
-    const bool is_second = unit.is_pair && op.kind != Kind::forward;
-    const std::size_t stage = is_second ? program.schedule.ops[unit.op + 1].stage : op.stage;
-    stages[stage][unit.is_pair ? 4 : static_cast<std::size_t>(op.kind)].push_back(unit.span.end - unit.span.start);
+    const Time time = unit.span.end - unit.span.start;
+    const Op op = schedule.ops[unit.op];
+    PassSamples& stage = samples[op.stage];
+    (unit.is_pair ? stage.pair : stage.of(op.kind)).push_back(time);
+    if (unit.is_pair) samples[schedule.ops[unit.op + 1].stage].pair_back.push_back(time);
   }
-  return stages;
+  std::vector<PassFigures> times(samples.size());
+  std::ranges::transform(samples, times.begin(), medians);
+  return times;
 }
 
-StageCosts costs_of(const Durations& durations, bool& halves) {
+StageCosts costs_of(const PassFigures& times) {
   StageCosts costs;
-  costs.forward = median_of(durations[0]);
-  costs.input_gradient = median_of(durations[2]);
-  costs.weight_gradient = median_of(durations[3]);
-  costs.backward = median_of(durations[1]);
-  if (durations[1].empty()) costs.backward = costs.input_gradient + costs.weight_gradient;
-  if (durations[2].empty() && durations[3].empty()) {
-    halves = halves || costs.backward > 0;
-    costs.weight_gradient = costs.backward / 2;
-    costs.input_gradient = costs.backward - costs.weight_gradient;
-  }
-  if (!durations[4].empty()) costs.overlapped = median_of(durations[4]);
+  costs.forward = times.forward.value_or(0);
+  costs.backward = times.backward.value_or(0);
+  costs.input_gradient = times.input_gradient.value_or(0);
+  costs.weight_gradient = times.weight_gradient.value_or(0);
+  costs.overlapped = times.pair;
   return costs;
 }
 
@@ -54,10 +54,11 @@ StageCosts costs_of(const Durations& durations, bool& halves) {
 MeasuredCosts measured_costs(const Program& program, const Timeline& timeline) {
   const Events events(program, timeline);
   MeasuredCosts result;
-  bool halves = false;
-  for (const Durations& stage : durations_of(program, events)) result.costs.stages.push_back(costs_of(stage, halves));
-  std::vector<Time> launches;
-  std::vector<Time> transfers;
+  std::vector<PassFigures> times = times_of(program, events);
+  const bool in_halves = complete(times);
+  std::ranges::transform(times, std::back_inserter(result.costs.stages), costs_of);
+  Samples launches;
+  Samples transfers;
   for (Index unit = 0; unit < events.units().size(); ++unit) {
     const Edge* edge = events.binding(Events::start_of(unit));
     if (edge == nullptr) continue;
@@ -66,9 +67,9 @@ MeasuredCosts measured_costs(const Program& program, const Timeline& timeline) {
     const Span span = events.messages()[events[edge->from].subject].span;
     transfers.push_back(span.end - span.start);
   }
-  result.costs.launch = median_of(std::move(launches));
-  result.costs.latency = median_of(std::move(transfers));
-  if (halves) result.remarks.emplace_back("B ran whole: I and W are taken for a half of it each");
+  result.costs.launch = median(std::move(launches)).value_or(0);
+  result.costs.latency = median(std::move(transfers)).value_or(0);
+  if (in_halves) result.remarks.emplace_back("B ran whole: I and W are taken for a half of it each");
   return result;
 }
 
