@@ -45,12 +45,13 @@ struct Range {
   Span operators{std::numeric_limits<Time>::max(), std::numeric_limits<Time>::min()};
   Span kernels{std::numeric_limits<Time>::max(), std::numeric_limits<Time>::min()};
 
-  // An op that runs no operator takes no time.
+  // An op that runs no operator takes no time. (In PyTorch's runtime such is I of the first stage, which computes no
+  // gradient of its input.) What its range holds is the wait for its message, so that it stands at the end.
   [[nodiscard]] Span ran() const {
     for (const Span& each : {kernels, operators}) {
       if (each.start <= each.end) return each;
     }
-    return {span.start, span.start};
+    return {span.end, span.end};
   }
 };
 

@@ -102,7 +102,8 @@ BOOST_AUTO_TEST_SUITE(trace_foreign)
 // The sums were made by another program, from first to last operator of each range, without c10d's.
 BOOST_AUTO_TEST_CASE(pytorchs_ranges_give_every_op_of_the_order) {
   for (const auto& [name, busy] : {std::pair<std::string, std::vector<Time>>("GPipe_P2V1M2", {4288552, 5647280}),
-                                   {"Interleaved1F1B_P2V2M4", {29460424, 22895591}}}) {
+                                   {"Interleaved1F1B_P2V2M4", {29460424, 22895591}},
+                                   {"InterleavedZeroBubble_P2V2M4", {12617500, 26550506}}}) {
     const auto files = rank_files(name);
     BOOST_TEST((format_of_trace(files[0]) == TraceFormat::kineto));
     const Schedule order = order_of(name);
@@ -110,6 +111,7 @@ BOOST_AUTO_TEST_CASE(pytorchs_ranges_give_every_op_of_the_order) {
     BOOST_TEST(busy_of(run) == busy, boost::test_tools::per_element());
     BOOST_TEST((run.clock_width.value() > 0));
     const auto measured = measured_run(run.run, name);
+    BOOST_TEST(measured.program.schedule.placement.chains() == 1);
     const Explanation explanation = explain_measured(measured.program, measured.timeline);
     Time explained = 0;
     for (const IdleSegment& each : explanation.segments) explained += each.span.end - each.span.start;
