@@ -11,14 +11,17 @@
 
 namespace dualpipe {
 
+using detail::report::cause_of;
 using detail::report::Chart;
 using detail::report::chunk_of_stages;
 using detail::report::class_names;
 using detail::report::class_of;
 using detail::report::Columns;
 using detail::report::fill;
+using detail::report::idle_class;
 using detail::report::round_up_to_tick;
 using detail::report::scaled;
+using detail::report::Shown;
 using detail::report::Unit;
 
 namespace {
@@ -37,7 +40,7 @@ struct Layout {
 
 // One op, pair or idle time as it is drawn.
 struct Bar {
-  const Unit* unit = nullptr;  // idle without one
+  Shown shown;  // of the rank's units
   int cells = 0;
 };
 
@@ -52,16 +55,37 @@ constexpr std::array<Background, class_names.size()> backgrounds{
 constexpr std::array<std::string_view, class_names.size()> titles{"forward", "backward (full)", "input gradient",
                                                                   "weight gradient", "F&B pair"};
 
+// By cause: what stands for it, in a colour near that of what is waited for.
+struct IdleMark {
+  char mark;
+  int color;
+};
+constexpr std::array<IdleMark, cause_names.size()> idle_marks{{{'\'', 39},
+                                                               {'"', 214},
+                                                               {':', 175},
+                                                               {';', 36},
+                                                               {'=', 227},
+                                                               {'!', 203},
+                                                               {'<', 250},
+                                                               {'~', 33},
+                                                               {'#', 63},
+                                                               {'|', 99},
+                                                               {'+', 137},
+                                                               {'.', 244},
+                                                               {'_', 244}}};
+
 std::string on_background(std::string_view text, int color) {
   return text.empty() ? "" : fmt::format("\x1b[38;5;16;48;5;{}m{}\x1b[0m", color, text);
 }
+
+std::string in_color(std::string_view text, int color) { return fmt::format("\x1b[38;5;{}m{}\x1b[0m", color, text); }
 
 std::string dimmed(std::string_view text) { return fmt::format("\x1b[2m{}\x1b[0m", text); }
 
 class Gantt {
  public:
   Gantt(const Program& program, const Timeline& timeline, const GanttOptions& options)
-      : program_(program), options_(options), chart_(program, timeline, options.window) {
+      : program_(program), options_(options), chart_(program, timeline, options.window, options.explanation) {
     chunks_ = chunk_of_stages(placement());
     several_stages_ = std::any_of(chunks_.begin(), chunks_.end(), [](int chunk) { return chunk > 0; });
     for (int rank = 0; rank < placement().ranks; ++rank) names_.push_back(fmt::format("rank {}", rank));
@@ -71,7 +95,7 @@ class Gantt {
 
   [[nodiscard]] std::string draw() const {
     std::string rows;
-    for (std::size_t rank = 0; rank < names_.size(); ++rank) rows += row(rank);
+    for (std::size_t rank = 0; rank < names_.size(); ++rank) rows += row(rank) + path_row(static_cast<int>(rank));
     const bool goes_on = rows.find('-') != std::string::npos;
     return axis() + rows + legend(goes_on);
   }
@@ -176,11 +200,10 @@ class Gantt {
     return line + "\n";
   }
 
-  [[nodiscard]] std::vector<Bar> bars(const std::vector<Unit>& units) const {
+  [[nodiscard]] std::vector<Bar> bars(std::size_t rank) const {
     std::vector<Bar> bars;
-    for (const auto& index : fill(layout_.columns, units)) {
-      const Unit* unit = index ? &units[*index] : nullptr;
-      if (bars.empty() || bars.back().unit != unit) bars.push_back({unit, 0});
+    for (const Shown& shown : fill(layout_.columns, chart_.units[rank], chart_.idle[rank])) {
+      if (bars.empty() || bars.back().shown != shown) bars.push_back({shown, 0});
       ++bars.back().cells;
     }
     return bars;
@@ -188,9 +211,33 @@ class Gantt {
 
   [[nodiscard]] std::string row(std::size_t rank) const {
     std::string line = fmt::format("{:<{}}", names_[rank], margin_);
-    for (const Bar& bar : bars(chart_.units[rank])) line += bar.unit == nullptr ? idle(bar.cells) : run(bar);
+    for (const Bar& bar : bars(rank)) {
+      line += bar.shown.unit ? run(chart_.units[rank][*bar.shown.unit], bar.cells) : idle(bar);
+    }
     line.erase(line.find_last_not_of(' ') + 1);
     return line + "\n";
+  }
+
+  // Below the row: the columns in whose middle the critical path runs on this rank. Nothing where it never does.
+  [[nodiscard]] std::string path_row(int rank) const {
+    const auto cell_size = static_cast<std::size_t>(layout_.cell_width);
+    std::string line;
+    for (const PathStep& step : chart_.path) {
+      if (step.rank != rank) continue;
+      // A middle before a time: twice that of columns, which is odd.
+      const auto columns_before = [&](Time time) {
+        const std::int64_t halves = scaled(time - chart_.window.start, 2 * layout_.columns.count, chart_.length());
+        return static_cast<std::size_t>(
+            std::clamp((halves + 1) / 2, std::int64_t{0}, std::int64_t{layout_.columns.count}));
+      };
+      const Span shown = chart_.shown(step.span);
+      const std::size_t begin = columns_before(shown.start);
+      const std::size_t end = columns_before(shown.end);
+      if (begin >= end) continue;
+      line.resize(begin * cell_size, ' ');
+      line.append((end - begin) * cell_size, '^');
+    }
+    return line.empty() ? "" : std::string(margin_, ' ') + line + "\n";
   }
 
   // Whether blanks set ops apart.
@@ -203,27 +250,34 @@ class Gantt {
     return spaced() ? std::string(width - 1, mark) + ' ' : std::string(width, mark);
   }
 
-  [[nodiscard]] std::string idle(int cells) const {
-    std::string one = cell(spaced() ? ' ' : '.');
-    one[0] = '.';
+  [[nodiscard]] std::string idle(const Bar& bar) const {
+    const bool has_cause = bar.shown.shown_class > idle_class;
+    const IdleMark* mark = has_cause ? &idle_mark(bar.shown.shown_class) : nullptr;
+    std::string one = cell(spaced() ? ' ' : has_cause ? mark->mark : '.');
+    one[0] = has_cause ? mark->mark : '.';
     std::string text;
-    for (int i = 0; i < cells; ++i) text += one;
-    return options_.color ? dimmed(text) : text;
+    for (int i = 0; i < bar.cells; ++i) text += one;
+    if (!options_.color) return text;
+    return has_cause ? in_color(text, mark->color) : dimmed(text);
+  }
+
+  [[nodiscard]] static const IdleMark& idle_mark(std::size_t idle) {
+    return idle_marks[static_cast<std::size_t>(cause_of(idle))];
   }
 
   // The label, a mark in each cell after it.
-  [[nodiscard]] std::string run(const Bar& bar) const {
-    const auto width = static_cast<std::size_t>(bar.cells) * static_cast<std::size_t>(layout_.cell_width);
+  [[nodiscard]] std::string run(const Unit& unit, int cells) const {
+    const auto width = static_cast<std::size_t>(cells) * static_cast<std::size_t>(layout_.cell_width);
     const auto cell_size = static_cast<std::size_t>(layout_.cell_width);
-    std::string text = label(*bar.unit, layout_.form);
-    if (layout_.form == Form::letters || text.size() + (spaced() ? 1 : 0) > width) text = letter(*bar.unit);
+    std::string text = label(unit, layout_.form);
+    if (layout_.form == Form::letters || text.size() + (spaced() ? 1 : 0) > width) text = letter(unit);
     if (spaced()) {
       text.resize((text.size() + cell_size - 1) / cell_size * cell_size, ' ');
       while (text.size() < width) text += cell('-');
     } else {
       text.resize(width, '-');
     }
-    return options_.color ? on_background(text, background_of(*bar.unit)) : text;
+    return options_.color ? on_background(text, background_of(unit)) : text;
   }
 
   [[nodiscard]] int background_of(const Unit& unit) const {
@@ -241,7 +295,7 @@ class Gantt {
       items.push_back(swatch(each) + (is_spaced_pair ? "pair" : std::string(titles[each])));
     }
     if (goes_on) items.push_back(fmt::format("{} goes on", spaced() ? "--" : "-"));
-    items.push_back((options_.color ? dimmed(".") : ".") + " idle");
+    add_idle_items(items);
     if (layout_.form == Form::with_stages) items.emplace_back("0F1: stage 0, micro-batch 1");
     const bool has_case = layout_.form == Form::without_stages || layout_.form == Form::dense;
     if (has_case && several_stages_) items.emplace_back(chunk_item());
@@ -251,6 +305,20 @@ class Gantt {
     items.push_back(fmt::format("one {}: {}{}", unit, layout_.exact ? "" : "about ", duration));
     if (!layout_.exact) items.emplace_back("a row keeps its shares of each");
     return items;
+  }
+
+  void add_idle_items(std::vector<std::string>& items) const {
+    if (options_.explanation == nullptr) {
+      items.push_back((options_.color ? dimmed(".") : ".") + " idle");
+      return;
+    }
+    for (std::size_t each = idle_class + 1; each < chart_.has.size(); ++each) {
+      if (!chart_.has[each]) continue;
+      const IdleMark& mark = idle_mark(each);
+      const std::string text(1, mark.mark);
+      items.push_back(fmt::format("{} {}", options_.color ? in_color(text, mark.color) : text, name(cause_of(each))));
+    }
+    if (!chart_.path.empty()) items.emplace_back("^ critical path");
   }
 
   // What stands for a class, in its colours.

@@ -22,6 +22,9 @@
 // each row has as many columns of F, B, I, W, F&B and idle time as the rank's time has of them, to less than one
 // column, and so has any part of the row that begins at its left end.
 //
+// With an explanation idle time has a mark for each cause, which the legend tells, and what of a rank's row is on the
+// critical path is underlined with '^': each column of it in one row at most.
+//
 // A fourth form, for readers that are programs and terminals that know ASCII alone, is asked for. It is the third
 // without labels: a letter where an op begins, '-' in the columns where it goes on:              FF--&-B-
 #pragma once
@@ -29,6 +32,7 @@
 #include <optional>
 #include <string>
 
+#include "dualpipe/sim/explain/explain.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -38,7 +42,8 @@ struct GanttOptions {
   int width = 100;       // no line is longer (but for a very narrow one: the chart takes at least 20 columns)
   bool color = false;    // ANSI escapes for 256 colours, a background per pass
   bool letters = false;  // the fourth form: of each rank's line each column is one of F B I W & . -
-  std::optional<Span> window = {};  // only this part, since the start of the run's first op
+  std::optional<Span> window = {};           // only this part, since the start of the run's first op
+  const Explanation* explanation = nullptr;  // of this run
 };
 
 // The timeline must have recorded spans. Times are relative to the start of the first op. Throws InputError for a

@@ -14,21 +14,33 @@ __extension__ using Int128 = __int128;
 // The window from end to end: units, and idle time between them. What takes no time is left out.
 struct Slice {
   Span span;
-  std::size_t class_of_unit = idle_class;
+  std::size_t shown_class = idle_class;
   std::optional<std::size_t> unit;
 };
 
-std::vector<Slice> slices_in(Span window, std::span<const Unit> units) {
+// Of the segments, those from `idle` on are not passed yet.
+void add_idle(Span gap, std::span<const IdleSegment>& idle, std::vector<Slice>& slices) {
+  while (!idle.empty() && idle.front().span.end <= gap.start) idle = idle.subspan(1);
+  for (const IdleSegment& segment : idle) {
+    if (segment.span.start >= gap.end) break;
+    const Time end = std::min(segment.span.end, gap.end);
+    slices.push_back({{gap.start, end}, class_of(segment.cause), std::nullopt});
+    gap.start = end;
+  }
+  if (gap.start < gap.end) slices.push_back({gap, idle_class, std::nullopt});
+}
+
+std::vector<Slice> slices_in(Span window, std::span<const Unit> units, std::span<const IdleSegment> idle) {
   std::vector<Slice> slices;
   Time end = window.start;
   for (std::size_t i = 0; i < units.size(); ++i) {
     const Span shown{std::max(units[i].span.start, end), std::min(units[i].span.end, window.end)};
     if (shown.start >= shown.end) continue;
-    if (shown.start > end) slices.push_back({{end, shown.start}, idle_class, std::nullopt});
+    if (shown.start > end) add_idle({end, shown.start}, idle, slices);
     slices.push_back({shown, class_of(units[i]), i});
     end = shown.end;
   }
-  if (end < window.end) slices.push_back({{end, window.end}, idle_class, std::nullopt});
+  if (end < window.end) add_idle({end, window.end}, idle, slices);
   return slices;
 }
 
@@ -46,7 +58,7 @@ Passed passed_in(const Columns& columns, std::span<const Slice> slices) {
     while (begin < end) {
       const Int128 column = begin / column_length;
       const Int128 until = std::min(end, (column + 1) * column_length);
-      passed[slice.class_of_unit][static_cast<std::size_t>(column)] += until - begin;
+      passed[slice.shown_class][static_cast<std::size_t>(column)] += until - begin;
       begin = until;
     }
   }
@@ -103,7 +115,8 @@ struct Turns {
 
 }  // namespace
 
-Chart::Chart(const Program& program, const Timeline& timeline, const std::optional<Span>& asked)
+Chart::Chart(const Program& program, const Timeline& timeline, const std::optional<Span>& asked,
+             const Explanation* explanation)
     : origin(bounds_of(timeline).start), window(bounds_of(timeline)) {
   if (asked) {
     const Span part = window_of(timeline, *asked);
@@ -117,25 +130,34 @@ Chart::Chart(const Program& program, const Timeline& timeline, const std::option
     }
     for (const Unit& unit : row) has[class_of(unit)] = true;
   }
+  idle.resize(units.size());
+  if (explanation == nullptr) return;
+  const auto is_inside = [&](Span span) { return span.end > window.start && span.start < window.end; };
+  for (const IdleSegment& segment : explanation->segments) {
+    if (!is_inside(segment.span)) continue;
+    idle[static_cast<std::size_t>(segment.rank)].push_back(segment);
+    has[class_of(segment.cause)] = true;
+  }
+  for (const PathStep& step : explanation->path) {
+    if (step.kind == PathStep::Kind::op && is_inside(step.span)) path.push_back(step);
+  }
 }
 
-Span Chart::shown(const Unit& unit) const {
-  return {std::max(unit.span.start, window.start), std::min(unit.span.end, window.end)};
-}
+Span Chart::shown(Span span) const { return {std::max(span.start, window.start), std::min(span.end, window.end)}; }
 
-std::vector<std::optional<std::size_t>> fill(const Columns& columns, std::span<const Unit> units) {
+std::vector<Shown> fill(const Columns& columns, std::span<const Unit> units, std::span<const IdleSegment> idle) {
   if (columns.count == 0) return {};
-  const auto slices = slices_in(columns.window, units);
+  const auto slices = slices_in(columns.window, units, idle);
   std::array<Turns, class_count> turns;
-  for (std::size_t i = 0; i < slices.size(); ++i) turns[slices[i].class_of_unit].slices.push_back(i);
+  for (std::size_t i = 0; i < slices.size(); ++i) turns[slices[i].shown_class].slices.push_back(i);
   std::vector<std::size_t> shown;
   for (const std::size_t each : classes_shown(columns, passed_in(columns, slices))) {
     shown.push_back(turns[each].next(columns, slices));
   }
   // Classes take turns by when they are due, which may turn round two that share a column.
   std::ranges::sort(shown);
-  std::vector<std::optional<std::size_t>> filled;
-  for (const std::size_t slice : shown) filled.push_back(slices[slice].unit);
+  std::vector<Shown> filled;
+  for (const std::size_t slice : shown) filled.push_back({slices[slice].shown_class, slices[slice].unit});
   return filled;
 }
 

@@ -14,13 +14,18 @@
 
 namespace dualpipe {
 
+using detail::report::add_cause_patterns;
+using detail::report::add_cause_style;
+using detail::report::add_dark_cause_style;
 using detail::report::class_names;
 using detail::report::class_of;
 using detail::report::Detail;
 using detail::report::draw_bands;
+using detail::report::draw_causes;
 using detail::report::draw_legend;
 using detail::report::draw_memory;
 using detail::report::draw_messages;
+using detail::report::draw_path;
 using detail::report::draw_row;
 using detail::report::fill_class;
 using detail::report::Frame;
@@ -74,16 +79,21 @@ void add_style(SvgText& svg, const Frame& frame) {
     svg.raw("\n");
   }
   if (frame.detail == Detail::stripes) svg.add(".line{{stroke-width:{}}}\n", frame.row_height);
+  add_cause_style(svg, frame);
   svg.raw(
       "@media (prefers-color-scheme:dark){\n"
       "text{fill:#e6edf3}.note,.tick{fill:#9198a1}.n6,.n7,.n8,.n9,.n10,.n11{fill:#000}\n"
       ".page{fill:#0d1117}.grid{stroke:#30363d}.hatch{stroke:#3d444d}.empty{fill:#161b22}\n"
-      ".pair{stroke:#f0f6fc}.message{stroke:#9198a1}.mem{fill:#6e7681}\n"
+      ".pair{stroke:#f0f6fc}.message{stroke:#9198a1}.mem{fill:#6e7681}\n");
+  add_dark_cause_style(svg, frame);
+  svg.raw(
       "}\n"
       "</style>\n"
       "<defs><pattern id=\"idle\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" "
       "patternTransform=\"rotate(45)\"><rect class=\"empty\" width=\"6\" height=\"6\"/>"
-      "<path class=\"hatch\" d=\"M1 0V6\"/></pattern></defs>\n");
+      "<path class=\"hatch\" d=\"M1 0V6\"/></pattern>");
+  add_cause_patterns(svg, frame);
+  svg.raw("</defs>\n");
 }
 
 void add_head(SvgText& svg, const Frame& frame, int height) {
@@ -188,12 +198,14 @@ void add_rows(SvgText& svg, const Frame& frame) {
     svg.add("<rect class=\"idle\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"><title>{}</title></rect>\n", frame.left,
             frame.row_top(rank), frame.plot_width, frame.row_height, xml_text(shares_text(frame, rank)));
   }
+  draw_causes(svg, frame);
   if (frame.has_messages) draw_messages(svg, frame);  // below the ops: those to distant ranks cross the rows between
   if (frame.detail == Detail::bands) {
     draw_bands(svg, frame);
   } else {
     for (int rank = 0; rank < frame.ranks(); ++rank) draw_row(svg, frame, rank);
   }
+  draw_path(svg, frame);
 }
 
 }  // namespace

@@ -11,6 +11,9 @@
 //   bands     where ops are narrower than two pixels, on average: the row is cut where ops begin, into pieces of three
 //             pixels or more, and each piece is filled from below by what runs in it. Areas are shares of time
 //
+// With an explanation idle time is hatched in a colour for each cause, with a tooltip for each piece where ops are
+// boxes, and what runs on the critical path has an outline, with lines from rank to rank.
+//
 // A number is left out of all ops of a pass and rank where it would not fit into one of them. A rank that runs faster
 // or slower than others says so. Above 32 ranks rows get thinner.
 #pragma once
@@ -20,6 +23,7 @@
 #include <string>
 
 #include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/explain/explain.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -32,6 +36,7 @@ struct SvgOptions {
   // Below each rank what it holds over time: bytes, or live activations where the costs have no bytes. All ranks to one
   // scale. Of what changes within a pixel the most is drawn.
   bool memory = false;
+  const Explanation* explanation = nullptr;  // of this run
 };
 
 // The timeline must have recorded spans of ops; messages are drawn where it has those of messages, too. Times are

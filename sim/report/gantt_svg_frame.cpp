@@ -15,7 +15,9 @@ constexpr std::size_t pair_box_size = 400;
 constexpr std::size_t stripe_size = 13;
 constexpr std::size_t drawing_size_max = 650'000;
 constexpr int file_size_max = 900'000;
-constexpr int rank_size = 450;  // of all else that each rank has
+constexpr std::size_t segment_size = 230;        // of idle time with its tooltip
+constexpr std::size_t explained_size = 250'000;  // that causes and the critical path may take
+constexpr int rank_size = 450;                   // of all else that each rank has
 
 constexpr int op_width_min = 2;  // pixels, on average; narrower ones make bands
 constexpr int plot_width_min = 640;
@@ -30,7 +32,7 @@ Frame::Frame(const Program& drawn, const Costs& its_costs, const Timeline& run, 
       costs(its_costs),
       timeline(run),
       options(asked),
-      chart(drawn, run, asked.window),
+      chart(drawn, run, asked.window, asked.explanation),
       shade_of(chunk_of_stages(drawn.schedule.placement)) {
   check(costs, placement());
   choose_shades();
@@ -72,10 +74,12 @@ void Frame::choose_detail() {
       widths += x(shown.end) - x(shown.start);
     }
   }
+  for (const auto& row : chart.idle) size += row.size() * segment_size;
+  const std::size_t size_max = drawing_size_max - (is_explained() ? explained_size : 0);
   if (widths < static_cast<std::int64_t>(units) * op_width_min * 100) {
     detail = chart.length() == 0 ? Detail::boxes : Detail::bands;
-  } else if (size > drawing_size_max) {
-    detail = units * stripe_size > drawing_size_max ? Detail::bands : Detail::stripes;
+  } else if (size > size_max) {
+    detail = units * stripe_size > size_max ? Detail::bands : Detail::stripes;
   }
 }
 
@@ -93,7 +97,10 @@ void Frame::choose_sizes() {
   row_pitch = row_height + (strip_height > 0 ? strip_height + 2 : 0) + gap;
 }
 
-int Frame::size_max() const { return std::max(file_size_max - rank_size * ranks(), file_size_max / 10); }
+int Frame::size_max() const {
+  const int explained = is_explained() ? static_cast<int>(explained_size) : 0;
+  return std::max(file_size_max - explained - rank_size * ranks(), file_size_max / 10);
+}
 
 bool Frame::has_own_speed(int rank) const {
   if (costs.speed.empty() || costs.speed[static_cast<std::size_t>(rank)] == 1) return false;

@@ -51,8 +51,10 @@ struct Frame {
     return std::int64_t{left} * 100 + scaled(time - chart.window.start, std::int64_t{plot_width} * 100, length());
   }
   [[nodiscard]] Time length() const { return chart.length() == 0 ? 1 : chart.length(); }
+  [[nodiscard]] bool is_explained() const { return options.explanation != nullptr; }
 
-  // How many bytes bands and memory may take together: a quarter of it is for memory.
+  // How many bytes bands and memory may take together: a quarter of it is for memory. Causes and the critical path have
+  // their own.
   [[nodiscard]] int size_max() const;
   // "rank 3", "rank 3, speed 0.9".
   [[nodiscard]] std::string rank_text(int rank) const;
@@ -76,6 +78,15 @@ void draw_bands(SvgText& svg, const Frame& frame);          // all rows
 void draw_messages(SvgText& svg, const Frame& frame);
 // Returns what the top of a strip stands for: "12.5 GiB", "8 activations".
 std::string draw_memory(SvgText& svg, const Frame& frame);
+// Idle time by its cause: below the ops. The critical path: above them. Both only where there is an explanation.
+void draw_causes(SvgText& svg, const Frame& frame);
+void draw_path(SvgText& svg, const Frame& frame);
+// Their parts of the style sheet, in a light theme and in a dark one, and the patterns that fill idle time.
+void add_cause_style(SvgText& svg, const Frame& frame);
+void add_dark_cause_style(SvgText& svg, const Frame& frame);
+void add_cause_patterns(SvgText& svg, const Frame& frame);
+// What fills idle time of a cause: "C3".
+[[nodiscard]] std::string fill_class(Cause cause);
 // From `top` on; returns its height.
 int draw_legend(SvgText& svg, const Frame& frame, int top, const std::string& memory_top);
 

@@ -16,7 +16,7 @@ constexpr int line_height = 22;
 constexpr std::array<std::string_view, class_names.size()> titles{"F forward", "B backward (full)", "I input gradient",
                                                                   "W weight gradient", "F&B pair"};
 
-enum class Swatch : std::uint8_t { boxes, halves, line };
+enum class Swatch : std::uint8_t { boxes, halves, line, outline };
 
 struct Item {
   std::vector<std::string> fills;  // a box each; of halves, the upper and the lower
@@ -75,7 +75,13 @@ std::vector<Item> items_of(const Frame& frame, const std::string& memory_top) {
       items.push_back({{fill_class(each, 0)}, Swatch::boxes, std::string(titles[each])});
     }
   }
-  items.push_back({{"idle"}, Swatch::boxes, "idle"});
+  if (!frame.is_explained()) items.push_back({{"idle"}, Swatch::boxes, "idle"});
+  for (std::size_t each = idle_class + 1; each < frame.chart.has.size(); ++each) {
+    if (!frame.chart.has[each]) continue;
+    const Cause cause = cause_of(each);
+    items.push_back({{fill_class(cause)}, Swatch::boxes, "idle: " + std::string(name(cause))});
+  }
+  if (!frame.chart.path.empty()) items.push_back({{"path"}, Swatch::outline, "critical path"});
   if (frame.has_messages) items.push_back({{"message"}, Swatch::line, "message"});
   if (frame.strip_height > 0) items.push_back({{"mem"}, Swatch::boxes, "memory, full height: " + memory_top});
   for (int shade = 0; shade < frame.shades && frame.shades > 1; ++shade) items.push_back(shade_item(frame, shade));
@@ -95,6 +101,9 @@ void draw(SvgText& svg, const Item& item, int x, int y) {
       svg.add("<rect class=\"{}\" x=\"{}\" y=\"{}\" width=\"14\" height=\"7\"/>", item.fills[0], x, y);
       svg.add("<rect class=\"{}\" x=\"{}\" y=\"{}\" width=\"14\" height=\"7\"/>", item.fills[1], x, y + 7);
       svg.add("<rect class=\"pair\" x=\"{}\" y=\"{}\" width=\"14\" height=\"14\"/>", x, y);
+      break;
+    case Swatch::outline:
+      svg.add("<rect class=\"{}\" x=\"{}\" y=\"{}\" width=\"12\" height=\"12\"/>", item.fills[0], x + 1, y + 1);
       break;
     case Swatch::line:
       svg.add("<path class=\"{}\" d=\"M{} {}l14 -8\"/>", item.fills[0], x, y + 11);

@@ -23,6 +23,7 @@
 #include "dualpipe/sim/report/units.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/simulate/memory.h"
+#include "dualpipe/sim/trace/explained_trace.h"
 #include "dualpipe/sim/trace/message_trace.h"
 #include "dualpipe/sim/trace/run_context.h"
 
@@ -31,6 +32,7 @@ namespace dualpipe {
 using detail::report::bounds_of;
 using detail::report::Unit;
 using detail::report::units_of;
+using detail::trace::ExplainedTrace;
 using detail::trace::FreeLanes;
 using detail::trace::MessageTrace;
 using detail::trace::numbered;
@@ -41,9 +43,9 @@ using detail::trace::Tracks;
 namespace {
 
 void check_complete(const RunContext& run) {
-  const auto& [program, costs, timeline, label, peaks, devices, about] = run.run;
+  const auto& [program, costs, timeline, label, peaks, devices, about, explanation, has_messages] = run.run;
   if (timeline.ops.size() != program.schedule.ops.size() ||
-      timeline.communication.size() != program.communication.size()) {
+      (has_messages && timeline.communication.size() != program.communication.size())) {
     throw InputError("a trace needs the spans of all ops and messages; simulate with Record::spans");
   }
   for (const std::size_t given : {peaks.size(), devices.size()}) {
@@ -81,21 +83,30 @@ class RunTrace {
         begin_(bounds_of(run.run.timeline).start),
         compute_(static_cast<std::size_t>(run.placement().ranks)) {
     check_complete(run_);
+    if (run.run.explanation != nullptr) explained_.emplace(run_);
   }
   RunTrace(const RunTrace&) = delete;
   RunTrace& operator=(const RunTrace&) = delete;
 
+  // Before all ranks.
+  void write_path() const {
+    if (explained_) explained_->write_path();
+  }
   void write_rank(int rank) {
     if (!run_.filter.has(rank)) return;
     compute_track(rank) = run_.add_lane(rank, compute_name(rank), rank_args(rank));
     const auto units = units_of(run_.run.program, run_.run.timeline, rank);
     write_ops(rank, units);
+    if (explained_) explained_->write_idle(rank);
     write_parts(rank);
     messages_.write_transfers(rank, units);
     write_counters(rank);
   }
   // After all ranks of all runs.
-  void write_arrows() const { messages_.write_arrows(compute_); }
+  void write_arrows() const {
+    messages_.write_arrows(compute_);
+    if (explained_) explained_->write_arrows(compute_);
+  }
 
  private:
   [[nodiscard]] TraceTrack& compute_track(int rank) { return compute_[static_cast<std::size_t>(rank)]; }
@@ -127,19 +138,16 @@ class RunTrace {
     Time free_since = begin_;
     for (const Unit& unit : units) {
       if (run_.filter.has(unit.span)) {
-        run_.writer.slice(compute_track(rank), "compute", unit_name(unit), unit.span,
-                          unit_args(unit).add("wait_ns", unit.span.start - free_since));
+        TraceArgs args = unit_args(unit).add("wait_ns", unit.span.start - free_since);
+        if (explained_) explained_->add_slack(args, rank, unit);
+        run_.writer.slice(compute_track(rank), "compute", unit_name(unit), unit.span, args);
       }
       free_since = unit.span.end;
     }
   }
 
   [[nodiscard]] std::string unit_name(const Unit& unit) const {
-    const Op first = unit.ops[0];
-    if (!unit.is_pair()) return fmt::format("{} {}", run_.pass_name(first), first.micro_batch);
-    const Op second = unit.ops[1];
-    return fmt::format("{}&{} {} {}", run_.pass_name(first), run_.pass_name(second), first.micro_batch,
-                       second.micro_batch);
+    return run_.unit_name(unit.ops[0], unit.is_pair() ? std::optional(unit.ops[1]) : std::nullopt);
   }
 
   [[nodiscard]] TraceArgs unit_args(const Unit& unit) const {
@@ -216,6 +224,7 @@ class RunTrace {
   RunContext run_;
   RankMemories memories_;
   MessageTrace messages_;
+  std::optional<ExplainedTrace> explained_;
   Time begin_;                       // of the run
   std::vector<TraceTrack> compute_;  // by rank
 };
@@ -232,6 +241,7 @@ void write_chrome_trace(std::ostream& out, std::span<const TracedRun> runs, cons
   }
   const Schedule& schedule = runs.front().program.schedule;
   writer.process(trace_pid, schedule.name.empty() ? "schedule" : schedule.name);
+  for (const auto& trace : traces) trace->write_path();
   for (int rank = 0; rank < schedule.ranks(); ++rank) {
     for (const auto& trace : traces) trace->write_rank(rank);
   }

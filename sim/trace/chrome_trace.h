@@ -12,6 +12,10 @@
 //     rank 00 activations live      counters: forwards whose B or I has not ended,
 //     rank 00 memory bytes          and bytes, if the costs have any
 //
+// With an explanation there are a lane "critical path" above all others, with arrows along it from op to op; a lane
+// "rank 00 idle" below each rank's compute lane, with a slice for each cause; and the slack of each op in its
+// arguments.
+//
 // Of several runs in one file ("rank 00 planned compute") each rank has its lanes of all runs, in the order in which
 // the runs were given; counters are numbered ("rank 00 #1 planned memory bytes"). F' is a forward of the second chain,
 // F'' of the third.
@@ -29,6 +33,7 @@
 #include <string_view>
 
 #include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/explain/explain.h"
 #include "dualpipe/sim/report/difference.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
@@ -57,6 +62,8 @@ struct TracedRun {
   std::span<const RankPeak> peaks = {};       // by rank, as they were measured; empty: those that the costs make
   std::span<const std::string> devices = {};  // by rank: "rank 03 compute on NVIDIA H100"; a plan has none
   TraceArgs about = {};                       // what else is to be known of it
+  const Explanation* explanation = nullptr;   // of it
+  bool has_messages = true;                   // false: nobody knows when they went; the timeline has spans of ops alone
 };
 
 // Writes a file. At least one run; all have the same number of ranks. Throws InputError for a run that lacks spans.

@@ -38,6 +38,7 @@ void MessageTrace::write_transfers(int rank, std::span<const report::Unit> units
 std::vector<MessageTrace::Transfer> MessageTrace::transfers_of(int rank, std::span<const report::Unit> units) const {
   const Program& program = run_.run.program;
   std::vector<Transfer> transfers;
+  if (!run_.run.has_messages) return transfers;
   const auto collect = [&](std::size_t position, Time issued) {
     const std::size_t slot = program.slot_index(rank, position);
     for (std::size_t i = program.slot_begin[slot]; i < program.slot_begin[slot + 1]; ++i) {
@@ -96,6 +97,7 @@ Bytes MessageTrace::bytes_of(Op op) const {
 
 void MessageTrace::write_arrows(std::span<const TraceTrack> compute) const {
   const auto& communication = run_.run.program.communication;
+  if (!run_.run.has_messages) return;
   std::unordered_map<std::uint64_t, std::size_t> receives;  // in Program::communication; never iterated
   for (std::size_t i = 0; i < communication.size(); ++i) {
     if (is_receive(communication[i].kind)) receives[key_of(communication[i])] = i;
@@ -132,7 +134,7 @@ void MessageTrace::arrow_between_transfers(std::size_t send, std::size_t receive
   const Span to = run_.run.timeline.communication[receive];
   const Time end = std::max(to.start, from.start);
   if (end >= to.end) return;  // measured by clocks that disagree: received before it was sent
-  run_.writer.arrow(arrow_name(run_.run.program.communication[send]), {trace_pid, tids_[send]}, from.start,
+  run_.writer.arrow("message", arrow_name(run_.run.program.communication[send]), {trace_pid, tids_[send]}, from.start,
                     {trace_pid, tids_[receive]}, end);
 }
 
@@ -146,7 +148,7 @@ void MessageTrace::arrow_between_ops(Op send, Op receive, Time sent, const OpSli
   const Time start = std::clamp(sent - 1, made.start, made.end - 1);
   if (start > to->second.span.start) return;
   const auto lane = [&](const OpSlice& slice) { return compute[static_cast<std::size_t>(slice.rank)]; };
-  run_.writer.arrow(arrow_name(send), lane(from->second), start, lane(to->second), to->second.span.start);
+  run_.writer.arrow("message", arrow_name(send), lane(from->second), start, lane(to->second), to->second.span.start);
 }
 
 // Whether an arrow can end there: a slice of no duration is never open.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -47,6 +48,12 @@ struct RunContext {
   [[nodiscard]] std::string pass_name(Op op) const {
     const auto chain = static_cast<std::size_t>(placement().chain_of(op.stage));
     return std::string(name(op.kind)) + std::string(chain, '\'');
+  }
+
+  // "F 3", and of a pair "F&B' 3 7".
+  [[nodiscard]] std::string unit_name(Op first, std::optional<Op> second) const {
+    if (!second) return fmt::format("{} {}", pass_name(first), first.micro_batch);
+    return fmt::format("{}&{} {} {}", pass_name(first), pass_name(*second), first.micro_batch, second->micro_batch);
   }
 
   // Stage, chain and micro-batch of an op.

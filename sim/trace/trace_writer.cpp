@@ -98,10 +98,11 @@ void TraceWriter::counter(int pid, std::string_view name, std::string_view key, 
                     json_string(name), json_string(key), value));
 }
 
-void TraceWriter::arrow(std::string_view name, TraceTrack from, Time from_time, TraceTrack to, Time to_time) {
+void TraceWriter::arrow(std::string_view category, std::string_view name, TraceTrack from, Time from_time,
+                        TraceTrack to, Time to_time) {
   assert(from_time <= to_time);
   const std::int64_t id = ++arrows_;
-  const std::string shared = fmt::format(R"("id":{},"cat":"message","name":{})", id, json_string(name));
+  const std::string shared = fmt::format(R"("id":{},"cat":{},"name":{})", id, json_string(category), json_string(name));
   event(
       fmt::format(R"({{"ph":"s","pid":{},"tid":{},"ts":{},{}}})", from.pid, from.tid, microseconds(from_time), shared));
   event(fmt::format(R"({{"ph":"f","bp":"e","pid":{},"tid":{},"ts":{},{}}})", to.pid, to.tid, microseconds(to_time),

@@ -42,7 +42,8 @@ class TraceWriter {
   void slice(TraceTrack track, std::string_view category, std::string_view name, Span span, const TraceArgs& args);
   void counter(int pid, std::string_view name, std::string_view key, Time time, std::int64_t value);
   // After both slices, at times when they are open; not backwards in time.
-  void arrow(std::string_view name, TraceTrack from, Time from_time, TraceTrack to, Time to_time);
+  void arrow(std::string_view category, std::string_view name, TraceTrack from, Time from_time, TraceTrack to,
+             Time to_time);
 
   // Closes the document. Nothing may be written after it.
   void finish();

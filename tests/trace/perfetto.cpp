@@ -99,7 +99,8 @@ void Trace::check_names() const {
   // The colour is a hash of the name without its numbers at the end.
   static const std::regex name(
       "(F'*|B'*|I'*|W'*|F'*&B'* [0-9]+|(SEND|RECV)_[FB]'*|REDUCE_GRAD'*) [0-9]+"
-      "|[a-z]+( dW)? [0-9]+([FBIW]|RECV_[FB])[0-9]+");  // a part
+      "|[a-z]+( dW)? [0-9]+([FBIW]|RECV_[FB])[0-9]+"  // a part
+      "|((F|B|I|W|F&B) else|[a-z])[a-z -]+");         // what an explanation adds: causes, transfers, launches
   for (const Slice& slice : slices) {
     BOOST_TEST(std::regex_match(slice.name, name), slice.name);
     BOOST_TEST(threads.contains(slice.track));

@@ -8,11 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "charts.h"
 #include "commands.h"
-#include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/explain/measured_costs.h"
 #include "dualpipe/sim/explain/what_if.h"
-#include "dualpipe/sim/options/value.h"
 #include "dualpipe/sim/report/explain_report.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tools/common/options.h"
@@ -26,40 +25,44 @@ struct ExplainOptions {
   ScheduleOptions schedule;
   TraceOptions traces;  // besides the first, which stands in `schedule`
   CostOptions costs;
-  std::string json, width;
+  ChartOptions charts;
+  std::string json;
   bool no_what_if = false;
 };
 
-// JSON on standard output leaves no room for people.
-bool prints_text(const ExplainOptions& options) { return options.json != "-"; }
+// Whatever else is on standard output leaves no room for people.
+bool prints_text(const ExplainOptions& options) { return options.json != "-" && !options.charts.takes_output(); }
 
 void check_files(const ExplainOptions& options) {
   std::vector<NamedFile> results{{"--json", options.json, "explanation"}};
-  if (prints_text(options)) results.push_back({"standard output", "-", "text"});
+  options.charts.add_results_to(results);
+  if (prints_text(options) && options.charts.gantt != "-") results.push_back({"standard output", "-", "text"});
   std::vector<NamedFile> read{{"SCHEDULE", options.schedule.file(), "schedule"},
                               {"--costs", options.costs.file, "costs"},
                               {"--schedule", options.traces.schedule, "schedule"}};
   for (const std::string& file : options.traces.files) read.push_back({"TRACE", file, "trace"});
   check_apart(results, read);
-  if (options.width.empty() || prints_text(options)) return;
-  throw CLI::ValidationError("--width", "what is written has no columns; leave it out");
 }
 
-std::size_t columns(const ExplainOptions& options) {
-  if (options.width.empty()) return static_cast<std::size_t>(terminal_width(0));
-  const auto count = [](std::string_view text) { return static_cast<std::size_t>(parse_integer(text, 20, 100'000)); };
-  return value_of("--width", options.width, count);
-}
+// A run, and why it is as it is.
+struct Explained {
+  Program program;
+  Costs costs;  // of a trace, its medians
+  Timeline timeline;
+  Explanation explanation;
+  ExplainReport report;
+};
 
-// The report of a schedule as it is simulated.
-ExplainReport report_of_plan(const ExplainOptions& options) {
+// A schedule as it is simulated.
+Explained explained_plan(const ExplainOptions& options) {
   const GivenCosts given = options.costs.costs();
-  const Planned plan = planned(options.schedule, options.costs, given);
-  const auto& [program, costs, remarks] = plan;
-  const Timeline timeline = simulate(program, costs);
-  const Explanation explanation = explain(program, costs, timeline, options.schedule.limit());
-  ExplainReport report = explain_report(program, costs, timeline, explanation);
-  report.remarks = remarks;
+  Planned plan = planned(options.schedule, options.costs, given);
+  Explained result{std::move(plan.program), std::move(plan.costs), {}, {}, {}};
+  auto& [program, costs, timeline, explanation, report] = result;
+  timeline = simulate(program, costs);
+  explanation = explain(program, costs, timeline, options.schedule.limit());
+  report = explain_report(program, costs, timeline, explanation);
+  report.remarks = std::move(plan.remarks);
   if (!options.no_what_if) {
     report.what_if = what_if({.program = program,
                               .given = given,
@@ -68,7 +71,7 @@ ExplainReport report_of_plan(const ExplainOptions& options) {
                               .shape = options.schedule.catalog_shape(),
                               .memory_limit = options.schedule.limit()});
   }
-  return report;
+  return result;
 }
 
 // What a trace has in it, no option can say.
@@ -92,44 +95,54 @@ void check_trace_usage(const CLI::App& app, const ExplainOptions& options, bool 
   }
 }
 
-// The report of a run from its traces. What would help is simulated with the costs that they have.
-ExplainReport report_of_traces(const ExplainOptions& options) {
+// A run from its traces. What would help is simulated with the costs that they have.
+Explained explained_traces(const ExplainOptions& options) {
   TraceOptions traces = options.traces;
   traces.files.insert(traces.files.begin(), options.schedule.source);
-  for (std::size_t i = 0; i < options.schedule.shape.values.size(); ++i) {
-    if (parameters()[i].value == &Shape::chunks) traces.chunks = options.schedule.shape.values[i];
-  }
+  traces.chunks = chunks_given(options.schedule.shape);
   auto loaded = traces.load();
-  const auto& [program, timeline] = loaded.measured;
-  const Explanation explanation = explain_measured(program, timeline);
-  ExplainReport report = explain_report(program, std::nullopt, timeline, explanation);
+  Explained result{std::move(loaded.measured.program), {}, std::move(loaded.measured.timeline), {}, {}};
+  auto& [program, costs, timeline, explanation, report] = result;
+  explanation = explain_measured(program, timeline);
+  report = explain_report(program, std::nullopt, timeline, explanation);
   report.remarks = std::move(loaded.remarks);
   report.clock_width = loaded.clock_width;
   report.ops = reported_ops(program, timeline);
-  if (options.no_what_if) return report;
   MeasuredCosts measured = measured_costs(program, timeline);
-  const Timeline planned = simulate(program, measured.costs);
-  const Explanation of_plan = explain(program, measured.costs, planned);
+  costs = std::move(measured.costs);
+  if (options.no_what_if) return result;
+  const Timeline planned = simulate(program, costs);
+  const Explanation of_plan = explain(program, costs, planned);
   report.remarks.insert(report.remarks.end(), measured.remarks.begin(), measured.remarks.end());
   report.remarks.push_back(fmt::format(
       "what if: simulated with the run's own medians, by which it takes {}, {} of what "
       "was measured",
       format_time(planned.makespan()),
       format_rate(static_cast<double>(planned.makespan()) / static_cast<double>(std::max<Time>(report.makespan, 1)))));
-  const GivenCosts given = measured.costs;
-  report.what_if = what_if({.program = program, .given = given, .costs = measured.costs, .explanation = of_plan});
-  return report;
+  const GivenCosts given = costs;
+  report.what_if = what_if({.program = program, .given = given, .costs = costs, .explanation = of_plan});
+  return result;
 }
 
 void run(const CLI::App& app, const ExplainOptions& options) {
   const bool has_traces = options.schedule.source != "-" && is_trace_file(options.schedule.file());
   check_trace_usage(app, options, has_traces);
+  options.charts.check_usage(prints_text(options));
   check_files(options);
-  const TextLayout layout{.width = columns(options), .bytes = options.costs.byte_units()};
-  const ExplainReport report = has_traces ? report_of_traces(options) : report_of_plan(options);
+  const ChartOptions::Parsed charts = options.charts.parsed();
+  const Explained run = has_traces ? explained_traces(options) : explained_plan(options);
+  const ExplainReport& report = run.report;
+  write_charts(options.charts, charts,
+               {.program = run.program,
+                .costs = run.costs,
+                .timeline = run.timeline,
+                .explanation = &run.explanation,
+                .has_messages = !has_traces});
   if (!options.json.empty()) write_output(options.json, [&](std::ostream& out) { write_json(out, report); });
   if (!prints_text(options)) return print_notes(report.remarks);
-  print(to_text(report, layout));
+  const TextLayout layout{.width = static_cast<std::size_t>(options.charts.columns(0)),
+                          .bytes = options.costs.byte_units()};
+  print((options.charts.gantt == "-" ? "\n" : "") + to_text(report, layout));
 }
 
 }  // namespace
@@ -148,7 +161,8 @@ void add_explain(CLI::App& app) {
   options->traces.add_to(explain);
   add_costs(explain, options->costs);
   add_output(explain, "--json", options->json, "All figures, every step of the path")->group(results);
-  explain.add_option("--width", options->width, "Columns of the text (the terminal's)")->type_name("N")->group(results);
+  options->charts.add_files_to(explain, results);
+  options->charts.add_choices_to(explain, results);
   explain.add_flag("--no-what-if", options->no_what_if, "Leaves out what would help: some hundred simulations")
       ->group(results);
   explain.footer(
@@ -156,7 +170,8 @@ void add_explain(CLI::App& app) {
       "  dualpipe-sim explain zb1p --ranks 8 --microbatches 24\n"
       "  dualpipe-sim explain 1f1b --ranks 8 --microbatches 24 --costs costs.json --json explained.json\n"
       "  dualpipe-sim explain mine.csv --comm stream --latency 20us --bandwidth 50GB/s --bytes 32MiB\n"
-      "  dualpipe-sim explain run.json\n"
+      "  dualpipe-sim explain zb1p --ranks 8 --microbatches 24 --svg why.svg --trace why.json\n"
+      "  dualpipe-sim explain run.json --gantt -\n"
       "  dualpipe-sim explain rank0.json.gz rank1.json.gz --schedule interleaved.csv\n"
       "  dualpipe-sim explain pp_rank_*.json --format primus --chunks 2");
   explain.callback([options, &explain] { run(explain, *options); });

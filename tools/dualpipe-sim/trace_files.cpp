@@ -54,6 +54,13 @@ bool is_trace_file(const std::string& path) {
   return is_trace(begin);
 }
 
+std::string chunks_given(const ShapeOptions& shape) {
+  for (std::size_t i = 0; i < shape.values.size(); ++i) {
+    if (parameters()[i].value == &Shape::chunks) return shape.values[i];
+  }
+  return "";
+}
+
 void TraceOptions::add_to(CLI::App& app) {
   constexpr auto group = "Traces";
   add_choice(app, "--format", format, {"auto", "dualpipe", "kineto", "primus", "pytorch"},
@@ -81,18 +88,22 @@ std::string TraceOptions::given() const {
   return schedule.empty() ? "" : "--schedule";
 }
 
-TraceOptions::Loaded TraceOptions::load() const {
+TraceFormat TraceOptions::kind() const {
   const auto* const found = std::ranges::find(formats, format, &decltype(formats)::value_type::first);
-  const TraceFormat kind = found != formats.end() ? found->second : format_of_trace(files[0]);
+  return found != formats.end() ? found->second : format_of_trace(files[0]);
+}
+
+TraceOptions::Loaded TraceOptions::load() const {
+  const TraceFormat of = kind();
   const auto order = given_schedule(schedule);
   ForeignOptions options;
-  options.chunks = chunks_of(chunks, kind);
+  options.chunks = chunks_of(chunks, of);
   options.range = range;
   options.schedule = order ? &*order : nullptr;
   if (!step.empty()) {
     options.step = value_of("--step", step, [](std::string_view text) { return parse_integer(text, 0, INT64_MAX); });
   }
-  ForeignRun run = load_foreign_traces(files, kind, options);
+  ForeignRun run = load_foreign_traces(files, of, options);
   return {measured_run(run.run, std::filesystem::path(files[0]).filename().string()), run.clock_width,
           std::move(run.remarks)};
 }

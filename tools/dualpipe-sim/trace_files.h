@@ -18,6 +18,9 @@ namespace dualpipe {
 // Of a file that is there; a name of the catalog is none.
 [[nodiscard]] bool is_trace_file(const std::string& path);
 
+// --chunks, where it is one of several options of a shape.
+[[nodiscard]] std::string chunks_given(const ShapeOptions& shape);
+
 struct TraceOptions {
   std::vector<std::string> files;
   std::string format = "auto";
@@ -28,6 +31,9 @@ struct TraceOptions {
   void add_to(CLI::App& app);
   // One that is given; empty: none is.
   [[nodiscard]] std::string given() const;
+
+  // Whose traces they are, as it is said or as the first file shows. Throws InputError.
+  [[nodiscard]] TraceFormat kind() const;
 
   struct Loaded {
     MeasuredRun measured;
