@@ -212,6 +212,13 @@ Comparison compare(const NamedRun& planned, const NamedRun& measured) {
   return result;
 }
 
+Comparison compare_plan(const NamedRun& planned, const NamedRun& measured) {
+  const bool is_of_one_schedule =
+      std::ranges::equal(planned.run.ranks, measured.run.ranks, {}, &TraceRank::ops, &TraceRank::ops);
+  if (is_of_one_schedule) return compare(planned, measured);
+  return compare_schedules(planned, measured, {"planned", "measured"});
+}
+
 std::string to_text(const Comparison& comparison) {
   if (!comparison.is_of_one_schedule) {
     const auto& [first, second] = comparison.names;

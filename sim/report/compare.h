@@ -62,6 +62,10 @@ struct Comparison {
 [[nodiscard]] Comparison compare_schedules(const NamedRun& first, const NamedRun& second,
                                            const PlannedMeasured<std::string>& labels);
 
+// A plan, and a run that was measured: where both are of one schedule as compare() does it, and else as
+// compare_schedules().
+[[nodiscard]] Comparison compare_plan(const NamedRun& planned, const NamedRun& measured);
+
 [[nodiscard]] std::string to_text(const Comparison& comparison);
 // One object: difference.h's, and planned, measured, planned_ops, measured_ops, compared_ops, only_in_planned and
 // only_in_measured. Of two schedules the first is "planned".

@@ -13,6 +13,7 @@
 #include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/validate.h"
+#include "dualpipe/sim/simulate/memory.h"
 
 namespace dualpipe {
 namespace {
@@ -94,7 +95,7 @@ Lowered lowered(const Schedule& schedule, const TraceRun& run, const std::string
 }  // namespace
 
 MeasuredRun measured_run(const TraceRun& run, const std::string& source) {
-  MeasuredRun result{lowered(schedule_of(run, source), run, source).program, {}};
+  MeasuredRun result{lowered(schedule_of(run, source), run, source).program, {}, {}};
   for (const TraceRank& rank : run.ranks) {
     result.timeline.ops.insert(result.timeline.ops.end(), rank.spans.begin(), rank.spans.end());
     RankTimes times;
@@ -104,6 +105,15 @@ MeasuredRun measured_run(const TraceRun& run, const std::string& source) {
       times.last_end = rank.spans.back().end;
     }
     result.timeline.ranks.push_back(times);
+    result.peaks.push_back(rank.peak);
+  }
+  if (std::ranges::all_of(result.peaks, [](const RankPeak& peak) { return peak == RankPeak{}; })) {
+    Costs nothing;
+    nothing.stages.resize(1);
+    const auto memories = memory_of_ranks(result.program, nothing);
+    std::ranges::transform(memories, result.peaks.begin(), [](const RankMemory& memory) {
+      return RankPeak{memory.peak_activations, 0};
+    });
   }
   return result;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
@@ -11,7 +12,8 @@ namespace dualpipe {
 
 struct MeasuredRun {
   Program program;
-  Timeline timeline;  // of the ops: messages are not in it
+  Timeline timeline;            // of the ops: messages are not in it
+  std::vector<RankPeak> peaks;  // by rank; activations are counted where the trace does not say them
 };
 
 // Which ranks hold which stages is told by the ops; how many chains they are by which of these make a schedule of them.

@@ -198,6 +198,20 @@ BOOST_AUTO_TEST_CASE(schedules_with_other_stages_are_compared_as_a_whole) {
                         });
 }
 
+// A plan of the schedule that ran is compared op by op; one of another schedule, where both run the same.
+BOOST_AUTO_TEST_CASE(a_plan_and_a_run) {
+  const Costs costs = uniform(1000, 1000, 1000);
+  const NamedRun ran = simulated("run", lower(generate("1f1b", {4, 8})), uniform(2000, 2000, 2000));
+  const Comparison same = compare_plan(simulated("plan", lower(generate("1f1b", {4, 8})), costs), ran);
+  BOOST_TEST(same.is_of_one_schedule);
+  BOOST_TEST(same.difference.makespan.measured == 2 * same.difference.makespan.planned);
+  const Comparison other = compare_plan(simulated("plan", lower(generate("zb1p", {4, 8})), costs), ran);
+  BOOST_TEST(!other.is_of_one_schedule);
+  BOOST_TEST(other.labels.planned == "planned");
+  BOOST_TEST(other.only.measured.size() == 1U);
+  BOOST_TEST(other.only.measured[0].op_class == "B");
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace dualpipe::test

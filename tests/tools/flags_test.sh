@@ -270,6 +270,27 @@ test_others() {
   test_compare
 }
 
+# A schedule, and the traces of its run: all costs, and what is to be known of traces.
+test_compare_run() {
+  local named="compare gpipe $goldens/traces/GPipe_P2V1M2_rank0.json.gz $goldens/traces/GPipe_P2V1M2_rank1.json.gz" option
+  has_case["compare --format"]=1
+  passes $named --format kineto
+  fails 1 'expected a list of iterations' $named --format primus
+  mends "compare gpipe rank0.json rank1.json" --range '([fb]wd) ([0-9]+)'
+  mends "compare gpipe rank0.json rank1.json" --schedule $goldens/traces/GPipe_P2V1M2_order.csv
+  changes "compare gpipe pp_rank_0.json" --step 1
+  changes "compare interleaved pp_rank_0.json" --chunks 2
+  changes "$named" --costs costs.json
+  changes "$named" --forward 3ms
+  for option in '--format kineto' '--step 1' '--range F' '--schedule x.csv'; do
+    refuses 'leave it out' "compare trace trace" $option
+    refuses 'leave it out' "compare 1f1b gpipe -p 4 -m 8" $option
+  done
+  fails 2 'one is enough' $named --costs costs.json --costs costs.json
+  fails 2 'more files are of a run' compare 1f1b gpipe zb1p -p 4 -m 8
+  fails 1 'name the schedule first' compare trace gpipe
+}
+
 # Two schedules have all costs. Traces have none that could be given, nor a shape.
 test_compare() {
   local base="compare 1f1b gpipe -p 4 -m 8"
@@ -287,6 +308,7 @@ test_compare() {
   passes simulate 1f1b -p 4 -m 8 --trace trace
   changes "compare trace trace" --json -
   refuses 'nothing with traces' "compare trace trace" --forward 2ms
+  test_compare_run
 }
 
 cat >costs.json <<'JSON'

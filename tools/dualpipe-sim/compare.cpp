@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "dualpipe/sim/explain/measured_costs.h"
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -26,9 +27,13 @@ namespace {
 struct CompareOptions {
   ScheduleOptions first;
   std::string second;
+  std::vector<std::string> more;  // files of the second, where it has one for each rank
+  TraceOptions traces;            // besides the files
   CostOptions costs;
   std::vector<std::string> costs_files;
   std::string json;
+
+  [[nodiscard]] bool has_costs() const { return !costs_files.empty() || !costs.given().empty(); }
 
   // As `first`, with what is of files and of the catalog alone where it belongs.
   [[nodiscard]] ScheduleOptions of(const std::string& source) const {
@@ -98,20 +103,27 @@ Content content_of(const CompareOptions& options, const std::string& source) {
   return is_trace_file(source) ? Content::trace : Content::schedule;
 }
 
-// Whether schedules are to be compared; else traces are. Throws InputError where it is one and one.
-bool are_schedules(const CompareOptions& options) {
+enum class Kinds : std::uint8_t { schedules, traces, plan_and_run };
+
+// What is to be compared. Throws InputError where a trace comes first, and then a schedule.
+Kinds kinds_of(const CompareOptions& options) {
   const std::string& first = options.first.source;
   const std::string& second = options.second;
   const Content a = content_of(options, first);
   const Content b = second.empty() ? Content::missing : content_of(options, second);
+  if (a == Content::schedule && b == Content::trace && second != "-") return Kinds::plan_and_run;
   if ((a == Content::trace && b == Content::schedule) || (a == Content::schedule && b == Content::trace)) {
-    throw InputError(fmt::format(
-        "{}: \"traceEvents\" is missing: it is a schedule, and {} is not; name two schedules, or two traces "
-        "(dualpipe-sim simulate --trace)",
-        a == Content::schedule ? first : second, a == Content::schedule ? second : first));
+    throw InputError(
+        a == Content::trace
+            ? fmt::format(
+                  "{}: it is a schedule, and {} is a trace; name the schedule first, then all traces of the run",
+                  second, first)
+            : fmt::format("{}: a trace that is compared with a schedule is a file; name it", "standard input"));
   }
   const bool may_be_a_name = a == Content::missing && first.find_first_of("./\\") == std::string::npos;
-  return a == Content::schedule || b == Content::schedule || (may_be_a_name && b == Content::missing);
+  const bool has_schedules =
+      a == Content::schedule || b == Content::schedule || (may_be_a_name && b == Content::missing);
+  return has_schedules ? Kinds::schedules : Kinds::traces;
 }
 
 std::string stem_of(const std::string& source) {
@@ -246,12 +258,78 @@ Comparison comparison_of_schedules(const CompareOptions& options, std::vector<st
                            {a.label, b.label});
 }
 
+// --- a schedule, and a run of it
+
+// What the run took, by which it is planned where nobody says what things cost.
+GivenCosts costs_of_run(const MeasuredRun& run, const Placement& plan, std::vector<std::string>& remarks) {
+  const MeasuredCosts measured = measured_costs(run.program, run.timeline);
+  remarks.insert(remarks.end(), measured.remarks.begin(), measured.remarks.end());
+  remarks.emplace_back("planned with the run's own medians; --costs, and the like, say others");
+  const Placement& ran = run.program.schedule.placement;
+  if (ran.rank_of == plan.rank_of) return measured.costs;
+  return of_model(measured.costs, ran.ranks);
+}
+
+// A schedule of the catalog has the run's shape.
+ScheduleOptions plan_of_run(const CompareOptions& options, const Schedule& ran) {
+  ScheduleOptions plan = options.of(options.first.source);
+  if (!plan.file().empty()) return plan;
+  plan.shape.keep_taken_by(plan.source);
+  if (plan.shape.ranks.empty()) plan.shape.ranks = std::to_string(ran.ranks());
+  if (plan.shape.micro_batches.empty()) plan.shape.micro_batches = std::to_string(ran.total_micro_batches());
+  return plan;
+}
+
+Comparison comparison_with_run(const CompareOptions& options, std::vector<std::string>& remarks) {
+  if (options.costs_files.size() > 1)
+    throw CLI::ValidationError("--costs", "what was measured has none; one is enough");
+  TraceOptions traces = options.traces;
+  traces.files = options.more;
+  traces.files.insert(traces.files.begin(), options.second);
+  if (traces.kind() == TraceFormat::primus) traces.chunks = chunks_given(options.first.shape);
+  const TraceOptions::Loaded loaded = traces.load();
+  remarks.insert(remarks.end(), loaded.remarks.begin(), loaded.remarks.end());
+  const MeasuredRun& run = loaded.measured;
+  const ScheduleOptions plan = plan_of_run(options, run.program.schedule);
+  CostOptions said = options.costs;
+  if (!options.costs_files.empty()) said.file = options.costs_files[0];
+  ScheduleOptions without_limit = plan;
+  without_limit.memory_limit = "";  // of a plan that has no costs yet
+  const GivenCosts given =
+      options.has_costs() ? said.costs() : costs_of_run(run, schedule_of(without_limit.load({})).placement, remarks);
+  const Planned planned_run = planned(plan, said, given);
+  remarks.insert(remarks.end(), planned_run.remarks.begin(), planned_run.remarks.end());
+  const std::string more = options.more.empty() ? "" : fmt::format(", and {} more", options.more.size());
+  return compare_plan(simulated(options.first.source, planned_run.program, planned_run.costs),
+                      run_of(options.second + more, run.program, run.timeline, run.peaks));
+}
+
 // What a trace has in it, no option can say.
-void refuse_options_of_schedules(const CLI::App& app) {
+void check_usage(const CLI::App& app, const CompareOptions& options, Kinds kinds) {
+  if (kinds != Kinds::plan_and_run) {
+    if (!options.more.empty()) {
+      throw CLI::ValidationError(options.more[0], "two are compared; more files are of a run, behind its schedule");
+    }
+    if (const std::string option = options.traces.given(); !option.empty()) {
+      throw CLI::ValidationError(option, "it is for a schedule and the traces of its run; leave it out");
+    }
+  }
+  if (kinds != Kinds::traces) return;
   for (const CLI::Option* option : app.get_options()) {
     const std::string name = option->get_name();
-    if (option->count() == 0 || name == "A" || name == "B" || name == "--json") continue;
+    if (option->count() == 0 || option->get_positional() || name == "--json") continue;
     throw CLI::ValidationError(name, "it does nothing with traces; it is for schedules, which are simulated");
+  }
+}
+
+Comparison compared(const CompareOptions& options, Kinds kinds, std::vector<std::string>& remarks) {
+  switch (kinds) {
+    case Kinds::schedules:
+      return comparison_of_schedules(options, remarks);
+    case Kinds::traces:
+      return comparison_of_traces(options);
+    default:
+      return comparison_with_run(options, remarks);
   }
 }
 
@@ -261,13 +339,14 @@ void run(const CLI::App& app, const CompareOptions& options) {
   std::vector<NamedFile> inputs{{"A", options.of(options.first.source).file(), "trace"},
                                 {"B", options.of(options.second).file(), "trace"}};
   for (const std::string& file : options.costs_files) inputs.push_back({"--costs", file, "costs"});
+  for (const std::string& file : options.more) inputs.push_back({"TRACE", file, "trace"});
+  inputs.push_back({"--schedule", options.traces.schedule, "schedule"});
   check_apart(results, inputs);
 
-  const bool has_schedules = are_schedules(options);
-  if (!has_schedules) refuse_options_of_schedules(app);
+  const Kinds kinds = kinds_of(options);
+  check_usage(app, options, kinds);
   std::vector<std::string> remarks;
-  const Comparison comparison =
-      has_schedules ? comparison_of_schedules(options, remarks) : comparison_of_traces(options);
+  const Comparison comparison = compared(options, kinds, remarks);
   if (!options.json.empty()) {
     write_output(options.json, [&](std::ostream& out) { write_json(out, comparison); });
   }
@@ -279,17 +358,21 @@ void run(const CLI::App& app, const CompareOptions& options) {
 
 void add_compare(CLI::App& app) {
   auto options = std::make_shared<CompareOptions>();
-  CLI::App& compare =
-      *app.add_subcommand("compare", "Two schedules, one under two costs, or two runs of one from their Chrome traces");
+  CLI::App& compare = *app.add_subcommand(
+      "compare", "Two schedules, one under two costs, a schedule and its run, or two runs from their Chrome traces");
   add_schedule(compare, options->first, "A");
   compare.get_option("A")->description(
       "A schedule, of the catalog or a CSV or JSON file; or what was planned, a trace of dualpipe-sim or dualpipe-run; "
       "- reads one");
   compare
-      .add_option("B", options->second,
-                  "The same; or what was measured, without which the trace A has both runs (dualpipe-run --compare "
-                  "--trace)")
+      .add_option(
+          "B", options->second,
+          "The same; or what was measured, a trace of ours or of another tool, without which the trace A has both "
+          "runs (dualpipe-run --compare --trace)")
       ->type_name("NAME|FILE");
+  compare.add_option("TRACE", options->more, "The run's other traces, where there is one for each rank")
+      ->type_name("FILE");
+  options->traces.add_to(compare);
   add_costs(compare, options->costs);
   const std::string durations = compare.get_option("--costs")->get_group();
   compare.remove_option(compare.get_option("--costs"));
@@ -302,6 +385,7 @@ void add_compare(CLI::App& app) {
   compare.footer(
       "Two schedules run one model on the same ranks: what is given of a stage is a rank's share of it where they "
       "have other stages. A schedule of the catalog beside a file has the file's shape.\n"
+      "A schedule beside traces has the shape of the run, and without costs the run's own medians.\n"
       "Of a trace with a planned and a measured run, A gives the planned one, B the measured one. A run that ended "
       "early is compared up to where it ended.\n"
       "\n"
@@ -311,6 +395,7 @@ void add_compare(CLI::App& app) {
       "  dualpipe-sim compare zb1p --ranks 8 --microbatches 24 --costs a.json --costs b.json\n"
       "  dualpipe-run 1f1b --ranks 2 --microbatches 8 --compare --trace out.json\n"
       "  dualpipe-sim compare out.json\n"
+      "  dualpipe-sim compare 1f1b rank0.json.gz rank1.json.gz --costs costs.json\n"
       "  dualpipe-sim compare planned.json measured.json --json difference.json");
   compare.callback([options, &compare] { run(compare, *options); });
 }
