@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <span>
 #include <utility>
 
 #include "dualpipe/sim/explain/events.h"
@@ -16,6 +17,7 @@ using detail::explain::EventUnit;
 using detail::explain::Index;
 using detail::explain::median;
 using detail::explain::medians;
+using detail::explain::none;
 using detail::explain::PassFigures;
 using detail::explain::PassSamples;
 using detail::explain::Reason;
@@ -49,6 +51,37 @@ StageCosts costs_of(const PassFigures& times) {
   return costs;
 }
 
+// From the end of an op to the start of one on another rank that waited for its result last.
+Samples transfers_of(const Events& events) {
+  Samples transfers;
+  for (Index unit = 0; unit < events.units().size(); ++unit) {
+    const Edge* edge = events.binding(Events::start_of(unit));
+    if (edge == nullptr || edge->reason != Reason::arrival) continue;
+    const Span span = events.messages()[events[edge->from].subject].span;
+    transfers.push_back(span.end - span.start);
+  }
+  return transfers;
+}
+
+// Between two ops of a rank, where the second had its inputs: one that was made less than a message's way before the
+// first one's end may have been on its way still.
+Samples launches_of(const Program& program, const Events& events, Time latency) {
+  Samples launches;
+  for (Index unit = 0; unit < events.units().size(); ++unit) {
+    const Edge* edge = events.binding(Events::start_of(unit));
+    if (edge == nullptr || edge->reason != Reason::launch) continue;
+    const EventUnit& each = events.units()[unit];
+    const auto ops = std::span(program.schedule.ops).subspan(each.op, each.is_pair ? 2 : 1);
+    const bool has_inputs = std::ranges::all_of(ops, [&](Op op) {
+      const Index message = events.message_to(op);
+      if (message == none) return true;
+      return events.units()[events.messages()[message].producer].span.end + latency < events[edge->from].time;
+    });
+    if (has_inputs) launches.push_back(edge->weight);
+  }
+  return launches;
+}
+
 }  // namespace
 
 MeasuredCosts measured_costs(const Program& program, const Timeline& timeline) {
@@ -57,18 +90,8 @@ MeasuredCosts measured_costs(const Program& program, const Timeline& timeline) {
   std::vector<PassFigures> times = times_of(program, events);
   const bool in_halves = complete(times);
   std::ranges::transform(times, std::back_inserter(result.costs.stages), costs_of);
-  Samples launches;
-  Samples transfers;
-  for (Index unit = 0; unit < events.units().size(); ++unit) {
-    const Edge* edge = events.binding(Events::start_of(unit));
-    if (edge == nullptr) continue;
-    if (edge->reason == Reason::launch) launches.push_back(edge->weight);
-    if (edge->reason != Reason::arrival) continue;
-    const Span span = events.messages()[events[edge->from].subject].span;
-    transfers.push_back(span.end - span.start);
-  }
-  result.costs.launch = median(std::move(launches)).value_or(0);
-  result.costs.latency = median(std::move(transfers)).value_or(0);
+  result.costs.latency = median(transfers_of(events)).value_or(0);
+  result.costs.launch = median(launches_of(program, events, result.costs.latency)).value_or(0);
   if (in_halves) result.remarks.emplace_back("B ran whole: I and W are taken for a half of it each");
   return result;
 }

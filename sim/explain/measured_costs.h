@@ -15,10 +15,11 @@ struct MeasuredCosts {
   std::vector<std::string> remarks;
 };
 
-// Medians: of each stage's passes; as launch, of what went by between two ops where the second waited for nothing but
-// the rank; as latency, of what went by from the end of an op to the start of the one on another rank that waited for
-// its result last. What did not run is taken from what did (complete() in measured_passes.h); where I and W are halves
-// of B, that is remarked on. The timeline needs spans of ops alone.
+// Medians: of each stage's passes; as latency, of what went by from the end of an op to the start of the one on
+// another rank that waited for its result last; as launch, of what went by between two ops where the second waited for
+// nothing but the rank, and no message to it can have been on its way still. What did not run is taken from what did
+// (complete() in measured_passes.h); where I and W are halves of B, that is remarked on. The timeline needs spans of
+// ops alone.
 [[nodiscard]] MeasuredCosts measured_costs(const Program& program, const Timeline& timeline);
 
 }  // namespace dualpipe

@@ -82,6 +82,15 @@ BOOST_AUTO_TEST_CASE(of_forwards_alone_nothing_is_guessed) {
   BOOST_TEST(!parts[0].input_gradient.has_value());
 }
 
+// What goes by while a message is on its way is no time between ops, whatever its rank ran until just before it came.
+BOOST_AUTO_TEST_CASE(messages_are_no_launch) {
+  for (const Case& each : small_cases(4, 8)) {
+    const Program program = lower(generate(each.family, each.shape));
+    const Timeline timeline = simulate(program, uniform(7'000, 9'000, 5'000, 300, 17'000));
+    BOOST_TEST_CONTEXT(each) { BOOST_TEST(measured_costs(program, timeline).costs.launch == 0); }
+  }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace dualpipe::test
