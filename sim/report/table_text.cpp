@@ -146,7 +146,7 @@ class TableColumns {
   TextTable text_{{}};
 };
 
-struct Shown {
+struct NarrowedTable {
   TextTable table;
   std::vector<std::string> left_out;  // headers
 
@@ -212,7 +212,7 @@ std::string heading(const ScheduleTable& table, ByteUnits units) {
 }
 
 // What the columns are that do not say it themselves.
-std::string legend(const Shown& shown, const TableRequest& request) {
+std::string legend(const NarrowedTable& shown, const TableRequest& request) {
   const bool equal_ranks = request.terms == EqualTerms::ranks;
   const bool has_limit = request.memory_limit.has_value();
   const std::pair<std::string_view, std::string_view> lines[] = {
@@ -241,7 +241,7 @@ std::string legend(const Shown& shown, const TableRequest& request) {
 }  // namespace
 
 std::string to_text(const ScheduleTable& table, const TextLayout& layout) {
-  Shown shown{TableColumns(table, layout.bytes).take(), {}};
+  NarrowedTable shown{TableColumns(table, layout.bytes).take(), {}};
   if (layout.width > 0) shown.left_out = shown.table.narrow_to(layout.width);
   std::string text = heading(table, layout.bytes) + "\n" + shown.table.to_text() + "\n";
   for (const std::string& note : notes_of(table, shown.has("closed form"))) text += wrapped(note);
