@@ -62,6 +62,10 @@ void check_each(const StageCosts& costs, std::string_view what) {
   if (const auto flaw = flaw_of_recompute(costs)) throw InputError(fmt::format("{}: {}", what, *flaw));
 }
 
+bool counts_bytes(const StageCosts& costs) {
+  return std::ranges::any_of(sizes, [&](const Field& each) { return costs.*each.member > 0; });
+}
+
 void check_machine(const MachineCosts& costs) {
   check_time("the latency", costs.latency);
   check_time("the launch overhead", costs.launch);

@@ -28,9 +28,11 @@ namespace {
 
 constexpr std::string_view format_name = "dualpipe-costs";
 constexpr int format_version = 1;
-constexpr std::array<std::string_view, 13> top_level_keys = {
-    "format",    "version", "stages", "parts", "cut",          "communication", "latency_ns", "bandwidth_bytes_per_s",
-    "launch_ns", "speed",   "jitter", "seed",  "release_early"};
+constexpr std::array<std::string_view, 14> top_level_keys = {"format",        "version",      "estimate",
+                                                             "stages",        "parts",        "cut",
+                                                             "communication", "latency_ns",   "bandwidth_bytes_per_s",
+                                                             "launch_ns",     "speed",        "jitter",
+                                                             "seed",          "release_early"};
 constexpr std::array<std::string_view, 3> model_names = {"latency", "links", "stream"};  // as CommunicationModel
 
 constexpr std::string_view count_key = "count";  // of a list's entry

@@ -16,8 +16,9 @@
 //
 // "parts" are those of a model, in its order (ModelCosts), and serve every schedule; "cut", which only they have, says
 // how many of them each stage of a chain gets. "stages" in their place is one entry for all stages of a schedule, or
-// one for each. "count": 30 in an entry stands for so many alike, one after the other. All but format, version and
-// parts or stages may be left out; of a part all but F, B, I and W.
+// one for each. An "estimate" says what costs were estimated from (estimate_file.h); here it means nothing. "count": 30
+// in an entry stands for so many alike, one after the other. All but format, version and parts or stages may be left
+// out; of a part all but F, B, I and W.
 #pragma once
 
 #include <iosfwd>

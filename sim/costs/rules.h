@@ -1,4 +1,4 @@
-// What values costs may have. Private to sim/costs.
+// What values costs may have. Private to sim.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +32,9 @@ inline constexpr std::string_view bandwidth_rule =
 [[nodiscard]] std::optional<std::string> flaw_of_recompute(const StageCosts& costs);
 [[nodiscard]] std::optional<std::string> flaw_of_parts(std::span<const StageCosts> parts);
 [[nodiscard]] std::optional<std::string> flaw_of_cut(std::span<const int> cut, std::size_t parts);
+
+// Whether anything is said of what they hold or send; else a memory limit has nothing to limit.
+[[nodiscard]] bool counts_bytes(const StageCosts& costs);
 
 // All throw InputError. `what`: "stage 3".
 void check_each(const StageCosts& costs, std::string_view what);

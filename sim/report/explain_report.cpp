@@ -7,8 +7,8 @@
 #include <tuple>
 #include <utility>
 
+#include "dualpipe/sim/costs/costs_json.h"
 #include "dualpipe/sim/explain/cells.h"
-#include "dualpipe/sim/report/costs_json.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/units.h"
 #include "dualpipe/sim/simulate/memory.h"
@@ -205,7 +205,7 @@ void write_json(std::ostream& out, const ExplainReport& report) {
   json["bubble_rate_makespan"] = report.bubble_rate_makespan;
   json["bubble_rate_span"] = report.bubble_rate_span;
   json["peak_memory_bytes"] = report.peak_memory;
-  if (report.costs) json["costs"] = detail::report::costs_json(*report.costs);
+  if (report.costs) json["costs"] = detail::costs::costs_json(*report.costs);
   json["causes"] = list_json(report.causes, [](const CauseReport& each) { return to_json(each); });
   json["readiness"] = Json::array();
   for (std::size_t i = 0; i < readiness_names.size(); ++i) {

@@ -8,7 +8,7 @@
 #include <ostream>
 #include <span>
 
-#include "dualpipe/sim/report/costs_json.h"
+#include "dualpipe/sim/costs/costs_json.h"
 #include "dualpipe/sim/report/costs_text.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/printable.h"
@@ -250,7 +250,7 @@ void write_json(std::ostream& out, const RunReport& report) {
   json["bubble_rate_makespan"] = report.bubble_rate_makespan;
   json["bubble_rate_span"] = report.bubble_rate_span;
   json["reduced_ns"] = report.reduced;
-  json["costs"] = detail::report::costs_json(report.costs);
+  json["costs"] = detail::costs::costs_json(report.costs);
   json["per_rank"] = Json::array();
   for (const RankReport& rank : report.per_rank) json["per_rank"].push_back(to_json(rank));
   out << detail::report::json_text(json);

@@ -9,6 +9,7 @@
 #include <utility>
 #include <variant>
 
+#include "dualpipe/sim/costs/rules.h"
 #include "dualpipe/sim/evaluate/evaluate.h"
 #include "dualpipe/sim/generate/check_shape.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -156,25 +157,13 @@ Evaluation evaluate_candidate(Candidate& candidate, const TableRequest& request)
   return evaluate_program(row, request, lower(std::move(schedule)), costs);
 }
 
-bool counts_bytes(const StageCosts& costs) {
-  const auto sizes = {costs.activation,
-                      costs.weight_stash,
-                      costs.message,
-                      costs.parameters,
-                      costs.gradients,
-                      costs.optimizer,
-                      costs.workspace(Kind::forward),
-                      costs.workspace(Kind::backward)};
-  return std::ranges::any_of(sizes, [](Bytes bytes) { return bytes > 0; });
-}
-
 void check_request(const TableRequest& request) {
   std::visit([](const auto& costs) { check(costs); }, request.costs);
   if (request.seeds > 0 && machine_of(request.costs).jitter == 0) {
     throw InputError("several seeds need jitter, by which the runs differ: give its share (--jitter 0.05)");
   }
   const auto entries = entries_of(request.costs);
-  if (request.memory_limit && std::ranges::none_of(entries, counts_bytes)) {
+  if (request.memory_limit && std::ranges::none_of(entries, detail::costs::counts_bytes)) {
     throw InputError(
         "a memory limit needs the bytes that it limits: give those of a micro-batch (--activation-bytes, …) or a costs "
         "file that has them");

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "dualpipe/sim/report/costs_json.h"
+#include "dualpipe/sim/costs/costs_json.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/table.h"
 
@@ -159,7 +159,7 @@ std::string to_json(const ScheduleTable& table) {
                       {"microbatches", request.micro_batches},
                       {"memory_limit_bytes", json_or_null(request.memory_limit)},
                       {"seeds", request.seeds},
-                      {"costs", detail::report::costs_json(request.costs)},
+                      {"costs", detail::costs::costs_json(request.costs)},
                       {"rows", rows},
                       {"left_out", left_out}};
   return detail::report::json_text(document);

@@ -26,6 +26,7 @@ class DocumentReader {
       : source_(source), format_(format), stream_(stream) {}
 
   [[nodiscard]] json take() {
+    if (format_.name.empty()) return std::move(document_);
     const JsonValue top(document_, source_);
     static_cast<void>(top.at("format"));  // their values were checked as they came by
     static_cast<void>(top.at("version"));
@@ -97,7 +98,9 @@ class DocumentReader {
     std::size_t index;  // of a list: of the element to come
   };
 
-  [[nodiscard]] bool is_streamed_key() const { return levels_.size() == 1 && levels_[0].key == stream_.key; }
+  [[nodiscard]] bool is_streamed_key() const {
+    return levels_.size() == 1 && !stream_.key.empty() && levels_[0].key == stream_.key;
+  }
   [[nodiscard]] bool streaming() const { return !levels_.empty() && levels_.back().value == nullptr; }
 
   [[noreturn]] void fail(std::string_view what) const {
@@ -169,6 +172,7 @@ class DocumentReader {
 
   // Early, so that a file of another format or version is told so, and not that some key in it is unknown.
   void check_header(const json& value) const {
+    if (format_.name.empty()) return;
     const JsonValue here(value, source_, path());
     if (levels_[0].key == "format" && here.text() != format_.name) {
       here.fail(fmt::format("{} is another format; expected {}", quote(here.text()), quote(format_.name)));
@@ -180,6 +184,7 @@ class DocumentReader {
   }
 
   void check_top_level_key(const std::string& key) const {
+    if (format_.name.empty()) return;
     if (std::ranges::find(format_.keys, key) == format_.keys.end()) {
       fail(fmt::format("unknown key; {} has {}", quote(format_.name), fmt::join(format_.keys, ", ")));
     }
@@ -233,6 +238,8 @@ bool JsonValue::boolean() const {
   if (!value_->is_boolean()) fail(fmt::format("expected true or false, not {}", value_->type_name()));
   return value_->get<bool>();
 }
+
+bool JsonValue::is_null() const { return value_->is_null(); }
 
 const std::string& JsonValue::text() const {
   if (!value_->is_string()) fail(fmt::format("expected a string, not {}", value_->type_name()));

@@ -1,6 +1,5 @@
 // What the readers of our JSON files share: a document that is checked while it is read, and values that know their
-// place in the file, for errors. Private to sim/schedule/json.cpp, sim/costs/costs_file.cpp and
-// exec/train/safetensors.cpp.
+// place in the file, for errors. Private to sim, and exec/train/safetensors.cpp.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +16,7 @@ namespace dualpipe::detail::schedule {
 
 // One of our file formats: a top-level object with "format" and "version".
 struct JsonFormat {
-  std::string_view name;
+  std::string_view name;                   // empty: an object of somebody else, with any keys
   int version;                             // the newest that we read
   std::span<const std::string_view> keys;  // all that the top-level object may have
 };
@@ -45,6 +44,7 @@ class JsonValue {
   [[nodiscard]] std::uint64_t unsigned_integer() const;
   [[nodiscard]] double number() const;
   [[nodiscard]] bool boolean() const;
+  [[nodiscard]] bool is_null() const;
   [[nodiscard]] const std::string& text() const;
   [[nodiscard]] std::size_t list_size() const;
   [[nodiscard]] JsonValue operator[](std::size_t index) const;  // of a list

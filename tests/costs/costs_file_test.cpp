@@ -136,7 +136,8 @@ BOOST_AUTO_TEST_CASE(values_that_do_not_fit_are_named) {
       {R"("latency_ns": 0.5)", "f.json: latency_ns: expected a whole number from 0 to 86400000000000"},
       {R"("latency_ns": "5")", "f.json: latency_ns: expected a whole number from 0 to 86400000000000, not string"},
       {R"("latency": 5)",
-       "f.json: latency: unknown key; 'dualpipe-costs' has format, version, stages, parts, cut, communication, "
+       "f.json: latency: unknown key; 'dualpipe-costs' has format, version, estimate, stages, parts, cut, "
+       "communication, "
        "latency_ns, bandwidth_bytes_per_s, launch_ns, speed, jitter, seed, release_early"},
       {R"("communication": "nccl")",
        "f.json: communication: 'nccl' is no communication model; there are latency, links, stream"},

@@ -9,7 +9,7 @@ tool=$(realpath "$1")
 source "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 name=${tool##*/}
 subcommands=()
-[[ $name != dualpipe-sim ]] || subcommands=(table simulate schedules validate convert compare help)
+[[ $name != dualpipe-sim ]] || subcommands=(table simulate estimate sweep merge report schedules validate convert compare help)
 
 # is_within COLUMNS: no line of stdout is longer, and its bytes are ASCII, so that they are columns.
 is_within() {

@@ -251,6 +251,92 @@ test_table() {
   for format in markdown csv json; do changes table --format $format; done
 }
 
+test_sweep() {
+  local base="sweep --schedules 1f1b -p 4 -m 8 --format csv" dual="sweep --schedules dualpipe -p 4 -m 8 --format csv"
+  costs_of "$base" "$dual"
+  varies "sweep --schedules 1f1b -m 8" --ranks 2 2,4
+  varies "sweep --schedules 1f1b -p 4" --microbatches 8 8,12
+  varies "sweep -p 4 -m 8" --schedules 1f1b gpipe
+  varies "sweep --schedules interleaved -p 4 -m 16" --chunks 2 2,4
+  varies "sweep --schedules interleaved -p 4 -m 16" --group 4 8
+  varies "sweep --schedules hanayo -p 4 -m 8" --waves 1 2
+  varies "sweep --schedules chimera -p 4 -m 8" --replicas 1 2
+  refuses 'cannot be chosen in 1f1b; leave it out' "$base" --chunks 2
+  changes "$base --activation-bytes 1MiB" --memory-limit 1MiB,2GB
+  fails 1 'memory-limit: it needs the bytes that it limits' $base --memory-limit 2GB
+  local both="--recompute-time 1ms --activation-bytes 2MiB --recompute-activation-bytes 1MiB"
+  changes "$base $both" --recompute none
+  fails 1 'recompute: .*must know both' $base --recompute none
+  changes "$base -f 1,2,3,1,1 -b 2,4,6,2,2" --cuts 1-1-1-2,best
+  changes "$base" --set latency=1ms
+  fails 1 "there is nothing named 'latencie' to vary; did you mean latency" $base --set latencie=1ms
+  fails 1 'not a name and values' $base --set latency
+  changes "$base --jitter 0.1" --seeds 3
+  refuses 'add --jitter$' "$base" --seeds 3
+  changes "$base" --tokens 4096
+  changes "sweep --schedules 1f1b -p 4 -m 8" --format csv
+  changes "$base" --output sweep.csv
+  has_case["sweep --threads"]=1
+  passes sweep -p 4 -m 8 --threads 1
+  cp stdout without
+  passes sweep -p 4 -m 8 --threads 2
+  cmp -s stdout without || fail "two threads print something else"
+  changes "sweep --schedules 1f1b -p 4 -m 8,12" --shard 2/2
+  refuses 'CSV does not say what it is of' "sweep -p 4 -m 8 --format csv" --shard 2/2
+  refuses 'give the --output' "sweep -p 4 -m 8" --resume
+  fails 2 '^error: --resume: CSV does not say' $base --output resumed.csv --resume
+  has_case["sweep --progress"]=1
+  run sweep --schedules 1f1b -p 4 -m 8 --progress always
+  grep -q '^1 of 1 points, 100 %' stderr || fail "says nothing of its progress"
+  passes sweep --schedules 1f1b -p 4 -m 8 --progress never
+  mends "sweep --schedules 1f1b --global-batch 64 --costs model.json" --gpus 16
+  mends "sweep --schedules 1f1b --gpus 16 --costs model.json" --global-batch 64
+  fails 2 '^error: --microbatches: how many there are follows' sweep --gpus 16 --global-batch 64 -m 8 --costs model.json
+  fails 2 '^error: --global-batch: it is of a step on --gpus' sweep -p 4 -m 8 --global-batch 8
+}
+
+test_estimate() {
+  local base="estimate --layers 4 --hidden 1024 --heads 16 --sequence 2048" each
+  echo '{"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}' >config.json
+  mends "estimate --sequence 2048" --config config.json
+  fails 2 '^error: --config excludes --layers$' estimate --config config.json --layers 3 --sequence 64
+  varies "estimate --hidden 1024 --heads 16 --sequence 2048" --layers 4 5
+  varies "estimate --layers 4 --heads 16 --sequence 2048" --hidden 1024 2048
+  varies "estimate --layers 4 --hidden 1024 --sequence 2048" --heads 16 8
+  varies "estimate --layers 4 --hidden 1024 --heads 16" --sequence 2048 4096
+  for each in '--style gpt' '--kv-heads 4' '--head-size 128' '--intermediate 4096' '--vocabulary 32000' '--microbatch 2' \
+    '--tensor-parallel 2' '--context-parallel 2' '--data-parallel 2' '--attention unfused' '--recompute full' '--gpu a100' \
+    '--dtype fp8' '--mfu 0.4' '--matmul-efficiency 0.5' '--memory-efficiency 0.5' --list-gpus '--width 60' '--output -'; do
+    changes "$base" $each
+  done
+  echo '{"model_type": "mixtral", "hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 16,' \
+    '"num_hidden_layers": 4, "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2}' >config.json
+  changes "estimate --config config.json --sequence 2048 --data-parallel 4" --expert-parallel 4
+  changes "$base --output -" --calibrated costs.json
+  for each in '--matmul-efficiency 0.5' '--memory-efficiency 0.5'; do refuses 'nothing with --mfu' "$base --mfu 0.4" $each; done
+  passes $base --output model.json
+}
+
+test_reports() {
+  passes sweep --schedules 1f1b,zb1p -p 4 -m 8,12 --set latency=0,1ms --activation-bytes 1MiB --output some.jsonl
+  changes "merge some.jsonl" --format csv
+  changes "merge some.jsonl" --output merged.jsonl
+  changes "report some.jsonl" --html -
+  changes "report some.jsonl" --svg -
+  changes "report some.jsonl --svg -" --plot pareto
+  has_case["report --axis"]=1
+  passes report some.jsonl --svg - --plot sensitivity --axis latency
+  grep -q "What latency changes" stdout || fail "draws another axis"
+  refuses 'requires --svg$' "report some.jsonl" --plot pareto
+  refuses 'of --plot sensitivity; add it' "report some.jsonl --svg -" --axis latency
+  fails 1 'launch does not vary in this sweep; what does: latency' report some.jsonl --svg - --plot sensitivity --axis launch
+  changes "report some.jsonl --html -" --charts 1
+  refuses 'requires --html$' "report some.jsonl" --charts 1
+  changes "report some.jsonl" --top 2
+  changes "report some.jsonl" --width 40
+  fails 1 'no file of a sweep' report config.json
+}
+
 test_others() {
   for format in markdown csv; do changes schedules --format $format; done
 
@@ -322,6 +408,9 @@ test_simulate
 test_explain
 test_traces
 test_table
+test_estimate
+test_sweep
+test_reports
 test_others
 for subcommand in $("$tool" --help | sed -n '/^Subcommands/,/^$/s/^  \([a-z]\+\) .*/\1/p'); do
   [[ $subcommand == help ]] || is_complete $subcommand

@@ -7,6 +7,10 @@ namespace dualpipe {
 
 void add_table(CLI::App& app);
 void add_simulate(CLI::App& app);
+void add_estimate(CLI::App& app);
+void add_sweep(CLI::App& app);
+void add_merge(CLI::App& app);
+void add_report(CLI::App& app);
 void add_explain(CLI::App& app);
 void add_calibrate(CLI::App& app);
 void add_schedules(CLI::App& app);

@@ -17,6 +17,10 @@ int main(int argc, char** argv) {
       "Exit status: 0 done, 1 bad input or failed run, 2 wrong usage.");
   dualpipe::add_table(app);
   dualpipe::add_simulate(app);
+  dualpipe::add_estimate(app);
+  dualpipe::add_sweep(app);
+  dualpipe::add_merge(app);
+  dualpipe::add_report(app);
   dualpipe::add_explain(app);
   dualpipe::add_calibrate(app);
   dualpipe::add_schedules(app);

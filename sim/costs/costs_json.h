@@ -1,4 +1,4 @@
-// What a report was computed from, for machines: as in a costs file. Private to sim/report.
+// Costs as in a costs file, within another document. Private to sim.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -6,7 +6,7 @@
 
 #include "dualpipe/sim/costs/costs_file.h"
 
-namespace dualpipe::detail::report {
+namespace dualpipe::detail::costs {
 
 [[nodiscard]] inline nlohmann::ordered_json costs_json(const GivenCosts& costs) {
   std::ostringstream text;
@@ -14,4 +14,4 @@ namespace dualpipe::detail::report {
   return nlohmann::ordered_json::parse(text.str());
 }
 
-}  // namespace dualpipe::detail::report
+}  // namespace dualpipe::detail::costs

@@ -1,0 +1,28 @@
+// What accelerators can do, from their makers' data sheets.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "dualpipe/sim/costs/units.h"
+
+namespace dualpipe {
+
+struct Accelerator {
+  std::string_view name;   // "h100"
+  std::string_view title;  // "NVIDIA H100 SXM5 80 GB"
+  double flops_16bit = 0;  // per second, dense products of bf16 or fp16
+  double flops_8bit = 0;   // of fp8; 0: it has none
+  Bytes memory = 0;
+  double memory_bandwidth = 0;  // bytes per second
+  double link_bandwidth = 0;    // to the others of its node, bytes per second in one direction
+  int per_node = 8;
+  double network_bandwidth = 0;  // to other nodes: of the adapter that its maker's reference system has for each
+  std::string_view source;
+};
+
+[[nodiscard]] std::span<const Accelerator> accelerators();
+// Throws InputError that lists the names, and says which may have been meant.
+[[nodiscard]] const Accelerator& accelerator(std::string_view name);
+
+}  // namespace dualpipe

@@ -1,0 +1,147 @@
+#include "dualpipe/sim/estimate/estimate_file.h"
+
+#include <array>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <sstream>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dualpipe/sim/costs/costs_file.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/input_file.h"
+#include "dualpipe/sim/schedule/json_reader.h"
+
+namespace dualpipe {
+
+using detail::schedule::JsonValue;
+
+namespace detail::estimate {
+namespace {
+
+using OrderedJson = nlohmann::ordered_json;
+
+constexpr std::array sizes{std::pair{"layers", &ModelShape::layers},
+                           std::pair{"hidden", &ModelShape::hidden},
+                           std::pair{"heads", &ModelShape::heads},
+                           std::pair{"key_value_heads", &ModelShape::key_value_heads},
+                           std::pair{"head_size", &ModelShape::head_size},
+                           std::pair{"intermediate", &ModelShape::intermediate},
+                           std::pair{"vocabulary", &ModelShape::vocabulary},
+                           std::pair{"positions", &ModelShape::positions},
+                           std::pair{"experts", &ModelShape::experts},
+                           std::pair{"experts_per_token", &ModelShape::experts_per_token},
+                           std::pair{"expert_intermediate", &ModelShape::expert_intermediate},
+                           std::pair{"shared_intermediate", &ModelShape::shared_intermediate},
+                           std::pair{"dense_layers", &ModelShape::dense_layers},
+                           std::pair{"query_rank", &ModelShape::query_rank},
+                           std::pair{"key_value_rank", &ModelShape::key_value_rank},
+                           std::pair{"no_position_size", &ModelShape::no_position_size},
+                           std::pair{"position_size", &ModelShape::position_size},
+                           std::pair{"value_size", &ModelShape::value_size}};
+constexpr std::array flags{std::pair{"gated", &ModelShape::gated},
+                           std::pair{"layer_norm", &ModelShape::layer_norm},
+                           std::pair{"tied_embeddings", &ModelShape::tied_embeddings},
+                           std::pair{"query_key_value_bias", &ModelShape::query_key_value_bias},
+                           std::pair{"output_bias", &ModelShape::output_bias},
+                           std::pair{"mlp_bias", &ModelShape::mlp_bias},
+                           std::pair{"query_key_norm", &ModelShape::query_key_norm},
+                           std::pair{"router_bias", &ModelShape::router_bias},
+                           std::pair{"dropout", &ModelShape::dropout}};
+constexpr std::array ranks{std::pair{"tensor", &EstimateRequest::tensor},
+                           std::pair{"context", &EstimateRequest::context}, std::pair{"data", &EstimateRequest::data},
+                           std::pair{"expert", &EstimateRequest::expert}};
+constexpr std::array<std::string_view, 3> precision_names{"bf16", "fp16", "fp8"};
+
+// What is as it is without being said is left out.
+OrderedJson model_json(const ModelShape& model) {
+  OrderedJson json{{"name", model.name}};
+  for (const auto& [key, member] : sizes) {
+    if (model.*member != 0) json[key] = model.*member;
+  }
+  for (const auto& [key, member] : flags) {
+    if (model.*member != ModelShape{}.*member) json[key] = model.*member;
+  }
+  return json;
+}
+
+OrderedJson request_json(const EstimateRequest& request) {
+  OrderedJson json{
+      {"model", model_json(request.model)}, {"sequence", request.sequence}, {"microbatch", request.micro_batch}};
+  for (const auto& [key, member] : ranks) json[key] = request.*member;
+  json["gpu"] = request.gpu;
+  json["dtype"] = precision_names[static_cast<std::size_t>(request.precision)];
+  json["flash_attention"] = request.flash_attention;
+  json["recompute"] = request.recompute;
+  if (request.mfu) json["mfu"] = *request.mfu;
+  json["matmul_efficiency"] = request.matmul_efficiency;
+  json["memory_efficiency"] = request.memory_efficiency;
+  return json;
+}
+
+ModelShape model_of(const JsonValue& object) {
+  ModelShape model;
+  if (const auto name = object.find("name")) model.name = name->text();
+  for (const auto& [key, member] : sizes) {
+    if (const auto value = object.find(key)) model.*member = value->integer(0, 1'000'000'000);
+  }
+  for (const auto& [key, member] : flags) {
+    if (const auto value = object.find(key)) model.*member = value->boolean();
+  }
+  return model;
+}
+
+EstimateRequest request_of(const JsonValue& object) {
+  EstimateRequest request;
+  request.model = model_of(object.at("model"));
+  request.sequence = object.at("sequence").integer(1, 100'000'000);
+  request.micro_batch = object.at("microbatch").integer(1, 1'000'000);
+  for (const auto& [key, member] : ranks) {
+    if (const auto value = object.find(key)) request.*member = static_cast<int>(value->integer(1, 1'000'000));
+  }
+  request.gpu = object.at("gpu").text();
+  if (const auto value = object.find("dtype")) {
+    const auto* const found = std::find(precision_names.begin(), precision_names.end(), value->text());
+    if (found == precision_names.end()) value->fail("it is none of bf16, fp16, fp8");
+    request.precision = static_cast<Precision>(found - precision_names.begin());
+  }
+  if (const auto value = object.find("flash_attention")) request.flash_attention = value->boolean();
+  if (const auto value = object.find("recompute")) request.recompute = value->boolean();
+  if (const auto value = object.find("mfu")) request.mfu = value->number();
+  if (const auto value = object.find("matmul_efficiency")) request.matmul_efficiency = value->number();
+  if (const auto value = object.find("memory_efficiency")) request.memory_efficiency = value->number();
+  return request;
+}
+
+}  // namespace
+}  // namespace detail::estimate
+
+std::string to_json_line(const EstimateRequest& request) {
+  return detail::estimate::request_json(request).dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+EstimateRequest estimate_of_json(const std::string& text, const std::string& source) {
+  std::istringstream in(text);
+  const nlohmann::json json = detail::schedule::read_json_document(in, source, {});
+  return detail::estimate::request_of(JsonValue(json, source));
+}
+
+std::optional<EstimateRequest> load_estimate_request(const std::string& path) {
+  auto in = open_input_file(path);
+  const nlohmann::json json = detail::schedule::read_json_document(in, path, {});
+  const auto object = JsonValue(json, path).find("estimate");
+  if (!object) return std::nullopt;
+  return detail::estimate::request_of(*object);
+}
+
+void write_estimate(std::ostream& out, const Estimate& estimate) {
+  std::ostringstream costs;
+  write_costs(costs, estimate.costs);
+  const std::string text = costs.str();
+  const std::size_t first_key = text.find("  \"parts\"");
+  out << text.substr(0, first_key) << "  \"estimate\": " << to_json_line(estimate.request) << ",\n"
+      << text.substr(first_key);
+}
+
+}  // namespace dualpipe
