@@ -79,6 +79,11 @@ TableRequest request_of(const TableOptions& options, GivenCosts given, std::vect
     const auto count = [&](std::string_view text) { return static_cast<int>(parse_integer(text, 1, seeds_max)); };
     request.seeds = value_of("--seeds", options.seeds, count);
   }
+  if (!options.straggler.empty()) {
+    if (options.seeds.empty())
+      throw UsageError("--straggler", "it is another rank in each of several runs; add --seeds");
+    request.straggler = positive("--straggler", options.straggler);
+  }
   if (!options.tokens.empty()) request.tokens = positive("--tokens", options.tokens);
   if (!options.flops.empty()) {
     if (options.flops.size() != 2) {
@@ -109,7 +114,7 @@ void check_used(const TableOptions& options, const TableRequest& request) {
   used.reduces = false;  // when reductions end stands in no table
   options.shape.check_used(families);
   options.costs.check_used(used, request.costs);
-  if (request.seeds > 0 && machine_of(request.costs).jitter == 0) {
+  if (request.seeds > 0 && machine_of(request.costs).jitter == 0 && !request.straggler) {
     throw UsageError("--seeds", "nothing is drawn; add --jitter");
   }
 }

@@ -18,7 +18,7 @@ struct TableOptions {
   CostOptions costs;
   std::vector<std::string> schedules;  // names of the catalog, and files
   std::vector<std::string> recompute, flops;
-  std::string memory_limit, tokens, seeds;
+  std::string memory_limit, tokens, seeds, straggler;
   std::string equal, sort;
   std::istream* standard_input = nullptr;  // as of ScheduleOptions
 

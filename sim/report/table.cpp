@@ -17,6 +17,7 @@
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/memory_limit.h"
 #include "dualpipe/sim/simulate/simulate.h"
+#include "dualpipe/sim/simulate/splitmix.h"
 
 namespace dualpipe {
 namespace {
@@ -31,7 +32,8 @@ struct Candidate {
   std::size_t group;  // with those of the same ranks and micro-batches
   bool is_shown;      // else it is there to be compared with
   TableRow row = {};
-  std::string reason = {};  // why it has no row
+  std::string reason = {};       // why it has no row
+  std::vector<Time> drawn = {};  // makespans, by seed
 };
 
 // Of so many ranks.
@@ -65,16 +67,37 @@ Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
   return shape;
 }
 
-Quantiles quantiles_of(const Program& program, Costs costs, int seeds) {
+// All schedules meet the same seed with the same straggler: so they differ by their order alone.
+std::size_t straggler_of(std::uint64_t seed, std::size_t ranks) {
+  constexpr std::uint64_t other_than_jitter = 0x5374726167676c65U;
+  return detail::simulate::splitmix(seed * detail::simulate::splitmix_step ^ other_than_jitter) % ranks;
+}
+
+// Makespans by seed.
+std::vector<Time> draw(const Program& program, const Costs& costs, const TableRequest& request) {
+  const auto ranks = static_cast<std::size_t>(program.schedule.ranks());
   std::vector<Time> makespans;
-  for (int i = 0; i < seeds; ++i) {
-    makespans.push_back(simulate(program, costs, Record::ranks).makespan());
-    ++costs.seed;
+  for (int i = 0; i < request.seeds; ++i) {
+    Costs drawn = costs;
+    drawn.seed = costs.seed + static_cast<std::uint64_t>(i);
+    if (request.straggler) {
+      drawn.speed.resize(ranks, 1);
+      drawn.speed[straggler_of(drawn.seed, ranks)] *= *request.straggler;
+    }
+    makespans.push_back(simulate(program, drawn, Record::ranks).makespan());
   }
+  return makespans;
+}
+
+Quantiles quantiles_of(std::vector<Time> makespans) {
   std::ranges::sort(makespans);
+  const auto count = static_cast<double>(makespans.size());
+  const double half_width = 0.98 * std::sqrt(count);  // 1.96 standard deviations of the number below the median
+  const auto place = [&](double rank) { return makespans[static_cast<std::size_t>(std::clamp(rank, 1.0, count)) - 1]; };
   // Nearest rank, in whole numbers: the least that percent / 100 of them do not exceed.
   const auto at = [&](std::size_t percent) { return makespans[(makespans.size() * percent + 99) / 100 - 1]; };
-  return {at(5), at(50), at(95)};
+  return {at(5), at(50), at(95), place(std::floor(count / 2 - half_width)),
+          place(std::ceil(count / 2 + half_width) + 1)};
 }
 
 void fill_work(TableRow& row, const Timeline& timeline) {
@@ -102,7 +125,9 @@ void fill_rates(TableRow& row, const TableRequest& request) {
 }
 
 // All that a row says but what it takes other rows to know.
-Evaluation evaluate_program(TableRow& row, const TableRequest& request, const Program& program, const Costs& costs) {
+Evaluation evaluate_program(Candidate& candidate, const TableRequest& request, const Program& program,
+                            const Costs& costs) {
+  TableRow& row = candidate.row;
   const Placement& placement = program.schedule.placement;
   Evaluation evaluation = evaluate(program, costs);
   row.ranks = placement.ranks;
@@ -123,7 +148,10 @@ Evaluation evaluate_program(TableRow& row, const TableRequest& request, const Pr
   }
   row.peak_memory = evaluation.peak_memory();
   if (request.memory_limit) row.room = *request.memory_limit - row.peak_memory;
-  if (request.seeds > 0) row.makespans = quantiles_of(program, costs, request.seeds);
+  if (request.seeds > 0) {
+    candidate.drawn = draw(program, costs, request);
+    row.makespans = quantiles_of(candidate.drawn);
+  }
   fill_work(row, evaluation.timeline);
   fill_rates(row, request);
   return evaluation;
@@ -145,7 +173,7 @@ Evaluation evaluate_candidate(Candidate& candidate, const TableRequest& request)
   if (const auto& program = candidate.schedule->program) {
     const Placement& placement = program->schedule.placement;
     const GivenCosts costs = costs_of(request, placement.ranks, candidate.recompute);
-    return evaluate_program(row, request, *program, stage_costs(costs, placement));
+    return evaluate_program(candidate, request, *program, stage_costs(costs, placement));
   }
   const std::string& name = candidate.schedule->name;
   const Shape shape = shape_of_row(family(name), candidate.shape, request.terms);
@@ -154,13 +182,16 @@ Evaluation evaluate_candidate(Candidate& candidate, const TableRequest& request)
       nearest_to_limit({.family = name, .shape = shape, .costs = given, .memory_limit = request.memory_limit});
   const Costs costs = stage_costs(given, schedule.placement);
   row.form = closed_form(name, shape, costs);
-  return evaluate_program(row, request, lower(std::move(schedule)), costs);
+  return evaluate_program(candidate, request, lower(std::move(schedule)), costs);
 }
 
 void check_request(const TableRequest& request) {
   std::visit([](const auto& costs) { check(costs); }, request.costs);
-  if (request.seeds > 0 && machine_of(request.costs).jitter == 0) {
+  if (request.seeds > 0 && machine_of(request.costs).jitter == 0 && !request.straggler) {
     throw InputError("several seeds need jitter, by which the runs differ: give its share (--jitter 0.05)");
+  }
+  if (request.straggler && !detail::costs::is_speed(*request.straggler)) {
+    throw InputError(fmt::format("the straggler: {}; {} is not", detail::costs::speed_rule, *request.straggler));
   }
   const auto entries = entries_of(request.costs);
   if (request.memory_limit && std::ranges::none_of(entries, detail::costs::counts_bytes)) {
@@ -249,6 +280,20 @@ void compare_group(std::span<Candidate> group, EqualTerms terms) {
   if (best != nullptr && shown > 1 && terms == EqualTerms::ranks) best->row.is_best = true;
 }
 
+// Of each seed the shortest of those that are shown and fit.
+void count_wins(std::span<Candidate> group, int seeds) {
+  std::vector<Candidate*> compared;
+  for (Candidate& each : group) {
+    if (each.is_shown && each.reason.empty() && each.row.fits()) compared.push_back(&each);
+    if (each.is_shown && each.reason.empty()) each.row.win_rate = 0;
+  }
+  for (std::size_t seed = 0; seed < static_cast<std::size_t>(seeds) && !compared.empty(); ++seed) {
+    Candidate* const winner =
+        *std::ranges::min_element(compared, {}, [&](const Candidate* c) { return c->drawn[seed]; });
+    *winner->row.win_rate += 1.0 / seeds;
+  }
+}
+
 void sort_group(std::span<Candidate> group, TableSort by) {
   const auto sort = [&](auto key) {
     std::ranges::stable_sort(group, {}, [&](const Candidate& c) { return key(c.row); });
@@ -304,6 +349,7 @@ ScheduleTable schedule_table(TableRequest request) {
   for (auto begin = candidates.begin(); begin != candidates.end();) {
     const auto end = std::find_if(begin, candidates.end(), [&](const Candidate& c) { return c.group != begin->group; });
     compare_group({begin, end}, table.request.terms);
+    if (table.request.seeds > 0) count_wins({begin, end}, table.request.seeds);
     sort_group({begin, end}, table.request.sort);
     begin = end;
   }

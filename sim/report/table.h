@@ -50,10 +50,12 @@ struct TableRequest {
   GivenCosts costs = {};
   std::optional<Bytes> memory_limit = {};     // of the peak of every rank
   std::vector<Recomputation> recompute = {};  // a row for each; empty: those that the costs know
-  int seeds = 0;                              // how many runs with jitter, from the costs' seed on; 0: one
-  std::optional<double> tokens = {};          // of one micro-batch
-  std::optional<double> flops = {};           // of one micro-batch, forward and backward of the whole model
-  std::optional<double> peak_flops = {};      // of one rank, per second
+  int seeds = 0;                              // how many runs that differ, from the costs' seed on; 0: one
+  // In each of these one rank, drawn anew, is so fast, and no other: below 1 a straggler.
+  std::optional<double> straggler = {};
+  std::optional<double> tokens = {};      // of one micro-batch
+  std::optional<double> flops = {};       // of one micro-batch, forward and backward of the whole model
+  std::optional<double> peak_flops = {};  // of one rank, per second
   TableSort sort = TableSort::makespan;
 };
 
@@ -62,6 +64,11 @@ struct Quantiles {
   Time low = 0;     // 5 %
   Time median = 0;  // 50 %
   Time high = 0;    // 95 %
+  // Between which the median of all seeds that there are lies, with 95 % confidence, whatever the makespans'
+  // distribution: by the ranks that a binomial distribution says (W. J. Conover, Practical Nonparametric Statistics,
+  // 1999, section 3.2).
+  Time median_least = 0;
+  Time median_most = 0;
 };
 
 struct TableRow {
@@ -75,7 +82,9 @@ struct TableRow {
   Time makespan = 0;
   Time span = 0;
   std::optional<Quantiles> makespans;  // with seeds
-  double bubble_rate_makespan = 0;     // is imbalance_rate, and what the order of the schedule makes
+  // In how many of them it is the shortest of its ranks and micro-batches that fits; where several are, the first is.
+  std::optional<double> win_rate;
+  double bubble_rate_makespan = 0;  // is imbalance_rate, and what the order of the schedule makes
   double bubble_rate_span = 0;
   double imbalance_rate = 0;       // what the rank with most work has more than the mean, as a share of the makespan
   double idle_per_ideal = 0;       // idle over busy time: Megatron-LM's (arXiv:2104.04473, section 2.2.1)

@@ -54,6 +54,9 @@ Json row_json(const TableRow& row) {
     json["makespan_p5_ns"] = row.makespans->low;
     json["makespan_median_ns"] = row.makespans->median;
     json["makespan_p95_ns"] = row.makespans->high;
+    json["makespan_median_least_ns"] = row.makespans->median_least;
+    json["makespan_median_most_ns"] = row.makespans->median_most;
+    json["win_rate"] = json_or_null(row.win_rate);
   }
   if (row.tokens_per_second) json["tokens_per_second"] = *row.tokens_per_second;
   if (row.flops_utilization) json["flops_utilization"] = *row.flops_utilization;
@@ -90,6 +93,7 @@ std::string to_csv(const ScheduleTable& table) {
                   {"makespan_p5_ns"},
                   {"makespan_median_ns"},
                   {"makespan_p95_ns"},
+                  {"win_rate"},
                   {"span_ns"},
                   {"speedup_over_1f1b"},
                   {"peak_activations_least"},
@@ -127,6 +131,7 @@ std::string to_csv(const ScheduleTable& table) {
                   of_seeds(&Quantiles::low),
                   of_seeds(&Quantiles::median),
                   of_seeds(&Quantiles::high),
+                  cell(row.win_rate),
                   number(row.span),
                   cell(row.speedup),
                   number(row.peak_activations_least),
@@ -159,6 +164,7 @@ std::string to_json(const ScheduleTable& table) {
                       {"microbatches", request.micro_batches},
                       {"memory_limit_bytes", json_or_null(request.memory_limit)},
                       {"seeds", request.seeds},
+                      {"straggler", json_or_null(request.straggler)},
                       {"costs", detail::costs::costs_json(request.costs)},
                       {"rows", rows},
                       {"left_out", left_out}};

@@ -87,6 +87,14 @@ class TableColumns {
       add_time({"median"}, [](const TableRow& row) { return row.makespans->median; });
       add_time({"5%", Align::right, 2}, [](const TableRow& row) { return row.makespans->low; });
       add_time({"95%", Align::right, 2}, [](const TableRow& row) { return row.makespans->high; });
+      add({"median +-", Align::right, 4}, [](const TableRow& row) {
+        const Quantiles& of = *row.makespans;
+        const Time most = std::max(of.median_most - of.median, of.median - of.median_least);
+        return of.median > 0 ? format_rate(static_cast<double>(most) / static_cast<double>(of.median)) : "";
+      });
+      if (table_.rows.size() > 1) {
+        add({"wins", Align::right, 1}, [](const TableRow& row) { return fmt::format("{:.0f}%", 100 * *row.win_rate); });
+      }
     } else {
       add_time({"makespan"}, [](const TableRow& row) { return row.makespan; });
     }
@@ -201,7 +209,10 @@ std::string heading(const ScheduleTable& table, ByteUnits units) {
   text += fmt::format("{}, {}", counts_text(request.ranks, equal_ranks ? "rank" : "stage", "s"),
                       counts_text(request.micro_batches, "micro-batch", "es"));
   if (request.memory_limit) text += fmt::format(", {} per rank", format_bytes(*request.memory_limit, units));
-  if (request.seeds > 0) text += fmt::format(", {} runs with jitter", request.seeds);
+  if (request.seeds > 0) {
+    text += fmt::format(", {} runs with jitter", request.seeds);
+    if (request.straggler) text += fmt::format(", in each a rank of speed {}", *request.straggler);
+  }
 
   const bool has_pairs = std::ranges::any_of(table.rows, [](const TableRow& row) { return row.has_pairs; });
   const auto entries = entries_of(request.costs);
@@ -218,6 +229,8 @@ std::string legend(const NarrowedTable& shown, const TableRequest& request) {
   const std::pair<std::string_view, std::string_view> lines[] = {
       {"", has_limit ? "*            the shortest of those that fit" : "*            the shortest"},
       {"vs 1f1b", "vs 1f1b      how many times as fast as 1F1B on the same ranks"},
+      {"median +-", "median +-    the median of all such runs is so near, with 95 % confidence"},
+      {"wins", "wins         in how many runs it is the shortest of those that fit"},
       {"bubble", "bubble       idle share of ranks x makespan (DeepSeek's)"},
       {"imbalance", "imbalance    of it, what comes of ranks with unequal work"},
       {"by span", "by span      bubble with the longest rank's span instead (zero-bubble papers')"},

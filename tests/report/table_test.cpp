@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <climits>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 
 #include "dualpipe/sim/generate/catalog.h"
@@ -266,6 +268,43 @@ BOOST_AUTO_TEST_CASE(quantiles_over_seeds) {
   BOOST_TEST(quantiles.low == makespans[1]);
   BOOST_TEST(quantiles.median == makespans[19]);
   BOOST_TEST(quantiles.high == makespans[37]);
+  // 40 / 2 +- 0.98 sqrt(40): the 13th and the 28th.
+  BOOST_TEST(quantiles.median_least == makespans[12]);
+  BOOST_TEST(quantiles.median_most == makespans[27]);
+}
+
+BOOST_AUTO_TEST_CASE(who_wins_in_how_many_runs) {
+  Costs costs = costs_ms(10, 20, 10);
+  costs.jitter = 0.3;
+  TableRequest request = asked_for({"zb1p", "interleaved", "1f1b"}, {4, 8, 2}, EqualTerms::ranks, costs);
+  request.seeds = 60;
+  request.straggler = 0.9;
+  std::map<std::string, double> wins;
+  double all = 0;
+  for (const TableRow& row : schedule_table(request).rows) all += wins[row.schedule] = *row.win_rate;
+  BOOST_TEST(all == 1, boost::test_tools::tolerance(1e-12));
+  // The same, run by run: the straggler of a seed is one for all, and so none of 4 in a row is never it.
+  std::map<std::string, double> counted;
+  std::set<Time> distinct;
+  for (int seed = 0; seed < 60; ++seed) {
+    TableRequest one = request;
+    Costs of_seed = costs;
+    of_seed.seed = static_cast<std::uint64_t>(seed);
+    one.costs = of_seed;
+    one.seeds = 1;
+    const auto rows = schedule_table(one).rows;  // the shortest first
+    counted[rows[0].schedule] += 1.0 / 60;
+    distinct.insert(rows[0].makespans->median);
+  }
+  for (const auto& [schedule, rate] : counted) BOOST_TEST(wins[schedule] == rate, boost::test_tools::tolerance(1e-9));
+  BOOST_TEST(distinct.size() > 50U);
+  // A straggler in every run: nothing is as short as without.
+  request.straggler.reset();
+  const Time without = schedule_table(request).rows[0].makespans->median;
+  request.straggler = 0.5;
+  BOOST_TEST(schedule_table(request).rows[0].makespans->low > without);
+  request.straggler = 0;
+  BOOST_TEST(refusal_of(request).starts_with("the straggler: a speed must be"));
 }
 
 BOOST_AUTO_TEST_CASE(tokens_and_flops) {

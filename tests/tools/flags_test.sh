@@ -243,6 +243,8 @@ test_table() {
   changes "$base $both" --recompute full
   changes "$base --jitter 0.1" --seeds 5
   refuses 'add --jitter$' "$base" --seeds 5
+  changes "$base --jitter 0.1 --seeds 5" --straggler 0.8
+  refuses 'add --seeds$' "$base" --straggler 0.8
   changes "$base" --tokens 4096
   changes "$base" --flops 1e12,1e15
   for sort in bubble memory none; do changes "table -p 4 -m 8 $both" --sort $sort; done

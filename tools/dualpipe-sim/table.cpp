@@ -60,8 +60,14 @@ void add_choices(CLI::App& table, TableOptions& options) {
   add_list(table, "--recompute", options.recompute, "none, full, or none,full (both where the costs know both)")
       ->type_name("MODES")
       ->group("Table");
-  table.add_option("--seeds", options.seeds, "So many runs with --jitter: median, 5 % and 95 % of the makespan")
+  table
+      .add_option(
+          "--seeds", options.seeds,
+          "So many runs with --jitter: median, 5 % and 95 % of the makespan, and which schedule wins in how many")
       ->type_name("N")
+      ->group("Table");
+  table.add_option("--straggler", options.straggler, "In each of --seeds one rank, drawn anew, has this speed")
+      ->type_name("X")
       ->group("Table");
   table.add_option("--tokens", options.tokens, "Of a micro-batch: tokens per second")->type_name("N")->group("Table");
   add_list(table, "--flops", options.flops, "FLOPs of a micro-batch (F and B, all stages), and peak FLOP/s of a rank")
