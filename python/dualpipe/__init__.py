@@ -13,6 +13,7 @@ from ._sim import (
     Costs,
     DeadlockError,
     Family,
+    Grid,
     InputError,
     MemoryLimitError,
     Schedule,
@@ -24,21 +25,25 @@ from ._sim import (
     simulate,
     table,
 )
+from ._sweep import Sweep, sweep
 
 __all__ = [
     "Comparison",
     "Costs",
     "DeadlockError",
     "Family",
+    "Grid",
     "InputError",
     "MemoryLimitError",
     "Schedule",
     "ShapeError",
+    "Sweep",
     "Table",
     "Timeline",
     "catalog",
     "schedule",
     "simulate",
+    "sweep",
     "table",
 ]
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 
 #include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/costs/set_cost.h"
@@ -111,10 +112,10 @@ void check_sweep_used(const SweepOptions& options, const SweepGrid& grid) {
 
 }  // namespace
 
-SweepGrid SweepOptions::grid() const {
+SweepGrid SweepOptions::grid(GivenCosts given) const {
   SweepGrid grid;
   grid.schedules = schedules;
-  grid.costs = costs.costs();
+  grid.costs = std::move(given);
   const auto estimated = costs.file.empty() ? std::nullopt : load_estimate_request(costs.file);
   if (!gpus.empty() || !global_batch.empty()) grid.cluster = cluster_of_options(*this, estimated);
   if (!grid.cluster && (ranks.empty() || micro_batches.empty())) {

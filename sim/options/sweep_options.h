@@ -23,8 +23,8 @@ struct SweepOptions {
   std::string gpus, global_batch;  // instead of micro-batches, of costs that were estimated
   std::string tokens;
 
-  // Throws InputError, and UsageError for what does nothing in any point.
-  [[nodiscard]] SweepGrid grid() const;
+  // Throws InputError, and UsageError for what does nothing in any point. `given`: what `costs` says.
+  [[nodiscard]] SweepGrid grid(GivenCosts given) const;
 };
 
 // That of an array job of Slurm where the environment has one (SLURM_ARRAY_TASK_ID, _MIN, _MAX and _COUNT); else all.

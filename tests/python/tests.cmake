@@ -20,5 +20,5 @@ function(dualpipe_python_tests part)
   endforeach()
 endfunction()
 
-dualpipe_python_tests(sim docs errors package schedule table timeline torch)
+dualpipe_python_tests(sim docs errors package schedule sweep table timeline torch)
 dualpipe_python_tests(exec deepseek examples faults pipeline)

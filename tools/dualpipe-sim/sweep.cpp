@@ -81,7 +81,7 @@ void run(const SweepCommand& command) {
   check_format(command, options.shard);
   check_apart(std::vector<NamedFile>{{"--output", command.output, "lines"}},
               std::vector<NamedFile>{{"--costs", command.options.costs.file, "costs"}});
-  const Sweep sweep(command.options.grid());
+  const Sweep sweep(command.options.grid(command.options.costs.costs()));
   Progress progress(shown(command), options.shard.size(sweep.size()), "points");
   if (command.output != "-" && !is_csv(command)) {
     return write_sweep_file(command.output, sweep, options, [&](std::size_t done) { progress.at(done); });

@@ -106,9 +106,26 @@ Keywords keywords_of(TableOptions& table) {
                     {.name = "memory_limit", .text = &table.memory_limit},
                     {.name = "recompute", .list = &table.recompute},
                     {.name = "seeds", .text = &table.seeds},
+                    {.name = "straggler", .text = &table.straggler},
                     {.name = "tokens", .text = &table.tokens},
                     {.name = "flops", .list = &table.flops},
                     {.name = "sort", .text = &table.sort}});
+  return keywords;
+}
+
+Keywords keywords_of(SweepOptions& sweep) {
+  Keywords keywords{{.name = "ranks", .list = &sweep.ranks}, {.name = "microbatches", .list = &sweep.micro_batches}};
+  for (std::size_t i = 0; i < sweep.parameters.size(); ++i) {
+    keywords.push_back({.name = parameters()[i].name, .list = &sweep.parameters[i]});
+  }
+  append(keywords, {{.name = "schedules", .list = &sweep.schedules},
+                    {.name = "memory_limit", .list = &sweep.memory_limits},
+                    {.name = "recompute", .list = &sweep.recompute},
+                    {.name = "cuts", .list = &sweep.cuts},
+                    {.name = "seeds", .text = &sweep.seeds},
+                    {.name = "tokens", .text = &sweep.tokens},
+                    {.name = "gpus", .text = &sweep.gpus},
+                    {.name = "global_batch", .text = &sweep.global_batch}});
   return keywords;
 }
 

@@ -13,6 +13,7 @@
 
 #include "dualpipe/sim/options/cost_options.h"
 #include "dualpipe/sim/options/schedule_options.h"
+#include "dualpipe/sim/options/sweep_options.h"
 #include "dualpipe/sim/options/table_options.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -35,6 +36,7 @@ using Keywords = std::vector<Keyword>;
 [[nodiscard]] Keywords keywords_of(ScheduleOptions& schedule);
 [[nodiscard]] Keywords keywords_of(CostOptions& costs);   // all but the file
 [[nodiscard]] Keywords keywords_of(TableOptions& table);  // its own, and `shape`'s
+[[nodiscard]] Keywords keywords_of(SweepOptions& sweep);  // its own, without what is set
 
 // "ranks: str | float | None = None, …", for a signature.
 [[nodiscard]] std::string signature_of(const Keywords& keywords);

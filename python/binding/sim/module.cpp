@@ -4,6 +4,7 @@
 #include "python/binding/sim/costs.h"
 #include "python/binding/sim/errors.h"
 #include "python/binding/sim/schedule.h"
+#include "python/binding/sim/sweep.h"
 #include "python/binding/sim/table.h"
 #include "python/binding/sim/timeline.h"
 
@@ -15,4 +16,5 @@ NB_MODULE(_sim, module) {
   bind_schedule(module);
   bind_timeline(module);
   bind_table(module);
+  bind_sweep(module);
 }

@@ -24,7 +24,8 @@ schedules     names of the catalog, and CSV or JSON files (all of the catalog)
 equal         "ranks": one model on the same ranks; "stages": DeepSeek's table, which has DualPipeV on half the ranks
 memory_limit  of a rank: which schedules fit
 recompute     "none", "full", or both
-seeds         so many runs with jitter: median, 5 % and 95 % of the makespan
+seeds         so many runs with jitter: median, 5 % and 95 % of the makespan, and which schedule wins in how many
+straggler     in each of these one rank, drawn anew, has this speed
 tokens        of a micro-batch: tokens per second
 flops         FLOPs of a micro-batch, and the peak FLOP/s of a rank: how much of the peak is reached
 sort          by "makespan", "bubble" or "memory"; "none": as named
