@@ -7,6 +7,9 @@
     timeline.write_trace("trace.json")
 """
 
+from importlib import import_module
+from importlib.util import find_spec
+
 from ._build import version as __version__
 from ._sim import (
     Comparison,
@@ -73,13 +76,15 @@ def _trains() -> bool:
 
 if _trains():
     __all__ = sorted([*__all__, *_TRAINING])
+if find_spec("torch") is not None:
+    __all__ = sorted([*__all__, "pytorch_schedule"])
 
 
 def __getattr__(name: str) -> object:
+    if name == "pytorch_schedule":  # of any PyTorch
+        return import_module(".pytorch", __name__).pytorch_schedule
     if name not in _TRAINING and name != "utils":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     from . import _torch
 
     _torch.check()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import _exec, deferral, profiler
+from ._schedules import check_ranks, check_stages, schedule_for
 from ._sim import InputError, Schedule
 from ._stage import ModuleStage, joined
 
@@ -90,12 +91,13 @@ class Pipeline:
         ranks = self._group.size() if self._group is not None else 1
         self.batch_dim = batch_dim
         self._measure_memory = measure_memory
-        self._plan = _plan_of(
-            schedule, microbatches, len(modules), ranks, group, chains, rank_mapping, reduce_gradients
-        )
+        asked = schedule_for(schedule, microbatches, ranks=ranks, stages=len(modules), group=group, chains=chains)
+        check_ranks(asked, ranks)
+        self._plan = _exec.Plan(asked, _places(rank_mapping, ranks), reduce_gradients)
         self._modules = modules
         self.stages: list[int] = self._plan.stages_on(self.rank)
-        self._check(modules, ranks)
+        check_stages(asked, self.rank, self.stages, len(modules))
+        self._check_different(modules, ranks)
         self.device = next((p.device for m in modules for p in m.parameters()), torch.device("cpu"))
         self._timeout = _default_timeout(self._group, self.device) if timeout is None else timeout
         self._stages = self._made_stages(modules, defer_weight_gradients)
@@ -107,15 +109,7 @@ class Pipeline:
         self._runner: _exec.Runner | None = None
         self._detaches_outputs = True
 
-    def _check(self, modules: list[nn.Module], ranks: int) -> None:
-        plan = self._plan
-        if plan.ranks != ranks:
-            raise InputError(f"schedule {plan.name} is one of {plan.ranks} ranks, and the process group has {ranks}")
-        if len(modules) != len(self.stages):
-            raise InputError(
-                f"schedule {plan.name} has stages {self.stages} on rank {self.rank}; give a module for each, in "
-                f"this order, and not {len(modules)}"
-            )
+    def _check_different(self, modules: list[nn.Module], ranks: int) -> None:
         if len(set(map(id, modules))) != len(modules):
             raise InputError(
                 f"one module is given for two of the stages {self.stages} of rank {self.rank}; these are "
@@ -357,29 +351,13 @@ def _may_catch_interrupts() -> bool:
     )
 
 
-def _plan_of(schedule, microbatches, stages, ranks, group, chains, rank_mapping, reduces) -> _exec.Plan:
-    rank_of: list[int] = []
-    if rank_mapping is not None:
-        rank_of = [0] * len(rank_mapping)
-        if sorted(rank_mapping) != list(range(ranks)):
-            raise InputError(f"rank_mapping {list(rank_mapping)} has to name each of the {ranks} ranks once")
-        for of_group, of_schedule in enumerate(rank_mapping):
-            rank_of[of_schedule] = of_group
-    if isinstance(schedule, Schedule) or os.path.exists(schedule):
-        if isinstance(schedule, Schedule):
-            plan = _exec.Plan.of_schedule(schedule, rank_of, reduces)
-        else:
-            plan = _exec.Plan.of_file(os.fspath(schedule), chains, rank_of, reduces)
-        total = plan.chains * plan.micro_batches
-        if microbatches not in (None, total):
-            raise InputError(
-                f"{plan.name} is a schedule of {total} micro-batches, and {microbatches} are asked for"
-            )
-        return plan
-    name = os.fspath(schedule)
-    if microbatches is None:
-        raise InputError(f"how many microbatches schedule {name} is to have is not said")
-    return _exec.Plan.named(name, ranks, microbatches, stages, group, rank_of, reduces)
+def _places(rank_mapping: Sequence[int] | None, ranks: int) -> list[int]:
+    """By rank of the schedule, which rank of the group it is; empty: the same."""
+    if rank_mapping is None:
+        return []
+    if sorted(rank_mapping) != list(range(ranks)):
+        raise InputError(f"rank_mapping {list(rank_mapping)} has to name each of the {ranks} ranks once")
+    return [list(rank_mapping).index(rank) for rank in range(ranks)]
 
 
 def _check_same_step(texts: list) -> None:

@@ -6,16 +6,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
 #include <exception>
 #include <memory>
+#include <optional>
 
 #include "dualpipe/exec/replay/replay.h"
 #include "dualpipe/exec/transport/ordered_backend.h"
-#include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/error.h"
-#include "dualpipe/sim/schedule/lower.h"
-#include "dualpipe/sim/schedule/schedule_file.h"
 #include "python/binding/exec/runner.h"
 #include "python/binding/exec/stage.h"
 #include "python/binding/exec/tensor.h"
@@ -73,20 +70,6 @@ void translate(const std::exception_ptr& thrown, void* /*payload*/) {
   }
 }
 
-Program program_of(std::variant<Schedule, Program> read) {
-  if (auto* const program = std::get_if<Program>(&read)) return std::move(*program);
-  return lower(std::get<Schedule>(std::move(read)));
-}
-
-// The shape by which a rank has so many stages, if there is one. `group`: 0: the family's choice.
-Shape shape_of(const Family& family, Shape shape, int stages, int group) {
-  shape.group = group;
-  if (family.takes_chunks) shape.chunks = stages;
-  if (family.takes_waves) shape.waves = std::max(1, stages / 2);
-  if (family.takes_replicas) shape.replicas = std::max(1, stages / 2);
-  return shape;
-}
-
 template <typename Class>
 int traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
@@ -107,24 +90,10 @@ PyType_Slot* slots() {
 
 void bind_plan(nb::module_& module) {
   nb::class_<Plan>(module, "Plan")
-      .def_static(
-          "named",
-          [](const std::string& name, int ranks, std::int64_t micro_batches, int stages, int group,
-             const std::vector<int>& rank_of, bool reduces) {
-            const Schedule schedule = generate(name, shape_of(family(name), {ranks, micro_batches}, stages, group));
-            return std::make_shared<Plan>(lower(schedule), rank_of, reduces);
-          },
-          "name"_a, "ranks"_a, "micro_batches"_a, "stages"_a, "group"_a, "rank_of"_a, "reduces"_a)
-      .def_static(
-          "of_file",
-          [](const std::string& path, std::optional<int> chains, const std::vector<int>& rank_of, bool reduces) {
-            return std::make_shared<Plan>(program_of(load_schedule(path, {.chains = chains})), rank_of, reduces);
-          },
-          "path"_a, "chains"_a.none(), "rank_of"_a, "reduces"_a)
-      .def_static(
-          "of_schedule",
-          [](const ScheduleValue& schedule, const std::vector<int>& rank_of, bool reduces) {
-            return std::make_shared<Plan>(program_of(schedule.loaded), rank_of, reduces);
+      .def(
+          "__init__",
+          [](Plan* self, const ScheduleValue& schedule, const std::vector<int>& rank_of, bool reduces) {
+            new (self) Plan(lower_valid(schedule.loaded, false, schedule.remarks), rank_of, reduces);
           },
           "schedule"_a, "rank_of"_a, "reduces"_a)
       .def_prop_ro("name", [](const Plan& plan) { return plan.program().schedule.name; })

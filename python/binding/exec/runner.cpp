@@ -1,9 +1,6 @@
 #include "python/binding/exec/runner.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <set>
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <utility>
@@ -12,11 +9,8 @@
 #include "dualpipe/exec/transport/pack.h"
 #include "dualpipe/exec/transport/process_group.h"
 #include "dualpipe/sim/explain/measured_costs.h"
-#include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/fingerprint.h"
-#include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/rewrite.h"
-#include "dualpipe/sim/schedule/validate.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "python/binding/exec/interrupt.h"
 
@@ -24,35 +18,11 @@ namespace dualpipe::python {
 
 namespace nb = nanobind;
 
-namespace {
-
-void check_names_each_once(const std::vector<int>& rank_of, int ranks) {
-  const std::set<int> different(rank_of.begin(), rank_of.end());
-  const bool fits = std::ssize(rank_of) == ranks && std::ssize(different) == ranks && *different.begin() == 0 &&
-                    *different.rbegin() == ranks - 1;
-  if (fits) return;
-  throw InputError(fmt::format(
-      "rank_mapping has to name each of the {} ranks of the pipeline once, one for each rank of the group", ranks));
-}
-
-void check_runs(const Program& program) {
-  if (const auto violations = validate(program); !violations.empty()) {
-    throw InputError(
-        fmt::format("schedule {}: {}", program.schedule.name, to_text(violations.front(), program.schedule.placement)));
-  }
-  if (const auto deadlock = find_deadlock(program, CommunicationModel::links)) {
-    throw DeadlockError(*deadlock, program.schedule.placement);
-  }
-}
-
-}  // namespace
-
 Plan::Plan(Program program, const std::vector<int>& rank_of, bool reduces) : program_(std::move(program)) {
-  check_runs(program_);
-  if (!rank_of.empty()) {
-    check_names_each_once(rank_of, placement().ranks);
-    program_ = renumber_ranks(program_, rank_of);
+  if (const auto deadlock = find_deadlock(program_, CommunicationModel::links)) {
+    throw DeadlockError(*deadlock, placement());
   }
+  if (!rank_of.empty()) program_ = renumber_ranks(program_, rank_of);
   if (!reduces) program_ = without_reductions(std::move(program_));
   fingerprint_ = dualpipe::fingerprint(program_);
 }

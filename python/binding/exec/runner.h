@@ -26,9 +26,8 @@ namespace dualpipe::python {
 // What all ranks run.
 class Plan {
  public:
-  // `rank_of`: which rank of the process group each rank of the schedule is; empty: the same. `reduces`: gradients of
-  // stages with the same weights are summed. Throws InputError where the schedule is not valid, or `rank_of` names not
-  // each rank once; DeadlockError where it hangs.
+  // Of a valid program. `rank_of`: which rank of the process group each rank of the schedule is; empty: the same.
+  // `reduces`: gradients of stages with the same weights are summed. Throws DeadlockError where it hangs.
   Plan(Program program, const std::vector<int>& rank_of, bool reduces);
 
   [[nodiscard]] const Program& program() const { return program_; }
