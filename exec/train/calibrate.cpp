@@ -10,7 +10,6 @@
 
 #include "dualpipe/exec/train/probe.h"
 #include "dualpipe/sim/explain/measured_passes.h"
-#include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/flow.h"
 #include "dualpipe/sim/schedule/quote.h"
@@ -24,7 +23,6 @@ using detail::explain::medians;
 using detail::explain::PassFigures;
 using detail::explain::PassSamples;
 using detail::explain::Samples;
-using detail::report::percentile;
 using detail::train::LinkProbe;
 
 namespace {
@@ -339,31 +337,6 @@ ModelCosts calibrate(const Program& program, const TrainResult& result) {
 std::vector<AwaitedMessage> awaited_messages(const MeasuredSteps& run) {
   check_recorded(run);
   return Messages(run).awaited(launch_of({&run, 1}));
-}
-
-double bandwidth_of(std::span<const MessageTimes> sizes) {
-  const auto [least, most] = std::ranges::minmax_element(sizes, {}, &MessageTimes::bytes);
-  if (least == sizes.end() || least->times.empty() || most->times.empty()) return 0;
-  if (percentile(least->times, 75) >= percentile(most->times, 25)) return 0;
-
-  // The slope of the line through the medians, in nanoseconds per byte.
-  double count = 0, mean_bytes = 0, mean_time = 0;
-  for (const MessageTimes& size : sizes) {
-    if (size.times.empty()) continue;
-    ++count;
-    mean_bytes += static_cast<double>(size.bytes);
-    mean_time += static_cast<double>(*median(size.times));
-  }
-  mean_bytes /= count;
-  mean_time /= count;
-  double products = 0, squares = 0;
-  for (const MessageTimes& size : sizes) {
-    if (size.times.empty()) continue;
-    const double bytes = static_cast<double>(size.bytes) - mean_bytes;
-    products += bytes * (static_cast<double>(*median(size.times)) - mean_time);
-    squares += bytes * bytes;
-  }
-  return products > 0 ? 1e9 * squares / products : 0;
 }
 
 }  // namespace dualpipe

@@ -13,6 +13,7 @@
 
 #include "dualpipe/exec/train/train.h"
 #include "dualpipe/sim/costs/model_costs.h"
+#include "dualpipe/sim/explain/measured_messages.h"
 #include "dualpipe/sim/schedule/program.h"
 
 namespace dualpipe {
@@ -47,14 +48,5 @@ struct AwaitedMessage {
   Time time = 0;  // from the end of the op that made it to the start of the op that waited
 };
 [[nodiscard]] std::vector<AwaitedMessage> awaited_messages(const MeasuredSteps& run);
-
-// Messages of one size.
-struct MessageTimes {
-  Bytes bytes = 0;
-  std::vector<Time> times;
-};
-// Bytes per second, by least squares over all messages; 0, infinite, where size makes no difference that can be told
-// from noise: the middle halves of the smallest and of the largest messages overlap.
-[[nodiscard]] double bandwidth_of(std::span<const MessageTimes> sizes);
 
 }  // namespace dualpipe

@@ -33,7 +33,7 @@ Events::Events(const Program& program, const Costs& costs, const Timeline& timel
 Events::Events(const Program& program, const Timeline& timeline) : program_(program) {
   add_units(timeline);
   add_messages();
-  add_measured();
+  add_measured(timeline);
   finish();
 }
 
@@ -192,11 +192,26 @@ void Events::add_batches(int rank, const Timeline& timeline) {
   }
 }
 
-void Events::add_measured() {
+void Events::add_measured(const Timeline& timeline) {
+  if (timeline.communication.size() == program_.communication.size()) {
+    arrivals_.resize(messages_.size());
+    for (std::size_t i = 0; i < program_.communication.size(); ++i) {
+      const Op op = program_.communication[i];
+      if (!is_receive(op.kind)) continue;
+      const Index message = message_to(op_of(op));
+      if (message != none) arrivals_[message] = timeline.communication[i].end;
+    }
+  }
   for (Index unit = 0; unit < units_.size(); ++unit) add_measured_unit(unit);
 }
 
-// What the unit waited for last had all the time up to its start.
+// When a message was there, as far as is known: not before its op had ended, nor after the one that needs it started.
+Time Events::came_by(Index message, Time start) const {
+  const Time made = units_[messages_[message].producer].span.end;
+  return knows_arrivals() ? std::min(std::max(made, arrivals_[message]), start) : std::min(made, start);
+}
+
+// What the unit waited for last had all the time up to its start; of a message that came before that, up to there.
 void Events::add_measured_unit(Index unit) {
   const Time start = units_[unit].span.start;
   Time latest = is_first(unit) ? std::numeric_limits<Time>::min() : units_[unit - 1].span.end;
@@ -204,10 +219,10 @@ void Events::add_measured_unit(Index unit) {
   std::array<Index, 2> inputs{none, none};
   for (std::size_t part = 0; part < (units_[unit].is_pair ? 2U : 1U); ++part) {
     inputs[part] = message_to(program_.schedule.ops[units_[unit].op + part]);
-    if (inputs[part] == none) continue;
-    const Time made = units_[messages_[inputs[part]].producer].span.end;
-    if (made <= latest || made > start) continue;
-    latest = made;
+    if (inputs[part] == none || units_[messages_[inputs[part]].producer].span.end > start) continue;
+    const Time came = came_by(inputs[part], start);
+    if (came <= latest) continue;
+    latest = came;
     last = inputs[part];
   }
   if (!is_first(unit)) {
@@ -218,8 +233,13 @@ void Events::add_measured_unit(Index unit) {
     // Clocks that do not agree may have it that the op starts before its input is made: that explains nothing then.
     const Time made = units_[messages_[message].producer].span.end;
     if (made <= start) add_edge(end_of(messages_[message].producer), begin_of(message), Reason::issue);
-    set_span(message, {std::min(made, start), message == last ? start : std::min(made, start)});
-    add_edge(arrival_of(message), start_of(unit), Reason::arrival);
+    const Time came = message == last && !knows_arrivals() ? start : came_by(message, start);
+    set_span(message, {std::min(made, start), came});
+    if (message == last && came < start) {
+      add_edge(arrival_of(message), start_of(unit), Reason::launch, start - came);
+    } else {
+      add_edge(arrival_of(message), start_of(unit), Reason::arrival);
+    }
   }
 }
 

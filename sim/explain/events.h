@@ -13,7 +13,8 @@
 //   stream    the batches of both of its ends have begun (batch); a batch begins when its slot is reached (issue) and
 //             the batch before it has ended (stream), and ends with the last of its messages (batch)
 //   measured  nothing is known but when ops ran: what lies between the end of what was waited for and the start of the
-//             op is a transfer, or launch, whichever the op waited for last
+//             op is a transfer, or launch, whichever the op waited for last. Where it is known when messages came, the
+//             time from there to the start of the op is launch
 #pragma once
 
 #include <cstddef>
@@ -79,7 +80,7 @@ class Events {
  public:
   // The timeline must be what simulate() made of the program and the costs, with Record::spans.
   Events(const Program& program, const Costs& costs, const Timeline& timeline);
-  // Of a run that was measured: the spans of its ops are all that is looked at.
+  // Of a run that was measured: by the spans of its ops, and of its messages where these are known.
   Events(const Program& program, const Timeline& timeline);
 
   [[nodiscard]] std::span<const EventUnit> units() const { return units_; }
@@ -88,6 +89,8 @@ class Events {
     return std::span(units_).subspan(rank_begin_[r], rank_begin_[r + 1] - rank_begin_[r]);
   }
   [[nodiscard]] std::span<const EventMessage> messages() const { return messages_; }
+  // Of a measured run: whether it is known when messages came.
+  [[nodiscard]] bool knows_arrivals() const { return !arrivals_.empty(); }
   [[nodiscard]] const Event& operator[](Index event) const { return events_[event]; }
   [[nodiscard]] std::size_t size() const { return events_.size(); }
   [[nodiscard]] std::span<const Edge> into(Index event) const {
@@ -133,8 +136,9 @@ class Events {
   void add_links(const Costs& costs, const simulate::Tasks& tasks, const Timeline& timeline);
   void add_stream(const Timeline& timeline);
   void add_batches(int rank, const Timeline& timeline);
-  void add_measured();
+  void add_measured(const Timeline& timeline);
   void add_measured_unit(Index unit);
+  [[nodiscard]] Time came_by(Index message, Time start) const;
   void add_arrivals();
   void finish();
 
@@ -157,6 +161,7 @@ class Events {
   std::vector<EventMessage> messages_;
   std::vector<Index> unit_of_;
   std::vector<Index> message_of_;
+  std::vector<Time> arrivals_;  // by message; empty where they are not known
   std::vector<Event> events_;
   Index message_events_ = 0;  // where those of messages begin
   std::vector<NewEdge> new_edges_;

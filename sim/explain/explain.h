@@ -108,8 +108,8 @@ struct Explanation {
                                   const std::optional<MemoryLimit>& limit = std::nullopt);
 
 // Of a run that was measured, by the spans of its ops: an op waited for the last of its inputs and of its rank's op
-// before it; what then went by until it started was a message on its way, or launch. The order must be one that can
-// run (lower_checked()).
+// before it; what then went by until it started was a message on its way, or launch. Where the timeline has the spans
+// of messages, an input was there when its message came. The order must be one that can run (lower_checked()).
 [[nodiscard]] Explanation explain_measured(const Program& program, const Timeline& timeline);
 
 }  // namespace dualpipe

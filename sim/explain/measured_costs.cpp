@@ -1,17 +1,20 @@
 #include "dualpipe/sim/explain/measured_costs.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <span>
 #include <utility>
 
 #include "dualpipe/sim/explain/events.h"
 #include "dualpipe/sim/explain/measured_passes.h"
+#include "dualpipe/sim/schedule/flow.h"
 
 namespace dualpipe {
 
 using detail::explain::complete;
 using detail::explain::Edge;
+using detail::explain::Event;
 using detail::explain::Events;
 using detail::explain::EventUnit;
 using detail::explain::Index;
@@ -51,16 +54,36 @@ StageCosts costs_of(const PassFigures& times) {
   return costs;
 }
 
-// From the end of an op to the start of one on another rank that waited for its result last.
-Samples transfers_of(const Events& events) {
-  Samples transfers;
+// From the end of an op to the arrival of its result at one on another rank that waited for it last, less what its
+// bytes take.
+Samples latencies_of(const Program& program, const Events& events, const Costs& costs) {
+  const Placement& placement = program.schedule.placement;
+  Samples latencies;
   for (Index unit = 0; unit < events.units().size(); ++unit) {
     const Edge* edge = events.binding(Events::start_of(unit));
-    if (edge == nullptr || edge->reason != Reason::arrival) continue;
-    const Span span = events.messages()[events[edge->from].subject].span;
-    transfers.push_back(span.end - span.start);
+    if (edge == nullptr || events[edge->from].kind != Event::Kind::message_end) continue;
+    const auto& message = events.messages()[events[edge->from].subject];
+    const auto bytes = static_cast<double>(costs.of(output_stage_of(message.receive, placement)).message);
+    const double transfer = costs.bandwidth > 0 ? bytes * 1e9 / costs.bandwidth : 0;
+    latencies.push_back(std::max<Time>(0, message.span.end - message.span.start - std::llround(transfer)));
   }
-  return transfers;
+  return latencies;
+}
+
+// The sizes of messages, and the bandwidth.
+void add_messages(const Placement& placement, std::span<const MeasuredMessage> messages, Costs& costs) {
+  for (int stage = 0; stage < placement.stages(); ++stage) {
+    const auto next = placement.next(stage);
+    if (!next) continue;
+    const auto rank_of = [&](int of) { return int{placement.rank_of[static_cast<std::size_t>(of)]}; };
+    Samples sizes;
+    for (const MeasuredMessage& each : messages) {
+      if (each.from == rank_of(stage) && each.to == rank_of(*next) && each.bytes > 0) sizes.push_back(each.bytes);
+    }
+    costs.stages[static_cast<std::size_t>(stage)].message = median(std::move(sizes)).value_or(0);
+  }
+  costs.bandwidth = bandwidth_of(times_by_size(messages));
+  if (costs.bandwidth > 0) costs.model = CommunicationModel::links;
 }
 
 // Between two ops of a rank, where the second had its inputs: one that was made less than a message's way before the
@@ -70,6 +93,10 @@ Samples launches_of(const Program& program, const Events& events, Time latency) 
   for (Index unit = 0; unit < events.units().size(); ++unit) {
     const Edge* edge = events.binding(Events::start_of(unit));
     if (edge == nullptr || edge->reason != Reason::launch) continue;
+    if (events.knows_arrivals()) {
+      launches.push_back(edge->weight);
+      continue;
+    }
     const EventUnit& each = events.units()[unit];
     const auto ops = std::span(program.schedule.ops).subspan(each.op, each.is_pair ? 2 : 1);
     const bool has_inputs = std::ranges::all_of(ops, [&](Op op) {
@@ -84,13 +111,15 @@ Samples launches_of(const Program& program, const Events& events, Time latency) 
 
 }  // namespace
 
-MeasuredCosts measured_costs(const Program& program, const Timeline& timeline) {
+MeasuredCosts measured_costs(const Program& program, const Timeline& timeline,
+                             std::span<const MeasuredMessage> messages) {
   const Events events(program, timeline);
   MeasuredCosts result;
   std::vector<PassFigures> times = times_of(program, events);
   const bool in_halves = complete(times);
   std::ranges::transform(times, std::back_inserter(result.costs.stages), costs_of);
-  result.costs.latency = median(transfers_of(events)).value_or(0);
+  add_messages(program.schedule.placement, messages, result.costs);
+  result.costs.latency = median(latencies_of(program, events, result.costs)).value_or(0);
   result.costs.launch = median(launches_of(program, events, result.costs.latency)).value_or(0);
   if (in_halves) result.remarks.emplace_back("B ran whole: I and W are taken for a half of it each");
   return result;

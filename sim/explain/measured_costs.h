@@ -1,10 +1,12 @@
 // Costs from a run that was measured, so that plans start from what really happened.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
 #include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/explain/measured_messages.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -20,6 +22,11 @@ struct MeasuredCosts {
 // nothing but the rank, and no message to it can have been on its way still. What did not run is taken from what did
 // (complete() in measured_passes.h); where I and W are halves of B, that is remarked on. The timeline needs spans of
 // ops alone.
-[[nodiscard]] MeasuredCosts measured_costs(const Program& program, const Timeline& timeline);
+//
+// `messages`: of the run, where they were recorded. Their sizes are those of the stages (the median on each link);
+// where size makes a difference it is the bandwidth, and latency is what is left. A timeline with the spans of messages
+// tells launch and messages apart exactly.
+[[nodiscard]] MeasuredCosts measured_costs(const Program& program, const Timeline& timeline,
+                                           std::span<const MeasuredMessage> messages = {});
 
 }  // namespace dualpipe

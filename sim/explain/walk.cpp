@@ -70,8 +70,8 @@ void Walk::follow(Index to, const Edge& edge) {
     case Reason::transfer:
       return;
     case Reason::launch:
-      by_order_ = true;
-      needed_ = none;
+      by_order_ = from.kind != Event::Kind::message_end;
+      needed_ = by_order_ ? none : from.subject;
       return;
     case Reason::arrival:
       by_order_ = false;

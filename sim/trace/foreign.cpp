@@ -32,12 +32,19 @@ void count_from_one_base(std::vector<KinetoRank>& ranks) {
   for (KinetoRank& rank : ranks) {
     const auto later = static_cast<std::uint64_t>(rank.base) - static_cast<std::uint64_t>(first);
     constexpr auto most = static_cast<std::uint64_t>(run_time_max / 2);
+    std::erase_if(rank.messages, [&](const auto& message) {
+      return later > most || message.span.end > run_time_max / 2 || message.span.start < -run_time_max / 2;
+    });
     for (auto& op : rank.ops) {
       if (later > most || op.span.end > run_time_max / 2 || op.span.start < -run_time_max / 2) {
         throw InputError(fmt::format("{}: its clock is years away from that of another rank", rank.source));
       }
       op.span.start += static_cast<Time>(later);
       op.span.end += static_cast<Time>(later);
+    }
+    for (auto& message : rank.messages) {
+      message.span.start += static_cast<Time>(later);
+      message.span.end += static_cast<Time>(later);
     }
   }
 }

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "dualpipe/sim/explain/measured_messages.h"
 #include "dualpipe/sim/schedule/schedule.h"
 #include "dualpipe/sim/trace/run_reader.h"
 
@@ -35,6 +36,7 @@ struct ForeignOptions {
 
 struct ForeignRun {
   TraceRun run;
+  std::vector<MeasuredMessage> messages;  // by link, then in order; empty: none were recorded
   std::optional<Time> clock_width;   // how much the clocks of two neighbours may still differ; none: there is one clock
   std::vector<std::string> remarks;  // a line each
 };

@@ -16,6 +16,7 @@
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/input_file.h"
 #include "dualpipe/sim/trace/event_reader.h"
+#include "dualpipe/sim/trace/kineto_messages.h"
 #include "dualpipe/sim/trace/range_name.h"
 
 namespace dualpipe::detail::trace {
@@ -89,12 +90,14 @@ class Launches {
 
 class File {
  public:
-  File(const std::string& path, int ranks, const ForeignOptions& options) : path_(path), names_(ranks, options) {
+  File(const std::string& path, int ranks, const ForeignOptions& options)
+      : path_(path), ranks_(ranks), names_(ranks, options) {
     rank_.source = path;
   }
 
   [[nodiscard]] KinetoRank read(const ForeignOptions& options) {
     read_head();
+    messages_.emplace(rank_.rank, ranks_);
     read_ranges();
     if (ranges_.empty()) {
       read_by_order(options);
@@ -104,6 +107,8 @@ class File {
       for (const Range& range : ranges_) rank_.ops.push_back({range.ops, range.ran(), 0});
     }
     number_steps();
+    rank_.lacks_peers = messages_->lacks_peers();
+    rank_.messages = std::move(*messages_).messages();
     return std::move(rank_);
   }
 
@@ -150,7 +155,9 @@ class File {
 
   void read_ranges() {
     for_each_event(path_, [&](const TraceEvent& event) {
-      if (!event.is("ph", "X") || !is_one_of(event, "cat", {"user_annotation", "cpu_op"})) return;
+      if (!event.is("ph", "X")) return;
+      messages_->take(event);
+      if (!is_one_of(event, "cat", {"user_annotation", "cpu_op"})) return;
       const std::string name = event.text("name");
       if (name.starts_with("ProfilerStep#")) return add_step(name.substr(13), event.span());
       const auto ops = names_.ops_of(name, rank_.rank);
@@ -256,11 +263,13 @@ class File {
   };
 
   const std::string& path_;
+  int ranks_;
   RangeNames names_;
   KinetoRank rank_;
   std::vector<Range> ranges_;  // by start
   std::vector<Step> steps_;
   Launches launches_;
+  std::optional<KinetoMessages> messages_;  // once the rank is known
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <unordered_map>
 #include <utility>
@@ -116,6 +117,36 @@ MeasuredRun measured_run(const TraceRun& run, const std::string& source) {
     });
   }
   return result;
+}
+
+bool add_messages(MeasuredRun& run, std::span<const MeasuredMessage> messages) {
+  const Program& program = run.program;
+  const Placement& placement = program.schedule.placement;
+  std::map<std::pair<int, int>, std::vector<Span>> found;  // by link
+  for (const MeasuredMessage& each : messages) {
+    found[{each.from, each.to}].push_back({std::min(each.sent.start, each.received.end), each.received.end});
+  }
+  std::map<std::pair<int, int>, std::size_t> next;
+  std::unordered_map<std::uint64_t, Span> received;  // by key_of() the receive; never iterated
+  std::vector<Span> spans(program.communication.size());
+  for (std::size_t i = 0; i < spans.size(); ++i) {
+    const Op op = program.communication[i];
+    if (!is_send(op.kind)) continue;
+    const Op receive = peer_of(op, placement);
+    const std::pair<int, int> link{placement.rank_of[op.stage], placement.rank_of[receive.stage]};
+    const std::size_t k = next[link]++;
+    if (k >= found[link].size()) return false;
+    spans[i] = received[key_of(receive)] = found[link][k];
+  }
+  for (const auto& [link, of_link] : found) {
+    if (next[link] != of_link.size()) return false;
+  }
+  for (std::size_t i = 0; i < spans.size(); ++i) {
+    const Op op = program.communication[i];
+    if (is_receive(op.kind)) spans[i] = received[key_of(op)];
+  }
+  run.timeline.communication = std::move(spans);
+  return !messages.empty();
 }
 
 }  // namespace dualpipe

@@ -1,9 +1,11 @@
 // A run that was read from a trace as what the library works on: a Program, and the Timeline of its ops.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
+#include "dualpipe/sim/explain/measured_messages.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
 #include "dualpipe/sim/trace/run_reader.h"
@@ -12,7 +14,7 @@ namespace dualpipe {
 
 struct MeasuredRun {
   Program program;
-  Timeline timeline;            // of the ops: messages are not in it
+  Timeline timeline;            // of the ops; of messages where add_messages() found them
   std::vector<RankPeak> peaks;  // by rank; activations are counted where the trace does not say them
 };
 
@@ -20,5 +22,9 @@ struct MeasuredRun {
 // `source` is the run's name in errors. Throws InputError where the ops are no whole step, and where no rank could have
 // run them in this order.
 [[nodiscard]] MeasuredRun measured_run(const TraceRun& run, const std::string& source);
+
+// Sets the times of the run's messages, where each message of its program was recorded: on each link the k-th is the
+// k-th that the program sends there. Returns whether that is so; else nothing is set.
+bool add_messages(MeasuredRun& run, std::span<const MeasuredMessage> messages);
 
 }  // namespace dualpipe

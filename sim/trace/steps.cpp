@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <set>
+#include <span>
 #include <unordered_map>
 #include <utility>
 
@@ -80,12 +81,40 @@ TraceRank rank_of(const RankSteps& rank, std::int64_t step) {
   return result;
 }
 
+// Of the messages those that were sent in the step: from its first op on the sender to the one that follows its last.
+std::vector<MeasuredMessage> messages_of(const std::vector<RankSteps>& ranks, const TraceRun& run, std::int64_t step,
+                                         std::vector<std::string>& remarks) {
+  std::vector<Span> windows;
+  std::vector<std::vector<RankMessage>> all;
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    const Time last = run.ranks[rank].spans.back().start;
+    Span window{run.ranks[rank].spans.front().start, std::numeric_limits<Time>::max()};
+    for (const RanOp& op : ranks[rank].ops) {
+      if (op.step != step && op.span.start > last) window.end = std::min(window.end, op.span.start);
+    }
+    windows.push_back(window);
+    all.push_back(ranks[rank].messages);
+  }
+  if (std::ranges::any_of(ranks, &RankSteps::lacks_peers)) {
+    remarks.emplace_back(
+        "messages do not say their peers, and are not looked at; record with record_shapes=True to know when each "
+        "came");
+  }
+  auto messages = matched_messages(all, remarks);
+  std::erase_if(messages, [&](const MeasuredMessage& each) {
+    const Span& window = windows[static_cast<std::size_t>(each.from)];
+    return each.sent.start < window.start || each.sent.start >= window.end;
+  });
+  return messages;
+}
+
 constexpr Time unknown = std::numeric_limits<Time>::min();
 
 // By how much the clock of one rank is ahead of another's, at least.
 class ClockBounds {
  public:
-  explicit ClockBounds(const TraceRun& run) {
+  explicit ClockBounds(const ForeignRun& foreign) {
+    const TraceRun& run = foreign.run;
     std::unordered_map<std::uint64_t, std::pair<int, Span>> made;
     std::set<std::uint16_t> stages;
     for_each_op(run, [&](Op op, int rank, Span span) {
@@ -99,10 +128,9 @@ class ClockBounds {
       from.stage = static_cast<std::uint16_t>(op.kind == Kind::forward ? op.stage - 1 : op.stage + 1);
       const auto producer = made.find(key_of(from));
       if (producer == made.end() || producer->second.first == rank) return;
-      // The consumer's clock plus its shift shows no less than the producer's does plus its own.
-      Time& least = least_.try_emplace({producer->second.first, rank}, unknown).first->second;
-      least = std::max(least, producer->second.second.end - span.start);
+      add(producer->second.first, producer->second.second.end, rank, span.start);
     });
+    for (const MeasuredMessage& each : foreign.messages) add(each.from, each.sent.start, each.to, each.received.end);
   }
 
   // The least that must be added to the times of `to`, where nothing is added to those of `from`.
@@ -112,6 +140,12 @@ class ClockBounds {
   }
 
  private:
+  // What happened second shows, by its clock plus its shift, no less than what happened first.
+  void add(int first, Time first_time, int second, Time second_time) {
+    Time& least = least_.try_emplace({first, second}, unknown).first->second;
+    least = std::max(least, first_time - second_time);
+  }
+
   template <typename Visit>
   static void for_each_op(const TraceRun& run, Visit visit) {
     for (std::size_t rank = 0; rank < run.ranks.size(); ++rank) {
@@ -124,11 +158,27 @@ class ClockBounds {
   std::map<std::pair<int, int>, Time> least_;
 };
 
-void shift(TraceRank& rank, Time by) {
-  for (Span& span : rank.spans) {
-    span.start += by;
-    span.end += by;
+void shift(Span& span, Time by) {
+  span.start += by;
+  span.end += by;
+}
+
+// By rank.
+void shift(ForeignRun& run, std::span<const Time> by) {
+  for (std::size_t rank = 0; rank < by.size(); ++rank) {
+    for (Span& span : run.run.ranks[rank].spans) shift(span, by[rank]);
   }
+  for (MeasuredMessage& each : run.messages) {
+    shift(each.sent, by[static_cast<std::size_t>(each.from)]);
+    shift(each.received, by[static_cast<std::size_t>(each.to)]);
+  }
+}
+
+// So that the first op of all begins at 0.
+void shift_to_zero(ForeignRun& run) {
+  Time first = std::numeric_limits<Time>::max();
+  for (const TraceRank& rank : run.run.ranks) first = std::min(first, rank.spans.front().start);
+  shift(run, std::vector<Time>(run.run.ranks.size(), -first));
 }
 
 }  // namespace
@@ -138,19 +188,18 @@ ForeignRun one_step(std::vector<RankSteps> ranks, std::optional<std::int64_t> st
   check_ranks(ranks);
   ForeignRun result;
   const std::int64_t chosen = chosen_step(ranks, step, result.remarks);
-  Time first = std::numeric_limits<Time>::max();
   for (const RankSteps& rank : ranks) {
     result.run.ranks.push_back(rank_of(rank, chosen));
-    const auto& spans = result.run.ranks.back().spans;
-    if (spans.empty()) throw InputError(fmt::format("{}: it has no op of step {}", rank.source, chosen));
-    first = std::min(first, spans.front().start);
+    if (!result.run.ranks.back().spans.empty()) continue;
+    throw InputError(fmt::format("{}: it has no op of step {}", rank.source, chosen));
   }
-  for (TraceRank& rank : result.run.ranks) shift(rank, -first);
+  result.messages = messages_of(ranks, result.run, chosen, result.remarks);
+  shift_to_zero(result);
   return result;
 }
 
 void align_clocks(ForeignRun& run) {
-  const ClockBounds bounds(run.run);
+  const ClockBounds bounds(run);
   auto& ranks = run.run.ranks;
   std::vector<bool> is_done(ranks.size());
   std::vector<Time> shifts(ranks.size());
@@ -170,12 +219,8 @@ void align_clocks(ForeignRun& run) {
       shifts[to] = shifts[queue[next]] + *least + (most - *least) / 2;
     }
   }
-  Time first = std::numeric_limits<Time>::max();
-  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
-    shift(ranks[rank], shifts[rank]);
-    first = std::min(first, ranks[rank].spans.front().start);
-  }
-  for (TraceRank& rank : ranks) shift(rank, -first);
+  shift(run, shifts);
+  shift_to_zero(run);
 }
 
 }  // namespace dualpipe::detail::trace

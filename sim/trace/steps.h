@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dualpipe/sim/trace/foreign.h"
+#include "dualpipe/sim/trace/matched_messages.h"
 
 namespace dualpipe::detail::trace {
 
@@ -21,15 +22,18 @@ struct RankSteps {
   std::string source;  // the file
   int rank = 0;
   std::vector<RanOp> ops;
+  std::vector<RankMessage> messages = {};  // of all steps; where they were recorded
+  bool lacks_peers = false;                // there are others, of which nobody knows to or from which rank
 };
 
 // Ranks must be there once each, from 0 on. Of several steps the one asked for, or that of median length, of two in the
 // middle the shorter one. Times are as in the files. Throws InputError.
 [[nodiscard]] ForeignRun one_step(std::vector<RankSteps> ranks, std::optional<std::int64_t> step);
 
-// Shifts the ranks' times so that no op starts before its input is made, neither on one rank nor on the other: between
-// the least and the most that a clock can be off by, in the middle. Sets clock_width to the largest difference of
-// these; where messages go one way only nothing is known, and the clocks are taken as they are.
+// Shifts the ranks' times so that no op starts before its input is made and no message is received before it is sent,
+// neither on one rank nor on the other: between the least and the most that a clock can be off by, in the middle. Sets
+// clock_width to the largest difference of these; where messages go one way only nothing is known, and the clocks are
+// taken as they are.
 void align_clocks(ForeignRun& run);
 
 }  // namespace dualpipe::detail::trace

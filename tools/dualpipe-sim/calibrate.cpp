@@ -23,7 +23,7 @@ void run(const CalibrateOptions& options) {
   read.push_back({"--schedule", options.traces.schedule, "schedule"});
   check_apart(std::vector<NamedFile>{{"--output", options.output, "costs"}}, read);
   auto loaded = options.traces.load();
-  const MeasuredCosts measured = measured_costs(loaded.measured.program, loaded.measured.timeline);
+  const MeasuredCosts measured = measured_costs(loaded.measured.program, loaded.measured.timeline, loaded.messages);
   write_output(options.output, [&](std::ostream& out) { write_costs(out, measured.costs); });
   loaded.remarks.insert(loaded.remarks.end(), measured.remarks.begin(), measured.remarks.end());
   print_notes(loaded.remarks);

@@ -261,8 +261,9 @@ Comparison comparison_of_schedules(const CompareOptions& options, std::vector<st
 // --- a schedule, and a run of it
 
 // What the run took, by which it is planned where nobody says what things cost.
-GivenCosts costs_of_run(const MeasuredRun& run, const Placement& plan, std::vector<std::string>& remarks) {
-  const MeasuredCosts measured = measured_costs(run.program, run.timeline);
+GivenCosts costs_of_run(const TraceOptions::Loaded& loaded, const Placement& plan, std::vector<std::string>& remarks) {
+  const MeasuredRun& run = loaded.measured;
+  const MeasuredCosts measured = measured_costs(run.program, run.timeline, loaded.messages);
   remarks.insert(remarks.end(), measured.remarks.begin(), measured.remarks.end());
   remarks.emplace_back("planned with the run's own medians; --costs, and the like, say others");
   const Placement& ran = run.program.schedule.placement;
@@ -296,7 +297,7 @@ Comparison comparison_with_run(const CompareOptions& options, std::vector<std::s
   ScheduleOptions without_limit = plan;
   without_limit.memory_limit = "";  // of a plan that has no costs yet
   const GivenCosts given =
-      options.has_costs() ? said.costs() : costs_of_run(run, schedule_of(without_limit.load({})).placement, remarks);
+      options.has_costs() ? said.costs() : costs_of_run(loaded, schedule_of(without_limit.load({})).placement, remarks);
   const Planned planned_run = planned(plan, said, given);
   remarks.insert(remarks.end(), planned_run.remarks.begin(), planned_run.remarks.end());
   const std::string more = options.more.empty() ? "" : fmt::format(", and {} more", options.more.size());

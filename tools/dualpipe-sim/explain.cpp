@@ -108,7 +108,7 @@ Explained explained_traces(const ExplainOptions& options) {
   report.remarks = std::move(loaded.remarks);
   report.clock_width = loaded.clock_width;
   report.ops = reported_ops(program, timeline);
-  MeasuredCosts measured = measured_costs(program, timeline);
+  MeasuredCosts measured = measured_costs(program, timeline, loaded.messages);
   costs = std::move(measured.costs);
   if (options.no_what_if) return result;
   const Timeline planned = simulate(program, costs);
@@ -137,7 +137,7 @@ void run(const CLI::App& app, const ExplainOptions& options) {
                 .costs = run.costs,
                 .timeline = run.timeline,
                 .explanation = &run.explanation,
-                .has_messages = !has_traces});
+                .has_messages = !run.timeline.communication.empty() || run.program.communication.empty()});
   if (!options.json.empty()) write_output(options.json, [&](std::ostream& out) { write_json(out, report); });
   if (!prints_text(options)) return print_notes(report.remarks);
   const TextLayout layout{.width = static_cast<std::size_t>(options.charts.columns(0)),

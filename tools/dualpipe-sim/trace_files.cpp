@@ -104,8 +104,13 @@ TraceOptions::Loaded TraceOptions::load() const {
     options.step = value_of("--step", step, [](std::string_view text) { return parse_integer(text, 0, INT64_MAX); });
   }
   ForeignRun run = load_foreign_traces(files, of, options);
-  return {measured_run(run.run, std::filesystem::path(files[0]).filename().string()), run.clock_width,
-          std::move(run.remarks)};
+  MeasuredRun measured = measured_run(run.run, std::filesystem::path(files[0]).filename().string());
+  if (!run.messages.empty() && !add_messages(measured, run.messages)) {
+    run.remarks.emplace_back(
+        "the messages that were recorded are not those of this order: when each came is not known");
+    run.messages.clear();
+  }
+  return {std::move(measured), std::move(run.messages), run.clock_width, std::move(run.remarks)};
 }
 
 }  // namespace dualpipe

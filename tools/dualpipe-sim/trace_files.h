@@ -37,6 +37,7 @@ struct TraceOptions {
 
   struct Loaded {
     MeasuredRun measured;
+    std::vector<MeasuredMessage> messages;
     std::optional<Time> clock_width;
     std::vector<std::string> remarks;
   };
