@@ -49,8 +49,8 @@ class Windows {
  public:
   Windows(const std::vector<Stage>& stages, const Problem& problem) : stages_(stages), problem_(problem) {}
 
-  [[nodiscard]] LowerBounds bounds() const {
-    LowerBounds bounds;
+  [[nodiscard]] Bound bounds() const {
+    Bound bounds;
     for (int q = 0; q < problem_.ranks(); ++q) {
       if (chunks(q).empty()) continue;
       Time load = 0;
@@ -359,12 +359,12 @@ void set_way_through_chain(std::vector<Stage>& stages, const Problem& problem) {
 
 }  // namespace
 
-LowerBounds bounds_of(const Problem& problem) {
+Bound bound_of(const Problem& problem) {
   std::vector<Stage> stages(problem.stages.size());
   set_durations(stages, problem);
   if (problem.has_pairs) lower_by_pairs(stages, problem);
   set_way_through_chain(stages, problem);
-  LowerBounds bounds;
+  Bound bounds;
   if (problem.placement.chains() == 1) bounds = Windows(stages, problem).bounds();
   for (int q = 0; q < problem.ranks(); ++q) {
     Time load = 0;
@@ -382,7 +382,8 @@ LowerBounds bounds_of(const Problem& problem) {
 LowerBounds lower_bounds(const Placement& placement, std::int64_t micro_batches, const Costs& costs,
                          const std::optional<MemoryLimit>& limit) {
   if (costs.jitter > 0) throw InputError("with jitter a run may be faster than any bound; leave the jitter out");
-  return detail::search::bounds_of(detail::search::problem_of(placement, micro_batches, costs, limit));
+  const auto bound = detail::search::bound_of(detail::search::problem_of(placement, micro_batches, costs, limit));
+  return {bound.makespan, bound.span};
 }
 
 }  // namespace dualpipe

@@ -52,4 +52,11 @@ struct Problem {
 [[nodiscard]] Problem problem_of(const Placement& placement, std::int64_t micro_batches, const Costs& costs,
                                  const std::optional<MemoryLimit>& limit);
 
+// lower_bounds() of a problem.
+struct Bound {
+  Time makespan = 0;
+  Time span = 0;
+};
+[[nodiscard]] Bound bound_of(const Problem& problem);
+
 }  // namespace dualpipe::detail::search

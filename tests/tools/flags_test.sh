@@ -253,6 +253,42 @@ test_table() {
   for format in markdown csv json; do changes table --format $format; done
 }
 
+test_search() {
+  local base="search -p 4 -m 8 --budget 0" dual="search -p 4 -m 8 --budget 0 --placement two-way" each
+  for each in '--forward 3ms' '--backward 3ms' '--weight 0.5ms' '--recompute-time 1ms' '--overlapped 2.5ms' \
+    '--activation-bytes 1MiB' '--weight-stash-bytes 1MiB' '--workspace-bytes 1MiB' '--parameter-bytes 1MiB' \
+    '--gradient-bytes 1MiB' '--optimizer-bytes 1MiB' '--latency 300us' '--bytes 1MiB' '--costs costs.json' \
+    '--speed 1,1,0.5,1' '--launch 1ms' '--memory-limit 3microbatches' '--placement v' '--objective span' \
+    '--json -' '--output -' '--width 30'; do
+    changes "$base" $each
+  done
+  changes "$base --recompute-time 1ms --activation-bytes 2MiB" --recompute-activation-bytes 1MiB
+  changes "$base --latency 300us" --comm links
+  changes "$base --comm links --bytes 1MiB" --bandwidth 1GB/s
+  changes "$dual --overlapped 2.5ms" --release-early
+  refuses 'no.* pairs' "$base --placement linear" --overlapped 2.5ms
+  refuses 'no columns; leave it out' "$base --json -" --width 40
+  fails 1 '^error: --placement: .*did you mean linear' $base --placement linaer
+  fails 1 '^error: two-way: ranks and micro-batches must be even' search -p 3 -m 8 --placement two-way
+  fails 1 'limit.*the least limit that works is 1 micro-batch$' $base --memory-limit 0.5microbatches
+  varies "search -m 8 --budget 0" --ranks 4 2
+  varies "search -p 4 --budget 0" --microbatches 8 12
+  fails 1 '^error: --ranks is missing' search -m 8
+  fails 1 '^error: --microbatches is missing' search -p 4
+
+  local search="search -p 4 -m 8 --placement v --memory-limit 2microbatches --latency 100us --json -"
+  varies "$search" --budget 100 3000
+  changes "$search --budget 3000" --seed 7
+  has_case["search --threads"]=1
+  passes $search --budget 3000 --threads 1
+  cp stdout one
+  passes $search --budget 3000 --threads 3
+  cmp -s stdout one || fail "the threads make a difference"
+  has_case["search --time-limit"]=1
+  passes $search --budget 1000000000000 --time-limit 100ms --output best.csv
+  passes validate best.csv
+}
+
 test_sweep() {
   local base="sweep --schedules 1f1b -p 4 -m 8 --format csv" dual="sweep --schedules dualpipe -p 4 -m 8 --format csv"
   costs_of "$base" "$dual"
@@ -410,6 +446,7 @@ test_simulate
 test_explain
 test_traces
 test_table
+test_search
 test_estimate
 test_sweep
 test_reports

@@ -12,6 +12,7 @@ void add_sweep(CLI::App& app);
 void add_merge(CLI::App& app);
 void add_report(CLI::App& app);
 void add_explain(CLI::App& app);
+void add_search(CLI::App& app);
 void add_calibrate(CLI::App& app);
 void add_schedules(CLI::App& app);
 void add_validate(CLI::App& app);
