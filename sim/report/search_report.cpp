@@ -9,7 +9,7 @@
 #include <variant>
 #include <vector>
 
-#include "dualpipe/sim/report/costs_json.h"
+#include "dualpipe/sim/costs/costs_json.h"
 #include "dualpipe/sim/report/costs_text.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/schedule/json.h"

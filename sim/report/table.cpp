@@ -14,6 +14,7 @@
 #include "dualpipe/sim/generate/check_shape.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/search/bounds.h"
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/memory_limit.h"
 #include "dualpipe/sim/simulate/simulate.h"
@@ -124,6 +125,14 @@ void fill_rates(TableRow& row, const TableRequest& request) {
   }
 }
 
+// With what the row itself holds at its peak, by activations.
+std::optional<Time> lower_bound_of(const TableRow& row, const Program& program, const Costs& costs) {
+  if (costs.jitter > 0 || (row.overlapped_is_assumed && costs.launch > 0)) return std::nullopt;
+  const auto needed = memory_needed(program, costs, MemoryLimit::Unit::micro_batches);
+  const MemoryLimit most = *std::ranges::max_element(needed, {}, &MemoryLimit::amount);
+  return lower_bounds(program.schedule.placement, program.schedule.micro_batches, costs, most).makespan;
+}
+
 // All that a row says but what it takes other rows to know.
 Evaluation evaluate_program(Candidate& candidate, const TableRequest& request, const Program& program,
                             const Costs& costs) {
@@ -147,6 +156,7 @@ Evaluation evaluate_program(Candidate& candidate, const TableRequest& request, c
     row.share = static_cast<double>(row.ranks) * placement.chains() / placement.stages();
   }
   row.peak_memory = evaluation.peak_memory();
+  row.lower_bound = lower_bound_of(row, program, costs);
   if (request.memory_limit) row.room = *request.memory_limit - row.peak_memory;
   if (request.seeds > 0) {
     candidate.drawn = draw(program, costs, request);

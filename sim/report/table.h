@@ -84,6 +84,9 @@ struct TableRow {
   std::optional<Quantiles> makespans;  // with seeds
   // In how many of them it is the shortest of its ranks and micro-batches that fits; where several are, the first is.
   std::optional<double> win_rate;
+  // What no schedule of its placement, with no more activations at once, can be shorter than (search/bounds.h). None:
+  // with jitter; or where F&B is assumed, and a pair only saves a launch.
+  std::optional<Time> lower_bound;
   double bubble_rate_makespan = 0;  // is imbalance_rate, and what the order of the schedule makes
   double bubble_rate_span = 0;
   double imbalance_rate = 0;       // what the rank with most work has more than the mean, as a share of the makespan

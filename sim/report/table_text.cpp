@@ -36,6 +36,13 @@ std::string activations_text(const TableRow& row) {
   return fmt::format("{}..{}", number_text(row.peak_activations_least * row.share), most);
 }
 
+std::string bound_text(const TableRow& row) {
+  if (!row.lower_bound) return "";
+  if (row.makespan <= *row.lower_bound) return "optimal";
+  const auto bound = static_cast<double>(*row.lower_bound);
+  return "+" + format_rate((static_cast<double>(row.makespan) - bound) / std::max(bound, 1.0));
+}
+
 class TableColumns {
  public:
   TableColumns(const ScheduleTable& table, ByteUnits units) : table_(table), units_(units) {}
@@ -101,6 +108,9 @@ class TableColumns {
     if (table_.request.terms == EqualTerms::stages) return;  // on other ranks it says nothing
     add({"vs 1f1b", Align::right, 1},
         [](const TableRow& row) { return row.speedup ? fmt::format("{:.2f}x", *row.speedup) : ""; });
+    if (any([](const TableRow& row) { return row.lower_bound.has_value(); })) {
+      add({"bound", Align::right, 7}, bound_text);
+    }
   }
 
   void add_idle() {
@@ -231,6 +241,9 @@ std::string legend(const NarrowedTable& shown, const TableRequest& request) {
       {"vs 1f1b", "vs 1f1b      how many times as fast as 1F1B on the same ranks"},
       {"median +-", "median +-    the median of all such runs is so near, with 95 % confidence"},
       {"wins", "wins         in how many runs it is the shortest of those that fit"},
+      {"bound",
+       "bound        how much longer than the least that any order of its placement can take\n"
+       "             that holds no more activations at once"},
       {"bubble", "bubble       idle share of ranks x makespan (DeepSeek's)"},
       {"imbalance", "imbalance    of it, what comes of ranks with unequal work"},
       {"by span", "by span      bubble with the longest rank's span instead (zero-bubble papers')"},

@@ -9,6 +9,8 @@
 
 #include "dualpipe/sim/evaluate/evaluate.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
+#include "dualpipe/sim/simulate/memory_limit.h"
 #include "tests/search/exact.h"
 #include "tests/search/optima.h"
 #include "tests/support.h"
@@ -106,6 +108,12 @@ BOOST_AUTO_TEST_CASE(is_no_more_than_any_schedule_takes) {
     BOOST_TEST_CONTEXT(each.family << " on " << each.shape.ranks << " ranks, " << each.shape.micro_batches) {
       BOOST_TEST(bounds.makespan <= evaluation.timeline.makespan());
       BOOST_TEST(bounds.span <= evaluation.timeline.span());
+      // And of the same activations.
+      const auto needed = memory_needed(lower(schedule), costs, MemoryLimit::Unit::micro_batches);
+      const MemoryLimit most = *std::ranges::max_element(needed, {}, &MemoryLimit::amount);
+      const LowerBounds by_count = lower_bounds(schedule.placement, schedule.micro_batches, costs, most);
+      BOOST_TEST(by_count.makespan <= evaluation.timeline.makespan());
+      BOOST_TEST(by_count.span <= evaluation.timeline.span());
     }
   }
 }
