@@ -54,14 +54,20 @@ __all__ = [
 _TRAINING = {
     "DualPipe": "deepseek",
     "DualPipeV": "deepseek",
+    "ModelPipeline": "model_pipeline",
     "Pipeline": "pipeline",
     "ReplayError": "_exec",
+    "Split": "splitting",
     "TransportError": "_exec",
     "WeightGradStore": "utils",
     "profile": "profiler",
+    "split": "splitting",
     "set_p2p_tensor_dtype": "deepseek",
     "set_p2p_tensor_shapes": "deepseek",
 }
+
+# Modules that need PyTorch, and what else they say.
+_MODULES = ("adapters", "utils")
 
 
 def _trains() -> bool:
@@ -83,11 +89,11 @@ if find_spec("torch") is not None:
 def __getattr__(name: str) -> object:
     if name == "pytorch_schedule":  # of any PyTorch
         return import_module(".pytorch", __name__).pytorch_schedule
-    if name not in _TRAINING and name != "utils":
+    if name not in _TRAINING and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import _torch
 
     _torch.check()
-    if name == "utils":
-        return import_module(".utils", __name__)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     return getattr(import_module(f".{_TRAINING[name]}", __name__), name)

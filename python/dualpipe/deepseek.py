@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ._sim import InputError
+from .adapters import other_direction
 from .pipeline import Losses, Outputs, Pipeline
 
 
@@ -24,6 +25,7 @@ class _Both(nn.Module):
     """What the two classes share."""
 
     _schedule: str
+    _partitions: int  # of a model, for each rank
 
     def __init__(
         self,
@@ -39,6 +41,10 @@ class _Both(nn.Module):
         modules = list(modules)
         if len(modules) != 2:
             raise InputError(f"{type(self).__name__} takes the two modules of this rank, and not {len(modules)}")
+        group = process_group
+        if group is None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
+        modules = other_direction(modules, self._partitions * (1 if group is None else group.size()))
         self.module = nn.ModuleList(modules)
         self.batch_dim = batch_dim
         self._options = dict(
@@ -90,6 +96,7 @@ class DualPipe(_Both):
     """
 
     _schedule = "dualpipe"
+    _partitions = 1
 
 
 class DualPipeV(_Both):
@@ -99,3 +106,4 @@ class DualPipeV(_Both):
     """
 
     _schedule = "dualpipev"
+    _partitions = 2

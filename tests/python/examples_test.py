@@ -45,3 +45,13 @@ def test_the_page(tmp_path: Path) -> None:
     assert planned.makespan > 0
     explained = output_of(os.environ["DUALPIPE_SIM"], "explain", "measured.json", "--no-what-if", cwd=tmp_path)
     assert "measured.json: 2 ranks" in explained and "the critical path" in explained, explained
+
+
+def test_the_page_on_splitting(tmp_path: Path) -> None:
+    page = (ROOT / "docs/splitting-models.md").read_text()
+    (block,) = re.findall(r"^```python split.py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "split.py").write_text(block)
+    text = output_of(*TORCHRUN, "2", "split.py", cwd=tmp_path)
+    shown = [line for line in text.splitlines() if not line.startswith("loss ")]
+    assert len(shown) == 5 and all(f"    {line}\n" in page for line in shown), text
+    assert re.search(r"loss \d+\.\d{4}, 74 tensors", text), text
