@@ -8,7 +8,6 @@
 
 namespace dualpipe {
 
-using detail::report::median;
 using detail::report::percentile;
 
 std::vector<MessageTimes> times_by_size(std::span<const MeasuredMessage> messages) {
@@ -33,7 +32,7 @@ double bandwidth_of(std::span<const MessageTimes> sizes) {
     if (size.times.empty()) continue;
     ++count;
     mean_bytes += static_cast<double>(size.bytes);
-    mean_time += static_cast<double>(median(size.times));
+    mean_time += static_cast<double>(percentile(size.times, 50));
   }
   mean_bytes /= count;
   mean_time /= count;
@@ -41,7 +40,7 @@ double bandwidth_of(std::span<const MessageTimes> sizes) {
   for (const MessageTimes& size : sizes) {
     if (size.times.empty()) continue;
     const double bytes = static_cast<double>(size.bytes) - mean_bytes;
-    products += bytes * (static_cast<double>(median(size.times)) - mean_time);
+    products += bytes * (static_cast<double>(percentile(size.times, 50)) - mean_time);
     squares += bytes * bytes;
   }
   return products > 0 ? 1e9 * squares / products : 0;
