@@ -162,7 +162,7 @@ void write_json(std::ostream& out, const SearchRequest& request, const SearchRes
                       {"placements", placements},
                       {"catalog", rows},
                       {"remarks", result.remarks},
-                      {"costs", detail::report::costs_json(request.costs)},
+                      {"costs", detail::costs::costs_json(request.costs)},
                       {"schedule", schedule_json(result.schedule)}};
   out << detail::report::json_text(document);
 }

@@ -18,8 +18,6 @@
 namespace dualpipe {
 namespace {
 
-using Json = nlohmann::json;
-
 // What varies, besides the schedule and its place.
 std::vector<std::string> varying_columns(const SweepGrid& grid) {
   std::vector<std::string> columns;
@@ -32,7 +30,7 @@ std::vector<std::string> varying_columns(const SweepGrid& grid) {
   return columns;
 }
 
-SweepRow row_of(const Json& json, const std::vector<std::string>& columns) {
+SweepRow row_of(const nlohmann::json& json, const std::vector<std::string>& columns) {
   SweepRow row;
   row.point = json.at("point").get<std::size_t>();
   row.schedule = json.at("schedule").get<std::string>();
@@ -83,10 +81,10 @@ SweepReport load_sweep_report(const std::vector<std::string>& paths) {
       return;
     }
     try {
-      const Json json = Json::parse(line);
+      const nlohmann::json json = nlohmann::json::parse(line);
       if (!json.contains("left_out")) return report.rows.push_back(row_of(json, report.columns));
       if (report.left_out++ == 0) report.left_out_reason = json["left_out"].get<std::string>();
-    } catch (const Json::exception&) {
+    } catch (const nlohmann::json::exception&) {
       throw InputError(fmt::format("{}: a line is damaged: {}", paths[0], printable(line.substr(0, 60))));
     }
   });
