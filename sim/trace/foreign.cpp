@@ -12,6 +12,7 @@
 #include "dualpipe/sim/trace/byte_input.h"
 #include "dualpipe/sim/trace/event_reader.h"
 #include "dualpipe/sim/trace/kineto.h"
+#include "dualpipe/sim/trace/measured_run.h"
 #include "dualpipe/sim/trace/primus.h"
 #include "dualpipe/sim/trace/steps.h"
 
@@ -87,10 +88,7 @@ ForeignRun read_kineto_run(std::span<const std::string> paths, const ForeignOpti
   }
   count_from_one_base(ranks);
   if (options.range.empty()) split_backwards(ranks);
-  ForeignRun run =
-      detail::trace::one_step(std::vector<detail::trace::RankSteps>(ranks.begin(), ranks.end()), options.step);
-  detail::trace::align_clocks(run);
-  return run;
+  return detail::trace::one_step(std::vector<detail::trace::RankSteps>(ranks.begin(), ranks.end()), options.step);
 }
 
 }  // namespace
@@ -133,6 +131,11 @@ ForeignRun load_foreign_traces(std::span<const std::string> paths, TraceFormat f
     run.run = measured != runs.end() ? *measured : runs[0];
   }
   if (options.schedule != nullptr) check_order(run, *options.schedule);
+  if (format == TraceFormat::kineto) {
+    const auto agree = [&](const Placement& placement) { return detail::trace::clocks_agree(run, placement); };
+    run.placement = options.schedule != nullptr ? options.schedule->placement : placement_of(run.run, paths[0], agree);
+    detail::trace::align_clocks(run, *run.placement);
+  }
   return run;
 }
 

@@ -37,6 +37,7 @@ struct ForeignOptions {
 struct ForeignRun {
   TraceRun run;
   std::vector<MeasuredMessage> messages;  // by link, then in order; empty: none were recorded
+  std::optional<Placement> placement;     // by which the clocks were brought together; none: there is one clock
   std::optional<Time> clock_width;   // how much the clocks of two neighbours may still differ; none: there is one clock
   std::vector<std::string> remarks;  // a line each
 };

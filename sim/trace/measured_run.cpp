@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -49,7 +51,7 @@ Schedule schedule_of(const TraceRun& run, const std::string& source) {
 }
 
 // Whether no op starts before its input is made.
-bool agrees_with_times(const Schedule& schedule, const TraceRun& run) {
+bool agree(const Placement& placement, const TraceRun& run) {
   std::unordered_map<std::uint64_t, Time> made;
   const auto for_each_op = [&](auto visit) {
     for (const TraceRank& rank : run.ranks) {
@@ -61,14 +63,34 @@ bool agrees_with_times(const Schedule& schedule, const TraceRun& run) {
   for_each_op([&](Op op, Span span) { made[key_of(op)] = span.end; });
   bool agrees = true;
   for_each_op([&](Op op, Span span) {
-    const auto from = producer_of(op, schedule.placement);
+    const auto from = producer_of(op, placement);
     if (from) agrees &= made[key_of(Op{op.micro_batch, from->stage, op.kind, false})] <= span.start;
   });
   return agrees;
 }
 
+[[noreturn]] void throw_no_order(const std::string& source) {
+  throw InputError(
+      fmt::format("{}: no ranks can have run their ops in this order, as each would wait for another", source));
+}
+
+[[noreturn]] void throw_no_step(std::span<const Violation> violations, const Placement& placement,
+                                const std::string& source) {
+  throw InputError(fmt::format("{}: what ran is no whole step: {}{}", source, to_text(violations.front(), placement),
+                               violations.size() > 1 ? fmt::format(", and {} more", violations.size() - 1) : ""));
+}
+
+Lowered lowered_on(Schedule schedule, const Placement& placement, const std::string& source) {
+  schedule.placement = placement;
+  if (const auto violations = validate(schedule); !violations.empty()) throw_no_step(violations, placement, source);
+  Lowered result = lower_checked(std::move(schedule));
+  if (!result.completes) throw_no_order(source);
+  return result;
+}
+
 // As so few chains as the ops can be, by their order and by their times; or by their order alone, as clocks may be off.
-Lowered lowered(const Schedule& schedule, const TraceRun& run, const std::string& source) {
+Lowered lowered(const Schedule& schedule, const std::string& source,
+                const std::function<bool(const Placement&)>& agrees_with_times) {
   std::optional<Lowered> by_order;
   std::vector<Violation> violations;
   for (int chains = 1; chains <= schedule.placement.stages(); ++chains) {
@@ -78,25 +100,30 @@ Lowered lowered(const Schedule& schedule, const TraceRun& run, const std::string
     auto found = validate(divided);
     if (chains == 1) violations = found;
     if (!found.empty()) continue;
-    const bool agrees = agrees_with_times(divided, run);
+    const bool agrees = agrees_with_times(divided.placement);
     Lowered candidate = lower_checked(std::move(divided));
     if (candidate.completes && agrees) return candidate;
     if (candidate.completes && !by_order) by_order = std::move(candidate);
   }
   if (by_order) return *std::move(by_order);
-  if (violations.empty()) {
-    throw InputError(
-        fmt::format("{}: no ranks can have run their ops in this order, as each would wait for another", source));
-  }
-  throw InputError(fmt::format("{}: what ran is no whole step: {}{}", source,
-                               to_text(violations.front(), schedule.placement),
-                               violations.size() > 1 ? fmt::format(", and {} more", violations.size() - 1) : ""));
+  if (violations.empty()) throw_no_order(source);
+  throw_no_step(violations, schedule.placement, source);
 }
 
 }  // namespace
 
-MeasuredRun measured_run(const TraceRun& run, const std::string& source) {
-  MeasuredRun result{lowered(schedule_of(run, source), run, source).program, {}, {}};
+Placement placement_of(const TraceRun& run, const std::string& source,
+                       const std::function<bool(const Placement&)>& agrees_with_times) {
+  return lowered(schedule_of(run, source), source, agrees_with_times).program.schedule.placement;
+}
+
+MeasuredRun measured_run(const TraceRun& run, const std::string& source, const std::optional<Placement>& placement) {
+  Schedule schedule = schedule_of(run, source);
+  const auto agrees = [&](const Placement& each) { return agree(each, run); };
+  MeasuredRun result{
+      (placement ? lowered_on(std::move(schedule), *placement, source) : lowered(schedule, source, agrees)).program,
+      {},
+      {}};
   for (const TraceRank& rank : run.ranks) {
     result.timeline.ops.insert(result.timeline.ops.end(), rank.spans.begin(), rank.spans.end());
     RankTimes times;

@@ -1,6 +1,8 @@
 // A run that was read from a trace as what the library works on: a Program, and the Timeline of its ops.
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,10 +20,15 @@ struct MeasuredRun {
   std::vector<RankPeak> peaks;  // by rank; activations are counted where the trace does not say them
 };
 
-// Which ranks hold which stages is told by the ops; how many chains they are by which of these make a schedule of them.
-// `source` is the run's name in errors. Throws InputError where the ops are no whole step, and where no rank could have
-// run them in this order.
-[[nodiscard]] MeasuredRun measured_run(const TraceRun& run, const std::string& source);
+// Which ranks hold which stages is told by the ops; how many chains they are by the placement where that is known, else
+// by which of these make a schedule of them in which no op starts before its input is made. `source` is the run's name
+// in errors. Throws InputError where the ops are no whole step, and where no rank could have run them in this order.
+[[nodiscard]] MeasuredRun measured_run(const TraceRun& run, const std::string& source,
+                                       const std::optional<Placement>& placement = std::nullopt);
+
+// The same placement, where it is known otherwise whether a run on one agrees with its times. Throws likewise.
+[[nodiscard]] Placement placement_of(const TraceRun& run, const std::string& source,
+                                     const std::function<bool(const Placement&)>& agrees_with_times);
 
 // Sets the times of the run's messages, where each message of its program was recorded: on each link the k-th is the
 // k-th that the program sends there. Returns whether that is so; else nothing is set.

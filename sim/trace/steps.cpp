@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <limits>
 #include <map>
-#include <set>
 #include <span>
 #include <unordered_map>
 #include <utility>
@@ -113,24 +112,28 @@ constexpr Time unknown = std::numeric_limits<Time>::min();
 // By how much the clock of one rank is ahead of another's, at least.
 class ClockBounds {
  public:
-  explicit ClockBounds(const ForeignRun& foreign) {
+  ClockBounds(const ForeignRun& foreign, const Placement& placement) {
     const TraceRun& run = foreign.run;
     std::unordered_map<std::uint64_t, std::pair<int, Span>> made;
-    std::set<std::uint16_t> stages;
     for_each_op(run, [&](Op op, int rank, Span span) {
-      if (op.kind == Kind::weight_gradient) return;
-      made[key_of(op)] = {rank, span};
-      stages.insert(op.stage);
+      if (op.kind != Kind::weight_gradient) made[key_of(op)] = {rank, span};
     });
     for_each_op(run, [&](Op op, int rank, Span span) {
-      if (op.kind == Kind::weight_gradient || (op.kind == Kind::forward && op.stage == 0)) return;
-      Op from = op;
-      from.stage = static_cast<std::uint16_t>(op.kind == Kind::forward ? op.stage - 1 : op.stage + 1);
-      const auto producer = made.find(key_of(from));
-      if (producer == made.end() || producer->second.first == rank) return;
+      if (op.kind == Kind::weight_gradient) return;
+      const auto from = producer_of(op, placement);
+      if (!from || !from->is_remote) return;
+      const auto producer = made.find(key_of({op.micro_batch, from->stage, op.kind, false}));
+      if (producer == made.end()) return;
       add(producer->second.first, producer->second.second.end, rank, span.start);
     });
     for (const MeasuredMessage& each : foreign.messages) add(each.from, each.sent.start, each.to, each.received.end);
+  }
+
+  [[nodiscard]] bool agree() const {
+    return std::ranges::all_of(least_, [&](const auto& each) {
+      const auto back = least_.find({each.first.second, each.first.first});
+      return back == least_.end() || each.second + back->second <= 0;
+    });
   }
 
   // The least that must be added to the times of `to`, where nothing is added to those of `from`.
@@ -198,8 +201,10 @@ ForeignRun one_step(std::vector<RankSteps> ranks, std::optional<std::int64_t> st
   return result;
 }
 
-void align_clocks(ForeignRun& run) {
-  const ClockBounds bounds(run);
+bool clocks_agree(const ForeignRun& run, const Placement& placement) { return ClockBounds(run, placement).agree(); }
+
+void align_clocks(ForeignRun& run, const Placement& placement) {
+  const ClockBounds bounds(run, placement);
   auto& ranks = run.run.ranks;
   std::vector<bool> is_done(ranks.size());
   std::vector<Time> shifts(ranks.size());

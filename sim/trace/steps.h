@@ -34,6 +34,9 @@ struct RankSteps {
 // neither on one rank nor on the other: between the least and the most that a clock can be off by, in the middle. Sets
 // clock_width to the largest difference of these; where messages go one way only nothing is known, and the clocks are
 // taken as they are.
-void align_clocks(ForeignRun& run);
+void align_clocks(ForeignRun& run, const Placement& placement);
+
+// Whether any shift does that for two ranks of which messages go both ways.
+[[nodiscard]] bool clocks_agree(const ForeignRun& run, const Placement& placement);
 
 }  // namespace dualpipe::detail::trace
