@@ -133,8 +133,8 @@ ForeignRun load_foreign_traces(std::span<const std::string> paths, TraceFormat f
   if (options.schedule != nullptr) check_order(run, *options.schedule);
   if (format == TraceFormat::kineto) {
     const auto agree = [&](const Placement& placement) { return detail::trace::clocks_agree(run, placement); };
-    run.placement = options.schedule != nullptr ? options.schedule->placement : placement_of(run.run, paths[0], agree);
-    detail::trace::align_clocks(run, *run.placement);
+    run.placement = options.schedule != nullptr ? options.schedule->placement : placement_of(run.run, agree);
+    if (run.placement) detail::trace::align_clocks(run, *run.placement);
   }
   return run;
 }

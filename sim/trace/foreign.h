@@ -37,7 +37,8 @@ struct ForeignOptions {
 struct ForeignRun {
   TraceRun run;
   std::vector<MeasuredMessage> messages;  // by link, then in order; empty: none were recorded
-  std::optional<Placement> placement;     // by which the clocks were brought together; none: there is one clock
+  // By which the clocks were brought together. None: there is one clock, or the ops are no whole step.
+  std::optional<Placement> placement;
   std::optional<Time> clock_width;   // how much the clocks of two neighbours may still differ; none: there is one clock
   std::vector<std::string> remarks;  // a line each
 };

@@ -112,9 +112,13 @@ Lowered lowered(const Schedule& schedule, const std::string& source,
 
 }  // namespace
 
-Placement placement_of(const TraceRun& run, const std::string& source,
-                       const std::function<bool(const Placement&)>& agrees_with_times) {
-  return lowered(schedule_of(run, source), source, agrees_with_times).program.schedule.placement;
+std::optional<Placement> placement_of(const TraceRun& run,
+                                      const std::function<bool(const Placement&)>& agrees_with_times) {
+  try {
+    return lowered(schedule_of(run, ""), "", agrees_with_times).program.schedule.placement;
+  } catch (const InputError&) {
+    return std::nullopt;
+  }
 }
 
 MeasuredRun measured_run(const TraceRun& run, const std::string& source, const std::optional<Placement>& placement) {

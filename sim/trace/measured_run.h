@@ -26,9 +26,10 @@ struct MeasuredRun {
 [[nodiscard]] MeasuredRun measured_run(const TraceRun& run, const std::string& source,
                                        const std::optional<Placement>& placement = std::nullopt);
 
-// The same placement, where it is known otherwise whether a run on one agrees with its times. Throws likewise.
-[[nodiscard]] Placement placement_of(const TraceRun& run, const std::string& source,
-                                     const std::function<bool(const Placement&)>& agrees_with_times);
+// The same placement, where it is known otherwise whether a run on one agrees with its times. None where measured_run()
+// throws.
+[[nodiscard]] std::optional<Placement> placement_of(const TraceRun& run,
+                                                    const std::function<bool(const Placement&)>& agrees_with_times);
 
 // Sets the times of the run's messages, where each message of its program was recorded: on each link the k-th is the
 // k-th that the program sends there. Returns whether that is so; else nothing is set.

@@ -4,9 +4,11 @@
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <fstream>
+#include <utility>
 
 #include "dualpipe/sim/explain/explain.h"
 #include "dualpipe/sim/explain/measured_costs.h"
+#include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "dualpipe/sim/trace/foreign.h"
@@ -227,6 +229,43 @@ BOOST_AUTO_TEST_CASE(a_simulated_run_gives_its_costs_back) {
         at = step.span.end;
       }
       BOOST_TEST(at - explanation.path.front().span.start == timeline.makespan());
+    }
+  }
+}
+
+// Whose input an op is, and so how far clocks may be apart, depends on how many chains there are: clocks that are a
+// second off are brought together by two chains of DualPipe's, and by one of another schedule.
+BOOST_AUTO_TEST_CASE(clocks_of_several_chains) {
+  for (const auto& [name, chains] : {std::pair("dualpipe", 2), {"dualpipev", 1}, {"chimera", 2}}) {
+    BOOST_TEST_CONTEXT(name) {
+      const Program program = lower(generate(name, {4, 8}));
+      const Schedule& schedule = program.schedule;
+      const Timeline timeline = simulate(program, uniform(100 * us, 110 * us, 90 * us, 5 * us));
+      const Scratch scratch;
+      std::vector<std::string> paths;
+      for (int rank = 0; rank < schedule.ranks(); ++rank) {
+        File file(rank, rank * 1'000'000);
+        const auto ops = schedule.rank(rank);
+        for (std::size_t i = 0, size = 1; i < ops.size(); i += size) {
+          size = unit_size(ops.subspan(i));
+          const Span span = timeline.ops[schedule.rank_begin[static_cast<std::size_t>(rank)] + i];
+          file.op(cell_text(ops.subspan(i, size)), span.start / us, span.end / us);
+        }
+        paths.push_back(scratch / fmt::format("rank{}.json", rank));
+        file.write(paths.back());
+      }
+      const ForeignRun run = load_foreign_traces(paths, TraceFormat::kineto);
+      const MeasuredRun measured = measured_run(run.run, "run", run.placement);
+      BOOST_TEST(measured.program.schedule.placement.chains() == chains);
+      BOOST_TEST((measured.program.schedule.ops == schedule.ops));
+      BOOST_REQUIRE(run.clock_width.has_value());
+      for (std::size_t i = 0; i < timeline.ops.size(); ++i) {
+        // Of ranks that are not neighbours the widths add up.
+        BOOST_TEST(std::abs(measured.timeline.ops[i].start - timeline.ops[i].start) <= 3 * *run.clock_width);
+      }
+      // The order that ran says it at once.
+      const ForeignRun given = load_foreign_traces(paths, TraceFormat::kineto, {.schedule = &schedule});
+      BOOST_TEST((given.run == run.run));
     }
   }
 }
