@@ -1,9 +1,10 @@
 // Traces of other tools: what ran on each rank, and when, as far as they tell.
 //
 //   kineto    torch.profiler's, one file per rank. An op is known by a range around it: PyTorch's own (`PP:2F0`,
-//             `Forward 3`), sail-sg's NVTX (`F3.1.27`), or one that a pattern of the user's matches; without any, by
-//             the order that a given schedule has. Its time is not that of the range, which holds the wait for a
-//             message, but from its first to its last operator, or kernel where there are any (by correlation).
+//             `Forward 3`), our executor's (`2F0`), sail-sg's NVTX (`F3.1.27`), or one that a pattern of the user's
+//             matches; without any, by the order that a given schedule has. Its time is not that of the range, which
+//             holds the wait for a message, but from its first to its last operator, or kernel where there are any (by
+//             correlation).
 //   primus    AMD Primus' pp_rank_N.json, one file per rank: starts and ends of forwards and backwards in milliseconds
 //   pytorch   the dump of PyTorch's schedule simulator: ops named `2F0`, a process per rank
 //

@@ -87,7 +87,8 @@ std::vector<Op> RangeNames::by_pattern(std::string_view name, int rank) const {
   return list(op(stage, *pass, number(match[2].str(), micro_batch_count_max - 1)));
 }
 
-// "PP:2F0", "PP:(0F7;3B5)OVERLAP_F_B"; of schedules with one stage per rank "Forward 3", "Backward 3".
+// "PP:2F0", "PP:(0F7;3B5)OVERLAP_F_B"; of schedules with one stage per rank "Forward 3", "Backward 3". Our own
+// executor's have no "PP:".
 std::vector<Op> RangeNames::by_pytorch(std::string_view name, int rank) const {
   for (const auto& [prefix, pass] :
        {std::pair(std::string_view("Forward "), Kind::forward), {"Backward ", Kind::backward}}) {
@@ -96,9 +97,10 @@ std::vector<Op> RangeNames::by_pytorch(std::string_view name, int rank) const {
       return list(op(*stage, pass, number(name.substr(prefix.size()), micro_batch_count_max - 1)));
     }
   }
-  if (!name.starts_with("PP:")) return {};
+  if (name.starts_with("PP:")) name.remove_prefix(3);
+  if (name.find_first_of("(0123456789") != 0) return {};  // no cell begins like this
   try {
-    const Cell cell = parse_cell(name.substr(3));
+    const Cell cell = parse_cell(name);
     if (!is_compute(cell.first.kind)) return {};
     std::vector<Op> ops{cell.first};
     if (cell.second) {

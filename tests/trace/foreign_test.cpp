@@ -173,6 +173,13 @@ BOOST_AUTO_TEST_CASE(names_of_other_tools_and_of_the_user) {
                                event("user_annotation", "W0.0.3", 20, 10), event("cpu_op", "aten::mm", 20, 10)}));
   BOOST_TEST(text_of(load_foreign_traces(files, TraceFormat::kineto).run.ranks[0]) ==
              "0F0 0-10000\n0I0 10000-20000\n0W0 20000-30000\n");
+  write(files[0],
+        document(0, {event("user_annotation", "0F0", 0, 10), event("cpu_op", "aten::mm", 0, 10),
+                     event("user_annotation", "(0F1;1B0)OVERLAP_F_B", 10, 10), event("cpu_op", "aten::mm", 10, 10),
+                     event("user_annotation", "1W0", 20, 10), event("cpu_op", "aten::mm", 20, 10),
+                     event("user_annotation", "2 steps", 30, 10), event("cpu_op", "aten::mm", 30, 10)}));
+  BOOST_TEST(text_of(load_foreign_traces(files, TraceFormat::kineto).run.ranks[0]) ==
+             "0F0 0-10000\n0F1 10000-20000\n1B0 10000-20000\n1W0 20000-30000\n");
   write(files[0], document(0, step(0, "my fwd mb=", "my bwd mb=")));
   const ForeignOptions options{.range = "my ([fb]wd) mb=([0-9]+)"};
   BOOST_TEST(text_of(load_foreign_traces(files, TraceFormat::kineto, options).run.ranks[0]) ==
