@@ -128,7 +128,8 @@ class Estimator {
         {"F", work.forward}, {"I", work.input_gradient}, {"W", work.weight_gradient}};
     Time times[3] = {};
     for (std::size_t i = 0; i < 3; ++i) {
-      const auto& [name, pass] = passes[i];
+      const char* const name = passes[i].first;
+      const PassWork& pass = passes[i].second;
       times[i] = time_of(pass);
       const auto add_amount = [&](const char* what, const Amount& amount, Unit unit) {
         if (amount.value > 0) add(part, fmt::format("{} {}", name, what), amount, unit);

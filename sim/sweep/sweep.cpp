@@ -57,15 +57,17 @@ void check_recompute(const SweepAxis& axis, const GivenCosts& costs) {
   }
 }
 
+}  // namespace
+
 // What points with the same order and the same stages share.
-struct Prepared {
+struct Sweep::Prepared {
   Program program;
   Costs costs;  // their machine is that of the grid
   std::vector<RankMemory> memory;
 };
 
 // The last few, for several threads.
-class PreparedCache {
+class Sweep::PreparedCache {
  public:
   template <typename Make>
   std::shared_ptr<const Prepared> of(std::size_t key, Make make) {
@@ -89,8 +91,6 @@ class PreparedCache {
   std::array<std::pair<std::size_t, std::shared_ptr<const Prepared>>, 4> kept_;
   std::size_t next_ = 0;
 };
-
-}  // namespace
 
 class Sweep::Points {
  public:

@@ -67,6 +67,8 @@ class Sweep {
            const std::function<void(std::string_view lines, std::size_t count)>& take) const;
 
  private:
+  struct Prepared;
+  class PreparedCache;
   class Points;
   std::unique_ptr<const Points> points_;
 };
