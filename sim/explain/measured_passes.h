@@ -43,6 +43,9 @@ struct ByPass {
 using PassSamples = ByPass<Samples>;
 using PassFigures = ByPass<Figure>;
 [[nodiscard]] PassFigures medians(PassSamples samples);
+// Of times: of two in the middle their mean, since a stage has few samples, and a pipeline adds up what each is off by.
+[[nodiscard]] Figure middle(Samples times);
+[[nodiscard]] PassFigures middles(PassSamples times);
 
 // Durations of F, B, I and W of all parts, as far as anything is known of them. Of a pass that a part never ran by
 // itself,

@@ -91,6 +91,13 @@ BOOST_AUTO_TEST_CASE(messages_are_no_launch) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(of_two_times_in_the_middle_the_mean) {
+  BOOST_TEST(!detail::explain::middle({}).has_value());
+  BOOST_TEST(detail::explain::middle({7}).value() == 7);
+  BOOST_TEST(detail::explain::middle({9, 1, 4}).value() == 4);
+  BOOST_TEST(detail::explain::middle({10, 1, 4, 900}).value() == 7);
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace dualpipe::test

@@ -202,7 +202,7 @@ BOOST_AUTO_TEST_CASE(a_real_run) {
   BOOST_REQUIRE(add_messages(measured, run.messages));
   const MeasuredCosts costs = measured_costs(measured.program, measured.timeline, run.messages);
   const auto predicted = static_cast<double>(simulate(measured.program, costs.costs).makespan());
-  BOOST_TEST(std::abs(predicted / static_cast<double>(measured.timeline.makespan()) - 1) < 0.05);
+  BOOST_TEST(std::abs(predicted / static_cast<double>(measured.timeline.makespan()) - 1) < 0.06);
 }
 
 // With the times of messages nothing is taken for what it is not: what was simulated gives all its costs back.
