@@ -274,6 +274,35 @@ BOOST_AUTO_TEST_CASE(primus_counts_forwards_and_backwards) {
              }).find("pp_rank_0.json: [0].fwd_end[0]: before its start") != std::string::npos);
 }
 
+// PyTorch's 1F1B marks nothing: its ops are found by the order, and by what autograd and the messages tell. (That each
+// of the 312 links from a forward to its backward begins and ends in ops of one micro-batch was seen by another
+// program.)
+BOOST_AUTO_TEST_CASE(pytorchs_1f1b_without_ranges) {
+  const std::string name = "Schedule1F1B_P4V1M8";
+  std::vector<std::string> files;
+  for (int rank = 0; rank < 4; ++rank)
+    files.push_back(golden_trace(name + "_rank" + std::to_string(rank) + ".json.gz"));
+  BOOST_TEST(refusal([&] {
+               static_cast<void>(load_foreign_traces(files, TraceFormat::kineto));
+             }).find("no range marks an op") != std::string::npos);
+  const Schedule order = order_of(name);
+  ForeignOptions options;
+  options.schedule = &order;
+  const ForeignRun run = load_foreign_traces(files, TraceFormat::kineto, options);
+  BOOST_TEST(run.remarks.empty());
+  MeasuredRun measured = measured_run(run.run, name);
+  BOOST_TEST((measured.program.schedule.ops == order.ops));
+  // All messages are those of the order, and none came before it was sent.
+  BOOST_TEST(run.messages.size() == 2U * 3U * 8U);
+  BOOST_TEST(add_messages(measured, run.messages));
+  for (const MeasuredMessage& each : run.messages) BOOST_TEST(each.sent.start <= each.received.end);
+  const Explanation explanation = explain_measured(measured.program, measured.timeline);
+  Time idle = 0;
+  for (int rank = 0; rank < 4; ++rank) idle += measured.timeline.idle(rank);
+  for (const IdleSegment& each : explanation.segments) idle -= each.span.end - each.span.start;
+  BOOST_TEST(idle == 0);
+}
+
 // A real run: 1F1B on 8 GPUs. Its own medians predict it within 2.1 %, and within 1.5 % with the time between ops.
 BOOST_AUTO_TEST_CASE(medians_predict_a_real_run) {
   const std::vector<std::string> files{golden_trace("primus_pp8_measured_iteration7_trace.json")};
