@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import dualpipe
 
@@ -26,6 +27,18 @@ def test_example() -> None:
     for name in ("DualPipe", "DualPipeV"):
         for rank in range(2):
             assert f"{name}, rank {rank}: losses and gradients are the whole model's" in text
+
+
+def test_compare_schedules(tmp_path: Path) -> None:
+    text = output_of(sys.executable, str(ROOT / "python/examples/compare_schedules.py"), str(tmp_path))
+    assert "the shortest of those that fit" in text
+    pictures = re.findall(r"^(\S+\.svg): (\d+) ms, ([\d.]+)% idle$", text, re.MULTILINE)
+    assert len(pictures) == 2 and pictures[0][0] == "1f1b.svg", text
+    assert float(pictures[1][2]) < float(pictures[0][2]), text
+    for name, _, _ in pictures:
+        assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
+    idle = [float(each) for each in re.findall(r"^\d+ micro-batches: 1f1b ([\d.]+)% idle", text, re.MULTILINE)]
+    assert len(idle) == 4 and idle == sorted(idle, reverse=True), text
 
 
 def test_two_pipelines() -> None:
