@@ -24,17 +24,28 @@ def joined(parts: list, dim: int) -> Tensor | None:
     return torch.cat(parts, dim) if parts[0].dim() else torch.stack(parts)
 
 
+def text_of(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def texts_of(tensors: Sequence[Tensor | None]) -> str:
+    return ", ".join(map(text_of, tensors)) or "nothing"
+
+
 class ModuleStage:
     store = WeightGradStore
 
-    def __init__(self, module: nn.Module, number: int, is_first: bool, is_last: bool, has_hook: bool, defers: bool):
+    def __init__(self, module: nn.Module, number: int, giver: str, is_last: bool, has_hook: bool, defers: bool):
+        """`giver`: by whom it is given its inputs, if it does not begin a chain."""
         self.module = module
+        self.is_replicated = isinstance(module, DistributedDataParallel)
         self.number = number
+        self.giver = f"by {giver}" if giver else "as the inputs of the step"
         self.is_last = is_last
         self.has_hook = has_hook
         self.mode = Deferral() if defers else None
         trained = list(dict.fromkeys(p for p in module.parameters() if p.requires_grad))
-        self.native = _exec.Stage(self, is_first, trained)
+        self.native = _exec.Stage(self, not giver, trained)
         self.begin(None, [], False)
 
     def begin(self, criterion: Callable | None, labels: Sequence, keeps_outputs: bool) -> None:
@@ -42,15 +53,23 @@ class ModuleStage:
         self.criterion = criterion
         self.labels = labels
         self.keeps_outputs = keeps_outputs
+        self.finishes = self.is_last and (keeps_outputs or criterion is not None)
         self.outputs: dict[int, list] = {}
 
     # --- called by C++
 
     def run(self, micro_batch: int, inputs: list) -> object:
-        if isinstance(self.module, DistributedDataParallel):
-            with self.module.no_sync():  # once, after the step
-                return self.finish(micro_batch, as_list(self.module(*inputs)))
-        return self.finish(micro_batch, as_list(self.module(*inputs)))
+        try:
+            if self.is_replicated:
+                with self.module.no_sync():  # once, after the step
+                    outputs = self.module(*inputs)
+            else:
+                outputs = self.module(*inputs)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(f"stage {self.number} was given {texts_of(inputs)} {self.giver}")
+            raise
+        return self.finish(micro_batch, as_list(outputs)) if self.finishes else outputs
 
     def overlap(self, micro_batch: int, inputs: list, back: ModuleStage, returned: list, gradients: list) -> object:
         """F and B as the module's own function runs them; `returned`: what the forward of `back` gave."""
@@ -68,7 +87,7 @@ class ModuleStage:
             [t for t, _ in pairs],
             [g for _, g in pairs],
         )
-        return self.finish(micro_batch, as_list(outputs0), loss0)
+        return self.finish(micro_batch, as_list(outputs0), loss0) if self.finishes else outputs0
 
     # ---
 
@@ -76,8 +95,7 @@ class ModuleStage:
         return self.labels[micro_batch] if self.labels else []
 
     def finish(self, micro_batch: int, outputs: list, loss: Tensor | None = None) -> object:
-        if not self.is_last:
-            return outputs
+        """What the end of a chain does with its outputs."""
         if self.keeps_outputs:
             self.outputs[micro_batch] = outputs
         if self.criterion is None:

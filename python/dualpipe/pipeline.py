@@ -17,14 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from . import _exec, deferral, profiler
 from ._schedules import check_ranks, check_stages, schedule_for
 from ._sim import InputError, Schedule
-from ._stage import ModuleStage, joined
+from ._stage import ModuleStage, joined, text_of, texts_of
 
 Losses = Tensor | None
 Outputs = Tensor | tuple[Tensor, ...] | None
-
-
-def _text(tensor: Tensor | None) -> str:
-    return "None" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _default_timeout(group: dist.ProcessGroup | None, device: torch.device) -> float:
@@ -125,13 +121,16 @@ class Pipeline:
             ModuleStage(
                 module,
                 number,
-                self._plan.begins_chain(number),
+                "" if self._plan.begins_chain(number) else self._named(number - 1),
                 self._plan.ends_chain(number),
                 has_hook,
                 defers and deferral.can_defer(module),
             )
             for module, number in zip(modules, self.stages)
         ]
+
+    def _named(self, stage: int) -> str:
+        return f"stage {stage} (rank {self._plan.rank_of[stage]})"
 
     # --- a step
 
@@ -241,7 +240,7 @@ class Pipeline:
         least, more = divmod(given[0].size(self.batch_dim), len(chains) * count)
         sizes = [least + (i < more) for i in range(len(chains) * count)]
         return [
-            [chain, sizes[i * count : (i + 1) * count], list(map(_text, tensors))] for i, chain in enumerate(chains)
+            [chain, sizes[i * count : (i + 1) * count], list(map(text_of, tensors))] for i, chain in enumerate(chains)
         ]
 
     def _divided(self, what: str, tensors: Sequence[Tensor | None], chains: int) -> list[list]:
@@ -251,8 +250,7 @@ class Pipeline:
         rows = {each.size(self.batch_dim) for each in given}
         if len(rows) > 1:
             raise InputError(
-                f"the {what} of a step differ in their batch, dimension {self.batch_dim}: "
-                f"{', '.join(map(_text, given))}"
+                f"the {what} of a step differ in their batch, dimension {self.batch_dim}: {texts_of(given)}"
             )
         if rows and min(rows) < count:
             raise InputError(

@@ -101,6 +101,7 @@ void bind_plan(nb::module_& module) {
       .def_prop_ro("chains", [](const Plan& plan) { return plan.placement().chains(); })
       .def_prop_ro("micro_batches", [](const Plan& plan) { return plan.program().schedule.micro_batches; })
       .def_prop_ro("fingerprint", &Plan::fingerprint)
+      .def_prop_ro("rank_of", [](const Plan& plan) { return plan.placement().rank_of; })
       .def(
           "stages_on", [](const Plan& plan, int rank) { return plan.placement().stages_on(rank); }, "rank"_a)
       .def(

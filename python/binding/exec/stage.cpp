@@ -15,6 +15,9 @@ namespace nb = nanobind;
 PythonError::PythonError() : error_(std::make_shared<nb::python_error>()) {
   const nb::str value(error_->value());
   text_ = nb::cast<std::string>(error_->type().attr("__name__")) + ": " + value.c_str();
+  if (const nb::object notes = nb::getattr(error_->value(), "__notes__", nb::none()); nb::isinstance<nb::list>(notes)) {
+    for (const nb::handle note : notes) text_ += std::string("; ") + nb::str(note).c_str();
+  }
 }
 
 void PythonError::restore(const std::string& note) const {
@@ -73,7 +76,9 @@ auto with_python(const Call& call) {
 // While it lives, this thread is in the stage.
 class PythonStage::Entered {
  public:
-  explicit Entered(PythonStage& stage) : before_(std::exchange(current_stage, &stage)), has_mode_(stage.mode_) {
+  // Where there will be no backward no layer has a weight gradient to leave to it.
+  explicit Entered(PythonStage& stage)
+      : before_(std::exchange(current_stage, &stage)), has_mode_(stage.mode_ && c10::GradMode::is_enabled()) {
     if (has_mode_) at::impl::PythonTorchFunctionTLS::push_onto_stack(stage.mode_);
   }
   ~Entered() {

@@ -15,7 +15,7 @@
 
 namespace dualpipe::python {
 
-// What Python threw, on its way through C++, which has not the GIL. Says "ValueError: …".
+// What Python threw, on its way through C++, which has not the GIL. Says "ValueError: …", and its notes.
 class PythonError final : public std::exception {
  public:
   // With the GIL. Takes over what is set in the interpreter.
