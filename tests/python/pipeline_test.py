@@ -3,6 +3,7 @@ have in their stages."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -432,6 +433,29 @@ def of_four(rank):
 
 def test_groups_of_a_world():
     worlds.values(worlds.run(4, of_four, timeout=250))
+
+
+def compiled(rank):
+    stage = Block(rank)
+    pipe = dualpipe.Pipeline(torch.compile(stage) if rank == 1 else stage, "zb1p", 4)
+    x, y = data(8)
+    for _ in range(2):
+        stage.zero_grad()
+        loss, _ = pipe.step(x, criterion=loss_of, labels=y)
+    losses, gradients = whole([Block(0), Block(1)], x, y, 4)
+    if loss is not None:
+        torch.testing.assert_close(loss, losses, rtol=1e-10, atol=1e-12)
+    got = {n: p.grad for n, p in stage.named_parameters()}
+    torch.testing.assert_close(got, gradients[rank], rtol=1e-10, atol=1e-12)
+    return pipe.weight_gradients()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler (c++), and there is none")
+def test_compiled_stages(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # or it has processes of its own
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    first, second = worlds.values(worlds.run(2, compiled, timeout=250))
+    assert first.share == 1 and second.share == 0 and second.computed_in_i
 
 
 def test_a_process_by_itself():

@@ -21,4 +21,4 @@ function(dualpipe_python_tests part)
 endfunction()
 
 dualpipe_python_tests(sim docs errors package schedule sweep table timeline torch)
-dualpipe_python_tests(exec deepseek examples faults pipeline pytorch split)
+dualpipe_python_tests(exec deepseek examples faults pipeline pytorch split training)
