@@ -253,6 +253,46 @@ test_table() {
   for format in markdown csv json; do changes table --format $format; done
 }
 
+test_partition() {
+  local parts=1ms,2ms,2ms,2ms,2ms,2ms,2ms,3ms
+  local base="partition 1f1b -p 4 -m 8 --forward $parts --backward 5ms"
+  costs_of_parts() {
+    local each
+    for each in '--weight 0.5ms' '--recompute-time 1ms' '--activation-bytes 1MiB' '--workspace-bytes 1MiB' \
+      '--parameter-bytes 1MiB' '--gradient-bytes 1MiB' '--optimizer-bytes 1MiB' '--latency 300us' '--bytes 1MiB' \
+      '--speed 1,1,0.5,1' '--launch 1ms' '--jitter 0.2' --layout '--json -' '--output -' '--width 30'; do
+      changes "$base" $each
+    done
+  }
+  costs_of_parts
+  varies "partition 1f1b -p 4 -m 8 --forward $parts" --backward 5ms 6ms
+  varies "partition 1f1b -p 4 -m 8 --backward 5ms" --forward $parts 2ms,2ms,2ms,2ms,2ms,2ms,2ms,2ms
+  mends "partition 1f1b -p 4 -m 8" --costs parts.json
+  changes "$base --recompute-time 1ms --activation-bytes 2MiB" --recompute-activation-bytes 1MiB
+  changes "partition zb1p -p 4 -m 8 --forward $parts --backward 5ms" --weight-stash-bytes 1MiB
+  changes "partition dualpipe -p 4 -m 8 --forward $parts --backward 5ms" --overlapped 4ms
+  changes "partition dualpipe -p 4 -m 8 --forward $parts --backward 5ms --overlapped 4ms" --release-early
+  changes "$base --bytes 1MiB --latency 300us" --comm stream
+  changes "$base --comm links --bytes 1MiB" --bandwidth 1GB/s
+  changes "$base --jitter 0.2" --seed 7
+  has_case["partition --memory-limit"]=1
+  fails 1 'limit' $base --activation-bytes 1MiB --memory-limit 2MiB
+  refuses 'no columns; leave it out' "$base --json -" --width 40
+  varies "partition 1f1b -m 8 --forward $parts --backward 5ms" --ranks 4 2
+  varies "partition 1f1b -p 4 --forward $parts --backward 5ms" --microbatches 8 12
+  varies "partition interleaved -p 2 -m 8 --forward $parts --backward 5ms" --chunks 2 3
+  varies "partition interleaved -p 2 -m 8 --chunks 2 --forward $parts --backward 5ms" --group 2 4
+  varies "partition hanayo -p 2 -m 8 --forward $parts --backward 5ms" --waves 1 2
+  varies "partition chimera -p 4 -m 8 --forward $parts --backward 5ms" --replicas 1 2
+  mends "partition dualpipe.csv --forward $parts --backward 5ms" --chains 2
+  has_case["partition --letters"]=1
+  fails 1 'clashes' partition old.csv --forward $parts --backward 5ms --letters new
+  fails 1 'there is one: give a costs file' partition 1f1b -p 4 -m 8
+  fails 1 'there is nothing to cut' partition 1f1b -p 8 -m 8 --forward 1ms,2ms
+  passes $base --output cut.json
+  passes simulate 1f1b -p 4 -m 8 --costs cut.json
+}
+
 test_search() {
   local base="search -p 4 -m 8 --budget 0" dual="search -p 4 -m 8 --budget 0 --placement two-way" each
   for each in '--forward 3ms' '--backward 3ms' '--weight 0.5ms' '--recompute-time 1ms' '--overlapped 2.5ms' \
@@ -439,6 +479,10 @@ cat >costs.json <<'JSON'
 {"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": 1000, "backward_ns": 3000,
   "input_gradient_ns": 2000, "weight_gradient_ns": 1000}]}
 JSON
+cat >parts.json <<'JSON'
+{"format": "dualpipe-costs", "version": 1, "parts": [{"count": 9, "forward_ns": 1000, "backward_ns": 3000,
+  "input_gradient_ns": 2000, "weight_gradient_ns": 1000}]}
+JSON
 test_shape
 test_chunks
 test_planned
@@ -450,6 +494,7 @@ test_search
 test_estimate
 test_sweep
 test_reports
+test_partition
 test_others
 for subcommand in $("$tool" --help | sed -n '/^Subcommands/,/^$/s/^  \([a-z]\+\) .*/\1/p'); do
   [[ $subcommand == help ]] || is_complete $subcommand

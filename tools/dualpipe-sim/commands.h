@@ -13,6 +13,7 @@ void add_merge(CLI::App& app);
 void add_report(CLI::App& app);
 void add_explain(CLI::App& app);
 void add_search(CLI::App& app);
+void add_partition(CLI::App& app);
 void add_calibrate(CLI::App& app);
 void add_schedules(CLI::App& app);
 void add_validate(CLI::App& app);

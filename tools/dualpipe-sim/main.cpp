@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
   dualpipe::add_report(app);
   dualpipe::add_explain(app);
   dualpipe::add_search(app);
+  dualpipe::add_partition(app);
   dualpipe::add_calibrate(app);
   dualpipe::add_schedules(app);
   dualpipe::add_validate(app);
