@@ -8,7 +8,7 @@
 #include <numeric>
 #include <ostream>
 
-#include "dualpipe/sim/report/costs_json.h"
+#include "dualpipe/sim/costs/costs_json.h"
 #include "dualpipe/sim/report/costs_text.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -161,7 +161,7 @@ void write_json(std::ostream& out, const PartitionReport& report) {
   document["remarks"] = report.remarks;
   ModelCosts costs = report.costs;
   costs.cut = report.partition.best.cut;
-  document["costs"] = detail::report::costs_json(costs);
+  document["costs"] = detail::costs::costs_json(costs);
   out << detail::report::json_text(document);
 }
 
