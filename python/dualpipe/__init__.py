@@ -88,6 +88,8 @@ if find_spec("torch") is not None:
 
 def __getattr__(name: str) -> object:
     if name == "pytorch_schedule":  # of any PyTorch
+        if find_spec("torch") is None:
+            raise ImportError("dualpipe.pytorch_schedule() makes PyTorch's own runtime: pip install torch")
         return import_module(".pytorch", __name__).pytorch_schedule
     if name not in _TRAINING and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

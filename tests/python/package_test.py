@@ -98,6 +98,22 @@ for use in (lambda: timeline.spans, timeline.to_pandas, lambda: timeline.busy):
     assert done.stdout.count("this needs the package pandas: pip install pandas") == 1
 
 
+def test_without_torch() -> None:
+    code = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+import dualpipe
+print("pytorch_schedule" in dualpipe.__all__)
+try:
+    dualpipe.pytorch_schedule
+except ImportError as error:
+    print(error)
+"""
+    done = run(code)
+    assert done.stdout == "False\ndualpipe.pytorch_schedule() makes PyTorch's own runtime: pip install torch\n", done
+
+
 def test_threads_run_side_by_side() -> None:
     """The interpreter goes on while the library works."""
     code = """
