@@ -18,16 +18,18 @@
 #include "dualpipe/sim/simulate/simulate.h"
 
 namespace dualpipe::detail::search {
+
+// An order that annealing may start from.
+struct Candidate {
+  Order order;
+  Time value = 0;
+};
+
 namespace {
 
 constexpr std::size_t pool_max = 24;  // orders that annealing starts from
 constexpr std::size_t jobs_per_round = 16;
 constexpr std::size_t block_jobs_max = 96;
-
-struct Candidate {
-  Order order;
-  Time value = 0;
-};
 
 // The words that a cyclic schedule makes: all ops by their times.
 Order unrolled(const Problem& problem, const Ops& ops, const Block& block) {
