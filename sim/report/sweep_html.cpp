@@ -27,7 +27,8 @@ namespace {
 using HtmlJson = nlohmann::json;
 
 constexpr std::size_t table_rows_max = 500;
-constexpr std::size_t detail_ops_max = 60'000;  // of all details together: some megabytes
+constexpr std::size_t detail_ops_max = 60'000;  // of all details together but the first: some megabytes
+constexpr std::size_t first_detail_ops_max = 300'000;
 
 std::string title_of_row(const SweepRow& row) {
   const std::string shape = row.tensor > 0 ? fmt::format("t = {}, P = {}, d = {}", row.tensor, row.ranks, row.data)
@@ -99,7 +100,7 @@ HtmlJson details_json(const SweepReport& report, std::size_t count) {
     const Request request = sweep.point(report.rows[i].point).request;
     Schedule schedule = generate(request);
     ops += schedule.ops.size();
-    if (ops > detail_ops_max) break;
+    if (ops > (i == 0 ? first_detail_ops_max : detail_ops_max)) break;
     const Costs costs = stage_costs(request.costs, schedule.placement);
     details.push_back(detail_json(report.rows[i], lower(std::move(schedule)), costs));
   }
@@ -257,12 +258,19 @@ void write_html(std::ostream& out, const SweepReport& report, std::size_t detail
   out << "</header>\n<main>\n";
   write_table(out, report, data.size());
   write_plots(out, report);
+  const std::string scripts(detail::report::table_script);
+  if (data.empty()) {
+    out << "<section id=\"chart\"><h2>Gantt chart</h2><p>None is here, or the best point has too many ops for a page: "
+           "dualpipe-sim simulate --svg draws them.</p></section>\n</main>\n<script>"
+        << scripts << "</script>\n</body></html>\n";
+    return;
+  }
   write_chart(out, report, data.size());
   // "</script" in a name would end it.
   std::string text = data.dump(-1, ' ', true, HtmlJson::error_handler_t::replace);
   for (std::size_t at = 0; (at = text.find('<', at)) != text.npos;) text.replace(at, 1, "\\u003c");
-  out << "</main>\n<script type=\"application/json\" id=\"data\">" << text << "</script>\n<script>"
-      << detail::report::page_script << "</script>\n</body></html>\n";
+  out << "</main>\n<script type=\"application/json\" id=\"data\">" << text << "</script>\n<script>" << scripts
+      << detail::report::chart_script << "</script>\n</body></html>\n";
 }
 
 }  // namespace dualpipe

@@ -37,11 +37,9 @@ canvas{display:block;width:100%;border:1px solid var(--faint);border-radius:6px;
 .key{display:inline-block;width:12px;height:12px;margin:0 4px 0 0;vertical-align:-1px}
 )css";
 
-inline constexpr std::string_view page_script = R"js(
+// Sorts the table.
+inline constexpr std::string_view table_script = R"js(
 'use strict';
-const data = JSON.parse(document.getElementById('data').textContent);
-const colors = ['#56b4e9', '#e69f00', '#cc79a7', '#009e73', '#f0e442'];
-const names = ['F', 'B', 'I', 'W', 'F&B'];
 const byId = id => document.getElementById(id);
 
 // The table.
@@ -68,6 +66,13 @@ heads.forEach((head, column) => {
   });
 });
 
+)js";
+
+// Draws what is in the element "data", of which there is one at least.
+inline constexpr std::string_view chart_script = R"js(
+const data = JSON.parse(document.getElementById('data').textContent);
+const colors = ['#56b4e9', '#e69f00', '#cc79a7', '#009e73', '#f0e442'];
+const names = ['F', 'B', 'I', 'W', 'F&B'];
 function timeText(ns) {
   if (ns === 0) return '0';
   const units = [['s', 1e9], ['ms', 1e6], ['µs', 1e3], ['ns', 1]];
@@ -282,7 +287,7 @@ document.querySelectorAll('button[data-show]').forEach(each => {
 byId('pick').addEventListener('change', event => show(Number(event.target.value), false));
 window.addEventListener('resize', draw);
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
-if (data.length > 0) show(0, false);
+show(0, false);
 )js";
 
 }  // namespace dualpipe::detail::report

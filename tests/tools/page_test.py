@@ -99,6 +99,15 @@ result.textContent = JSON.stringify(found);
 document.body.append(result);
 """
 
+BARE_SCRIPT = r"""
+const head = document.getElementById('rows').tHead.rows[0].cells[1];
+head.querySelector('button').click();
+const result = document.createElement('pre');
+result.id = 'test-result';
+result.textContent = JSON.stringify({sorted: head.getAttribute('aria-sort') === 'ascending'});
+document.body.append(result);
+"""
+
 
 def browse(browser, page, width, dark, folder):
     """The checks by name, and what was written to the console."""
@@ -128,6 +137,9 @@ def main():
         subprocess.run([tool, "sweep", *grid, "--activation-bytes", "64MB", "-o", folder / "sweep.jsonl"], check=True)
         subprocess.run([tool, "report", folder / "sweep.jsonl", "--html", folder / "page.html"], check=True,
                        stdout=subprocess.DEVNULL)
+        bare = folder / "bare.html"
+        subprocess.run([tool, "report", folder / "sweep.jsonl", "--charts", "0", "--html", bare], check=True,
+                       stdout=subprocess.DEVNULL)
         text = (folder / "page.html").read_text(encoding="utf-8")
         text = text.replace("</body>", f"<script>{SCRIPT}</script></body>")
         (folder / "page.html").write_text(text, encoding="utf-8")
@@ -138,6 +150,13 @@ def main():
             where = f"{width} pixels, {'dark' if dark else 'light'}"
             failures += [f"{where}: not so: {name}" for name, is_so in found.items() if not is_so]
             failures += [f"{where}: {line}" for line in console]
+        text = bare.read_text(encoding="utf-8").replace("</body>", f"<script>{BARE_SCRIPT}</script></body>")
+        bare.write_text(text, encoding="utf-8")
+        found, console = browse(browser, bare, 1280, False, folder)
+        checks += 1
+        failures += [f"without charts: {line}" for line in console]
+        if found != {"sorted": True}:
+            failures.append(f"without charts: {found}")
     if backgrounds[False] == backgrounds[True]:
         failures.append(f"dark and light look the same: {backgrounds[True]}")
     print("\n".join(failures + [f"{checks} checks, {len(failures)} failures"]))
