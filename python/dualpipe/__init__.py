@@ -67,7 +67,7 @@ _TRAINING = {
 }
 
 # Modules that need PyTorch, and what else they say.
-_MODULES = ("adapters", "utils")
+_MODULES = ("adapters", "compat", "lightning", "transformers", "utils")
 
 
 def _trains() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,11 @@ def as_schedule(schedule: str | os.PathLike[str] | Schedule, microbatches: int |
     if os.path.exists(schedule):
         return make_schedule(schedule)
     return make_schedule(os.fspath(schedule), ranks=ranks, microbatches=microbatches)
+
+
+def default_schedule(ranks: int) -> str:
+    """DualPipe, where the number of ranks is even; of one rank there is nothing to overlap."""
+    return "1f1b" if ranks == 1 else "dualpipe" if ranks % 2 == 0 else "dualpipev"
 
 
 class ModelPipeline:
@@ -75,6 +80,7 @@ class ModelPipeline:
             measure_memory=measure_memory,
         )
         self._find_holders(rank_of)
+        self._random: tuple[Tensor, list[Tensor]] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, schedule, microbatches: int | None, example: Any, **options: Any) -> ModelPipeline:
@@ -130,6 +136,26 @@ class ModelPipeline:
                     module._buffers[key] = buffer.to("meta")
         self._replaced = made  # as long as ids are looked up in name_of
 
+    def restore_others(self) -> None:
+        """Makes the model whole again, with the weights that the other ranks have now."""
+        state = self.state_dict()
+        made: dict[int, nn.Parameter] = {}
+        for prefix, module in self.model.named_modules():
+            for key, parameter in module._parameters.items():
+                if parameter is None or not parameter.is_meta:
+                    continue
+                name = self.name_of[id(parameter)]
+                if id(parameter) not in made:
+                    whole = state[name].to(self.pipe.device)
+                    made[id(parameter)] = nn.Parameter(whole, parameter.requires_grad)
+                    self.name_of[id(made[id(parameter)])] = name
+                module._parameters[key] = made[id(parameter)]
+            for key, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    full = f"{prefix}.{key}" if prefix else key
+                    module._buffers[key] = state[full].to(self.pipe.device)
+        self._restored = made
+
     def train(self, mode: bool = True) -> None:
         self.model.train(mode)
         for stage in self.own:
@@ -173,7 +199,7 @@ class ModelPipeline:
             begin += size
         aside = self._set_shared_gradients_aside() if is_training else []
         try:
-            losses, outputs = self.pipe.step(
+            losses, outputs = self._with_own_random_numbers(
                 *(torch.cat(columns) for columns in zip(*given)),
                 criterion=_weighted if has_loss else None,
                 labels=[torch.cat(shares)] if shares and has_loss else [],
@@ -189,6 +215,22 @@ class ModelPipeline:
         if not return_outputs and has_loss:
             return loss, []
         return loss, self._collected(outputs, of_chains, len(pieces), rows, has_loss)
+
+    def _with_own_random_numbers(self, *inputs: Any, **options: Any) -> Any:
+        """Dropout draws its numbers apart on each rank, from a generator of the rank's own, so that what the ranks
+        have in common (how data is shuffled, say) goes on alike."""
+        devices = [self.pipe.device.index or 0] if self.pipe.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            if self._random is None:
+                torch.manual_seed(torch.initial_seed() + self.rank)
+            else:
+                torch.random.set_rng_state(self._random[0])
+                for device, state in zip(devices, self._random[1]):
+                    torch.cuda.set_rng_state(state, device)
+            try:
+                return self.pipe.step(*inputs, **options)
+            finally:
+                self._random = (torch.random.get_rng_state(), [torch.cuda.get_rng_state(each) for each in devices])
 
     def _placed(self, tensors: Sequence[Tensor], reduction: str, weights: Tensor | None):
         """Filled up to one row per micro-batch; and of each micro-batch how much its rows count, which adds up to 1
@@ -269,29 +311,34 @@ class ModelPipeline:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad, group=group)
 
-    def grad_norm(self) -> Tensor:
-        """Of the whole model's gradients, each parameter counted once; in float64."""
+    def grad_norm(self, among: set[int] | None = None) -> Tensor:
+        """Of the whole model's gradients, each parameter counted once; in float64. `among`: only of parameters with
+        these ids."""
         norms = torch.zeros(len(self.holders), dtype=torch.float64, device=self.pipe.device)
         names = {name: i for i, name in enumerate(self.holders)}
         for name, parameter in self.named_parameters():
-            if parameter.grad is not None and self.holders[name][0] == self.rank:
+            is_counted = self.holders[name][0] == self.rank and (among is None or id(parameter) in among)
+            if parameter.grad is not None and is_counted:
                 norms[names[name]] = torch.linalg.vector_norm(parameter.grad.detach())
         if self._group is not None and self.ranks > 1:
             dist.all_reduce(norms, group=self._group)
         return torch.linalg.vector_norm(norms)
 
-    def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """As torch.nn.utils.clip_grad_norm_() of the whole model: returns the norm that there was."""
-        norm = self.grad_norm()
+    def clip_grad_norm_(self, max_norm: float, parameters: Iterable[nn.Parameter] | None = None) -> Tensor:
+        """As torch.nn.utils.clip_grad_norm_() of the whole model, or of those of `parameters` that all ranks have:
+        returns the norm that there was."""
+        among = None if parameters is None else {id(p) for p in parameters}
+        norm = self.grad_norm(among)
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for parameter in self.parameters():
-            if parameter.grad is not None:
+            if parameter.grad is not None and (among is None or id(parameter) in among):
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
         return norm
 
     # --- states, whole, by the model's names
 
-    def _gathered(self, part: Any) -> list:
+    def gathered(self, part: Any) -> list:
+        """What each rank brings, on all ranks."""
         if self._group is None or self.ranks == 1:
             return [part]
         parts: list = [None] * self.ranks
@@ -302,7 +349,7 @@ class ModelPipeline:
         """The whole model's, on the CPU, on all ranks."""
         mine = {n: t.detach().cpu() for stage in self.own for n, t in stage.state_dict().items()}
         found: dict[str, Tensor] = {}
-        for part in self._gathered(mine):
+        for part in self.gathered(mine):
             found = {**part, **found}
         names = dict(self.model.named_parameters(remove_duplicate=False))
         first = {name: self.name_of[id(parameter)] for name, parameter in names.items()}
@@ -337,7 +384,7 @@ class ModelPipeline:
                 if index in own["state"]:
                     mine[self.name_of.get(id(parameter), "")] = own["state"][index]
         found: dict[str, Any] = {}
-        for part in self._gathered(mine):
+        for part in self.gathered(mine):
             found = {**part, **found}
         made: dict[str, Any] = {"state": {}, "param_groups": []}
         index = 0

@@ -16,9 +16,9 @@ function(dualpipe_python_tests part)
       COMMAND ${Python_EXECUTABLE} -m pytest -p no:cacheprovider -q -rs
         ${CMAKE_CURRENT_SOURCE_DIR}/python/${name}_test.py)
     set_tests_properties(python_${name} PROPERTIES LABELS python TIMEOUT 300
-      ENVIRONMENT "PYTHONPATH=${PROJECT_BINARY_DIR}/python;PYTHONDONTWRITEBYTECODE=1;DUALPIPE_SIM=$<TARGET_FILE:dualpipe-sim>")
+      ENVIRONMENT "PYTHONPATH=${PROJECT_BINARY_DIR}/python;PYTHONDONTWRITEBYTECODE=1;HF_HUB_OFFLINE=1;DUALPIPE_SIM=$<TARGET_FILE:dualpipe-sim>")
   endforeach()
 endfunction()
 
 dualpipe_python_tests(sim docs errors package schedule sweep table timeline torch)
-dualpipe_python_tests(exec deepseek examples faults pipeline pytorch split training)
+dualpipe_python_tests(exec compat deepseek examples faults lightning pipeline pytorch split trainer training)

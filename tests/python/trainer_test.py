@@ -1,0 +1,235 @@
+"""Hugging Face's Trainer over a pipeline, against the same Trainer in one process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import worlds
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import dualpipe  # noqa: E402
+
+ROWS, LENGTH = 36, 12
+
+
+def dataset(rows: int = ROWS) -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for row in range(rows):
+        tokens = torch.randint(3, 97, (LENGTH,), generator=generator).tolist()
+        labels = [-100 if (row * 7 + i) % 5 == 0 else token for i, token in enumerate(tokens)]
+        made.append({"input_ids": tokens, "attention_mask": [1] * LENGTH, "labels": labels})
+    return made
+
+
+def model(kind: str = "gpt2") -> torch.nn.Module:
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4
+        )
+        return transformers.LlamaForCausalLM(config).double()
+    size = dict(vocab_size=97, n_embd=32, n_layer=4, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+    none = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    config = transformers.GPT2Config(**size, **none, pad_token_id=0)
+    if kind == "classifier":
+        config.num_labels = 3
+        return transformers.GPT2ForSequenceClassification(config).double()
+    return transformers.GPT2LMHeadModel(config).double()
+
+
+class Recorded(transformers.TrainerCallback):
+    def __init__(self):
+        self.rows: list[dict] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        kept = ("loss", "grad_norm", "eval_loss", "learning_rate", "eval_accuracy", "epoch")
+        self.rows.append({key: float(logs[key]) for key in kept if key in logs})
+
+
+def arguments(folder: Path, **changes) -> transformers.TrainingArguments:
+    transformers.utils.logging.set_verbosity_error()
+    options = dict(
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=8,
+        num_train_epochs=2,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        learning_rate=1e-2,
+        max_grad_norm=0.5,
+        weight_decay=0.1,
+        gradient_accumulation_steps=2,
+        report_to=[],
+        use_cpu=True,
+        ddp_backend="gloo" if dist.is_initialized() else None,
+        seed=3,
+        disable_tqdm=True,
+    )
+    return transformers.TrainingArguments(**{**options, **changes})
+
+
+def accuracy(predictions) -> dict:
+    right = predictions.predictions[:, :-1].argmax(-1) == predictions.label_ids[:, 1:]
+    return {"accuracy": float(right.mean())}
+
+
+def environment(rank: int, ranks: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")  # not used: the group is there
+
+
+def make(folder: Path, pipeline: dict | None, kind: str = "gpt2", **changes):
+    recorded = Recorded()
+    options = dict(
+        model=model(kind),
+        args=arguments(folder, **changes),
+        train_dataset=dataset(),
+        eval_dataset=dataset(20),
+        callbacks=[recorded],
+        compute_metrics=accuracy,
+    )
+    if pipeline is None:
+        return transformers.Trainer(**options), recorded
+    return dualpipe.transformers.PipelineTrainer(**options, **pipeline), recorded
+
+
+def rows_and_weights(trainer, recorded) -> tuple[list[dict], dict]:
+    state = trainer.pipeline.state_dict() if hasattr(trainer, "pipeline") else trainer.model.state_dict()
+    return recorded.rows, {name: tensor.clone() for name, tensor in state.items()}
+
+
+def alone(_, folder: Path, kind: str, changes: dict, resume: str | None):
+    dist.destroy_process_group()
+    trainer, recorded = make(folder, None, kind, **changes)
+    trainer.train(resume_from_checkpoint=resume)
+    return rows_and_weights(trainer, recorded)
+
+
+def together(rank: int, folder: Path, kind: str, changes: dict, resume: str | None, pipeline: dict):
+    environment(rank, dist.get_world_size())
+    trainer, recorded = make(folder, pipeline, kind, **changes)
+    trainer.train(resume_from_checkpoint=resume)
+    own = sum(p.numel() for p in trainer.pipeline.parameters())
+    held = sum(t.numel() for s in trainer.optimizer.state.values() for t in s.values() if t.dim())
+    assert held == 2 * own, "the optimizer has the state of what this rank holds, and no other"
+    predicted = trainer.predict([{k: v for k, v in row.items() if k != "labels"} for row in dataset(5)])
+    assert predicted.predictions.shape == (5, LENGTH, 97), predicted.predictions.shape
+    return rows_and_weights(trainer, recorded)
+
+
+def check(got, expected) -> None:
+    rows, weights = got
+    expected_rows, expected_weights = expected
+    for row, other in zip(rows, expected_rows):
+        assert row.keys() == other.keys()
+        for key in row:
+            # The Trainer sums losses in float32.
+            assert row[key] == pytest.approx(other[key], rel=1e-6 if "loss" in key else 1e-9), (key, row, other)
+    assert len(rows) == len(expected_rows) and len(rows) > 4
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected_weights[name], rtol=1e-7, atol=1e-9)
+
+
+def run_alone(folder: Path, kind: str = "gpt2", changes: dict | None = None, resume: str | None = None):
+    return worlds.values(worlds.run(1, alone, folder, kind, changes or {}, resume, timeout=200))[0]
+
+
+def run_together(ranks, folder, pipeline, kind="gpt2", changes=None, resume=None):
+    return worlds.values(worlds.run(ranks, together, folder, kind, changes or {}, resume, pipeline, timeout=250))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, run_alone(folder)
+
+
+@pytest.mark.parametrize("ranks, schedule", [(2, "1f1b"), (2, "dualpipev"), (4, "zb1p"), (4, "dualpipe")])
+def test_training(tmp_path, expected, ranks, schedule) -> None:
+    """Losses, norms, metrics and weights of every step; checkpoints are the Trainer's own, and go on in both."""
+    folder, alone_found = expected
+    for found in run_together(ranks, tmp_path, {"schedule": schedule, "microbatches": 8}):
+        check(found, alone_found)
+    loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    other = transformers.GPT2LMHeadModel.from_pretrained(folder / "checkpoint-4").state_dict()
+    for name, tensor in loaded.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-7, atol=1e-9)
+    names = {path.name for path in (folder / "checkpoint-4").iterdir()}
+    assert names - {"rng_state.pth"} <= {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
+    if schedule == "1f1b":
+        return
+    # From the middle of an epoch: one process's checkpoint by the pipeline, and the pipeline's by one process.
+    other_schedule = {"schedule": "1f1b", "microbatches": 4}
+    for found in run_together(ranks, tmp_path / "on", other_schedule, resume=str(folder / "checkpoint-2")):
+        check_later(found, alone_found)
+    check_later(run_alone(tmp_path / "back", resume=str(tmp_path / "checkpoint-2")), alone_found)
+
+
+def check_later(found, expected) -> None:
+    rows, weights = found
+    check((rows, weights), (expected[0][-len(rows) :], expected[1]))
+
+
+def test_means_and_smoothing(tmp_path) -> None:
+    """Losses that are means; and a loss that the Trainer computes."""
+    changes = {"label_smoothing_factor": 0.1, "num_train_epochs": 1, "max_grad_norm": 0.0}
+    found = run_alone(tmp_path / "a", "llama", changes)
+    for each in run_together(2, tmp_path / "b", {"schedule": "1f1b", "microbatches": 4}, "llama", changes):
+        check(each, found)
+
+
+def refusals(rank, folder):
+    environment(rank, dist.get_world_size())
+    found = []
+    for changes, pipeline in [
+        ({"fp16_full_eval": True}, {"microbatches": 4}),
+        ({"optim": "adalomo"}, {"microbatches": 4}),
+        ({}, {"microbatches": None}),
+        ({}, {"microbatches": 4, "cut": ["lm_head", "lm_head"]}),
+        ({}, {"microbatches": 4, "schedule": "1f2b"}),
+    ]:
+        try:
+            make(folder, pipeline, **changes)[0].train()
+            found.append("nothing")
+        except dualpipe.InputError as error:
+            found.append(str(error))
+    return found
+
+
+def test_refusals(tmp_path) -> None:
+    for found in worlds.values(worlds.run(2, refusals, tmp_path, timeout=100)):
+        for text, part in zip(found, ["fp16_full_eval", "optim=", "microbatches", "2 stages are cut at 1", "1f2b"]):
+            assert part in text, found
+
+
+class Failing(transformers.TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3 and int(os.environ["RANK"]) == 1:
+            raise LookupError("of the callback")
+
+
+def fails(rank, folder):
+    environment(rank, dist.get_world_size())
+    trainer, _ = make(folder, {"microbatches": 4, "timeout": 10.0}, eval_strategy="no")
+    trainer.add_callback(Failing())
+    trainer.train()
+
+
+def test_a_callback_that_raises_on_one_rank(tmp_path) -> None:
+    first, second = worlds.run(2, fails, tmp_path, timeout=100)
+    assert second.kind == "LookupError" and first.kind in ("TransportError", "RuntimeError"), (first, second)
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-2")
