@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import ParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -88,6 +89,7 @@ class PipelineStrategy(ParallelStrategy):
         super().__init__(**kwargs)
         self._schedule, self._microbatches = schedule, microbatches
         self._cut, self._balance, self._given_example, self._timeout = cut, balance, example, timeout
+        self.num_nodes = 1  # Lightning sets it
         self._steps: dict[str, Step] = {}
         self._names: list[list[list[str]]] = []
         self.pipeline: ModelPipeline | None = None
@@ -105,15 +107,22 @@ class PipelineStrategy(ParallelStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None and self.parallel_devices is not None
         if not self.cluster_environment.creates_processes_externally:
-            self._launcher = _SubprocessScriptLauncher(self.cluster_environment, len(self.parallel_devices), 1)
+            self._launcher = _SubprocessScriptLauncher(
+                self.cluster_environment, len(self.parallel_devices), self.num_nodes
+            )
+
+    def set_world_ranks(self) -> None:
+        """Called by Lightning, in processes that its launcher has started as in the first one."""
+        devices = len(self.parallel_devices or [])
+        if self.cluster_environment is not None:
+            self.cluster_environment.set_global_rank(self.node_rank * devices + self.local_rank)
+            self.cluster_environment.set_world_size(self.num_nodes * devices)
+        rank_zero_only.rank = self.global_rank
 
     def setup_environment(self) -> None:
         super().setup_environment()
         environment = self.cluster_environment
         assert environment is not None
-        if not environment.creates_processes_externally:
-            environment.set_world_size(len(self.parallel_devices or []))
-            environment.set_global_rank(self.local_rank)
         if not dist.is_initialized():
             os.environ["MASTER_ADDR"] = environment.main_address
             os.environ["MASTER_PORT"] = str(environment.main_port)
