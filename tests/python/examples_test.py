@@ -68,3 +68,14 @@ def test_the_page_on_splitting(tmp_path: Path) -> None:
     shown = [line for line in text.splitlines() if not line.startswith("loss ")]
     assert len(shown) == 5 and all(f"    {line}\n" in page for line in shown), text
     assert re.search(r"loss \d+\.\d{4}, 74 tensors", text), text
+
+
+SHORT = ["--num-gpus", "2", "--device", "cpu", "--steps", "6", "--microbatches", "4"]
+
+
+def test_transformer() -> None:
+    """Shortened: a loss for the whole batch, and the picture of what two ranks did."""
+    text = output_of(sys.executable, str(ROOT / "python/examples/transformer_example.py"), *SHORT)
+    losses = [float(each) for each in re.findall(r"loss'?:? '?(\d+\.\d+)", text)]
+    assert losses and losses[-1] <= losses[0] < 6, text
+    assert re.search(r"^rank 0 .*F0", text, re.MULTILINE) and re.search(r"^rank 1 .*F0", text, re.MULTILINE), text
