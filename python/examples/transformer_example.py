@@ -1,4 +1,4 @@
-"""A transformer learns Python's manual, letter by letter, over a pipeline: `python transformer_example.py --num-gpus 2`.
+"""A transformer learns Python's manual, letter by letter: `python transformer_example.py --num-gpus 2`.
 
 The model is an ordinary one. dualpipe.split() makes the stages; each process holds its own, trains it, and the last
 line is a picture of what they did when.
