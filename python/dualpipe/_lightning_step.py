@@ -57,6 +57,7 @@ class Step:
 
     def __call__(self, counts: Tensor, batch: Any) -> list[Tensor]:
         logged: list[tuple[str, Tensor, dict]] = []
+        counts = counts.detach()
 
         def log(name: str, value: Any, **options: Any) -> None:
             logged.append((name, _number(name, value), options))

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 import dualpipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -70,12 +72,16 @@ def test_the_page_on_splitting(tmp_path: Path) -> None:
     assert re.search(r"loss \d+\.\d{4}, 74 tensors", text), text
 
 
+NEEDS = {"transformer": "torch", "vision": "torchvision", "trainer": "accelerate", "lightning": "lightning"}
 SHORT = ["--num-gpus", "2", "--device", "cpu", "--steps", "6", "--microbatches", "4"]
 
 
-def test_transformer() -> None:
+@pytest.mark.parametrize("name", NEEDS)
+def test_models_in_pipelines(name: str) -> None:
     """Shortened: a loss for the whole batch, and the picture of what two ranks did."""
-    text = output_of(sys.executable, str(ROOT / "python/examples/transformer_example.py"), *SHORT)
+    pytest.importorskip(NEEDS[name])
+    text = output_of(sys.executable, str(ROOT / f"python/examples/{name}_example.py"), *SHORT)
     losses = [float(each) for each in re.findall(r"loss'?:? '?(\d+\.\d+)", text)]
-    assert losses and losses[-1] <= losses[0] < 6, text
+    assert losses and 0 < min(losses) and max(losses) < 6, text
+    assert name == "vision" or losses[-1] <= losses[0], text
     assert re.search(r"^rank 0 .*F0", text, re.MULTILINE) and re.search(r"^rank 1 .*F0", text, re.MULTILINE), text
