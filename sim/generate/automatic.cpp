@@ -40,15 +40,6 @@ Costs costs_of(const Request& request, const Placement& placement) {
   return costs;
 }
 
-// A program of no ops.
-Program empty_program(const Placement& placement, std::int64_t micro_batches) {
-  Program program;
-  program.schedule.placement = placement;
-  program.schedule.micro_batches = static_cast<std::uint32_t>(micro_batches);
-  program.schedule.rank_begin.resize(static_cast<std::size_t>(placement.ranks) + 1);
-  return program;
-}
-
 std::vector<PlannedStage> stages_of(const Program& program, const Costs& costs) {
   const simulate::Tasks tasks(program, costs);
   const Placement& placement = program.schedule.placement;

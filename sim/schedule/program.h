@@ -35,4 +35,13 @@ struct Program {
   }
 };
 
+// Of no ops: for what costs say of a placement alone.
+[[nodiscard]] inline Program empty_program(const Placement& placement, std::int64_t micro_batches) {
+  Program program;
+  program.schedule.placement = placement;
+  program.schedule.micro_batches = static_cast<std::uint32_t>(micro_batches);
+  program.schedule.rank_begin.resize(static_cast<std::size_t>(placement.ranks) + 1);
+  return program;
+}
+
 }  // namespace dualpipe

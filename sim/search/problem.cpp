@@ -10,15 +10,6 @@
 namespace dualpipe::detail::search {
 namespace {
 
-// A program of no ops.
-Program empty_program(const Placement& placement, std::int64_t micro_batches) {
-  Program program;
-  program.schedule.placement = placement;
-  program.schedule.micro_batches = static_cast<std::uint32_t>(micro_batches);
-  program.schedule.rank_begin.resize(static_cast<std::size_t>(placement.ranks) + 1);
-  return program;
-}
-
 void set_times(Problem& problem, const Program& program, const Costs& costs) {
   const simulate::Tasks tasks(program, costs);
   // With more than that simulate() would not take the costs.
