@@ -141,7 +141,7 @@ install_torch() {
 }
 
 # What builds and tests the Python package, and what Torch, without its dependencies, is imported with.
-python_packages=(scikit-build-core==1.1.2 nanobind==3.1.0 pytest==9.2.0 numpy==2.4.6 pandas==3.1.1 mypy==2.4.1)
+python_packages=(scikit-build-core==1.1.2 nanobind==3.1.0 pytest==9.2.0 numpy==2.4.6 pandas==3.1.1 mypy==2.4.1 distributed==2026.8.0)
 torch_imports=(typing-extensions==4.16.0 sympy==1.14.0 networkx==3.6.1 jinja2==3.1.6 fsspec==2026.9.0 filelock==4.3.1)
 
 # Lightning, Hugging Face's Trainer, and what they import: installed without dependencies, of which Torch is one.
