@@ -12,6 +12,7 @@
 #include "dualpipe/exec/stage/recompute.h"
 #include "dualpipe/exec/stage/stage.h"
 #include "dualpipe/sim/costs/costs.h"
+#include "dualpipe/sim/schedule/op.h"
 
 namespace dualpipe {
 
@@ -29,6 +30,14 @@ enum class ModelFeature : std::uint8_t { any, parameters, recomputation, tokens,
 [[nodiscard]] std::vector<std::string_view> model_names(ModelFeature feature = ModelFeature::any);
 // Throws InputError where there is no such model.
 [[nodiscard]] bool has(std::string_view model, ModelFeature feature);
+
+// An op that takes longer than its like, in every step.
+struct LateOp {
+  Op op;
+  Time by = 0;
+
+  friend bool operator==(const LateOp&, const LateOp&) = default;
+};
 
 // The sizes of all models. Each model uses those that it has.
 struct ModelShape {
@@ -51,6 +60,7 @@ struct ModelShape {
   std::uint64_t seed = 0;  // of the parameters: those of a layer do not depend on how the model is split
   double loss_scale = 1;   // the loss of a micro-batch is scaled by it before its backward: 1 / (all micro-batches)
   Costs costs;             // `timed` only: how long its ops take; one for all stages of a chain or one for each
+  std::vector<LateOp> late = {};  // `timed` only: of the stage that is made
 
   friend bool operator==(const ModelShape&, const ModelShape&) = default;
 };

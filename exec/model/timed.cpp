@@ -28,22 +28,22 @@ void take(Time duration) {
 
 class TimedStage final : public EmptyStage {
  public:
-  TimedStage(const StageCosts& costs, bool is_first, bool is_last)
-      : EmptyStage(at::zeros({1}), is_first, is_last), costs_(costs) {}
+  TimedStage(const StageCosts& costs, std::vector<LateOp> late, bool is_first, bool is_last)
+      : EmptyStage(at::zeros({1}), is_first, is_last), costs_(costs), late_(std::move(late)) {}
 
-  Tensors forward(std::uint32_t /*micro_batch*/, Tensors /*inputs*/) override {
-    take(costs_.duration(Kind::forward));
+  Tensors forward(std::uint32_t micro_batch, Tensors /*inputs*/) override {
+    run(Kind::forward, micro_batch);
     return outputs();
   }
-  Tensors backward(std::uint32_t /*micro_batch*/, Tensors /*gradients*/) override {
-    take(costs_.duration(Kind::backward));
+  Tensors backward(std::uint32_t micro_batch, Tensors /*gradients*/) override {
+    run(Kind::backward, micro_batch);
     return input_gradients();
   }
-  Tensors backward_input(std::uint32_t /*micro_batch*/, Tensors /*gradients*/) override {
-    take(costs_.duration(Kind::input_gradient));
+  Tensors backward_input(std::uint32_t micro_batch, Tensors /*gradients*/) override {
+    run(Kind::input_gradient, micro_batch);
     return input_gradients();
   }
-  void backward_weight(std::uint32_t /*micro_batch*/) override { take(costs_.duration(Kind::weight_gradient)); }
+  void backward_weight(std::uint32_t micro_batch) override { run(Kind::weight_gradient, micro_batch); }
 
   Overlapped overlapped_forward_backward(std::uint32_t forward_micro_batch, Tensors inputs, Stage& back,
                                          std::uint32_t backward_micro_batch, Tensors gradients,
@@ -53,12 +53,23 @@ class TimedStage final : public EmptyStage {
       return Stage::overlapped_forward_backward(forward_micro_batch, std::move(inputs), back, backward_micro_batch,
                                                 std::move(gradients), streams);
     }
-    take(*costs_.overlapped);
+    take(*costs_.overlapped + late(Kind::forward, forward_micro_batch) +
+         timed_back->late(Kind::backward, backward_micro_batch));
     return {outputs(), timed_back->input_gradients()};
   }
 
  private:
+  void run(Kind kind, std::uint32_t micro_batch) const { take(costs_.duration(kind) + late(kind, micro_batch)); }
+  [[nodiscard]] Time late(Kind kind, std::uint32_t micro_batch) const {
+    Time by = 0;
+    for (const LateOp& each : late_) {
+      if (each.op.kind == kind && each.op.micro_batch == micro_batch) by += each.by;
+    }
+    return by;
+  }
+
   StageCosts costs_;
+  std::vector<LateOp> late_;
 };
 
 }  // namespace
@@ -76,7 +87,7 @@ std::unique_ptr<Stage> make_timed(const ModelShape& shape, int stage, const Feed
         "timed: a stage takes the same time on every rank; leave out the speeds and the jitter, or put "
         "them into the costs of each stage");
   }
-  return std::make_unique<TimedStage>(shape.costs.of(stage), is_first(stage), is_last(shape, stage));
+  return std::make_unique<TimedStage>(shape.costs.of(stage), shape.late, is_first(stage), is_last(shape, stage));
 }
 
 }  // namespace dualpipe::detail::model

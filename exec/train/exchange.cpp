@@ -33,6 +33,16 @@ std::uint64_t fingerprint_of(const Costs& costs) {
   return result.value();
 }
 
+std::string text_of(const Faults& faults) {
+  std::string text;
+  for (const auto& each : faults.ranks) text += fmt::format("rank:{}:{} ", each.rank, each.factor);
+  for (const auto& each : faults.ops) text += fmt::format("op:{}:{} ns ", to_text(each.op), each.by);
+  for (const auto& each : faults.links) {
+    text += fmt::format("link:{}-{}:{} ns ", each.from, each.to, each.delay.count());
+  }
+  return text;
+}
+
 // A name for people, and the value.
 using Line = std::pair<std::string, std::string>;
 
@@ -50,7 +60,8 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
        hexadecimal(fingerprint_of(shape.costs))},
       {"passes measured apart", text(options.measure_passes)},
       {"--calibrate", options.measure_links ? "on" : "off"},
-      {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())}};
+      {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())},
+      {"--inject", text_of(options.faults)}};
   for (const Setting& setting : train_settings()) {
     // A process may compute with more threads, and have its files elsewhere, than the others.
     if (setting.group == Setting::Group::machine) continue;

@@ -19,17 +19,30 @@ namespace {
 
 Time scaled(Time time, double speed) { return static_cast<Time>(static_cast<double>(time) / speed); }
 
+void slow_down(StageCosts& costs, double speed) {
+  for (Time StageCosts::*time : {&StageCosts::forward, &StageCosts::backward, &StageCosts::input_gradient,
+                                 &StageCosts::weight_gradient, &StageCosts::recompute}) {
+    costs.*time = scaled(costs.*time, speed);
+  }
+  if (costs.overlapped) costs.overlapped = scaled(*costs.overlapped, speed);
+}
+
 // Of one stage, as fast as its rank.
 StageCosts costs_on_rank(const Costs& costs, int stage, int rank) {
   StageCosts own = costs.of(stage);
-  if (costs.speed.empty()) return own;
-  const double speed = costs.speed[static_cast<std::size_t>(rank)];
-  for (Time StageCosts::*time : {&StageCosts::forward, &StageCosts::backward, &StageCosts::input_gradient,
-                                 &StageCosts::weight_gradient, &StageCosts::recompute}) {
-    own.*time = scaled(own.*time, speed);
-  }
-  if (own.overlapped) own.overlapped = scaled(*own.overlapped, speed);
+  if (!costs.speed.empty()) slow_down(own, costs.speed[static_cast<std::size_t>(rank)]);
   return own;
+}
+
+// Those of a stage of `timed`.
+void add_faults(const Faults& faults, const Placement& placement, int stage, ModelShape& shape) {
+  const int rank = placement.rank_of[static_cast<std::size_t>(stage)];
+  for (const Faults::SlowRank& each : faults.ranks) {
+    if (each.rank == rank && !shape.costs.stages.empty()) slow_down(shape.costs.stages[0], 1 / each.factor);
+  }
+  for (const LateOp& each : faults.ops) {
+    if (each.op.stage == stage) shape.late.push_back(each);
+  }
 }
 
 ModelShape shape_of(const Schedule& schedule, const TrainOptions& options, int stage) {
@@ -41,6 +54,7 @@ ModelShape shape_of(const Schedule& schedule, const TrainOptions& options, int s
     shape.costs.stages = {
         costs_on_rank(options.shape.costs, stage, placement.rank_of[static_cast<std::size_t>(stage)])};
   }
+  add_faults(options.faults, placement, stage, shape);
   return shape;
 }
 

@@ -21,6 +21,7 @@
 #include "dualpipe/exec/model/model.h"
 #include "dualpipe/exec/replay/replay.h"
 #include "dualpipe/exec/stage/stage.h"
+#include "dualpipe/exec/train/faults.h"
 #include "dualpipe/exec/transport/transport.h"
 #include "dualpipe/exec/transport/world.h"
 #include "dualpipe/sim/schedule/program.h"
@@ -60,6 +61,7 @@ struct TrainOptions {
   int save_every = 0;  // also after every so many steps of the training; 0: only then
   std::string resume;  // a file that the training goes on from; empty: it begins anew
   TransportOptions transport;
+  Faults faults;                                // of `timed`; those of links count in `transport`
   Hardware* hardware = nullptr;                 // that the ranks of this process run on; null: the host
   std::function<void(int rank, Op)> before_op;  // for tests: called by each rank before each op
   std::stop_token stop;                         // ends the run: train() then throws

@@ -88,8 +88,8 @@ void MessageRouter::send(Op message, Tensors tensors, const Event& ready) {
   const int to = rank_of(receive.stage);
   const auto now = Clock::now();
   if (!are_apart(rank_of(message.stage), to)) {
-    return mailbox_of(to).put(queue_of(receive),
-                              {receive.micro_batch, std::move(tensors), now + options_.link_delay, ready});
+    return mailbox_of(to).put(queue_of(receive), {receive.micro_batch, std::move(tensors),
+                                                  now + options_.delay(rank_of(message.stage), to), ready});
   }
   link_->send(to, {.receive = receive, .rank = to, .sent = now, .tensors = std::move(tensors)});
 }
@@ -276,7 +276,8 @@ MessageRouter::Route MessageRouter::route_of_sum(const WireMessage& message) con
 
 void MessageRouter::deliver(WireMessage message) {
   if (message.kind == WireMessage::Kind::message) {
-    const auto arrived = std::max(Clock::now(), message.sent + options_.link_delay);
+    const auto [from, to] = route_of(message);
+    const auto arrived = std::max(Clock::now(), message.sent + options_.delay(from, to));
     return mailbox_of(message.rank)
         .put(queue_of(message.receive), {message.receive.micro_batch, std::move(message.tensors), arrived});
   }

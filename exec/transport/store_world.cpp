@@ -112,9 +112,9 @@ class StoreWorld final : public EngineWorld {
       throw InputError(fmt::format("over {} each process has one rank: {} ranks need {} processes, and {} {}",
                                    transport(), placement.ranks, placement.ranks, connection_.has, processes()));
     }
-    if (options.link_delay.count() > 0) {
-      throw InputError(
-          fmt::format("--link-delay: over {} messages take the time that they take; leave it out", transport()));
+    if (options.link_delay.count() > 0 || !options.slow_links.empty()) {
+      throw InputError(fmt::format("{}: over {} messages take the time that they take; leave it out",
+                                   options.slow_links.empty() ? "--link-delay" : "--inject link", transport()));
     }
   }
 

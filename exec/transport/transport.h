@@ -87,9 +87,27 @@ class Transport {
   virtual void abort(const std::string& reason) = 0;
 };
 
+// What messages of one link take besides.
+struct LinkDelay {
+  int from = 0;  // ranks
+  int to = 0;
+  std::chrono::nanoseconds delay{0};
+
+  friend bool operator==(const LinkDelay&, const LinkDelay&) = default;
+};
+
 struct TransportOptions {
   std::chrono::nanoseconds timeout = std::chrono::seconds(60);  // of one wait
   std::chrono::nanoseconds link_delay{0};                       // a message arrives no earlier than this after its send
+  std::vector<LinkDelay> slow_links = {};                       // those whose messages take longer
+
+  [[nodiscard]] std::chrono::nanoseconds delay(int from, int to) const {
+    std::chrono::nanoseconds sum = link_delay;
+    for (const LinkDelay& each : slow_links) {
+      if (each.from == from && each.to == to) sum += each.delay;
+    }
+    return sum;
+  }
 };
 
 // Ranks that are threads of this process: one Transport each, by rank.

@@ -110,6 +110,11 @@ test_durations() {
     "input_gradient_ns": 2000000, "weight_gradient_ns": 1000000}]}' >costs.json
   predicts "$timed" --costs costs.json
   predicts "$timed" --link-delay 2ms
+  # What is injected nobody knows beforehand: it changes what is measured, and not what is predicted.
+  has_case[" --inject"]=1
+  passes $timed --inject rank:1:2,op:0F1:3ms,link:0-1:2ms
+  fails 1 "'rank:1' is no fault, as rank:2:1.5" $timed --inject rank:1
+  fails 1 'there is no rank 9 to inject a fault into' $timed --inject rank:9:2
 }
 
 test_machine() {

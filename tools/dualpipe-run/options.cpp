@@ -64,6 +64,12 @@ void add_model(CLI::App& app, RunOptions& options) {
       ->allow_extra_args(false)
       ->type_name("N")
       ->group(model_group);
+  add_list(
+      app, "--inject", options.inject,
+      "Faults, to see that they are found: rank:2:1.5 (its ops take 1.5 times as long), op:3B7:8ms (it takes longer "
+      "by so much), link:0-1:5ms (so do its messages)")
+      ->type_name("FAULTS")
+      ->group(model_group);
 }
 
 void add_machine(CLI::App& app, RunOptions& options) {
@@ -134,7 +140,8 @@ const std::vector<Heeded>& heeded_options() {
   static const std::vector<Heeded> heeded = [] {
     std::map<ModelFeature, std::vector<std::string>> by_feature = {
         {ModelFeature::parameters, {"--layers", "--check"}},
-        {ModelFeature::durations, {"--forward", "--backward", "--weight", "--recompute-time", "--overlapped"}}};
+        {ModelFeature::durations,
+         {"--forward", "--backward", "--weight", "--recompute-time", "--overlapped", "--inject"}}};
     for (const Setting& setting : train_settings()) {
       if (setting.heeded_with != ModelFeature::any) {
         by_feature[setting.heeded_with].push_back(fmt::format("--{}", setting.name));
@@ -348,6 +355,14 @@ TrainOptions RunOptions::train(const Placement& placement) const {
     train.transport.link_delay =
         std::chrono::nanoseconds(dualpipe::value_of("--link-delay", link_delay, parse_duration));
   }
+  for (const std::string& fault : inject) {
+    dualpipe::value_of("--inject", fault, [&](std::string_view text) {
+      add_fault(text, train.faults);
+      return 0;
+    });
+  }
+  dualpipe::check(train.faults, placement);
+  train.transport.slow_links = train.faults.links;
   if (train.transport.timeout <= train.transport.link_delay) {
     throw InputError("--timeout: it must be longer than --link-delay, and timed's latency");
   }

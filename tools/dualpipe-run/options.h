@@ -29,6 +29,7 @@ struct RunOptions {
   std::map<std::string, std::string, std::less<>> settings;  // train_settings() by name, as given or "": not given
   std::map<std::string, bool, std::less<>> flags;            // those of them that are flags
   std::string transport, timeout, link_delay;
+  std::vector<std::string> inject;
   std::string device = "cpu";
   bool copy = false;
   bool sm_partition = false;
