@@ -331,7 +331,8 @@ std::vector<std::string> send_in_forms(GroupDouble& group, const std::function<s
         transport.expect({7, {0, 1, 0}});
         transport.begin(program, host_device());
         for (const std::uint32_t micro_batch : {0U, 1U, 2U}) {
-          const at::Tensor sent = at::full({length(micro_batch)}, micro_batch + 10 * step, at::kDouble);
+          const at::Tensor sent =
+              at::full({length(micro_batch)}, micro_batch + 10U * static_cast<unsigned>(step), at::kDouble);
           if (rank == 0) {
             transport.send({micro_batch, 0, Kind::send_forward, false}, {sent}, {});
             transport.end_batch();

@@ -15,7 +15,7 @@ function(dualpipe_python_tests part)
     add_test(NAME python_${name}
       COMMAND ${Python_EXECUTABLE} -m pytest -p no:cacheprovider -q -rs
         ${CMAKE_CURRENT_SOURCE_DIR}/python/${name}_test.py)
-    set_tests_properties(python_${name} PROPERTIES LABELS python TIMEOUT 300
+    set_tests_properties(python_${name} PROPERTIES LABELS python TIMEOUT 600
       ENVIRONMENT "PYTHONPATH=${PROJECT_BINARY_DIR}/python;PYTHONDONTWRITEBYTECODE=1;HF_HUB_OFFLINE=1;DUALPIPE_SIM=$<TARGET_FILE:dualpipe-sim>")
   endforeach()
 endfunction()
