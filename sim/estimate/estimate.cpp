@@ -35,7 +35,7 @@ void check_divides(std::string_view what, std::int64_t amount, std::string_view 
 }
 
 void check_request(const EstimateRequest& request) {
-  const ModelShape& model = request.model;
+  const TransformerShape& model = request.model;
   check(model);
   const auto check_size = [](std::string_view name, std::int64_t size, std::int64_t most) {
     if (size >= 1 && size <= most) return;
@@ -61,7 +61,7 @@ void check_request(const EstimateRequest& request) {
   if (request.mfu) check_efficiency("the MFU", *request.mfu);
   check_efficiency("the efficiency of matrix products", request.matmul_efficiency);
   check_efficiency("the efficiency of the memory", request.memory_efficiency);
-  if (request.precision == Precision::fp8 && accelerator(request.gpu).flops_8bit == 0) {
+  if (request.precision == MatmulPrecision::fp8 && accelerator(request.gpu).flops_8bit == 0) {
     throw InputError(fmt::format("{} has no fp8; take bf16", request.gpu));
   }
 }
@@ -70,7 +70,7 @@ class Estimator {
  public:
   explicit Estimator(const EstimateRequest& request)
       : request_(request), gpu_(accelerator(request.gpu)), works_(request) {
-    peak_ = request.precision == Precision::fp8 ? gpu_.flops_8bit : gpu_.flops_16bit;
+    peak_ = request.precision == MatmulPrecision::fp8 ? gpu_.flops_8bit : gpu_.flops_16bit;
   }
 
   [[nodiscard]] EstimatedPart part(std::string name, int count, const PartWork& work, const ParameterCount& parameters,
@@ -196,7 +196,7 @@ Estimate estimate(const EstimateRequest& request) {
   check_request(request);
   Estimate result;
   result.request = request;
-  const ModelShape& model = request.model;
+  const TransformerShape& model = request.model;
   result.parameters = parameters_of(model);
   result.active_parameters = active_parameters_of(model);
   result.tokens = static_cast<double>(request.sequence) * static_cast<double>(request.micro_batch);

@@ -30,14 +30,14 @@
 
 #include "dualpipe/sim/costs/model_costs.h"
 #include "dualpipe/sim/estimate/accelerator.h"
-#include "dualpipe/sim/estimate/model_shape.h"
+#include "dualpipe/sim/estimate/transformer_shape.h"
 
 namespace dualpipe {
 
-enum class Precision : std::uint8_t { bf16, fp16, fp8 };  // of matrix products; all else has 16 bits
+enum class MatmulPrecision : std::uint8_t { bf16, fp16, fp8 };  // of matrix products; all else has 16 bits
 
 struct EstimateRequest {
-  ModelShape model = {};
+  TransformerShape model = {};
   std::int64_t sequence = 0;     // s
   std::int64_t micro_batch = 1;  // b, sequences
   // Ranks that share a stage.
@@ -47,7 +47,7 @@ struct EstimateRequest {
   int data = 1;
   int expert = 1;  // experts are spread over so many of data x context
   std::string gpu = "h100";
-  Precision precision = Precision::bf16;
+  MatmulPrecision precision = MatmulPrecision::bf16;
   bool flash_attention = true;
   bool recompute = false;  // the costs know both: with and without
   std::optional<double> mfu = {};

@@ -22,46 +22,46 @@ namespace {
 
 using OrderedJson = nlohmann::ordered_json;
 
-constexpr std::array sizes{std::pair{"layers", &ModelShape::layers},
-                           std::pair{"hidden", &ModelShape::hidden},
-                           std::pair{"heads", &ModelShape::heads},
-                           std::pair{"key_value_heads", &ModelShape::key_value_heads},
-                           std::pair{"head_size", &ModelShape::head_size},
-                           std::pair{"intermediate", &ModelShape::intermediate},
-                           std::pair{"vocabulary", &ModelShape::vocabulary},
-                           std::pair{"positions", &ModelShape::positions},
-                           std::pair{"experts", &ModelShape::experts},
-                           std::pair{"experts_per_token", &ModelShape::experts_per_token},
-                           std::pair{"expert_intermediate", &ModelShape::expert_intermediate},
-                           std::pair{"shared_intermediate", &ModelShape::shared_intermediate},
-                           std::pair{"dense_layers", &ModelShape::dense_layers},
-                           std::pair{"query_rank", &ModelShape::query_rank},
-                           std::pair{"key_value_rank", &ModelShape::key_value_rank},
-                           std::pair{"no_position_size", &ModelShape::no_position_size},
-                           std::pair{"position_size", &ModelShape::position_size},
-                           std::pair{"value_size", &ModelShape::value_size}};
-constexpr std::array flags{std::pair{"gated", &ModelShape::gated},
-                           std::pair{"layer_norm", &ModelShape::layer_norm},
-                           std::pair{"tied_embeddings", &ModelShape::tied_embeddings},
-                           std::pair{"query_key_value_bias", &ModelShape::query_key_value_bias},
-                           std::pair{"output_bias", &ModelShape::output_bias},
-                           std::pair{"mlp_bias", &ModelShape::mlp_bias},
-                           std::pair{"query_key_norm", &ModelShape::query_key_norm},
-                           std::pair{"router_bias", &ModelShape::router_bias},
-                           std::pair{"dropout", &ModelShape::dropout}};
+constexpr std::array sizes{std::pair{"layers", &TransformerShape::layers},
+                           std::pair{"hidden", &TransformerShape::hidden},
+                           std::pair{"heads", &TransformerShape::heads},
+                           std::pair{"key_value_heads", &TransformerShape::key_value_heads},
+                           std::pair{"head_size", &TransformerShape::head_size},
+                           std::pair{"intermediate", &TransformerShape::intermediate},
+                           std::pair{"vocabulary", &TransformerShape::vocabulary},
+                           std::pair{"positions", &TransformerShape::positions},
+                           std::pair{"experts", &TransformerShape::experts},
+                           std::pair{"experts_per_token", &TransformerShape::experts_per_token},
+                           std::pair{"expert_intermediate", &TransformerShape::expert_intermediate},
+                           std::pair{"shared_intermediate", &TransformerShape::shared_intermediate},
+                           std::pair{"dense_layers", &TransformerShape::dense_layers},
+                           std::pair{"query_rank", &TransformerShape::query_rank},
+                           std::pair{"key_value_rank", &TransformerShape::key_value_rank},
+                           std::pair{"no_position_size", &TransformerShape::no_position_size},
+                           std::pair{"position_size", &TransformerShape::position_size},
+                           std::pair{"value_size", &TransformerShape::value_size}};
+constexpr std::array flags{std::pair{"gated", &TransformerShape::gated},
+                           std::pair{"layer_norm", &TransformerShape::layer_norm},
+                           std::pair{"tied_embeddings", &TransformerShape::tied_embeddings},
+                           std::pair{"query_key_value_bias", &TransformerShape::query_key_value_bias},
+                           std::pair{"output_bias", &TransformerShape::output_bias},
+                           std::pair{"mlp_bias", &TransformerShape::mlp_bias},
+                           std::pair{"query_key_norm", &TransformerShape::query_key_norm},
+                           std::pair{"router_bias", &TransformerShape::router_bias},
+                           std::pair{"dropout", &TransformerShape::dropout}};
 constexpr std::array ranks{std::pair{"tensor", &EstimateRequest::tensor},
                            std::pair{"context", &EstimateRequest::context}, std::pair{"data", &EstimateRequest::data},
                            std::pair{"expert", &EstimateRequest::expert}};
 constexpr std::array<std::string_view, 3> precision_names{"bf16", "fp16", "fp8"};
 
 // What is as it is without being said is left out.
-OrderedJson model_json(const ModelShape& model) {
+OrderedJson model_json(const TransformerShape& model) {
   OrderedJson json{{"name", model.name}};
   for (const auto& [key, member] : sizes) {
     if (model.*member != 0) json[key] = model.*member;
   }
   for (const auto& [key, member] : flags) {
-    if (model.*member != ModelShape{}.*member) json[key] = model.*member;
+    if (model.*member != TransformerShape{}.*member) json[key] = model.*member;
   }
   return json;
 }
@@ -80,8 +80,8 @@ OrderedJson request_json(const EstimateRequest& request) {
   return json;
 }
 
-ModelShape model_of(const JsonValue& object) {
-  ModelShape model;
+TransformerShape model_of(const JsonValue& object) {
+  TransformerShape model;
   if (const auto name = object.find("name")) model.name = name->text();
   for (const auto& [key, member] : sizes) {
     if (const auto value = object.find(key)) model.*member = value->integer(0, 1'000'000'000);
@@ -104,7 +104,7 @@ EstimateRequest request_of(const JsonValue& object) {
   if (const auto value = object.find("dtype")) {
     const auto* const found = std::find(precision_names.begin(), precision_names.end(), value->text());
     if (found == precision_names.end()) value->fail("it is none of bf16, fp16, fp8");
-    request.precision = static_cast<Precision>(found - precision_names.begin());
+    request.precision = static_cast<MatmulPrecision>(found - precision_names.begin());
   }
   if (const auto value = object.find("flash_attention")) request.flash_attention = value->boolean();
   if (const auto value = object.find("recompute")) request.recompute = value->boolean();

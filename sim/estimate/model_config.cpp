@@ -6,7 +6,7 @@
 #include <istream>
 #include <nlohmann/json.hpp>
 
-#include "dualpipe/sim/estimate/model_shape.h"
+#include "dualpipe/sim/estimate/transformer_shape.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/input_file.h"
 #include "dualpipe/sim/schedule/json_reader.h"
@@ -41,8 +41,8 @@ class Config {
   JsonValue document_;
 };
 
-ModelShape gpt2(const Config& config) {
-  ModelShape model;
+TransformerShape gpt2(const Config& config) {
+  TransformerShape model;
   model.layers = config.size("n_layer");
   model.hidden = config.size("n_embd");
   model.heads = model.key_value_heads = config.size("n_head");
@@ -57,8 +57,8 @@ ModelShape gpt2(const Config& config) {
 }
 
 // What all that came after Llama have in common.
-ModelShape llama(const Config& config) {
-  ModelShape model;
+TransformerShape llama(const Config& config) {
+  TransformerShape model;
   model.layers = config.size("num_hidden_layers");
   model.hidden = config.size("hidden_size");
   model.heads = config.size("num_attention_heads");
@@ -72,37 +72,37 @@ ModelShape llama(const Config& config) {
   return model;
 }
 
-ModelShape qwen2(const Config& config) {
-  ModelShape model = llama(config);
+TransformerShape qwen2(const Config& config) {
+  TransformerShape model = llama(config);
   model.query_key_value_bias = true;
   model.output_bias = false;
   return model;
 }
 
-ModelShape qwen3(const Config& config) {
-  ModelShape model = llama(config);
+TransformerShape qwen3(const Config& config) {
+  TransformerShape model = llama(config);
   model.query_key_norm = true;
   return model;
 }
 
-ModelShape qwen3_moe(const Config& config) {
-  ModelShape model = qwen3(config);
+TransformerShape qwen3_moe(const Config& config) {
+  TransformerShape model = qwen3(config);
   model.experts = config.size("num_experts");
   model.experts_per_token = config.size("num_experts_per_tok");
   model.expert_intermediate = config.size("moe_intermediate_size");
   return model;
 }
 
-ModelShape mixtral(const Config& config) {
-  ModelShape model = llama(config);
+TransformerShape mixtral(const Config& config) {
+  TransformerShape model = llama(config);
   model.experts = config.size("num_local_experts");
   model.experts_per_token = config.size("num_experts_per_tok");
   model.expert_intermediate = model.intermediate;
   return model;
 }
 
-ModelShape deepseek(const Config& config) {
-  ModelShape model = llama(config);
+TransformerShape deepseek(const Config& config) {
+  TransformerShape model = llama(config);
   model.head_size = 0;
   model.query_rank = config.size("q_lora_rank", 0);
   model.key_value_rank = config.size("kv_lora_rank");
@@ -117,15 +117,15 @@ ModelShape deepseek(const Config& config) {
   return model;
 }
 
-ModelShape deepseek_v3(const Config& config) {
-  ModelShape model = deepseek(config);
+TransformerShape deepseek_v3(const Config& config) {
+  TransformerShape model = deepseek(config);
   model.router_bias = true;
   return model;
 }
 
 struct ModelType {
   std::string_view name;
-  ModelShape (*read)(const Config& config);
+  TransformerShape (*read)(const Config& config);
 };
 constexpr std::array model_types{
     ModelType{"gpt2", gpt2},       ModelType{"llama", llama},          ModelType{"mistral", llama},
@@ -134,13 +134,13 @@ constexpr std::array model_types{
 
 }  // namespace
 
-ModelShape read_model_config(std::istream& in, const std::string& source) {
+TransformerShape read_model_config(std::istream& in, const std::string& source) {
   const nlohmann::json json = detail::schedule::read_json_document(in, source, {});
   const Config config(JsonValue(json, source));
   const std::string& type = config.document().at("model_type").text();
   for (const ModelType& each : model_types) {
     if (each.name != type) continue;
-    ModelShape model = each.read(config);
+    TransformerShape model = each.read(config);
     model.name = type;
     try {
       check(model);
@@ -157,7 +157,7 @@ ModelShape read_model_config(std::istream& in, const std::string& source) {
                         fmt::join(names, ", ")));
 }
 
-ModelShape load_model_config(const std::string& path) {
+TransformerShape load_model_config(const std::string& path) {
   auto in = open_input_file(path);
   return read_model_config(in, path);
 }

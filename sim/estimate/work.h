@@ -48,7 +48,7 @@ class Works {
   [[nodiscard]] double active_intermediate(bool has_experts) const;
 
   const EstimateRequest& request_;
-  const ModelShape& model_;
+  const TransformerShape& model_;
   double tokens_ = 0;  // of a micro-batch, on a rank: s b / (t c)
   double hidden_ = 0;
   double queries_ = 0;  // of all heads

@@ -17,7 +17,7 @@ std::int64_t size_given(std::string_view option, const std::string& text, std::i
 }
 
 // What nobody says of a GPT is as in GPT-2, of others as in Llama.
-void set_style(ModelShape& model, bool is_gpt, std::int64_t sequence) {
+void set_style(TransformerShape& model, bool is_gpt, std::int64_t sequence) {
   model.name = is_gpt ? "gpt" : "llama";
   if (!is_gpt) return;
   model.gated = false;
@@ -28,7 +28,7 @@ void set_style(ModelShape& model, bool is_gpt, std::int64_t sequence) {
 
 }  // namespace
 
-ModelShape EstimateOptions::model(std::int64_t sequence_length) const {
+TransformerShape EstimateOptions::model(std::int64_t sequence_length) const {
   const std::pair<const char*, const std::string*> sizes[] = {
       {"--layers", &layers},         {"--hidden", &hidden},
       {"--heads", &heads},           {"--kv-heads", &key_value_heads},
@@ -43,7 +43,7 @@ ModelShape EstimateOptions::model(std::int64_t sequence_length) const {
   if (layers.empty() || hidden.empty() || heads.empty()) {
     throw InputError("an estimate needs the model: give --config config.json, or --layers, --hidden and --heads");
   }
-  ModelShape model;
+  TransformerShape model;
   const bool is_gpt = style == "gpt";
   set_style(model, is_gpt, sequence_length);
   model.layers = size_given("--layers", layers);
@@ -72,7 +72,9 @@ EstimateRequest EstimateOptions::request() const {
   request.expert = static_cast<int>(size_given("--expert-parallel", expert, 1));
   request.data = static_cast<int>(size_given("--data-parallel", data, 1));
   request.gpu = gpu;
-  request.precision = dtype == "fp8" ? Precision::fp8 : dtype == "fp16" ? Precision::fp16 : Precision::bf16;
+  request.precision = dtype == "fp8"    ? MatmulPrecision::fp8
+                      : dtype == "fp16" ? MatmulPrecision::fp16
+                                        : MatmulPrecision::bf16;
   request.flash_attention = attention == "flash";
   request.recompute = recompute == "full";
   if (!mfu.empty()) {

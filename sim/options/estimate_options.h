@@ -24,7 +24,7 @@ struct EstimateOptions {
   [[nodiscard]] EstimateRequest request() const;
 
  private:
-  [[nodiscard]] ModelShape model(std::int64_t sequence_length) const;
+  [[nodiscard]] TransformerShape model(std::int64_t sequence_length) const;
 };
 
 }  // namespace dualpipe

@@ -261,7 +261,7 @@ std::string Sweep::Points::step_figures(const Axes::Values& values, const Prepar
   const double seconds = std::ranges::max(bytes) * (copies - 1) / copies / rate;
   const auto reduction = static_cast<Time>(std::llround(seconds * 1e9));
   const auto step = static_cast<double>(makespan + reduction) * 1e-9;
-  const double peak = cluster.estimate.precision == Precision::fp8 ? gpu.flops_8bit : gpu.flops_16bit;
+  const double peak = cluster.estimate.precision == MatmulPrecision::fp8 ? gpu.flops_8bit : gpu.flops_16bit;
   const double tokens = static_cast<double>(cluster.global_batch) * static_cast<double>(cluster.estimate.sequence);
   const double flops = layout.flops * static_cast<double>(values.place->micro_batches) * layout.data;
   return fmt::format(",\"data_parallel_ns\":{},\"step_ns\":{},\"tokens_per_second\":{},\"flops_utilization\":{}",

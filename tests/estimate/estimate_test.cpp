@@ -43,7 +43,7 @@ const std::map<std::string_view, std::string_view> configs{
     {"gpt2", R"({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024,
       "n_inner": null, "vocab_size": 50257})"}};
 
-ModelShape model_of(std::string_view name) {
+TransformerShape model_of(std::string_view name) {
   std::istringstream in{std::string(configs.at(name))};
   return read_model_config(in, std::string(name));
 }
@@ -89,7 +89,7 @@ BOOST_AUTO_TEST_CASE(parameters_are_those_published) {
                                                            {"gpt2", 124'439'808}};
   for (const auto& [name, count] : published) {
     BOOST_TEST_CONTEXT(name) {
-      const ModelShape model = model_of(name);
+      const TransformerShape model = model_of(name);
       BOOST_TEST(parameters_of(model) == count);
       // And in what the parts hold, but for a head that is the embedding.
       EstimateRequest request{.model = model, .sequence = 64};
@@ -222,7 +222,7 @@ BOOST_AUTO_TEST_CASE(a_file_says_what_it_was_estimated_from) {
                           .data = 8,
                           .expert = 8,
                           .gpu = "h200",
-                          .precision = Precision::fp8,
+                          .precision = MatmulPrecision::fp8,
                           .recompute = true,
                           .mfu = 0.4};
   const Estimate found = estimate(request);
@@ -276,7 +276,7 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_is_refused) {
              std::string::npos);
   BOOST_TEST(says([](EstimateRequest& request) {
                request.gpu = "a100";
-               request.precision = Precision::fp8;
+               request.precision = MatmulPrecision::fp8;
              }) == "a100 has no fp8; take bf16");
   const auto reads = [](const std::string& text) {
     std::istringstream in(text);

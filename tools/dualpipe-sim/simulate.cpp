@@ -27,8 +27,10 @@ bool prints_summary(const SimulateOptions& options) {
 
 // The summary goes to standard output, too, below a Gantt chart where there is one.
 void check_files(const SimulateOptions& options) {
-  std::vector<NamedFile> results{{"--json", options.json, "figures"}, {"--csv", options.csv, "rows"}};
+  std::vector<NamedFile> results;
   options.charts.add_results_to(results);
+  results.push_back({"--json", options.json, "figures"});
+  results.push_back({"--csv", options.csv, "rows"});
   if (prints_summary(options) && options.charts.gantt != "-") results.push_back({"standard output", "-", "summary"});
   check_apart(results, std::vector<NamedFile>{{"SCHEDULE", options.schedule.file(), "schedule"},
                                               {"--costs", options.costs.file, "costs"}});

@@ -1,4 +1,4 @@
-#include "dualpipe/sim/estimate/model_shape.h"
+#include "dualpipe/sim/estimate/transformer_shape.h"
 
 #include <fmt/format.h>
 
@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::int64_t size_max = 1'000'000'000;
 
-void add_attention(const ModelShape& m, std::vector<Linear>& linears) {
+void add_attention(const TransformerShape& m, std::vector<Linear>& linears) {
   const bool bias = m.query_key_value_bias;
   const std::int64_t queries = m.heads * m.query_size();
   if (!m.is_latent()) {
@@ -42,7 +42,7 @@ void add_attention(const ModelShape& m, std::vector<Linear>& linears) {
 }
 
 // `like`: how many there are, and how many a token goes through.
-void add_mlp(const ModelShape& m, std::int64_t intermediate, const Linear& like, std::vector<Linear>& linears) {
+void add_mlp(const TransformerShape& m, std::int64_t intermediate, const Linear& like, std::vector<Linear>& linears) {
   Linear up = like;
   up.name += "up";
   up.in = m.hidden;
@@ -61,11 +61,11 @@ void add_mlp(const ModelShape& m, std::int64_t intermediate, const Linear& like,
   linears.push_back(down);
 }
 
-std::int64_t norm(const ModelShape& m, std::int64_t size) { return m.layer_norm ? 2 * size : size; }
+std::int64_t norm(const TransformerShape& m, std::int64_t size) { return m.layer_norm ? 2 * size : size; }
 
 }  // namespace
 
-std::vector<Linear> linears_of(const ModelShape& model, bool has_experts) {
+std::vector<Linear> linears_of(const TransformerShape& model, bool has_experts) {
   std::vector<Linear> linears;
   add_attention(model, linears);
   if (!has_experts) {
@@ -81,7 +81,7 @@ std::vector<Linear> linears_of(const ModelShape& model, bool has_experts) {
   return linears;
 }
 
-ParameterCount parameters_of_layer(const ModelShape& model, bool has_experts) {
+ParameterCount parameters_of_layer(const TransformerShape& model, bool has_experts) {
   ParameterCount count;
   for (const Linear& each : linears_of(model, has_experts)) {
     (each.is_expert ? count.expert : each.is_replicated ? count.replicated : count.dense) += each.parameters();
@@ -93,15 +93,15 @@ ParameterCount parameters_of_layer(const ModelShape& model, bool has_experts) {
   return count;
 }
 
-ParameterCount parameters_of_embedding(const ModelShape& model) {
+ParameterCount parameters_of_embedding(const TransformerShape& model) {
   return {model.vocabulary * model.hidden, 0, model.positions * model.hidden};
 }
 
-ParameterCount parameters_of_head(const ModelShape& model) {
+ParameterCount parameters_of_head(const TransformerShape& model) {
   return {model.vocabulary * model.hidden, 0, norm(model, model.hidden)};
 }
 
-std::int64_t parameters_of(const ModelShape& model) {
+std::int64_t parameters_of(const TransformerShape& model) {
   std::int64_t count = parameters_of_embedding(model).total() + parameters_of_head(model).total();
   if (model.tied_embeddings) count -= model.vocabulary * model.hidden;
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
@@ -110,7 +110,7 @@ std::int64_t parameters_of(const ModelShape& model) {
   return count;
 }
 
-std::int64_t active_parameters_of(const ModelShape& model) {
+std::int64_t active_parameters_of(const TransformerShape& model) {
   std::int64_t idle = 0;
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
     if (!model.has_experts(layer)) continue;
@@ -121,7 +121,7 @@ std::int64_t active_parameters_of(const ModelShape& model) {
   return parameters_of(model) - idle;
 }
 
-void check(const ModelShape& model) {
+void check(const TransformerShape& model) {
   const auto check_size = [&](std::string_view name, std::int64_t size, std::int64_t least = 1) {
     if (size >= least && size <= size_max) return;
     throw InputError(fmt::format("the model: {} is {}; it must be from {} to {}", name, size, least, size_max));

@@ -9,7 +9,7 @@
 namespace dualpipe {
 
 // Sizes are numbers of elements. 0 where the model has none of it.
-struct ModelShape {
+struct TransformerShape {
   std::string name = {};  // for people: "llama"
   std::int64_t layers = 0;
   std::int64_t hidden = 0;           // h
@@ -45,7 +45,7 @@ struct ModelShape {
   bool router_bias = false;  // DeepSeek-V3's, for balance (arXiv:2412.19437, section 2.1.2)
   bool dropout = false;      // trained with: masks are kept
 
-  friend bool operator==(const ModelShape&, const ModelShape&) = default;
+  friend bool operator==(const TransformerShape&, const TransformerShape&) = default;
 
   [[nodiscard]] bool has_experts(std::int64_t layer) const { return experts > 0 && layer >= dense_layers; }
   [[nodiscard]] bool is_latent() const { return key_value_rank > 0; }
@@ -70,7 +70,7 @@ struct Linear {
 };
 
 // What a layer multiplies by, in order; without attention itself.
-[[nodiscard]] std::vector<Linear> linears_of(const ModelShape& model, bool has_experts);
+[[nodiscard]] std::vector<Linear> linears_of(const TransformerShape& model, bool has_experts);
 
 // Exact, by part. Norms, and the router's bias, are those that no rank of tensor parallelism shares with others.
 struct ParameterCount {
@@ -80,18 +80,18 @@ struct ParameterCount {
 
   [[nodiscard]] std::int64_t total() const { return dense + expert + replicated; }
 };
-[[nodiscard]] ParameterCount parameters_of_layer(const ModelShape& model, bool has_experts);
-[[nodiscard]] ParameterCount parameters_of_embedding(const ModelShape& model);
-[[nodiscard]] ParameterCount parameters_of_head(const ModelShape& model);  // with the last norm
-[[nodiscard]] std::int64_t parameters_of(const ModelShape& model);         // of all; a tied head counts once
-[[nodiscard]] std::int64_t active_parameters_of(const ModelShape& model);  // that a token goes through
+[[nodiscard]] ParameterCount parameters_of_layer(const TransformerShape& model, bool has_experts);
+[[nodiscard]] ParameterCount parameters_of_embedding(const TransformerShape& model);
+[[nodiscard]] ParameterCount parameters_of_head(const TransformerShape& model);  // with the last norm
+[[nodiscard]] std::int64_t parameters_of(const TransformerShape& model);         // of all; a tied head counts once
+[[nodiscard]] std::int64_t active_parameters_of(const TransformerShape& model);  // that a token goes through
 
 // Throws InputError that names the field: a size below 1, heads that key-value heads do not divide, …
-void check(const ModelShape& model);
+void check(const TransformerShape& model);
 
 // Hugging Face's config.json, of the model types gpt2, llama, mistral, qwen2, qwen3, qwen3_moe, mixtral, deepseek_v2
 // and deepseek_v3. Throws InputError with the place in the file.
-[[nodiscard]] ModelShape read_model_config(std::istream& in, const std::string& source);
-[[nodiscard]] ModelShape load_model_config(const std::string& path);
+[[nodiscard]] TransformerShape read_model_config(std::istream& in, const std::string& source);
+[[nodiscard]] TransformerShape load_model_config(const std::string& path);
 
 }  // namespace dualpipe
