@@ -111,7 +111,7 @@ BOOST_AUTO_TEST_CASE(activations_are_the_papers_formulas) {
     const std::int64_t h = std::stoll(row[9]);
     const std::int64_t s = 1024;
     for (const std::int64_t b : {1, 6}) {
-      const StageCosts& layer = layer_of(estimate(gpt(a, h, b))).costs;
+      const StageCosts layer = layer_of(estimate(gpt(a, h, b))).costs;
       BOOST_TEST(layer.activation == s * b * (34 * h + 5 * a * s));  // arXiv:2401.10241, table 2
       BOOST_TEST(layer.weight_stash == 32 * s * b * h);
       BOOST_TEST(layer.message == 2 * s * b * h);
@@ -157,7 +157,7 @@ BOOST_AUTO_TEST_CASE(times_are_near_those_measured) {
   for (const auto& row : read_table("published_zero_bubble.csv")) {
     if (row[0] == "model") continue;
     const Model& model = models.at(row[0]);
-    const StageCosts& layer = layer_of(estimate(gpt(std::stoll(row[8]), std::stoll(row[9]), model.micro_batch))).costs;
+    const StageCosts layer = layer_of(estimate(gpt(std::stoll(row[8]), std::stoll(row[9]), model.micro_batch))).costs;
     const Time passes[] = {layer.forward, layer.input_gradient, layer.weight_gradient};
     for (std::size_t i = 0; i < 3; ++i) {
       const double measured = std::stod(row[3 + i]) * 1e6;
