@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <memory>
 #include <ostream>
@@ -63,6 +64,7 @@ void write_stream(std::ostream& out, const SweepCommand& command, const Sweep& s
                   Progress& progress) {
   out << (is_csv(command) ? csv_header(sweep.columns()) : sweep.header(options.shard));
   std::size_t done = 0;
+  int reason = 0;  // errno of the thread that could not write
   sweep.run(options.shard, 0, options.threads, [&](std::string_view lines, std::size_t count) {
     for (std::size_t begin = 0; is_csv(command) && begin < lines.size();) {
       const std::size_t end = lines.find('\n', begin);
@@ -70,10 +72,14 @@ void write_stream(std::ostream& out, const SweepCommand& command, const Sweep& s
       begin = end + 1;
     }
     if (!is_csv(command)) out << lines;
-    if (!out) return;  // whoever opened it says why
+    if (!out) {
+      if (reason == 0) reason = errno;
+      return;
+    }
     done += count;
     progress.at(done);
   });
+  if (reason != 0) errno = reason;  // whoever opened it says why
 }
 
 void run(const SweepCommand& command) {
