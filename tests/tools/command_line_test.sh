@@ -55,7 +55,7 @@ test_suggestions_sim() {
   fails 2 '^error: --microbatch: .*--microbatches\?$' table --microbatch 8
   fails 2 '^error: --nothing-like-it: there is no such option; dualpipe-sim table --help lists them$' table --nothing-like-it
   fails 2 '^error: -x: there is no such option' table -x
-  fails 2 '^error: --gantt: table has no such option; it is one of: simulate$' table --gantt
+  fails 2 '^error: --gantt: table has no such option; it is one of: simulate, explain$' table --gantt
   fails 2 '^error: --ranks: it stands behind the subcommand: table, ' --ranks 4 table
   fails 2 '^error: tabel: there is no such subcommand; did you mean table\?$' tabel
   fails 2 '^error: plot: there is no such subcommand; there are table, simulate, ' plot
