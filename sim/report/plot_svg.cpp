@@ -34,6 +34,9 @@ struct Scale {
   double most = 1;
   double step = 1;
 
+  // Of names, side by side: whole numbers from 0 on.
+  explicit Scale(std::size_t names) : most(std::max<double>(1, static_cast<double>(names) - 1)) {}
+
   Scale(double from, double to, int ticks) : least(from), most(to) {
     if (!(most > least)) {
       const double room = least == 0 ? 1 : std::abs(least) * 0.1;
@@ -82,7 +85,7 @@ class PlotDrawing {
       : plot_(plot),
         layout_(layout),
         x_(plot.x_names.empty() ? scale_of(plot, &PlotPoint::x, false, std::max(2, layout.width / 110))
-                                : Scale(0, std::max<double>(1, static_cast<double>(plot.x_names.size()) - 1), 1)),
+                                : Scale(plot.x_names.size())),
         y_(scale_of(plot, &PlotPoint::y, plot.from_zero, 6)) {}
 
   [[nodiscard]] std::string draw() && {
