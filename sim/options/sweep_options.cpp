@@ -16,16 +16,6 @@
 namespace dualpipe {
 namespace {
 
-std::vector<std::string> split(std::string_view list) {
-  std::vector<std::string> values;
-  for (std::size_t begin = 0; begin <= list.size();) {
-    const std::size_t end = std::min(list.find(',', begin), list.size());
-    values.emplace_back(list.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return values;
-}
-
 template <typename Number>
 std::vector<Number> counts_of(std::string_view option, const std::vector<std::string>& texts, std::int64_t most) {
   std::vector<Number> counts;
@@ -41,7 +31,7 @@ SweepAxis axis_of_set(const std::string& text) {
   if (equals == text.npos || equals == 0) {
     throw InputError(fmt::format("--set: '{}' is not a name and values, as latency=0,20us", text));
   }
-  SweepAxis axis{text.substr(0, equals), split(std::string_view(text).substr(equals + 1))};
+  SweepAxis axis{text.substr(0, equals), split_list(std::string_view(text).substr(equals + 1))};
   if (std::ranges::find(axis.values, "") != axis.values.end()) {
     throw InputError(fmt::format("--set: {}: a value is empty", axis.name));
   }

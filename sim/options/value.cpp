@@ -10,6 +10,16 @@
 
 namespace dualpipe {
 
+std::vector<std::string> split_list(std::string_view text) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    parts.emplace_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
 void check_choice(std::string_view option, const std::string& text, std::span<const std::string> choices) {
   if (std::ranges::find(choices, text) != choices.end()) return;
   throw InputError(fmt::format("{}: it is one of {}, and not {}{}", option, fmt::join(choices, ", "),

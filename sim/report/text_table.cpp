@@ -134,6 +134,8 @@ std::string markdown_cell(std::string_view cell) {
   return escaped;
 }
 
+}  // namespace
+
 void append_csv_cell(std::string& out, std::string_view cell) {
   if (cell.find_first_of(",\"\r\n") == std::string_view::npos) {
     out += cell;
@@ -146,8 +148,6 @@ void append_csv_cell(std::string& out, std::string_view cell) {
   }
   out += '"';
 }
-
-}  // namespace
 
 void TextTable::add_row(std::vector<std::string> cells) {
   assert(cells.size() == columns_.size());

@@ -87,6 +87,9 @@ struct TextLayout {
 // A text, broken between words in the same way.
 [[nodiscard]] std::string wrapped(std::string_view text);
 
+// A cell of a CSV (RFC 4180), in quotes where it has to be.
+void append_csv_cell(std::string& out, std::string_view cell);
+
 // What stands before the headers of the columns that narrow_to() took out.
 [[nodiscard]] std::string no_room_text(std::size_t width);
 

@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dualpipe/sim/report/output_file.h"
+#include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/input_file.h"
 
@@ -166,17 +167,6 @@ std::size_t point_of_line(std::string_view line, const std::string& source, std:
   throw InputError(fmt::format("{}:{}: it is no line of a sweep", source, line_number));
 }
 
-namespace {
-
-std::string csv_cell(const std::string& text) {
-  if (text.find_first_of(",\"\n\r") == text.npos) return text;
-  std::string cell = "\"";
-  for (const char c : text) cell += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return cell + "\"";
-}
-
-}  // namespace
-
 std::string csv_header(const std::vector<std::string>& columns) { return fmt::format("{}\n", fmt::join(columns, ",")); }
 
 std::string csv_row(const std::vector<std::string>& columns, std::string_view line) {
@@ -187,7 +177,7 @@ std::string csv_row(const std::vector<std::string>& columns, std::string_view li
     const auto found = json.find(column);
     if (found == json.end()) continue;
     if (found->is_string()) {
-      row += csv_cell(found->get<std::string>());
+      append_csv_cell(row, found->get_ref<const std::string&>());
     } else if (found->is_boolean()) {
       row += found->get<bool>() ? "yes" : "no";
     } else if (found->is_number_float()) {

@@ -8,22 +8,13 @@
 #include <string_view>
 
 #include "dualpipe/sim/generate/catalog.h"
+#include "dualpipe/sim/options/value.h"
 
 namespace dualpipe {
 namespace {
 
-std::vector<std::string> split(std::string_view text) {
-  std::vector<std::string> parts;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    parts.emplace_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
-
 void describe_values(OptionDescription& option, const std::string& type) {
-  if (type.starts_with('{')) option.choices = split(std::string_view(type).substr(1, type.size() - 2));
+  if (type.starts_with('{')) option.choices = split_list(std::string_view(type).substr(1, type.size() - 2));
   if (type.find("NAME") != std::string::npos) {
     for (const Family& family : catalog()) option.choices.emplace_back(family.name);
   }

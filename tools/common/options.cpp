@@ -39,14 +39,9 @@ CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::s
   return app.add_option_function<std::string>(
       name,
       [&values, name](const std::string& text) {
-        values.clear();
-        for (std::size_t begin = 0; begin <= text.size();) {
-          const std::size_t end = std::min(text.find(',', begin), text.size());
-          values.push_back(text.substr(begin, end - begin));
-          if (values.back().empty())
-            throw CLI::ValidationError(name.substr(0, name.find(',')), "a value of the list is empty");
-          begin = end + 1;
-        }
+        values = split_list(text);
+        if (std::ranges::find(values, "") == values.end()) return;
+        throw CLI::ValidationError(name.substr(0, name.find(',')), "a value of the list is empty");
       },
       help);
 }
