@@ -20,14 +20,24 @@ std::string time_text(double seconds) {
 
 }  // namespace
 
+bool TerminalLine::is_seen() { return isatty(STDERR_FILENO) != 0; }
+
+void TerminalLine::show(const std::string& text) {
+  std::size_t end = std::min(text.size(), static_cast<std::size_t>(std::max(20, terminal_width(80)) - 1));
+  while (end < text.size() && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;  // whole characters
+  std::cerr << "\r\033[K" << in_locale(text.substr(0, end)) << std::flush;
+  is_there_ = true;
+}
+
+void TerminalLine::clear() {
+  if (is_there_) std::cerr << "\r\033[K" << std::flush;
+  is_there_ = false;
+}
+
 Progress::Progress(Shown shown, std::size_t all, std::string noun)
     : shown_(shown), all_(all), noun_(std::move(noun)), begin_(Clock::now()), next_(begin_) {}
 
-Progress::~Progress() {
-  if (shown_ == Shown::bar && has_begun_) std::cerr << "\r\033[K" << std::flush;
-}
-
-Progress::Shown Progress::where_people_look() { return isatty(STDERR_FILENO) != 0 ? Shown::bar : Shown::never; }
+Progress::Shown Progress::where_people_look() { return TerminalLine::is_seen() ? Shown::bar : Shown::never; }
 
 void Progress::at(std::size_t done) {
   if (shown_ == Shown::never) return;
@@ -53,8 +63,7 @@ void Progress::show(std::size_t done, Clock::time_point now) {
   constexpr std::size_t bar_width = 20;
   const std::size_t filled = percent * bar_width / 100;
   text = fmt::format("[{}{}] {}", std::string(filled, '#'), std::string(bar_width - filled, '.'), text);
-  const auto columns = static_cast<std::size_t>(std::max(20, terminal_width(80)) - 1);
-  std::cerr << "\r\033[K" << text.substr(0, columns) << std::flush;
+  line_.show(text);
 }
 
 }  // namespace dualpipe

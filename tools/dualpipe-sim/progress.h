@@ -7,15 +7,28 @@
 
 namespace dualpipe {
 
+// A line on stderr that is written over and over, where that is a terminal, and is gone at the end.
+class TerminalLine {
+ public:
+  TerminalLine() = default;
+  ~TerminalLine() { clear(); }
+  TerminalLine(const TerminalLine&) = delete;
+  TerminalLine& operator=(const TerminalLine&) = delete;
+
+  [[nodiscard]] static bool is_seen();
+  void show(const std::string& text);  // as much of it as there is room for
+  void clear();
+
+ private:
+  bool is_there_ = false;
+};
+
 class Progress {
  public:
   enum class Shown : std::uint8_t { never, bar, lines };
 
   // `noun`: what is counted, in the plural.
   Progress(Shown shown, std::size_t all, std::string noun);
-  ~Progress();
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
 
   // How many are done. The first call says how many were done before.
   void at(std::size_t done);
@@ -30,6 +43,7 @@ class Progress {
   Shown shown_;
   std::size_t all_;
   std::string noun_;
+  TerminalLine line_;
   Clock::time_point begin_;
   Clock::time_point next_;
   std::size_t before_ = 0;

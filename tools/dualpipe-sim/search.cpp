@@ -1,7 +1,6 @@
 #include "dualpipe/sim/search/search.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -17,6 +16,7 @@
 #include "dualpipe/sim/report/search_report.h"
 #include "dualpipe/sim/schedule/csv.h"
 #include "dualpipe/sim/schedule/json.h"
+#include "progress.h"
 #include "tools/common/options.h"
 #include "tools/common/output.h"
 
@@ -51,29 +51,22 @@ class Interrupt {
   struct sigaction before_ {};
 };
 
-// A line on a terminal that is written over and over.
-class ProgressLine {
+class SearchLine {
  public:
-  ~ProgressLine() { clear(); }
   void show(const SearchProgress& progress) {
-    if (isatty(STDERR_FILENO) == 0) return;
+    if (!TerminalLine::is_seen()) return;
     const auto now = Clock::now();
     if (now - shown_ < std::chrono::milliseconds(200)) return;
     shown_ = now;
     const double seconds = std::chrono::duration<double>(now - begin_).count();
-    const std::string line = to_text(progress, static_cast<double>(progress.evaluations) / seconds);
-    std::cerr << "\r\033[K" << in_locale(line) << std::flush;
-    is_there_ = true;
+    line_.show(to_text(progress, static_cast<double>(progress.evaluations) / seconds));
   }
-  void clear() {
-    if (is_there_) std::cerr << "\r\033[K" << std::flush;
-    is_there_ = false;
-  }
+  void clear() { line_.clear(); }
 
  private:
   Clock::time_point begin_ = Clock::now();
   Clock::time_point shown_ = begin_;
-  bool is_there_ = false;
+  TerminalLine line_;
 };
 
 bool is_csv(const std::string& path) { return path.ends_with(".csv"); }
@@ -102,7 +95,7 @@ void run(const SearchCommand& command) {
   if (!command.output.empty() && command.output != "-") check_output(command.output);
 
   const Interrupt interrupt;
-  ProgressLine line;
+  SearchLine line;
   const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   SearchHooks hooks;
   hooks.stopped = [&] { return interrupted.load() || (seconds > 0 && Clock::now() >= end); };
