@@ -130,7 +130,7 @@ class Search {
         if (evaluations() == before) break;
       }
     }
-    return result(true);
+    return result();
   }
 
  private:
@@ -222,7 +222,7 @@ class Search {
   void run(std::size_t i, std::int64_t budget) {
     if (!is_open(i) || is_stopped()) return;
     const auto found = [&] {
-      if (best_field() == i && hooks_.found) hooks_.found(result(false));
+      if (best_field() == i && hooks_.found) hooks_.found(result());
     };
     // In pieces, between which it can be said how far it is.
     const std::int64_t end = fields_[i].search.evaluations() + budget;
@@ -247,8 +247,9 @@ class Search {
     return least;
   }
 
-  [[nodiscard]] SearchResult result(bool is_last) const {
+  [[nodiscard]] SearchResult result() const {
     const auto i = best_field();
+    if (!i) refuse();
     SearchResult result;
     for (const Row& row : rows_) {
       if (row.reason.empty()) {
@@ -258,7 +259,6 @@ class Search {
       }
     }
     std::ranges::stable_sort(result.catalog, {}, &SearchRow::makespan);
-    if (!i && is_last) refuse();
     const PlacementSearch& field = fields_[*i].search;
     const Found& found = *field.best();
     result.schedule = found.schedule;
