@@ -49,12 +49,10 @@ void check_recompute(const SweepAxis& axis, const GivenCosts& costs) {
       throw InputError(fmt::format("recompute: '{}' is neither none nor full", each));
     }
   }
-  const bool is_set = !knows_both_recomputes(entries_of(costs));
-  if (is_set) {
-    throw InputError(
-        "recompute: to choose whether to recompute, the costs must know both: recompute_ns, and "
-        "recompute_activation_bytes beside activation_bytes");
-  }
+  if (knows_both_recomputes(entries_of(costs))) return;
+  throw InputError(
+      "recompute: to choose whether to recompute, the costs must know both: recompute_ns, and "
+      "recompute_activation_bytes beside activation_bytes");
 }
 
 }  // namespace
