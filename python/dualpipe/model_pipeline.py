@@ -249,9 +249,7 @@ class ModelPipeline:
     def _sum(self, losses: Tensor | None) -> Tensor:
         total = torch.zeros((), device=self.pipe.device) if losses is None else losses.detach().sum()
         if self._group is not None and self.ranks > 1:
-            kind = [None if losses is None else losses.dtype]
-            kinds: list = [None] * self.ranks
-            dist.all_gather_object(kinds, kind[0], group=self._group)
+            kinds = self.gathered(None if losses is None else losses.dtype)
             total = total.to(next(each for each in kinds if each is not None))
             dist.all_reduce(total, group=self._group)
         return total
