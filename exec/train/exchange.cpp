@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <future>
+#include <span>
 #include <sstream>
 #include <utility>
 
@@ -33,11 +34,11 @@ std::uint64_t fingerprint_of(const Costs& costs) {
   return result.value();
 }
 
-std::string text_of(const Faults& faults) {
+std::string text_of(const Faults& faults, std::span<const LinkDelay> links) {
   std::string text;
   for (const auto& each : faults.ranks) text += fmt::format("rank:{}:{} ", each.rank, each.factor);
   for (const auto& each : faults.ops) text += fmt::format("op:{}:{} ns ", to_text(each.op), each.by);
-  for (const auto& each : faults.links) {
+  for (const auto& each : links) {
     text += fmt::format("link:{}-{}:{} ns ", each.from, each.to, each.delay.count());
   }
   return text;
@@ -61,7 +62,7 @@ std::vector<Line> lines_of(const Program& program, const TrainOptions& options) 
       {"passes measured apart", text(options.measure_passes)},
       {"--calibrate", options.measure_links ? "on" : "off"},
       {"--link-delay", fmt::format("{} ns", options.transport.link_delay.count())},
-      {"--inject", text_of(options.faults)}};
+      {"--inject", text_of(options.faults, options.transport.slow_links)}};
   for (const Setting& setting : train_settings()) {
     // A process may compute with more threads, and have its files elsewhere, than the others.
     if (setting.group == Setting::Group::machine) continue;

@@ -31,7 +31,8 @@ Op op_of_text(std::string_view text) {
   return cell.first;
 }
 
-void add_parsed(std::string_view kind, std::string_view which, std::string_view value, Faults& faults) {
+void add_parsed(std::string_view kind, std::string_view which, std::string_view value, Faults& faults,
+                TransportOptions& transport) {
   if (kind == "rank") {
     const auto rank = static_cast<int>(parse_integer(which, 0, stage_count_max - 1));
     const double factor = parse_real(value);
@@ -42,7 +43,7 @@ void add_parsed(std::string_view kind, std::string_view which, std::string_view 
   } else if (kind == "link") {
     LinkDelay link = link_of(which);
     link.delay = std::chrono::nanoseconds(parse_duration(value));
-    faults.links.push_back(link);
+    transport.slow_links.push_back(link);
   } else {
     throw InputError("a fault is of a rank, an op or a link");
   }
@@ -56,21 +57,22 @@ void check_rank(int rank, const Placement& placement) {
 
 }  // namespace
 
-void add_fault(std::string_view text, Faults& faults) {
+void add_fault(std::string_view text, Faults& faults, TransportOptions& transport) {
   const std::size_t first = text.find(':');
   const std::size_t second = first == text.npos ? first : text.find(':', first + 1);
   try {
     if (second == text.npos) throw InputError("three parts are expected");
-    add_parsed(text.substr(0, first), text.substr(first + 1, second - first - 1), text.substr(second + 1), faults);
+    add_parsed(text.substr(0, first), text.substr(first + 1, second - first - 1), text.substr(second + 1), faults,
+               transport);
   } catch (const InputError& error) {
     throw InputError(fmt::format("{} is no fault, as rank:2:1.5, op:3B7:8ms or link:0-1:5ms: {}",
                                  detail::schedule::quote(std::string(text)), error.what()));
   }
 }
 
-void check(const Faults& faults, const Placement& placement) {
+void check(const Faults& faults, const TransportOptions& transport, const Placement& placement) {
   for (const auto& each : faults.ranks) check_rank(each.rank, placement);
-  for (const LinkDelay& each : faults.links) {
+  for (const LinkDelay& each : transport.slow_links) {
     check_rank(each.from, placement);
     check_rank(each.to, placement);
   }

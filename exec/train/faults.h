@@ -11,6 +11,7 @@
 
 namespace dualpipe {
 
+// Of ranks and ops; those of links are TransportOptions::slow_links.
 struct Faults {
   struct SlowRank {
     int rank = 0;
@@ -21,15 +22,14 @@ struct Faults {
 
   std::vector<SlowRank> ranks;
   std::vector<LateOp> ops;
-  std::vector<LinkDelay> links;
 
   friend bool operator==(const Faults&, const Faults&) = default;
 };
 
-// "rank:2:1.5" · "op:3B7:8ms" · "link:0-1:5ms", added to `faults`. Throws InputError for what is none of these.
-void add_fault(std::string_view text, Faults& faults);
+// "rank:2:1.5" · "op:3B7:8ms" · "link:0-1:5ms", added to what it is of. Throws InputError for what is none of these.
+void add_fault(std::string_view text, Faults& faults, TransportOptions& transport);
 
 // Throws InputError where a rank, a link or a stage of them is none of the placement's.
-void check(const Faults& faults, const Placement& placement);
+void check(const Faults& faults, const TransportOptions& transport, const Placement& placement);
 
 }  // namespace dualpipe

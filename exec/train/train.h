@@ -61,7 +61,7 @@ struct TrainOptions {
   int save_every = 0;  // also after every so many steps of the training; 0: only then
   std::string resume;  // a file that the training goes on from; empty: it begins anew
   TransportOptions transport;
-  Faults faults;                                // of `timed`; those of links count in `transport`
+  Faults faults;                                // of `timed`
   Hardware* hardware = nullptr;                 // that the ranks of this process run on; null: the host
   std::function<void(int rank, Op)> before_op;  // for tests: called by each rank before each op
   std::stop_token stop;                         // ends the run: train() then throws

@@ -23,18 +23,11 @@ namespace {
 
 constexpr Time ms = 1'000'000;
 
-Faults faults_of(const std::vector<std::string>& texts) {
-  Faults faults;
-  for (const std::string& each : texts) add_fault(each, faults);
-  return faults;
-}
-
 // The cause that most of the idle time has.
 CauseReport largest_cause(const Program& program, const std::string& fault) {
   TrainOptions options = two_steps(program, "timed");
   options.shape.costs = uniform(4 * ms, 4 * ms, 4 * ms);
-  options.faults = faults_of({fault});
-  options.transport.slow_links = options.faults.links;
+  add_fault(fault, options.faults, options.transport);
   const TrainResult result = train(program, options);
   const Timeline timeline = merge(program, result.measured.back());
   return explain_report(program, std::nullopt, timeline, explain_measured(program, timeline)).causes.at(0);
@@ -70,13 +63,22 @@ BOOST_AUTO_TEST_CASE(what_is_no_fault) {
   for (const char* const bad : {"", "rank", "rank:2", "rank:a:2", "rank:2:0", "rank:2:nan", "op:3B7", "op:3SEND_F7:1ms",
                                 "op:(0F1;1B0)OVERLAP_F_B:1ms", "link:1:1ms", "link:1-1:1ms", "disk:1:1ms"}) {
     Faults faults;
-    BOOST_TEST(refusal([&] { add_fault(bad, faults); }).find("is no fault, as rank:2:1.5") != std::string::npos, bad);
+    TransportOptions transport;
+    BOOST_TEST(
+        refusal([&] { add_fault(bad, faults, transport); }).find("is no fault, as rank:2:1.5") != std::string::npos,
+        bad);
   }
-  const Placement& placement = program_of("1f1b", 2).schedule.placement;
+  const Placement placement = program_of("1f1b", 2).schedule.placement;
   for (const char* const elsewhere : {"rank:2:2", "link:0-2:1ms", "link:2-0:1ms", "op:2F0:1ms"}) {
-    BOOST_CHECK_THROW(check(faults_of({elsewhere}), placement), InputError);
+    Faults faults;
+    TransportOptions transport;
+    add_fault(elsewhere, faults, transport);
+    BOOST_CHECK_THROW(check(faults, transport, placement), InputError);
   }
-  check(faults_of({"rank:1:2", "link:0-1:1ms", "op:1F0:1ms"}), placement);
+  Faults faults;
+  TransportOptions transport;
+  for (const char* const good : {"rank:1:2", "link:0-1:1ms", "op:1F0:1ms"}) add_fault(good, faults, transport);
+  check(faults, transport, placement);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -357,12 +357,11 @@ TrainOptions RunOptions::train(const Placement& placement) const {
   }
   for (const std::string& fault : inject) {
     dualpipe::value_of("--inject", fault, [&](std::string_view text) {
-      add_fault(text, train.faults);
+      add_fault(text, train.faults, train.transport);
       return 0;
     });
   }
-  dualpipe::check(train.faults, placement);
-  train.transport.slow_links = train.faults.links;
+  dualpipe::check(train.faults, train.transport, placement);
   if (train.transport.timeout <= train.transport.link_delay) {
     throw InputError("--timeout: it must be longer than --link-delay, and timed's latency");
   }
