@@ -17,6 +17,7 @@
 namespace dualpipe {
 
 using detail::explain::complete;
+using detail::explain::durations_of;
 using detail::explain::Figure;
 using detail::explain::median;
 using detail::explain::medians;
@@ -277,12 +278,7 @@ class MemoryCalibration {
 };
 
 StageCosts costs_of(const PassFigures& times, const PartMemory& memory) {
-  StageCosts costs;
-  costs.forward = times.forward.value_or(0);
-  costs.backward = times.backward.value_or(0);
-  costs.input_gradient = times.input_gradient.value_or(0);
-  costs.weight_gradient = times.weight_gradient.value_or(0);
-  costs.overlapped = times.pair;
+  StageCosts costs = durations_of(times);
   costs.message = memory.message;
   costs.activation = std::max<Bytes>(0, memory.activation.value_or(0));
   costs.weight_stash = std::max<Bytes>(0, memory.weight_stash.value_or(0));

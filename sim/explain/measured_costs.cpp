@@ -13,6 +13,7 @@
 namespace dualpipe {
 
 using detail::explain::complete;
+using detail::explain::durations_of;
 using detail::explain::Edge;
 using detail::explain::Event;
 using detail::explain::Events;
@@ -43,16 +44,6 @@ std::vector<PassFigures> times_of(const Program& program, const Events& events) 
   std::vector<PassFigures> times(samples.size());
   std::ranges::transform(samples, times.begin(), middles);
   return times;
-}
-
-StageCosts costs_of(const PassFigures& times) {
-  StageCosts costs;
-  costs.forward = times.forward.value_or(0);
-  costs.backward = times.backward.value_or(0);
-  costs.input_gradient = times.input_gradient.value_or(0);
-  costs.weight_gradient = times.weight_gradient.value_or(0);
-  costs.overlapped = times.pair;
-  return costs;
 }
 
 // From the end of an op to the arrival of its result at one on another rank that waited for it last, less what its
@@ -118,7 +109,7 @@ MeasuredCosts measured_costs(const Program& program, const Timeline& timeline,
   MeasuredCosts result;
   std::vector<PassFigures> times = times_of(program, events);
   const bool in_halves = complete(times);
-  std::ranges::transform(times, std::back_inserter(result.costs.stages), costs_of);
+  std::ranges::transform(times, std::back_inserter(result.costs.stages), durations_of);
   add_messages(program.schedule.placement, messages, result.costs);
   result.costs.latency = middle(latencies_of(program, events, result.costs)).value_or(0);
   result.costs.launch = middle(launches_of(program, events, result.costs.latency)).value_or(0);

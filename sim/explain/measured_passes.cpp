@@ -84,4 +84,14 @@ bool complete(std::vector<PassFigures>& parts) {
   return split_backwards(parts);
 }
 
+StageCosts durations_of(const PassFigures& times) {
+  StageCosts costs;
+  costs.forward = times.forward.value_or(0);
+  costs.backward = times.backward.value_or(0);
+  costs.input_gradient = times.input_gradient.value_or(0);
+  costs.weight_gradient = times.weight_gradient.value_or(0);
+  costs.overlapped = times.pair;
+  return costs;
+}
+
 }  // namespace dualpipe::detail::explain

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "dualpipe/sim/costs/costs.h"
 #include "dualpipe/sim/schedule/op.h"
 
 namespace dualpipe::detail::explain {
@@ -54,5 +55,8 @@ using PassFigures = ByPass<Figure>;
 //   I, W  are B, split as in the parts that have them, or in two
 // Returns whether B was split in two, so that I and W are a guess.
 bool complete(std::vector<PassFigures>& parts);
+
+// As costs; 0 is what nothing is known of, and an F&B stays unset.
+[[nodiscard]] StageCosts durations_of(const PassFigures& times);
 
 }  // namespace dualpipe::detail::explain
