@@ -55,7 +55,7 @@ struct Ranks {
   explicit Ranks(Program its_program) : program(std::move(its_program)) {
     const auto count = program.schedule.placement.rank_of.size();
     for (std::size_t i = 0; i < count; ++i) stages.push_back(own.emplace_back(std::make_unique<ToldStage>()).get());
-    transports = thread_transports(program.schedule.placement, {2s, 0ns});
+    transports = thread_transports(program.schedule.placement, {20s, 0ns});
   }
 
   std::string error_of(int rank, RankRecord* record = nullptr) {
@@ -97,7 +97,7 @@ BOOST_AUTO_TEST_CASE(a_stage_that_is_not_given_ends_all_ranks_at_once) {
   BOOST_TEST(ranks.error_of(1, &record) == expected);
   other.join();
   BOOST_TEST(of_other == "told: " + expected);
-  BOOST_TEST((std::chrono::steady_clock::now() - begin < 1s));
+  BOOST_TEST((std::chrono::steady_clock::now() - begin < 10s));  // well within the timeout
   BOOST_TEST(record.stopped_at == "its start");
   BOOST_TEST(record.done == 0U);
   BOOST_TEST(record.ops.size() == 4U);  // so that merge() takes it

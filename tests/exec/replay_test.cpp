@@ -391,7 +391,7 @@ BOOST_AUTO_TEST_CASE(a_program_that_hangs_ends_by_timeout) {
   for (const std::string& error : got.errors) BOOST_TEST((error == rank_0 || error == rank_1), error);
   BOOST_TEST((got.failed_itself[0] || got.failed_itself[1]));
   BOOST_TEST((got.duration >= 100ms));
-  BOOST_TEST((got.duration < 5s));
+  BOOST_TEST((got.duration < 50s));  // by its own timeout, not by that of another wait
   BOOST_TEST(got.records[0].done == 1);
   BOOST_TEST(got.records[1].done == 0);
 }
