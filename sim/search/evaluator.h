@@ -34,6 +34,8 @@ class Evaluator {
   [[nodiscard]] std::size_t position(OpId op) const { return position_[op]; }
   [[nodiscard]] Time end(std::size_t position) const { return times_[position].end; }
   [[nodiscard]] Time start(std::size_t position) const;
+  // When the input of the op at a position is there, from another rank.
+  [[nodiscard]] Time arrival(std::size_t position) const;
 
   // Whether the unit at `from` may go to where the entry `to` is, which goes to its other side with all between: no op
   // comes before one that it needs on its own rank, and the rank never holds too much. `from` and `to` begin units.
@@ -69,7 +71,6 @@ class Evaluator {
   Time run_unit(std::size_t position, Time clock);
   void send(int rank, OpId op, Times& times, Time released);
   [[nodiscard]] Time unit_duration(std::size_t position) const;
-  [[nodiscard]] Time arrival(std::size_t position) const;
 
   const Problem& problem_;
   const Ops& ops_;

@@ -9,8 +9,7 @@
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/schedule/schedule_builder.h"
 #include "dualpipe/sim/search/anneal.h"
-#include "dualpipe/sim/search/blocks.h"
-#include "dualpipe/sim/search/dispatch.h"
+#include "dualpipe/sim/search/construct.h"
 #include "dualpipe/sim/search/evaluator.h"
 #include "dualpipe/sim/search/repeat.h"
 #include "dualpipe/sim/simulate/memory.h"
@@ -19,63 +18,12 @@
 
 namespace dualpipe::detail::search {
 
-// An order that annealing may start from.
-struct Candidate {
-  Order order;
-  Time value = 0;
-};
-
 namespace {
 
 constexpr std::size_t pool_max = 24;  // orders that annealing starts from
 constexpr std::size_t jobs_per_round = 16;
-constexpr std::size_t block_jobs_max = 96;
-
-// The words that a cyclic schedule makes: all ops by their times.
-Order unrolled(const Problem& problem, const Ops& ops, const Block& block) {
-  Order order;
-  std::vector<std::pair<Time, OpId>> timed;
-  for (const auto& stages : problem.stages_on) {
-    timed.clear();
-    for (const int s : stages) {
-      for (const Pass pass : {Pass::forward, Pass::input_gradient, Pass::weight_gradient}) {
-        const Time start = block.start[3 * static_cast<std::size_t>(s) + static_cast<std::size_t>(pass)];
-        for (std::int64_t m = 0; m < problem.micro_batches; ++m) {
-          timed.emplace_back(start + m * block.period, ops.id(s, pass, m));
-        }
-      }
-    }
-    std::ranges::sort(timed);
-    for (const auto& [time, op] : timed) order.push_back(op);
-  }
-  return order;
-}
-
-DispatchRule random_rule(const Problem& problem, Random& random) {
-  DispatchRule rule;
-  const bool gradients_first = random.below(3) > 0;
-  const bool late_first = random.below(2) == 0;
-  const auto stages = static_cast<Time>(problem.stages.size());
-  for (Time s = 0; s < stages; ++s) {
-    const Time forward = late_first ? stages - s : s;
-    const Time gradient = random.below(8) == 0 ? s : stages - s;
-    rule.key.push_back((gradients_first ? stages : 0) + forward);
-    rule.key.push_back((gradients_first ? 0 : stages) + gradient);
-    rule.key.push_back(4 * stages + s);
-  }
-  rule.step = random.below(3) == 0 ? 1 : 0;
-  constexpr double patience[] = {0, 0.25, 0.5, 1, 4};
-  rule.patience = patience[random.below(5)];
-  if (random.below(2) == 0) {
-    for (const auto& stages_of_rank : problem.stages_on) {
-      const auto share = static_cast<std::int64_t>(stages_of_rank.size());
-      rule.in_flight.push_back(
-          1 + static_cast<std::int64_t>(random.below(2 * problem.stages_on.size() *
-                                                     static_cast<std::uint64_t>(std::max<std::int64_t>(share, 1)))));
-    }
-  }
-  return rule;
-}
+constexpr std::size_t construct_jobs_max = 96;  // per round
+constexpr std::int64_t construct_share = 6;     // of the evaluations one in so many makes orders to start from
 
 }  // namespace
 
@@ -155,9 +103,11 @@ class PlacementSearch::State {
   void run(std::int64_t evaluations, const std::function<void()>& found, const std::function<void()>& progress) {
     const std::int64_t end = evaluations_ + evaluations;
     found_ = &found;
-    if (!is_constructed_) construct(end);
-    if (!is_constructed_ && !is_over(end)) repeat_fewer(end);
-    is_constructed_ = true;
+    const std::int64_t constructed = evaluations_ + evaluations / construct_share;
+    do construct_round(constructed);
+    while (!is_over(std::min(constructed, end)));
+    if (!has_repeated_ && !is_over(end)) repeat_fewer(end);
+    has_repeated_ = true;
     while (!is_over(end) && !pool_.empty()) {
       anneal_round(end);
       if (progress) progress();
@@ -214,57 +164,47 @@ class PlacementSearch::State {
   }
   [[nodiscard]] bool is_approximate() const { return costs_.model == CommunicationModel::stream; }
 
-  // On all cores; the results in order.
-  template <typename Work, typename IsMeant>
-  void in_parallel(std::size_t jobs, const Work& work, const IsMeant& is_meant) {
-    evaluate::in_order<std::vector<Candidate>>(jobs, settings_.threads, work,
-                                               [&](std::size_t job, std::vector<Candidate> results) {
-                                                 if (!is_meant(job)) return;
-                                                 for (Candidate& each : results) {
-                                                   if (!holds_no_more(each.order, ops_, problem_)) continue;
-                                                   prove(each);
-                                                   enter(std::move(each));
-                                                 }
-                                               });
+  void take(std::vector<Candidate> results) {
+    for (Candidate& each : results) {
+      if (!holds_no_more(each.order, ops_, problem_)) continue;
+      prove(each);
+      enter(std::move(each));
+    }
   }
 
-  void construct(std::int64_t end) {
-    const auto entries = static_cast<std::int64_t>(3 * problem_.stages.size());
-    const std::int64_t moves = 1500 * problem_.ranks();
-    const bool has_blocks = problem_.placement.chains() == 1;
-    const std::int64_t per_job =
-        12 + (has_blocks ? std::max<std::int64_t>(1, moves * entries / static_cast<std::int64_t>(ops_.count())) : 0);
+  // Orders to start from, on all cores, and from them the best in the same sequence on any number.
+  void construct_round(std::int64_t end) {
+    const std::int64_t each = cost_of_constructing(problem_, ops_);
     const auto jobs = static_cast<std::size_t>(
-        std::clamp<std::int64_t>((end - evaluations_) / 8 / per_job, 1, static_cast<std::int64_t>(block_jobs_max)));
+        std::clamp<std::int64_t>((end - evaluations_) / each, 1, static_cast<std::int64_t>(construct_jobs_max)));
     const Problem snapshot = problem_;
-    in_parallel(
-        jobs,
-        [&, has_blocks](std::size_t job) {
-          std::vector<Candidate> results;
-          Random random(settings_.seed, job);
-          Evaluator evaluator(snapshot, ops_, settings_.by_span);
-          const auto take = [&](std::optional<Order> order) {
-            if (!order || !holds_no_more(*order, ops_, snapshot)) return;
-            const Time value = evaluator.reset(*order);
-            if (value != Evaluator::hangs) results.push_back({std::move(*order), value});
-          };
-          if (settings_.stopped && settings_.stopped()) return results;
-          for (int i = 0; i < 6; ++i) take(dispatch(snapshot, ops_, random_rule(snapshot, random)));
-          if (has_blocks) {
-            const Block block = anneal_block(snapshot, job % 4 == 3 ? 1.08 : 1, static_cast<int>(moves), random);
-            take(unrolled(snapshot, ops_, block));
-            DispatchRule rule{block.start, block.period, 0, {}};
-            for (const double patience : {0.0, 0.3, 0.6, 1.0, 10.0}) {
-              rule.patience = patience;
-              take(dispatch(snapshot, ops_, rule));
-            }
-          }
-          std::ranges::stable_sort(results, {}, &Candidate::value);
-          if (results.size() > 3) results.resize(3);
-          return results;
+    const double least_stretch = stretch_;
+    std::vector<double> stretches(jobs);
+    const std::uint64_t round = ++rounds_;
+    evaluate::in_order<Constructed>(
+        jobs, settings_.threads,
+        [&](std::size_t job) {
+          if (settings_.stopped && settings_.stopped()) return Constructed{};
+          Random random = random_of(round, job);
+          stretches[job] = stretch_of(job, least_stretch, random);
+          return construct(snapshot, ops_, settings_.by_span, stretches[job], random);
         },
-        [](std::size_t) { return true; });
-    evaluations_ += static_cast<std::int64_t>(jobs) * per_job;
+        [&](std::size_t job, Constructed constructed) {
+          evaluations_ += constructed.evaluations;
+          take(std::move(constructed.best));
+          if (constructed.keeps_room && (stretch_ == 0 || stretches[job] < stretch_)) stretch_ = stretches[job];
+        });
+  }
+
+  // Periods about the least that is known to need no more memory than there is, and any others.
+  [[nodiscard]] static double stretch_of(std::size_t job, double least, Random& random) {
+    const double share = random.share();
+    if (job % 4 == 0) return std::max(1.0, least);
+    if (job % 4 == 2) return std::max(1.0, least * (0.9 + 0.2 * share));
+    return 1 + 0.8 * share * share;
+  }
+  [[nodiscard]] Random random_of(std::uint64_t round, std::size_t job) const {
+    return {settings_.seed, (round << 20U) + job};
   }
 
   // With many micro-batches most of a schedule is its steady state, which fewer have, too.
@@ -291,8 +231,10 @@ class PlacementSearch::State {
   }
 
   void anneal_round(std::int64_t end) {
+    // Several rounds, each from what the one before found, do better than one that is as long.
     const std::int64_t slice =
-        std::clamp<std::int64_t>((end - evaluations_) / static_cast<std::int64_t>(jobs_per_round), 500, 250'000);
+        std::clamp<std::int64_t>((end - evaluations_) / static_cast<std::int64_t>(jobs_per_round), 500,
+                                 32 * static_cast<std::int64_t>(ops_.count()));
     const auto jobs = static_cast<std::size_t>(std::clamp<std::int64_t>((end - evaluations_ + slice - 1) / slice, 1,
                                                                         static_cast<std::int64_t>(jobs_per_round)));
     std::vector<std::int64_t> used(jobs);
@@ -300,10 +242,10 @@ class PlacementSearch::State {
     const Problem snapshot = problem_;
     const std::vector<Candidate> from = pool_;
     const std::uint64_t round = ++rounds_;
-    in_parallel(
-        jobs,
+    evaluate::in_order<Annealed>(
+        jobs, settings_.threads,
         [&](std::size_t job) {
-          Random random(settings_.seed, (round << 20U) + job);
+          Random random = random_of(round, job);
           Annealing annealing;
           annealing.by_span = settings_.by_span;
           annealing.bound = bound_ + snapshot.launch;
@@ -322,9 +264,11 @@ class PlacementSearch::State {
             while (job < first && !reached.compare_exchange_weak(first, job)) {
             }
           }
-          return std::vector<Candidate>{{std::move(annealed.order), annealed.makespan}};
+          return annealed;
         },
-        [&](std::size_t job) { return job <= reached.load(); });
+        [&](std::size_t job, Annealed annealed) {
+          if (job <= reached.load()) take({{std::move(annealed.order), annealed.makespan}});
+        });
     // Those behind the first that came to the bound were ended early, some sooner than others: they count for nothing.
     for (std::size_t job = 0; job < jobs && job <= reached.load(); ++job) evaluations_ += used[job];
   }
@@ -338,7 +282,8 @@ class PlacementSearch::State {
   std::optional<Found> best_;
   std::int64_t evaluations_ = 0;
   std::uint64_t rounds_ = 0;
-  bool is_constructed_ = false;
+  bool has_repeated_ = false;
+  double stretch_ = 0;  // the least of a cyclic schedule for which there was room; 0: none is known
   const std::function<void()>* found_ = nullptr;
 };
 
