@@ -1,6 +1,7 @@
 #include "dualpipe/sim/search/order.h"
 
 #include <array>
+#include <deque>
 #include <limits>
 #include <utility>
 
@@ -40,11 +41,19 @@ Ops::Ops(const Problem& problem)
 Schedule schedule_of(const Order& order, const Ops& ops, const Problem& problem, std::string name) {
   ScheduleBuilder builder(problem.placement, static_cast<std::uint32_t>(problem.micro_batches), order.size());
   constexpr std::array kinds{Kind::forward, Kind::input_gradient, Kind::weight_gradient};
+  std::vector<std::deque<OpId>> waiting(problem.stages.size());  // for W
   for (int rank = 0; rank < problem.ranks(); ++rank) {
     builder.go_to(rank);
     for (std::size_t p = ops.begin(rank); p < ops.end(rank); ++p) {
-      const OpId op = op_of(order[p]);
+      OpId op = op_of(order[p]);
       const Pass pass = ops.pass(op);
+      auto& of_stage = waiting[static_cast<std::size_t>(ops.stage(op))];
+      if (pass == Pass::input_gradient && !is_joined(order[p])) {
+        of_stage.push_back(ops.id(ops.stage(op), Pass::weight_gradient, ops.micro_batch(op)));
+      } else if (pass == Pass::weight_gradient) {
+        op = of_stage.front();
+        of_stage.pop_front();
+      }
       const bool is_pair = pass == Pass::forward && is_joined(order[p]);
       const bool is_full = pass == Pass::input_gradient && is_joined(order[p]);
       builder.add({static_cast<std::uint32_t>(ops.micro_batch(op)), static_cast<std::uint16_t>(ops.stage(op)),

@@ -59,7 +59,8 @@ class Ops {
   std::vector<Bytes> effect_;  // on what the rank holds: by stage and pass
 };
 
-// The schedule that an order is: joined entries become B and pairs. `name`: its.
+// The schedule that an order is: joined entries become B and pairs, and the Ws of a stage come in the order of its Is,
+// so that gradients are summed in the order of the micro-batches. `name`: its.
 [[nodiscard]] Schedule schedule_of(const Order& order, const Ops& ops, const Problem& problem, std::string name);
 // Full backwards become I and W one after the other, or joined, where they have a gain of it. Micro-batches of a
 // stage's pass come in order, as those of a stage are alike. The schedule is valid and of the problem's placement.

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import worlds
+from cli import sim
 from pipeline_test import Block, data, loss_of, whole
 from torch.distributed.pipelining import PipelineStage
 
@@ -59,6 +60,16 @@ def all_schedules(rank, folder):
     return ran
 
 
+def found(rank, file):
+    """What dualpipe-sim search wrote, as PyTorch's runtime reads it."""
+    numbers = [rank, 3 - rank]
+    blocks = {number: Block(number) for number in numbers}
+    expected = whole([Block(n) for n in range(4)], *data(8), MICRO_BATCHES, [range(MICRO_BATCHES)])
+    runtime = dualpipe.pytorch_schedule(file, list(blocks.values()), loss_fn=loss_of, scale_grads=False)
+    check(runtime, blocks, "found", expected)
+    return numbers
+
+
 def by_name(rank, expected):
     """A name, with PyTorch's stage; several steps."""
     block = Block(rank)
@@ -72,6 +83,15 @@ def test_every_schedule_of_one_chain(tmp_path: Path) -> None:
     two_chains = {"dualpipe", "chimera", "chimera-shifted"}
     for ran in worlds.values(worlds.run(2, all_schedules, tmp_path, timeout=250)):
         assert set(ran) == {family.name for family in dualpipe.catalog()} - two_chains
+
+
+def test_a_schedule_that_a_search_has_found(tmp_path: Path) -> None:
+    file = tmp_path / "found.csv"
+    costs = ["--forward", "1ms", "--backward", "2.3ms", "--weight", "0.7ms", "--latency", "0.1ms"]
+    result = json.loads(sim("search", "--ranks", "2", "--microbatches", str(MICRO_BATCHES), *costs, "--placement", "v",
+                            "--memory-limit", "1microbatches", "--budget", "3000", "-o", str(file), "--json", "-"))
+    assert result["evaluations"] >= 3000, "the catalog had it already"
+    assert worlds.values(worlds.run(2, found, file)) == [[0, 3], [1, 2]]
 
 
 # By what PyTorch's runtime cannot run: what is asked for, and what the error says.

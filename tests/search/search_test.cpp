@@ -41,10 +41,23 @@ SearchRequest small_request() {
   return request;
 }
 
+// The micro-batches of a stage's Is, or Ws, in their order.
+std::vector<std::uint32_t> micro_batches_of(const Schedule& schedule, std::uint16_t stage, Kind kind) {
+  std::vector<std::uint32_t> micro_batches;
+  for (const Op op : schedule.ops) {
+    if (op.stage == stage && op.kind == kind) micro_batches.push_back(op.micro_batch);
+  }
+  return micro_batches;
+}
+
 // The figures are those of simulate(), and the schedule keeps every rule and the limit.
 void check_result(const SearchRequest& request, const SearchResult& result) {
   const Schedule& schedule = result.schedule;
   BOOST_TEST(validate(schedule).empty());
+  for (std::uint16_t stage = 0; stage < schedule.placement.stages(); ++stage) {
+    BOOST_CHECK(micro_batches_of(schedule, stage, Kind::input_gradient) ==
+                micro_batches_of(schedule, stage, Kind::weight_gradient));
+  }
   const Lowered lowered = lower_checked(schedule);
   BOOST_TEST(lowered.completes);
   const Evaluation evaluation = evaluate(lowered.program, result.costs);

@@ -163,6 +163,11 @@ test_check() {
     --microbatches 4 --steps 2 --warmup 2 --dtype bfloat16 --check
   holds '^ +bfloat16: gradients must be bitwise equal; from float32 .* relative L2 of 0\.0[0-9]+, and 0\.0141 is allowed$'
   fails 1 'float16' "${shape[@]}" --dtype float16
+  "$dualpipe_sim" search -p 4 -m 8 --placement v --memory-limit 3microbatches -f 1ms -b 2.3ms -w 0.7ms --latency 0.1ms \
+    --budget 3000 -o found.json > found.txt
+  grep -q '^\*  search ' found.txt || fail 'the catalog has what a search was to find'
+  succeeds '^check +passed: losses bitwise equal, gradients bitwise equal$' found.json --dtype float64 --check \
+    --hidden 8 --batch 2 --steps 1 --warmup 1
   for recompute in full attention; do
     succeeds 'losses bitwise equal, gradients bitwise equal$' --schedule dualpipe "${small[@]}" --dtype float64 --check \
       --tied --norm rms --recompute $recompute
