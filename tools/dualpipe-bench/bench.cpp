@@ -10,6 +10,7 @@
 //   hand/1f1b/<ranks>x<microbatches>/<loop>             the same by a loop written for 1F1B in `latency` (hand.h), in
 //                                                       turn with ours: ratio = its time / ours. Fails unless both
 //                                                       find the same, to the last span
+//   search/…                                            the search's inner loop (search_bench.cpp)
 //
 // items_per_second counts F, B, I and W; an F&B pair is two. All run on one core:
 //   dualpipe-bench --benchmark_filter=simulate/1f1b
@@ -36,10 +37,10 @@
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tools/common/keep_freed_memory.h"
+#include "tools/dualpipe-bench/benchmarks.h"
 #include "tools/dualpipe-bench/hand.h"
 
 namespace dualpipe {
-namespace {
 
 Costs typical_costs(CommunicationModel model) {
   StageCosts stage;
@@ -59,6 +60,8 @@ Costs typical_costs(CommunicationModel model) {
   costs.bandwidth = 50e9;
   return costs;
 }
+
+namespace {
 
 void count_ops(benchmark::State& state, std::size_t ops) {
   state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(ops));
@@ -208,6 +211,7 @@ void register_all() {
     }
   }
   for (const Shape shape : shapes) register_by_hand(shape);
+  register_search();
 }
 
 }  // namespace
