@@ -15,7 +15,7 @@ struct Annealing {
   Time bound = 0;                 // where it ends, as nothing is shorter
   std::int64_t evaluations = 0;   // how many at most
   double hot = 0.1;               // temperature at the beginning, in mean durations of an op
-  double cold = 0.003;            // and at the end
+  double cold = 0.001;            // and at the end
   std::int64_t reach = 32;        // how far an op moves, at most
   std::function<bool()> stopped;  // asked every now and then
 };

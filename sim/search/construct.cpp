@@ -11,7 +11,8 @@ namespace dualpipe::detail::search {
 namespace {
 
 constexpr int rules = 6;
-constexpr std::size_t kept = 3;
+constexpr std::size_t filled = 4;  // the best, whose gaps are filled
+constexpr std::size_t kept = 3;    // of these
 
 // The words that a cyclic schedule makes: all ops by their times.
 Order unrolled(const Problem& problem, const Ops& ops, const Block& block) {
@@ -136,6 +137,8 @@ Constructed construct(const Problem& problem, const Ops& ops, bool by_span, doub
       take(dispatch(problem, ops, rule));
     }
   }
+  std::ranges::stable_sort(result.best, {}, &Candidate::value);
+  if (result.best.size() > filled) result.best.resize(filled);
   Backfill backfill(problem, ops, by_span);
   for (Candidate& each : result.best) each = backfill.run(each);
   result.evaluations += backfill.evaluations();

@@ -22,8 +22,10 @@ namespace {
 
 constexpr std::size_t pool_max = 24;  // orders that annealing starts from
 constexpr std::size_t jobs_per_round = 16;
+constexpr std::int64_t part_max = 2'500;  // evaluations, per op, after which it begins anew
+constexpr std::size_t first_jobs = 8;
 constexpr std::size_t construct_jobs_max = 96;  // per round
-constexpr std::int64_t construct_share = 6;     // of the evaluations one in so many makes orders to start from
+constexpr std::int64_t construct_share = 4;     // of the evaluations one in so many makes orders to start from
 
 }  // namespace
 
@@ -103,14 +105,18 @@ class PlacementSearch::State {
   void run(std::int64_t evaluations, const std::function<void()>& found, const std::function<void()>& progress) {
     const std::int64_t end = evaluations_ + evaluations;
     found_ = &found;
-    const std::int64_t constructed = evaluations_ + evaluations / construct_share;
-    do construct_round(constructed);
-    while (!is_over(std::min(constructed, end)));
-    if (!has_repeated_ && !is_over(end)) repeat_fewer(end);
-    has_repeated_ = true;
-    while (!is_over(end) && !pool_.empty()) {
-      anneal_round(end);
-      if (progress) progress();
+    while (!is_over(end)) {
+      const std::int64_t part = std::min(end, evaluations_ + part_max * static_cast<std::int64_t>(ops_.count()));
+      const std::int64_t constructed = evaluations_ + (part - evaluations_) / construct_share;
+      do construct_round(constructed);
+      while (!is_over(constructed));
+      if (!has_repeated_ && !is_over(part)) repeat_fewer(part);
+      has_repeated_ = true;
+      while (!is_over(part) && !pool_.empty()) {
+        anneal_round(part);
+        if (progress) progress();
+      }
+      if (pool_.empty()) break;
     }
     found_ = nullptr;
   }
@@ -174,9 +180,11 @@ class PlacementSearch::State {
 
   // Orders to start from, on all cores, and from them the best in the same sequence on any number.
   void construct_round(std::int64_t end) {
-    const std::int64_t each = cost_of_constructing(problem_, ops_);
+    // How much a job takes, the first ones tell.
     const auto jobs = static_cast<std::size_t>(
-        std::clamp<std::int64_t>((end - evaluations_) / each, 1, static_cast<std::int64_t>(construct_jobs_max)));
+        std::clamp<std::int64_t>((end - evaluations_) / std::max(constructing_, cost_of_constructing(problem_, ops_)),
+                                 1, static_cast<std::int64_t>(constructing_ == 0 ? first_jobs : construct_jobs_max)));
+    const std::int64_t before = evaluations_;
     const Problem snapshot = problem_;
     const double least_stretch = stretch_;
     std::vector<double> stretches(jobs);
@@ -194,6 +202,7 @@ class PlacementSearch::State {
           take(std::move(constructed.best));
           if (constructed.keeps_room && (stretch_ == 0 || stretches[job] < stretch_)) stretch_ = stretches[job];
         });
+    constructing_ = std::max<std::int64_t>(1, (evaluations_ - before) / static_cast<std::int64_t>(jobs));
   }
 
   // Periods about the least that is known to need no more memory than there is, and any others.
@@ -282,6 +291,7 @@ class PlacementSearch::State {
   std::optional<Found> best_;
   std::int64_t evaluations_ = 0;
   std::uint64_t rounds_ = 0;
+  std::int64_t constructing_ = 0;  // evaluations of a job of the last such round
   bool has_repeated_ = false;
   double stretch_ = 0;  // the least of a cyclic schedule for which there was room; 0: none is known
   const std::function<void()>* found_ = nullptr;

@@ -118,6 +118,7 @@ class Search {
 
   SearchResult run() {
     const std::int64_t budget = request_.evaluations.value_or(default_budget());
+    if (best_field() && hooks_.found) hooks_.found(result());
     if (budget > 0) {
       // First some on each, then the rest where it goes on best.
       const auto first = static_cast<std::int64_t>(fields_.size() > 1 ? budget / 8 : budget);

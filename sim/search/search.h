@@ -98,7 +98,7 @@ struct SearchProgress {
 // All may be unset. They are called on one thread at a time, `stopped` on several at once.
 struct SearchHooks {
   std::function<void(const SearchProgress&)> progress;  // every now and then
-  std::function<void(const SearchResult&)> found;       // something better than before
+  std::function<void(const SearchResult&)> found;       // the best of the catalog, and whatever is better
   std::function<bool()> stopped;                        // true ends the search; it keeps what it has
 };
 

@@ -90,7 +90,7 @@ BOOST_AUTO_TEST_CASE(reaches_what_a_solver_has_proven) {
     request.costs = of_stages(each.costs, each.placement.stages());
     request.memory_limit = MemoryLimit(each.limit);
     request.placement = each.placement.stages() > request.ranks ? SearchPlacement::v : SearchPlacement::linear;
-    request.evaluations = 300'000;
+    request.evaluations = 1'000'000;
     const SearchResult result = search(request);
     BOOST_TEST_CONTEXT(each.line) {
       BOOST_TEST(result.makespan == each.optimum);
