@@ -69,7 +69,9 @@ class Backfill {
   Backfill(const Problem& problem, const Ops& ops, bool by_span)
       : problem_(problem), ops_(ops), evaluator_(problem, ops, by_span) {}
 
-  Candidate run(const Candidate& candidate) {
+  // As far as it comes with so many evaluations.
+  Candidate run(const Candidate& candidate, std::int64_t evaluations) {
+    end_ = evaluations_ + evaluations;
     (void)evaluator_.reset(candidate.order);
     ++evaluations_;
     constexpr int passes_max = 30;  // an op that has gone makes room for others
@@ -90,7 +92,7 @@ class Backfill {
     const Time begin = p == ops_.begin(rank) ? 0 : evaluator_.end(p - 1);
     const Time end = evaluator_.start(p);
     if (begin >= end) return false;
-    for (std::size_t q = p + 1; q < std::min(ops_.end(rank), p + reach); ++q) {
+    for (std::size_t q = p + 1; q < std::min(ops_.end(rank), p + reach) && evaluations_ < end_; ++q) {
       const Time duration = ops_.of(op_of(evaluator_.order()[q])).duration;
       if (std::max(begin, evaluator_.arrival(q)) + duration > end || !evaluator_.may_move(rank, q, p)) continue;
       ++evaluations_;
@@ -107,6 +109,7 @@ class Backfill {
   const Ops& ops_;
   Evaluator evaluator_;
   std::int64_t evaluations_ = 0;
+  std::int64_t end_ = 0;
 };
 
 }  // namespace
@@ -116,7 +119,8 @@ std::int64_t cost_of_constructing(const Problem& problem, const Ops& ops) {
   return 1 + block_moves(problem) * entries / static_cast<std::int64_t>(ops.count());
 }
 
-Constructed construct(const Problem& problem, const Ops& ops, bool by_span, double stretch, Random& random) {
+Constructed construct(const Problem& problem, const Ops& ops, bool by_span, double stretch, std::int64_t evaluations,
+                      Random& random) {
   Constructed result;
   result.evaluations = cost_of_constructing(problem, ops);
   Evaluator evaluator(problem, ops, by_span);
@@ -140,7 +144,10 @@ Constructed construct(const Problem& problem, const Ops& ops, bool by_span, doub
   std::ranges::stable_sort(result.best, {}, &Candidate::value);
   if (result.best.size() > filled) result.best.resize(filled);
   Backfill backfill(problem, ops, by_span);
-  for (Candidate& each : result.best) each = backfill.run(each);
+  const std::int64_t left = evaluations - result.evaluations;
+  for (Candidate& each : result.best) {
+    if (backfill.evaluations() < left) each = backfill.run(each, left - backfill.evaluations());
+  }
   result.evaluations += backfill.evaluations();
   std::ranges::stable_sort(result.best, {}, &Candidate::value);
   if (result.best.size() > kept) result.best.resize(kept);

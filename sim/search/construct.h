@@ -28,8 +28,8 @@ struct Constructed {
 
 // Some, by rules that are drawn and, for one chain, by one cyclic schedule whose period is `stretch` times the load of
 // the rank that has most. Where memory is short a longer period needs less of it; what it wastes is won back when gaps
-// are filled.
+// are filled, which ends after `evaluations` in all.
 [[nodiscard]] Constructed construct(const Problem& problem, const Ops& ops, bool by_span, double stretch,
-                                    Random& random);
+                                    std::int64_t evaluations, Random& random);
 
 }  // namespace dualpipe::detail::search

@@ -185,6 +185,7 @@ class PlacementSearch::State {
         std::clamp<std::int64_t>((end - evaluations_) / std::max(constructing_, cost_of_constructing(problem_, ops_)),
                                  1, static_cast<std::int64_t>(constructing_ == 0 ? first_jobs : construct_jobs_max)));
     const std::int64_t before = evaluations_;
+    const std::int64_t share = (end - before) / static_cast<std::int64_t>(jobs);
     const Problem snapshot = problem_;
     const double least_stretch = stretch_;
     std::vector<double> stretches(jobs);
@@ -195,7 +196,7 @@ class PlacementSearch::State {
           if (settings_.stopped && settings_.stopped()) return Constructed{};
           Random random = random_of(round, job);
           stretches[job] = stretch_of(job, least_stretch, random);
-          return construct(snapshot, ops_, settings_.by_span, stretches[job], random);
+          return construct(snapshot, ops_, settings_.by_span, stretches[job], share, random);
         },
         [&](std::size_t job, Constructed constructed) {
           evaluations_ += constructed.evaluations;
