@@ -3,7 +3,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -18,7 +17,6 @@
 #include "dualpipe/sim/simulate/deadlock.h"
 #include "dualpipe/sim/simulate/memory_limit.h"
 #include "dualpipe/sim/simulate/simulate.h"
-#include "dualpipe/sim/simulate/splitmix.h"
 
 namespace dualpipe {
 namespace {
@@ -68,12 +66,6 @@ Shape shape_of_row(const Family& family, Shape shape, EqualTerms terms) {
   return shape;
 }
 
-// All schedules meet the same seed with the same straggler: so they differ by their order alone.
-std::size_t straggler_of(std::uint64_t seed, std::size_t ranks) {
-  constexpr std::uint64_t other_than_jitter = 0x5374726167676c65U;
-  return detail::simulate::splitmix(seed * detail::simulate::splitmix_step ^ other_than_jitter) % ranks;
-}
-
 // Makespans by seed.
 std::vector<Time> draw(const Program& program, const Costs& costs, const TableRequest& request) {
   const auto ranks = static_cast<std::size_t>(program.schedule.ranks());
@@ -88,17 +80,6 @@ std::vector<Time> draw(const Program& program, const Costs& costs, const TableRe
     makespans.push_back(simulate(program, drawn, Record::ranks).makespan());
   }
   return makespans;
-}
-
-Quantiles quantiles_of(std::vector<Time> makespans) {
-  std::ranges::sort(makespans);
-  const auto count = static_cast<double>(makespans.size());
-  const double half_width = 0.98 * std::sqrt(count);  // 1.96 standard deviations of the number below the median
-  const auto place = [&](double rank) { return makespans[static_cast<std::size_t>(std::clamp(rank, 1.0, count)) - 1]; };
-  // Nearest rank, in whole numbers: the least that percent / 100 of them do not exceed.
-  const auto at = [&](std::size_t percent) { return makespans[(makespans.size() * percent + 99) / 100 - 1]; };
-  return {at(5), at(50), at(95), place(std::floor(count / 2 - half_width)),
-          place(std::ceil(count / 2 + half_width) + 1)};
 }
 
 void fill_work(TableRow& row, const Timeline& timeline) {
@@ -291,17 +272,16 @@ void compare_group(std::span<Candidate> group, EqualTerms terms) {
 }
 
 // Of each seed the shortest of those that are shown and fit.
-void count_wins(std::span<Candidate> group, int seeds) {
+void count_wins(std::span<Candidate> group) {
   std::vector<Candidate*> compared;
   for (Candidate& each : group) {
     if (each.is_shown && each.reason.empty() && each.row.fits()) compared.push_back(&each);
     if (each.is_shown && each.reason.empty()) each.row.win_rate = 0;
   }
-  for (std::size_t seed = 0; seed < static_cast<std::size_t>(seeds) && !compared.empty(); ++seed) {
-    Candidate* const winner =
-        *std::ranges::min_element(compared, {}, [&](const Candidate* c) { return c->drawn[seed]; });
-    *winner->row.win_rate += 1.0 / seeds;
-  }
+  std::vector<std::span<const Time>> drawn;
+  for (const Candidate* each : compared) drawn.emplace_back(each->drawn);
+  const std::vector<double> rates = win_rates(drawn);
+  for (std::size_t i = 0; i < compared.size(); ++i) compared[i]->row.win_rate = rates[i];
 }
 
 void sort_group(std::span<Candidate> group, TableSort by) {
@@ -359,7 +339,7 @@ ScheduleTable schedule_table(TableRequest request) {
   for (auto begin = candidates.begin(); begin != candidates.end();) {
     const auto end = std::find_if(begin, candidates.end(), [&](const Candidate& c) { return c.group != begin->group; });
     compare_group({begin, end}, table.request.terms);
-    if (table.request.seeds > 0) count_wins({begin, end}, table.request.seeds);
+    if (table.request.seeds > 0) count_wins({begin, end});
     sort_group({begin, end}, table.request.sort);
     begin = end;
   }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dualpipe/sim/costs/model_costs.h"
+#include "dualpipe/sim/evaluate/draws.h"
 #include "dualpipe/sim/report/closed_form.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/program.h"
@@ -57,18 +58,6 @@ struct TableRequest {
   std::optional<double> flops = {};       // of one micro-batch, forward and backward of the whole model
   std::optional<double> peak_flops = {};  // of one rank, per second
   TableSort sort = TableSort::makespan;
-};
-
-// Over the seeds: the least makespan that so many of them do not exceed.
-struct Quantiles {
-  Time low = 0;     // 5 %
-  Time median = 0;  // 50 %
-  Time high = 0;    // 95 %
-  // Between which the median of all seeds that there are lies, with 95 % confidence, whatever the makespans'
-  // distribution: by the ranks that a binomial distribution says (W. J. Conover, Practical Nonparametric Statistics,
-  // 1999, section 3.2).
-  Time median_least = 0;
-  Time median_most = 0;
 };
 
 struct TableRow {

@@ -95,9 +95,7 @@ class TableColumns {
       add_time({"5%", Align::right, 2}, [](const TableRow& row) { return row.makespans->low; });
       add_time({"95%", Align::right, 2}, [](const TableRow& row) { return row.makespans->high; });
       add({"median +-", Align::right, 4}, [](const TableRow& row) {
-        const Quantiles& of = *row.makespans;
-        const Time most = std::max(of.median_most - of.median, of.median - of.median_least);
-        return of.median > 0 ? format_rate(static_cast<double>(most) / static_cast<double>(of.median)) : "";
+        return row.makespans->median > 0 ? format_rate(row.makespans->median_error()) : "";
       });
       if (table_.rows.size() > 1) {
         add({"wins", Align::right, 1}, [](const TableRow& row) { return fmt::format("{:.0f}%", 100 * *row.win_rate); });
