@@ -28,6 +28,7 @@ namespace {
 
 constexpr std::string_view format_name = "dualpipe-costs";
 constexpr int format_version = 1;
+constexpr std::size_t depth_max = 5;  // of the parts of an estimate that were measured
 constexpr std::array<std::string_view, 14> top_level_keys = {"format",        "version",      "estimate",
                                                              "stages",        "parts",        "cut",
                                                              "communication", "latency_ns",   "bandwidth_bytes_per_s",
@@ -165,7 +166,7 @@ void write_machine(std::ostream& out, const MachineCosts& costs) {
 
 GivenCosts read_costs(std::istream& in, const std::string& source) {
   using namespace detail::costs;
-  const nlohmann::json json = read_json_document(in, source, {format_name, format_version, top_level_keys});
+  const nlohmann::json json = read_json_document(in, source, {format_name, format_version, top_level_keys, depth_max});
   const JsonValue document(json, source);
   const bool has_parts = document.find("parts").has_value();
   const bool has_stages = document.find("stages").has_value();

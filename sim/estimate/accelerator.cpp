@@ -15,19 +15,22 @@
 namespace dualpipe {
 
 // Peaks are those of dense products: the sheets of NVIDIA give them with 2:4 sparsity, twice as much. NVLink and
-// Infinity Fabric are given for both directions together.
+// Infinity Fabric are given for both directions together. NVIDIA's nodes have switches; AMD's have a link between any
+// two.
 std::span<const Accelerator> accelerators() {
   static constexpr Bytes gb = 1'000'000'000;
   static constexpr std::array all{
-      Accelerator{.name = "a100",
-                  .title = "NVIDIA A100 SXM4 80 GB",
-                  .flops_16bit = 312e12,
-                  .flops_8bit = 0,
-                  .memory = 80 * gb,
-                  .memory_bandwidth = 2.039e12,
-                  .link_bandwidth = 300e9,
-                  .network_bandwidth = 25e9,
-                  .source = "NVIDIA A100 Tensor Core GPU data sheet (2021); DGX A100: 200 Gb/s each"},
+      Accelerator{
+          .name = "a100",
+          .title = "NVIDIA A100 SXM4 80 GB",
+          .flops_16bit = 312e12,
+          .flops_8bit = 0,
+          .memory = 80 * gb,
+          .memory_bandwidth = 2.039e12,
+          .link_bandwidth = 300e9,
+          .peer_bandwidth = 300e9,
+          .network_bandwidth = 25e9,
+          .source = "NVIDIA A100 Tensor Core GPU data sheet (2021): NVLink of 600 GB/s; DGX A100: 200 Gb/s each"},
       Accelerator{.name = "b200",
                   .title = "NVIDIA B200 SXM 180 GB",
                   .flops_16bit = 2250e12,
@@ -35,8 +38,11 @@ std::span<const Accelerator> accelerators() {
                   .memory = 180 * gb,
                   .memory_bandwidth = 8e12,
                   .link_bandwidth = 900e9,
+                  .peer_bandwidth = 900e9,
                   .network_bandwidth = 50e9,
-                  .source = "NVIDIA DGX B200 data sheet (2024), an eighth of the system; 400 Gb/s each"},
+                  .source =
+                      "NVIDIA DGX B200 data sheet (2024), an eighth of 72 PFLOP/s (sparse) of fp8, 1440 GB, 64 TB/s "
+                      "and 14.4 TB/s of NVLink; 400 Gb/s each"},
       Accelerator{.name = "h100",
                   .title = "NVIDIA H100 SXM5 80 GB",
                   .flops_16bit = 989.4e12,
@@ -44,17 +50,22 @@ std::span<const Accelerator> accelerators() {
                   .memory = 80 * gb,
                   .memory_bandwidth = 3.35e12,
                   .link_bandwidth = 450e9,
+                  .peer_bandwidth = 450e9,
                   .network_bandwidth = 50e9,
-                  .source = "NVIDIA H100 Tensor Core GPU architecture white paper (2022); DGX H100: 400 Gb/s each"},
-      Accelerator{.name = "h200",
-                  .title = "NVIDIA H200 SXM5 141 GB",
-                  .flops_16bit = 989.4e12,
-                  .flops_8bit = 1978.9e12,
-                  .memory = 141 * gb,
-                  .memory_bandwidth = 4.8e12,
-                  .link_bandwidth = 450e9,
-                  .network_bandwidth = 50e9,
-                  .source = "NVIDIA H200 Tensor Core GPU data sheet (2024); DGX H200: 400 Gb/s each"},
+                  .source =
+                      "NVIDIA H100 Tensor Core GPU architecture white paper (2022): NVLink of 900 GB/s; DGX H100: 400 "
+                      "Gb/s each"},
+      Accelerator{
+          .name = "h200",
+          .title = "NVIDIA H200 SXM5 141 GB",
+          .flops_16bit = 989.4e12,
+          .flops_8bit = 1978.9e12,
+          .memory = 141 * gb,
+          .memory_bandwidth = 4.8e12,
+          .link_bandwidth = 450e9,
+          .peer_bandwidth = 450e9,
+          .network_bandwidth = 50e9,
+          .source = "NVIDIA H200 Tensor Core GPU data sheet (2024): NVLink of 900 GB/s; DGX H200: 400 Gb/s each"},
       Accelerator{.name = "mi300x",
                   .title = "AMD Instinct MI300X 192 GB",
                   .flops_16bit = 1307.4e12,
@@ -62,6 +73,7 @@ std::span<const Accelerator> accelerators() {
                   .memory = 192 * gb,
                   .memory_bandwidth = 5.3e12,
                   .link_bandwidth = 448e9,
+                  .peer_bandwidth = 64e9,
                   .network_bandwidth = 50e9,
                   .source = "AMD Instinct MI300X accelerator data sheet (2023): 7 links of 128 GB/s; 400 Gb/s each"},
   };

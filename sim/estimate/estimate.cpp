@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "dualpipe/sim/estimate/measured.h"
 #include "dualpipe/sim/estimate/work.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/op.h"
@@ -154,11 +155,20 @@ class Estimator {
     double seconds = flops / (peak_ * request_.mfu.value_or(request_.matmul_efficiency));
     if (!request_.mfu) {
       seconds += pass.traffic.value / (gpu_.memory_bandwidth * request_.memory_efficiency);
-      seconds += pass.sent_in_node.value / gpu_.link_bandwidth;
+      seconds += pass.sent_in_node.value > 0 ? pass.sent_in_node.value / node_bandwidth() : 0;
       seconds += pass.sent_over_network.value / gpu_.network_bandwidth;
     }
     if (seconds * 1e9 > static_cast<double>(time_max)) throw InputError("a pass would take more than a day");
     return rounded(seconds * 1e9);
+  }
+
+  // Of the largest group in a node that exchanges.
+  [[nodiscard]] double node_bandwidth() const {
+    int most = request_.tensor;
+    for (const int ranks : {request_.context, request_.expert}) {
+      if (request_.tensor * ranks <= gpu_.per_node) most = std::max(most, ranks);
+    }
+    return gpu_.bandwidth_among(std::max(2, most));
   }
 
   [[nodiscard]] std::string time_formula(const PassWork& pass) const {
@@ -171,7 +181,7 @@ class Estimator {
     if (request_.mfu) return text.empty() ? "no FLOPs" : text;
     add_term(pass.traffic.value > 0,
              fmt::format("bytes / ({:g} x {})", gpu_.memory_bandwidth, request_.memory_efficiency));
-    add_term(pass.sent_in_node.value > 0, fmt::format("sent / {:g}", gpu_.link_bandwidth));
+    add_term(pass.sent_in_node.value > 0, fmt::format("sent / {:g}", node_bandwidth()));
     add_term(pass.sent_over_network.value > 0, fmt::format("sent / {:g}", gpu_.network_bandwidth));
     return text.empty() ? "nothing to do" : text;
   }
@@ -220,29 +230,12 @@ Estimate estimate(const EstimateRequest& request) {
     result.costs.parts.insert(result.costs.parts.end(), static_cast<std::size_t>(part.count), part.costs);
   }
   result.costs.parts.back().message = 0;
+  if (request.measured) detail::estimate::take_measured(result.costs.parts, request);
   result.costs.model = CommunicationModel::links;
   result.costs.bandwidth = estimator.gpu().network_bandwidth;
   result.costs.latency = 10'000;  // a message over the network starts some microseconds late
   check(result.costs);
   return result;
-}
-
-void calibrate(ModelCosts& estimated, const GivenCosts& measured) {
-  const auto entries = entries_of(measured);
-  const auto is_measured = [](const StageCosts& each) { return each.forward + each.backward > 0; };
-  if (entries.size() == 1) {
-    for (std::size_t i = 1; i + 1 < estimated.parts.size(); ++i) estimated.parts[i] = entries[0];
-    return;
-  }
-  if (entries.size() != estimated.parts.size()) {
-    throw InputError(fmt::format(
-        "the measured costs have {} parts, but the model has {}: an embedding, {} layers and a head; measure each, or "
-        "give one for every layer",
-        entries.size(), estimated.parts.size(), estimated.parts.size() - 2));
-  }
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    if (is_measured(entries[i])) estimated.parts[i] = entries[i];
-  }
 }
 
 }  // namespace dualpipe

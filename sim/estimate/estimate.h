@@ -36,6 +36,19 @@ namespace dualpipe {
 
 enum class MatmulPrecision : std::uint8_t { bf16, fp16, fp8 };  // of matrix products; all else has 16 bits
 
+// What was measured of a model's parts, on so many ranks: with as many parts as the model has, of which those with no
+// time at all were not measured; or one, which stands for every layer.
+struct MeasuredParts {
+  std::vector<StageCosts> parts;
+  std::int64_t micro_batch = 1;
+  int tensor = 1;
+  int context = 1;
+  int data = 1;
+  int expert = 1;
+
+  friend bool operator==(const MeasuredParts&, const MeasuredParts&) = default;
+};
+
 struct EstimateRequest {
   TransformerShape model = {};
   std::int64_t sequence = 0;     // s
@@ -53,6 +66,9 @@ struct EstimateRequest {
   std::optional<double> mfu = {};
   double matmul_efficiency = 0.77;
   double memory_efficiency = 0.63;
+  // It takes the place of what is estimated; with other sizes than it was measured with, times what the estimate
+  // changes from those to these, figure by figure.
+  std::optional<MeasuredParts> measured = {};
 
   friend bool operator==(const EstimateRequest&, const EstimateRequest&) = default;
 };
@@ -67,9 +83,9 @@ struct EstimatedFigure {
 };
 
 struct EstimatedPart {
-  std::string name;  // "layer"
-  int count = 1;     // so many alike, one after the other
-  StageCosts costs;
+  std::string name;                      // "layer"
+  int count = 1;                         // so many alike, one after the other
+  StageCosts costs;                      // as estimated, whatever was measured
   std::vector<EstimatedFigure> figures;  // of one rank
 };
 
@@ -83,11 +99,13 @@ struct Estimate {
   double flops = 0;                    // of a micro-batch, forward and backward, over all ranks that share a stage
 };
 
-// Throws InputError: a model or a size that is out of range, sizes that do not divide what they split, an unknown GPU.
+// Throws InputError: a model or a size that is out of range, sizes that do not divide what they split, an unknown GPU;
+// measured parts that are not those of the model.
 [[nodiscard]] Estimate estimate(const EstimateRequest& request);
 
-// Replaces what was estimated by what was measured, part by part: `measured` has a part for each of the model, of which
-// those with no time at all were not measured; or one, which stands for every layer. Throws InputError.
-void calibrate(ModelCosts& estimated, const GivenCosts& measured);
+// That these costs were measured with the sizes of the request. Throws InputError where they are not of its parts.
+void set_measured(EstimateRequest& request, const GivenCosts& measured);
+// How many of the parts were.
+[[nodiscard]] std::size_t measured_count(const EstimateRequest& request);
 
 }  // namespace dualpipe

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dualpipe/sim/costs/costs_file.h"
+#include "dualpipe/sim/costs/costs_json.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/schedule/input_file.h"
 #include "dualpipe/sim/schedule/json_reader.h"
@@ -52,6 +53,9 @@ constexpr std::array flags{std::pair{"gated", &TransformerShape::gated},
 constexpr std::array ranks{std::pair{"tensor", &EstimateRequest::tensor},
                            std::pair{"context", &EstimateRequest::context}, std::pair{"data", &EstimateRequest::data},
                            std::pair{"expert", &EstimateRequest::expert}};
+constexpr std::array measured_ranks{
+    std::pair{"tensor", &MeasuredParts::tensor}, std::pair{"context", &MeasuredParts::context},
+    std::pair{"data", &MeasuredParts::data}, std::pair{"expert", &MeasuredParts::expert}};
 constexpr std::array<std::string_view, 3> precision_names{"bf16", "fp16", "fp8"};
 
 // What is as it is without being said is left out.
@@ -66,6 +70,14 @@ OrderedJson model_json(const TransformerShape& model) {
   return json;
 }
 
+// Its parts as a costs file has them.
+OrderedJson measured_json(const MeasuredParts& measured) {
+  OrderedJson json{{"microbatch", measured.micro_batch}};
+  for (const auto& [key, member] : measured_ranks) json[key] = measured.*member;
+  json["parts"] = costs::costs_json(ModelCosts{{}, measured.parts, {}})["parts"];
+  return json;
+}
+
 OrderedJson request_json(const EstimateRequest& request) {
   OrderedJson json{
       {"model", model_json(request.model)}, {"sequence", request.sequence}, {"microbatch", request.micro_batch}};
@@ -77,6 +89,7 @@ OrderedJson request_json(const EstimateRequest& request) {
   if (request.mfu) json["mfu"] = *request.mfu;
   json["matmul_efficiency"] = request.matmul_efficiency;
   json["memory_efficiency"] = request.memory_efficiency;
+  if (request.measured) json["measured"] = measured_json(*request.measured);
   return json;
 }
 
@@ -92,7 +105,21 @@ TransformerShape model_of(const JsonValue& object) {
   return model;
 }
 
-EstimateRequest request_of(const JsonValue& object) {
+MeasuredParts measured_of(const JsonValue& object, const nlohmann::json& json, const std::string& source) {
+  MeasuredParts measured;
+  measured.micro_batch = object.at("microbatch").integer(1, 1'000'000);
+  for (const auto& [key, member] : measured_ranks) {
+    measured.*member = static_cast<int>(object.at(key).integer(1, 1'000'000));
+  }
+  (void)object.at("parts");
+  std::istringstream costs(
+      OrderedJson{{"format", "dualpipe-costs"}, {"version", 1}, {"parts", json.at("parts")}}.dump());
+  const GivenCosts read = read_costs(costs, source + ": measured");
+  measured.parts = std::get<ModelCosts>(read).parts;
+  return measured;
+}
+
+EstimateRequest request_of(const JsonValue& object, const nlohmann::json& json, const std::string& source) {
   EstimateRequest request;
   request.model = model_of(object.at("model"));
   request.sequence = object.at("sequence").integer(1, 100'000'000);
@@ -111,6 +138,7 @@ EstimateRequest request_of(const JsonValue& object) {
   if (const auto value = object.find("mfu")) request.mfu = value->number();
   if (const auto value = object.find("matmul_efficiency")) request.matmul_efficiency = value->number();
   if (const auto value = object.find("memory_efficiency")) request.memory_efficiency = value->number();
+  if (const auto value = object.find("measured")) request.measured = measured_of(*value, json.at("measured"), source);
   return request;
 }
 
@@ -124,15 +152,15 @@ std::string to_json_line(const EstimateRequest& request) {
 EstimateRequest estimate_of_json(const std::string& text, const std::string& source) {
   std::istringstream in(text);
   const nlohmann::json json = detail::schedule::read_json_document(in, source, {});
-  return detail::estimate::request_of(JsonValue(json, source));
+  return detail::estimate::request_of(JsonValue(json, source), json, source);
 }
 
 std::optional<EstimateRequest> load_estimate_request(const std::string& path) {
   auto in = open_input_file(path);
-  const nlohmann::json json = detail::schedule::read_json_document(in, path, {});
+  const nlohmann::json json = detail::schedule::read_json_document(in, path, {.depth_max = 5});
   const auto object = JsonValue(json, path).find("estimate");
   if (!object) return std::nullopt;
-  return detail::estimate::request_of(*object);
+  return detail::estimate::request_of(*object, json.at("estimate"), path);
 }
 
 void write_estimate(std::ostream& out, const Estimate& estimate) {

@@ -2,6 +2,8 @@
 // what reads it can estimate anew, for other parallel sizes:
 //
 //   "estimate": {"model": {"layers": 80, "hidden": 8192, …}, "sequence": 8192, "microbatch": 1, "tensor": 8, …}
+//
+// and "measured", where something was: its parts, as those of the file, and the sizes that they were measured with.
 #pragma once
 
 #include <iosfwd>

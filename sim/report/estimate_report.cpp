@@ -83,6 +83,11 @@ std::string to_text(const Estimate& estimate, const TextLayout& layout) {
                         request.matmul_efficiency, request.memory_efficiency);
   }
   text += "\n" + parts_text(estimate, layout);
+  if (const std::size_t count = measured_count(request); count > 0) {
+    text += "\n" + wrapped(fmt::format(
+                       "{} of {} parts were measured, and what was takes the place of what stands here in the costs",
+                       count, estimate.costs.parts.size()));
+  }
   for (const EstimatedPart& part : estimate.parts) {
     text += fmt::format("\n{}, on one rank\n", part.name);
     std::size_t name_width = 0;
@@ -101,14 +106,21 @@ std::string to_text(const Estimate& estimate, const TextLayout& layout) {
 }
 
 std::string accelerators_text() {
-  TextTable table(
-      {{"GPU", Align::left}, {"16 bits"}, {"8 bits"}, {"memory"}, {"its bandwidth"}, {"link"}, {"network"}});
+  TextTable table({{"GPU", Align::left},
+                   {"16 bits"},
+                   {"8 bits"},
+                   {"memory"},
+                   {"its bandwidth"},
+                   {"link"},
+                   {"to one"},
+                   {"network"}});
   std::string sources;
   for (const Accelerator& each : accelerators()) {
     table.add_row({std::string(each.name), format_number(each.flops_16bit, "FLOP/s"),
                    each.flops_8bit > 0 ? format_number(each.flops_8bit, "FLOP/s") : "-",
                    format_bytes(each.memory, ByteUnits::decimal), format_number(each.memory_bandwidth, "B/s"),
-                   format_number(each.link_bandwidth, "B/s"), format_number(each.network_bandwidth, "B/s")});
+                   format_number(each.link_bandwidth, "B/s"), format_number(each.peer_bandwidth, "B/s"),
+                   format_number(each.network_bandwidth, "B/s")});
     sources += fmt::format("{}: {}\n", each.name, each.source);
   }
   return table.to_text() + "\n" + sources;

@@ -16,7 +16,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t value_count_max = std::size_t{1} << 21U;  // twelve for each of the most stages, and room
-constexpr std::size_t depth_max = 4;
 
 // The events of the parser: builds the document, and passes on what is streamed. Its functions are named by the
 // library.
@@ -159,7 +158,7 @@ class DocumentReader {
 
   void open(json empty) {
     if (levels_.empty() && !empty.is_object()) fail("expected an object");
-    if (levels_.size() == depth_max) fail("nested too deeply");
+    if (levels_.size() == format_.depth_max) fail("nested too deeply");
     json* const inserted = insert(std::move(empty));
     levels_.push_back({inserted, {}, 0});
   }

@@ -16,9 +16,10 @@ namespace dualpipe::detail::schedule {
 
 // One of our file formats: a top-level object with "format" and "version".
 struct JsonFormat {
-  std::string_view name;                   // empty: an object of somebody else, with any keys
-  int version;                             // the newest that we read
-  std::span<const std::string_view> keys;  // all that the top-level object may have
+  std::string_view name = {};                   // empty: an object of somebody else, with any keys
+  int version = 0;                              // the newest that we read
+  std::span<const std::string_view> keys = {};  // all that the top-level object may have
+  std::size_t depth_max = 4;                    // of objects and lists within one another
 };
 
 // A list that may be too long to be held in memory. Its strings, and the ends of its inner lists, are reported one

@@ -31,7 +31,7 @@ std::shared_ptr<const Layout> layout_of(const SweepCluster& cluster, int tensor,
   const Accelerator& gpu = accelerator(request.gpu);
   // All in one node: what goes from stage to stage never leaves it.
   if (cluster.gpus <= gpu.per_node && machine.bandwidth == gpu.network_bandwidth) {
-    layout.costs.bandwidth = gpu.link_bandwidth;
+    layout.costs.bandwidth = gpu.peer_bandwidth;
   }
   return std::make_shared<const Layout>(std::move(layout));
 }

@@ -10,6 +10,7 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include "dualpipe/sim/costs/costs_file.h"
 #include "dualpipe/sim/estimate/estimate_file.h"
@@ -198,6 +199,22 @@ BOOST_AUTO_TEST_CASE(what_ranks_share_is_divided) {
   BOOST_TEST(estimate(request).parts[1].costs.message == alone.parts[1].costs.message / 2);
 }
 
+// The eight GPUs of a node have a switch between them, or each a link to each other: then two share one link.
+BOOST_AUTO_TEST_CASE(links_of_a_node) {
+  for (const auto& [gpu, pair, all] :
+       {std::tuple("h100", 450e9, 450e9), {"a100", 300e9, 300e9}, {"mi300x", 64e9, 448e9}}) {
+    const double peak = accelerator(gpu).flops_16bit;
+    for (const auto& [tensor, rate] : {std::pair(2, pair), {8, all}}) {
+      EstimateRequest request{.model = model_of("llama-3-70b"), .sequence = 8192, .tensor = tensor, .gpu = gpu};
+      const EstimatedPart layer = layer_of(estimate(request));
+      const double seconds = figure(layer, "F linear") / (0.77 * peak) + figure(layer, "F attention") / (0.77 * peak) +
+                             figure(layer, "F memory") / (0.63 * accelerator(gpu).memory_bandwidth) +
+                             figure(layer, "F sent in the node") / rate;
+      BOOST_TEST(static_cast<double>(layer.costs.forward) == seconds * 1e9, boost::test_tools::tolerance(1e-6));
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(mfu_is_flops_over_the_peak) {
   EstimateRequest request{.model = model_of("llama-3-8b"), .sequence = 4096, .mfu = 0.5};
   const StageCosts layer = layer_of(estimate(request)).costs;
@@ -242,22 +259,74 @@ BOOST_AUTO_TEST_CASE(a_file_says_what_it_was_estimated_from) {
 }
 
 BOOST_AUTO_TEST_CASE(what_was_measured_takes_its_place) {
-  const EstimateRequest request{.model = model_of("gpt2"), .sequence = 64};
+  EstimateRequest request{.model = model_of("gpt2"), .sequence = 64};
   const ModelCosts estimated = estimate(request).costs;
-  ModelCosts one = estimated;
-  calibrate(one, uniform(5, 4, 3));
+  EstimateRequest with_one = request;
+  set_measured(with_one, uniform(5, 4, 3));
+  const ModelCosts one = estimate(with_one).costs;
   BOOST_TEST((one.parts.front() == estimated.parts.front()));
   BOOST_TEST((one.parts.back() == estimated.parts.back()));
-  for (std::size_t i = 1; i <= 12; ++i) BOOST_TEST(one.parts[i].forward == 5);
+  for (std::size_t i = 1; i <= 12; ++i) BOOST_TEST((one.parts[i] == uniform(5, 4, 3).stages[0]));
+  BOOST_TEST(measured_count(with_one) == 12U);
   ModelCosts measured = estimated;
   for (StageCosts& each : measured.parts) each.forward = each.backward = each.input_gradient = each.weight_gradient = 0;
   measured.parts[3].forward = 7;
-  ModelCosts some = estimated;
-  calibrate(some, measured);
-  BOOST_TEST(some.parts[3].forward == 7);
+  EstimateRequest with_some = request;
+  set_measured(with_some, measured);
+  const ModelCosts some = estimate(with_some).costs;
+  BOOST_TEST((some.parts[3] == measured.parts[3]));
   BOOST_TEST((some.parts[4] == estimated.parts[4]));
+  BOOST_TEST(measured_count(with_some) == 1U);
+  BOOST_TEST((estimate_of_json(to_json_line(with_some), "line") == with_some));
+  const Scratch scratch;
+  {
+    std::ofstream out(scratch / "costs.json");
+    write_estimate(out, estimate(with_some));
+  }
+  BOOST_TEST((load_estimate_request(scratch / "costs.json") == with_some));
+  BOOST_TEST((std::get<ModelCosts>(load_costs(scratch / "costs.json")) == some));
   measured.parts.resize(3);
-  BOOST_TEST(refusal([&] { calibrate(some, measured); }).find("12 layers and a head") != std::string::npos);
+  BOOST_TEST(refusal([&] { set_measured(request, measured); }).find("12 layers and a head") != std::string::npos);
+}
+
+// Costs that were measured on two ranks of tensor parallelism, for eight: what the estimate says that they change by.
+BOOST_AUTO_TEST_CASE(what_was_measured_is_taken_to_other_sizes) {
+  const auto request_of = [](int tensor, int data, std::int64_t micro_batch) {
+    return EstimateRequest{
+        .model = model_of("llama-3-70b"), .sequence = 8192, .micro_batch = micro_batch, .tensor = tensor, .data = data};
+  };
+  EstimateRequest measured_at = request_of(2, 4, 1);
+  const ModelCosts there = estimate(measured_at).costs;
+  StageCosts layer = there.parts[1];
+  layer.forward = layer.forward * 5 / 4;
+  layer.input_gradient = layer.input_gradient * 3 / 2;
+  layer.backward = layer.input_gradient + layer.weight_gradient;
+  layer.activation *= 2;
+  layer.forward_workspace = 1'000'000;
+  layer.overlapped = layer.forward + layer.backward;
+  set_measured(measured_at, Costs{{}, {layer}});
+  for (const auto& [tensor, data, micro_batch] : {std::tuple(2, 4, 1), {8, 4, 1}, {2, 32, 1}, {1, 1, 2}}) {
+    EstimateRequest request = request_of(tensor, data, micro_batch);
+    const StageCosts estimated = estimate(request).costs.parts[1];
+    request.measured = measured_at.measured;
+    const StageCosts found = estimate(request).costs.parts[1];
+    const auto near = [](std::int64_t value, double expected) {
+      BOOST_TEST(static_cast<double>(value) == expected, boost::test_tools::tolerance(1e-6));
+    };
+    BOOST_TEST_CONTEXT("t = " << tensor << ", d = " << data << ", b = " << micro_batch) {
+      if (tensor == 2 && data == 4) BOOST_TEST((found == layer));
+      near(found.forward, 1.25 * static_cast<double>(estimated.forward));
+      near(found.input_gradient, 1.5 * static_cast<double>(estimated.input_gradient));
+      near(found.weight_gradient, static_cast<double>(estimated.weight_gradient));
+      near(found.backward, static_cast<double>(found.input_gradient + found.weight_gradient));
+      near(found.activation, 2 * static_cast<double>(estimated.activation));
+      near(found.optimizer, static_cast<double>(estimated.optimizer));
+      near(found.forward_workspace,
+           1e6 * static_cast<double>(estimated.activation) / static_cast<double>(there.parts[1].activation));
+      BOOST_TEST(
+          (estimate(request).costs.parts.back() == estimate(request_of(tensor, data, micro_batch)).costs.parts.back()));
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(what_cannot_be_is_refused) {

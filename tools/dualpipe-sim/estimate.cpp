@@ -36,14 +36,16 @@ std::vector<std::string> gpu_names() {
 void run(const EstimateCommand& command) {
   if (command.list_gpus) return print(accelerators_text());
   check_apart(std::vector<NamedFile>{{"--output", command.output, "costs"}},
-              std::vector<NamedFile>{{"--config", command.options.config, "model"}});
+              std::vector<NamedFile>{{"--config", command.options.config, "model"},
+                                     {"--calibrated", command.calibrated, "measured costs"}});
   TextLayout layout{.width = static_cast<std::size_t>(terminal_width(0)), .bytes = ByteUnits::decimal};
   if (!command.width.empty()) {
     const auto columns = [](std::string_view number) { return parse_integer(number, 20, 100'000); };
     layout.width = static_cast<std::size_t>(value_of("--width", command.width, columns));
   }
-  Estimate found = estimate(command.options.request());
-  if (!command.calibrated.empty()) calibrate(found.costs, load_costs(command.calibrated));
+  EstimateRequest request = command.options.request();
+  if (!command.calibrated.empty()) set_measured(request, load_costs(command.calibrated));
+  const Estimate found = estimate(request);
   if (!command.output.empty()) write_output(command.output, [&](std::ostream& out) { write_estimate(out, found); });
   if (command.output != "-") print(to_text(found, layout));
 }
@@ -115,7 +117,9 @@ void add_estimate(CLI::App& app) {
   constexpr auto results = "Results";
   estimate
       .add_option("--calibrated", command->calibrated,
-                  "Measured costs instead, of each part that the file has times of; or one, of every layer")
+                  "Costs that were measured with these sizes instead, of each part that the file has times of; or one, "
+                  "of every "
+                  "layer. sweep --gpus takes them to other sizes")
       ->type_name("FILE")
       ->group(results);
   estimate.add_option("--output,-o", command->output, "The costs file, or - for stdout")
