@@ -120,6 +120,19 @@ Program lower_valid(std::variant<Schedule, Program> loaded, bool all_violations,
   return lower(std::get<Schedule>(std::move(loaded)));
 }
 
+std::optional<std::variant<Schedule, Program>> load_file_of_list(const std::string& name, std::istream* standard_input,
+                                                                 std::vector<std::string>& remarks) {
+  ScheduleOptions options;
+  options.source = name;
+  options.standard_input = standard_input;
+  if (options.file().empty()) return std::nullopt;
+  std::vector<std::string> own_remarks;
+  auto loaded = options.load({}, &own_remarks);
+  static_cast<void>(lower_valid(loaded, false, own_remarks));
+  remarks.insert(remarks.end(), own_remarks.begin(), own_remarks.end());
+  return loaded;
+}
+
 Planned planned(const ScheduleOptions& schedule, const CostOptions& said, const GivenCosts& costs) {
   Planned result;
   auto loaded = schedule.load(costs, &result.remarks);

@@ -44,6 +44,12 @@ struct ScheduleOptions {
   void check_used(const CostOptions& costs) const;
 };
 
+// One of a list of schedules: what the file has, which is valid; nothing for a name of the catalog. `standard_input`
+// and `remarks` as above.
+[[nodiscard]] std::optional<std::variant<Schedule, Program>> load_file_of_list(const std::string& name,
+                                                                               std::istream* standard_input,
+                                                                               std::vector<std::string>& remarks);
+
 [[nodiscard]] const Schedule& schedule_of(const std::variant<Schedule, Program>& loaded);
 
 // Lowers a schedule. Throws InputError if a rule is broken, naming what breaks it: a screenful, or all; and then the

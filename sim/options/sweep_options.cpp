@@ -9,6 +9,7 @@
 #include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/costs/set_cost.h"
 #include "dualpipe/sim/estimate/estimate_file.h"
+#include "dualpipe/sim/options/schedule_options.h"
 #include "dualpipe/sim/options/usage_error.h"
 #include "dualpipe/sim/options/value.h"
 #include "dualpipe/sim/schedule/op.h"
@@ -24,6 +25,17 @@ std::vector<Number> counts_of(std::string_view option, const std::vector<std::st
     counts.push_back(static_cast<Number>(value_of(option, text, whole)));
   }
   return counts;
+}
+
+std::vector<SweepSchedule> files_of(const SweepOptions& options, std::vector<std::string>& remarks) {
+  std::vector<SweepSchedule> files;
+  for (const std::string& name : options.schedules) {
+    const bool is_read = std::ranges::find(files, name, &SweepSchedule::name) != files.end();
+    if (is_read) continue;  // which the sweep refuses
+    auto loaded = load_file_of_list(name, options.standard_input, remarks);
+    if (loaded) files.push_back({name, std::move(*loaded)});
+  }
+  return files;
 }
 
 SweepAxis axis_of_set(const std::string& text) {
@@ -75,9 +87,10 @@ bool varies(const SweepGrid& grid, std::string_view name) {
 
 // What no point has a use for.
 void check_sweep_used(const SweepOptions& options, const SweepGrid& grid) {
-  std::vector<std::string> families = grid.schedules;
-  if (families.empty()) {
-    for (const Family& each : catalog()) families.emplace_back(each.name);
+  std::vector<std::string> families;
+  for (const Family& each : catalog()) {
+    const bool is_named = std::ranges::find(grid.schedules, each.name) != grid.schedules.end();
+    if (is_named || grid.schedules.empty()) families.emplace_back(each.name);
   }
   for (std::size_t i = 0; i < options.parameters.size(); ++i) {
     ShapeOptions shape;
@@ -85,6 +98,7 @@ void check_sweep_used(const SweepOptions& options, const SweepGrid& grid) {
     shape.check_used(families);
   }
   Used used = used_by(families);
+  for (const SweepSchedule& each : grid.files) used.add(used_by(schedule_of(each.schedule)));
   used.reduces = false;  // when reductions end stands in no line
   if (!varies(grid, "comm")) {
     CostOptions said = options.costs;
@@ -92,7 +106,10 @@ void check_sweep_used(const SweepOptions& options, const SweepGrid& grid) {
     if (varies(grid, "bytes")) said.bandwidth.clear();
     said.check_used(used, grid.costs);
   }
-  const bool draws = machine_of(grid.costs).jitter > 0 || varies(grid, "jitter");
+  if (varies(grid, "straggler") && !varies(grid, "seed")) {
+    throw UsageError("--straggler", "it is another rank in each of several runs; add --seeds");
+  }
+  const bool draws = machine_of(grid.costs).jitter > 0 || varies(grid, "jitter") || varies(grid, "straggler");
   if (varies(grid, "seed") && !draws) throw UsageError("--seeds", "nothing is drawn; add --jitter");
   if (varies(grid, "bandwidth") && machine_of(grid.costs).model == CommunicationModel::latency &&
       !varies(grid, "comm")) {
@@ -102,13 +119,15 @@ void check_sweep_used(const SweepOptions& options, const SweepGrid& grid) {
 
 }  // namespace
 
-SweepGrid SweepOptions::grid(GivenCosts given) const {
+SweepGrid SweepOptions::grid(GivenCosts given, std::vector<std::string>& remarks) const {
   SweepGrid grid;
   grid.schedules = schedules;
+  grid.files = files_of(*this, remarks);
   grid.costs = std::move(given);
   const auto estimated = costs.file.empty() ? std::nullopt : load_estimate_request(costs.file);
   if (!gpus.empty() || !global_batch.empty()) grid.cluster = cluster_of_options(*this, estimated);
-  if (!grid.cluster && (ranks.empty() || micro_batches.empty())) {
+  const bool has_shapes_of_files = !grid.files.empty() && ranks.empty() && micro_batches.empty();
+  if (!grid.cluster && !has_shapes_of_files && (ranks.empty() || micro_batches.empty())) {
     throw InputError("a sweep needs its shapes: give --ranks and --microbatches, or --gpus and --global-batch");
   }
   if (estimated) grid.tokens = static_cast<double>(estimated->sequence * estimated->micro_batch);
@@ -127,6 +146,7 @@ SweepGrid SweepOptions::grid(GivenCosts given) const {
   if (!recompute.empty()) grid.axes.push_back({"recompute", recompute});
   if (!cuts.empty()) grid.axes.push_back({"cut", cuts});
   for (const std::string& each : sets) grid.axes.push_back(axis_of_set(each));
+  if (!stragglers.empty()) grid.axes.push_back({"straggler", stragglers});
   if (!seeds.empty()) {
     for (SweepAxis& each : axes_of_seeds(costs, seeds)) grid.axes.push_back(std::move(each));
   }

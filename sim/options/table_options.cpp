@@ -22,15 +22,9 @@ constexpr std::array sorts{std::pair{"makespan", TableSort::makespan}, std::pair
 
 TableSchedule schedule_of_table(const std::string& name, std::istream* standard_input,
                                 std::vector<std::string>& remarks) {
-  ScheduleOptions options;
-  options.source = name;
-  options.standard_input = standard_input;
-  if (options.file().empty()) return {name, std::nullopt};
-  std::vector<std::string> own_remarks;
-  auto loaded = options.load({}, &own_remarks);
-  Program program = lower_valid(std::move(loaded), false, own_remarks);
-  remarks.insert(remarks.end(), own_remarks.begin(), own_remarks.end());
-  return {name, std::move(program)};
+  auto loaded = load_file_of_list(name, standard_input, remarks);
+  if (!loaded) return {name, std::nullopt};
+  return {name, lower_valid(std::move(*loaded))};
 }
 
 double positive(std::string_view option, const std::string& text) {

@@ -97,12 +97,10 @@ HtmlJson details_json(const SweepReport& report, std::size_t count) {
   const Sweep sweep(report.grid);
   std::size_t ops = 0;
   for (std::size_t i = 0; i < std::min(count, report.rows.size()); ++i) {
-    const Request request = sweep.point(report.rows[i].point).request;
-    Schedule schedule = generate(request);
-    ops += schedule.ops.size();
+    const SweepRun run = sweep.run_of(report.rows[i].point);
+    ops += run.program->schedule.ops.size();
     if (ops > (i == 0 ? first_detail_ops_max : detail_ops_max)) break;
-    const Costs costs = stage_costs(request.costs, schedule.placement);
-    details.push_back(detail_json(report.rows[i], lower(std::move(schedule)), costs));
+    details.push_back(detail_json(report.rows[i], *run.program, run.costs));
   }
   return details;
 }

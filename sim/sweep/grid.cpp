@@ -11,6 +11,7 @@
 #include "dualpipe/sim/costs/set_cost.h"
 #include "dualpipe/sim/estimate/estimate_file.h"
 #include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/json.h"
 #include "dualpipe/sim/schedule/json_reader.h"
 #include "dualpipe/sim/schedule/op.h"
 
@@ -44,6 +45,29 @@ std::vector<SweepAxis> axes_of(const JsonValue& list) {
   return axes;
 }
 
+// A schedule's own JSON is a text in this one, whose lists are not as deep.
+std::vector<SweepSchedule> files_of(const JsonValue& list, const std::string& source) {
+  constexpr std::array<std::string_view, 2> keys{"name", "schedule"};
+  std::vector<SweepSchedule> files;
+  for (std::size_t i = 0; i < list.list_size(); ++i) {
+    list[i].allow_keys(keys);
+    const std::string& name = list[i].at("name").text();
+    std::istringstream schedule(list[i].at("schedule").text());
+    files.push_back({name, read_json(schedule, source + ": " + name)});
+  }
+  return files;
+}
+
+Json files_json(const std::vector<SweepSchedule>& files) {
+  Json list = Json::array();
+  for (const SweepSchedule& each : files) {
+    std::ostringstream schedule;
+    std::visit([&](const auto& loaded) { write_json(schedule, loaded); }, each.schedule);
+    list.push_back(Json{{"name", each.name}, {"schedule", Json::parse(schedule.str()).dump()}});
+  }
+  return list;
+}
+
 SweepCluster cluster_of(const JsonValue& object, const nlohmann::json& json, const std::string& source) {
   constexpr std::array<std::string_view, 3> keys{"gpus", "global_batch", "estimate"};
   object.allow_keys(keys);
@@ -56,7 +80,8 @@ SweepCluster cluster_of(const JsonValue& object, const nlohmann::json& json, con
 }
 
 std::vector<std::string_view> top_level_keys() {
-  std::vector<std::string_view> keys{"schedules", "ranks", "microbatches", "axes", "costs", "tokens", "cluster"};
+  std::vector<std::string_view> keys{"schedules", "files", "ranks",  "microbatches",
+                                     "axes",      "costs", "tokens", "cluster"};
   for (const Parameter& each : parameters()) keys.push_back(each.name);
   return keys;
 }
@@ -66,6 +91,7 @@ SweepGrid grid_of(const nlohmann::json& json, const std::string& source) {
   document.allow_keys(top_level_keys());
   SweepGrid grid;
   if (const auto list = document.find("schedules")) grid.schedules = texts_of(*list);
+  if (const auto list = document.find("files")) grid.files = files_of(*list, source);
   if (const auto list = document.find("ranks")) grid.ranks = numbers_of<int>(*list, stage_count_max);
   if (const auto list = document.find("microbatches")) {
     grid.micro_batches = numbers_of<std::int64_t>(*list, micro_batch_count_max);
@@ -85,10 +111,13 @@ SweepGrid grid_of(const nlohmann::json& json, const std::string& source) {
 
 }  // namespace
 
-std::vector<std::string> sweep_axis_names() { return {"memory-limit", "recompute", "cut"}; }
+std::vector<std::string> sweep_axis_names() { return {"memory-limit", "recompute", "cut", "speed", "straggler"}; }
 
 std::string to_json_line(const SweepGrid& grid) {
-  Json json{{"schedules", grid.schedules}, {"ranks", grid.ranks}, {"microbatches", grid.micro_batches}};
+  Json json{{"schedules", grid.schedules}};
+  if (!grid.files.empty()) json["files"] = files_json(grid.files);
+  json["ranks"] = grid.ranks;
+  json["microbatches"] = grid.micro_batches;
   for (std::size_t i = 0; i < grid.parameters.size(); ++i) {
     if (!grid.parameters[i].empty()) json[std::string(parameters()[i].name)] = grid.parameters[i];
   }
@@ -106,7 +135,7 @@ std::string to_json_line(const SweepGrid& grid) {
 
 SweepGrid grid_of_json(const std::string& text, const std::string& source) {
   std::istringstream in(text);
-  return grid_of(detail::schedule::read_json_document(in, source, {}), source);
+  return grid_of(detail::schedule::read_json_document(in, source, {.depth_max = 6}), source);
 }
 
 }  // namespace dualpipe

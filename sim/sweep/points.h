@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dualpipe/sim/sweep/sweep.h"
@@ -31,11 +32,20 @@ struct Place {
 [[nodiscard]] std::vector<Place> places_of(const SweepCluster& cluster, const std::vector<int>& ranks,
                                            const MachineCosts& machine);
 
-// A schedule with chunks and the like, of which it has those that it takes.
+// A schedule of the catalog, with those chunks and the like that it takes; or of a file, lowered.
 struct Variant {
+  std::string name;
   const Family* family = nullptr;
   Shape shape;
+  std::shared_ptr<const Program> program;
+
+  [[nodiscard]] bool is_at(const Place& place) const {
+    return !program || (shape.ranks == place.ranks && shape.micro_batches == place.micro_batches);
+  }
 };
+
+// Whether points that differ in it alone have stages of the same costs.
+[[nodiscard]] bool leaves_stages(std::string_view axis);
 
 class Axes {
  public:
@@ -44,7 +54,6 @@ class Axes {
   struct Values {
     const Place* place;
     const Variant* variant;
-    std::size_t variant_number;
     std::vector<std::size_t> of_axis;  // which value, by axis of the grid
     // Points of the same number have the same program, and stages of the same costs, unless it is planned for costs.
     std::size_t prepared;
@@ -55,13 +64,16 @@ class Axes {
  private:
   void add_places(const SweepGrid& grid);
   void add_variants(const SweepGrid& grid);
+  void add_family(const std::string& name, const SweepGrid& grid);
+  void add_pairs();
 
   std::vector<Place> places_;
   std::vector<Variant> variants_;
-  std::vector<std::size_t> lengths_;  // by axis
-  std::vector<std::size_t> order_;    // of the axes, the quickest last: what leaves the stages as they are
-  std::size_t of_stages_ = 1;         // combinations of the axes that do not
-  std::size_t of_machine_ = 1;        // of those that do
+  std::vector<std::pair<const Place*, const Variant*>> pairs_;  // empty: each variant is at each place
+  std::vector<std::size_t> lengths_;                            // by axis
+  std::vector<std::size_t> order_;  // of the axes, the quickest last: what leaves the stages as they are
+  std::size_t of_stages_ = 1;       // combinations of the axes that do not
+  std::size_t of_machine_ = 1;      // of those that do
   std::size_t size_ = 0;
 };
 

@@ -12,6 +12,7 @@
 #include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/costs/rules.h"
 #include "dualpipe/sim/costs/set_cost.h"
+#include "dualpipe/sim/evaluate/draws.h"
 #include "dualpipe/sim/evaluate/evaluate.h"
 #include "dualpipe/sim/evaluate/in_order.h"
 #include "dualpipe/sim/report/printable.h"
@@ -28,14 +29,43 @@ using detail::sweep::Axes;
 
 namespace {
 
-std::vector<int> parse_cut(std::string_view text) {
-  std::vector<int> cut;
+std::vector<std::string_view> at_dashes(std::string_view text) {
+  std::vector<std::string_view> parts;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find('-', begin), text.size());
-    cut.push_back(static_cast<int>(parse_integer(text.substr(begin, end - begin), 1, stage_count_max)));
+    parts.push_back(text.substr(begin, end - begin));
     begin = end + 1;
   }
+  return parts;
+}
+
+std::vector<int> parse_cut(std::string_view text) {
+  std::vector<int> cut;
+  for (const std::string_view each : at_dashes(text)) {
+    cut.push_back(static_cast<int>(parse_integer(each, 1, stage_count_max)));
+  }
   return cut;
+}
+
+double parse_speed(std::string_view text) {
+  const double speed = parse_real(text);
+  if (detail::costs::is_speed(speed)) return speed;
+  throw InputError(fmt::format("{}; {} is not", detail::costs::speed_rule, text));
+}
+
+// "0.9": of each of so many ranks; "0.9@3": of rank 3; "1-1-0.9-1": one after the other.
+std::vector<double> speeds_of(std::string_view text, std::size_t ranks) {
+  if (const std::size_t at = text.find('@'); at != text.npos) {
+    const auto rank = static_cast<std::size_t>(parse_integer(text.substr(at + 1), 0, stage_count_max - 1));
+    if (rank >= ranks) throw InputError(fmt::format("speed: {}: there is no rank {}, of {}", text, rank, ranks));
+    std::vector<double> speeds(ranks, 1);
+    speeds[rank] = parse_speed(text.substr(0, at));
+    return speeds;
+  }
+  if (text.find('-') == text.npos) return std::vector<double>(ranks, parse_speed(text));
+  std::vector<double> speeds;
+  for (const std::string_view each : at_dashes(text)) speeds.push_back(parse_speed(each));
+  return speeds;
 }
 
 bool is_cost(std::string_view axis) {
@@ -59,7 +89,7 @@ void check_recompute(const SweepAxis& axis, const GivenCosts& costs) {
 
 // What points with the same order and the same stages share.
 struct Sweep::Prepared {
-  Program program;
+  std::shared_ptr<const Program> program;
   Costs costs;  // their machine is that of the grid
   std::vector<RankMemory> memory;
 };
@@ -106,7 +136,7 @@ class Sweep::Points {
 
   [[nodiscard]] Request request(const Axes::Values& values) const {
     Request request;
-    request.family = std::string(values.variant->family->name);
+    request.family = values.variant->name;
     request.shape = values.variant->shape;
     request.shape.ranks = values.place->ranks;
     request.shape.micro_batches = values.place->micro_batches;
@@ -118,12 +148,18 @@ class Sweep::Points {
       const std::string& name = grid_.axes[axis].name;
       const std::string& text = value(values, axis);
       if (name == "memory-limit") request.memory_limit = parse_memory_limit(text);
+      if (name == "speed") set_speeds(request.costs, values, text);
       if (name == "cut" && text != "best") std::get<ModelCosts>(request.costs).cut = parse_cut(text);
       if (name == "recompute" && text == "none") {
         for (StageCosts& each : entries_of(request.costs)) each = without_recompute(each);
       }
     }
     return request;
+  }
+
+  [[nodiscard]] SweepRun run_of(const Axes::Values& values) const {
+    const auto prepared = prepare(values);
+    return {prepared->program, {machine(values), prepared->costs.stages}};
   }
 
   void add_line(std::string& lines, std::size_t point) const;
@@ -133,12 +169,24 @@ class Sweep::Points {
     return grid_.axes[axis].values[values.of_axis[axis]];
   }
 
+  [[nodiscard]] static std::size_t ranks_of(const Axes::Values& values) {
+    return static_cast<std::size_t>(values.place->ranks);
+  }
+  static void set_speeds(GivenCosts& costs, const Axes::Values& values, const std::string& text) {
+    std::visit([&](MachineCosts& machine) { machine.speed = speeds_of(text, ranks_of(values)); }, costs);
+  }
+
   // Costs are set in the order of their names: W is a part of B, which is there first.
   void set_application_order() {
     for (const std::string& name : cost_names()) {
-      const auto axis = std::ranges::find(grid_.axes, name, &SweepAxis::name);
-      if (axis != grid_.axes.end()) application_order_.push_back(static_cast<std::size_t>(axis - grid_.axes.begin()));
+      if (const auto axis = axis_named(name)) application_order_.push_back(*axis);
     }
+  }
+
+  [[nodiscard]] std::optional<std::size_t> axis_named(std::string_view name) const {
+    const auto axis = std::ranges::find(grid_.axes, name, &SweepAxis::name);
+    if (axis == grid_.axes.end()) return std::nullopt;
+    return static_cast<std::size_t>(axis - grid_.axes.begin());
   }
 
   // Each by itself, so that what can never work is said at once.
@@ -150,6 +198,8 @@ class Sweep::Points {
       if (is_cost(name)) set_cost(costs, name, each);
       if (name == "memory-limit") (void)parse_memory_limit(each);
       if (name == "cut" && each != "best") (void)parse_cut(each);
+      if (name == "speed") (void)speeds_of(each, stage_count_max);
+      if (name == "straggler") (void)parse_speed(each);
     }
     if (name != "memory-limit") return;
     if (std::ranges::any_of(entries_of(grid_.costs), detail::costs::counts_bytes)) return;
@@ -179,14 +229,15 @@ class Sweep::Points {
     const auto make = [&] {
       const Request asked = request(values);
       Prepared prepared;
-      Schedule schedule = generate(asked);
-      prepared.costs = stage_costs(asked.costs, schedule.placement);
-      prepared.program = lower(std::move(schedule));
-      prepared.memory = memory_of_ranks(prepared.program, prepared.costs);
+      prepared.program = values.variant->program;
+      if (!prepared.program) prepared.program = std::make_shared<const Program>(lower(generate(asked)));
+      prepared.costs = stage_costs(asked.costs, prepared.program->schedule.placement);
+      prepared.memory = memory_of_ranks(*prepared.program, prepared.costs);
       return prepared;
     };
     // Whoever plans for costs plans for each.
-    if (values.variant->family->is_automatic) return std::make_shared<const Prepared>(make());
+    const Family* const family = values.variant->family;
+    if (family != nullptr && family->is_automatic) return std::make_shared<const Prepared>(make());
     return cache_.of(values.prepared, make);
   }
 
@@ -197,7 +248,13 @@ class Sweep::Points {
     for (const std::size_t axis : application_order_) {
       if (is_machine_cost(grid_.axes[axis].name)) set_cost(costs, grid_.axes[axis].name, value(values, axis));
     }
-    return machine_of(costs);
+    if (const auto axis = axis_named("speed")) set_speeds(costs, values, value(values, *axis));
+    MachineCosts machine = machine_of(costs);
+    if (const auto axis = axis_named("straggler")) {
+      machine.speed.resize(ranks_of(values), 1);
+      machine.speed[straggler_of(machine.seed, ranks_of(values))] *= parse_speed(value(values, *axis));
+    }
+    return machine;
   }
 
   void add_place(std::string& line, std::size_t point, const Axes::Values& values) const;
@@ -215,14 +272,15 @@ class Sweep::Points {
 
 void Sweep::Points::add_place(std::string& line, std::size_t point, const Axes::Values& values) const {
   const auto out = std::back_inserter(line);
-  fmt::format_to(out, "{{\"point\":{},\"schedule\":{}", point, json_string(values.variant->family->name));
+  fmt::format_to(out, "{{\"point\":{},\"schedule\":{}", point, json_string(values.variant->name));
   if (const auto& layout = values.place->layout) {
     fmt::format_to(out, ",\"tensor_parallel\":{},\"data_parallel\":{}", layout->tensor, layout->data);
   }
   fmt::format_to(out, ",\"ranks\":{},\"microbatches\":{}", values.place->ranks, values.place->micro_batches);
   for (std::size_t i = 0; i < grid_.parameters.size(); ++i) {
     const Parameter& each = parameters()[i];
-    if (grid_.parameters[i].empty() || !(values.variant->family->*each.is_taken)) continue;
+    const Family* const family = values.variant->family;
+    if (grid_.parameters[i].empty() || family == nullptr || !(family->*each.is_taken)) continue;
     fmt::format_to(out, ",\"{}\":{}", each.name, values.variant->shape.*each.value);
   }
   for (std::size_t axis = 0; axis < grid_.axes.size(); ++axis) {
@@ -231,11 +289,11 @@ void Sweep::Points::add_place(std::string& line, std::size_t point, const Axes::
 }
 
 std::optional<bool> Sweep::Points::fits(const Axes::Values& values, const Prepared& prepared, Bytes peak) const {
-  const auto axis = std::ranges::find(grid_.axes, "memory-limit", &SweepAxis::name);
-  if (axis == grid_.axes.end()) return std::nullopt;
-  const MemoryLimit limit = parse_memory_limit(value(values, static_cast<std::size_t>(axis - grid_.axes.begin())));
+  const auto axis = axis_named("memory-limit");
+  if (!axis) return std::nullopt;
+  const MemoryLimit limit = parse_memory_limit(value(values, *axis));
   if (limit.unit == MemoryLimit::Unit::bytes) return peak <= limit.amount;
-  const auto needed = memory_needed(prepared.program, prepared.costs, limit.unit);
+  const auto needed = memory_needed(*prepared.program, prepared.costs, limit.unit);
   return std::ranges::all_of(needed, [&](const MemoryLimit& each) { return each.amount <= limit.amount; });
 }
 
@@ -245,7 +303,7 @@ std::string Sweep::Points::step_figures(const Axes::Values& values, const Prepar
                                         Time makespan) const {
   const SweepCluster& cluster = *grid_.cluster;
   const detail::sweep::Layout& layout = *values.place->layout;
-  const Placement& placement = prepared.program.schedule.placement;
+  const Placement& placement = prepared.program->schedule.placement;
   std::vector<double> bytes(static_cast<std::size_t>(placement.ranks));
   for (int stage = 0; stage < placement.stages(); ++stage) {
     const StageCosts& costs = prepared.costs.of(stage);
@@ -253,9 +311,11 @@ std::string Sweep::Points::step_figures(const Axes::Values& values, const Prepar
         static_cast<double>(costs.gradients + costs.parameters);
   }
   const Accelerator& gpu = accelerator(cluster.estimate.gpu);
-  const double copies = static_cast<double>(layout.data) * cluster.estimate.context;
+  const int copies = layout.data * cluster.estimate.context;
   const bool in_node = layout.tensor * copies <= gpu.per_node;
-  const double rate = in_node ? gpu.link_bandwidth : bandwidth > 0 ? bandwidth : gpu.network_bandwidth;
+  const double rate = in_node && copies > 1 ? gpu.bandwidth_among(copies)
+                      : bandwidth > 0       ? bandwidth
+                                            : gpu.network_bandwidth;
   const double seconds = std::ranges::max(bytes) * (copies - 1) / copies / rate;
   const auto reduction = static_cast<Time>(std::llround(seconds * 1e9));
   const auto step = static_cast<double>(makespan + reduction) * 1e-9;
@@ -268,10 +328,10 @@ std::string Sweep::Points::step_figures(const Axes::Values& values, const Prepar
 
 std::string Sweep::Points::figures(const Axes::Values& values) const {
   const auto prepared = prepare(values);
-  Costs costs{machine(values), prepared->costs.stages};
+  const Costs costs{machine(values), prepared->costs.stages};
   Evaluation found;
-  found.stages = prepared->program.schedule.placement.stages();
-  found.timeline = simulate(prepared->program, costs, Record::ranks);
+  found.stages = prepared->program->schedule.placement.stages();
+  found.timeline = simulate(*prepared->program, costs, Record::ranks);
   found.memory = prepared->memory;
   const Time makespan = found.timeline.makespan();
   std::string text = fmt::format(
@@ -332,9 +392,8 @@ std::string Sweep::header(const SweepShard& shard) const {
                      to_json_line(grid()));
 }
 
-SweepPoint Sweep::point(std::size_t number) const {
-  return {points_->request(points_->axes().at(number)), grid().tokens};
-}
+Request Sweep::request(std::size_t point) const { return points_->request(points_->axes().at(point)); }
+SweepRun Sweep::run_of(std::size_t point) const { return points_->run_of(points_->axes().at(point)); }
 
 std::string Sweep::lines(const SweepShard& shard, std::size_t begin, std::size_t end) const {
   std::string lines;

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "dualpipe/sim/generate/request.h"
+#include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/sweep/grid.h"
 
 namespace dualpipe {
@@ -36,10 +37,10 @@ struct SweepShard {
 [[nodiscard]] std::string to_text(const SweepShard& shard);
 [[nodiscard]] SweepShard parse_shard(std::string_view text);
 
-// What a point asks for.
-struct SweepPoint {
-  Request request;
-  std::optional<double> tokens;  // of the micro-batches of all copies of the pipeline, in one of its micro-batches
+// What a point simulates.
+struct SweepRun {
+  std::shared_ptr<const Program> program;
+  Costs costs;
 };
 
 class Sweep {
@@ -56,8 +57,10 @@ class Sweep {
   [[nodiscard]] const std::vector<std::string>& columns() const;
   // Of a file of all points, or of a shard; with its end.
   [[nodiscard]] std::string header(const SweepShard& shard = {}) const;
+  // What a point of a schedule of the catalog asks for.
+  [[nodiscard]] Request request(std::size_t point) const;
   // Throws InputError where the point's values do not fit together.
-  [[nodiscard]] SweepPoint point(std::size_t number) const;
+  [[nodiscard]] SweepRun run_of(std::size_t point) const;
 
   // The lines of some points of a shard, by their places in it, with their ends.
   [[nodiscard]] std::string lines(const SweepShard& shard, std::size_t begin, std::size_t end) const;

@@ -61,6 +61,20 @@ def test_is_the_same_by_dask(tmp_path, of_command_line):
     assert saved(found, tmp_path) == of_command_line
 
 
+def test_schedules_of_files(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(dualpipe.schedule("zb1p", ranks=4, microbatches=8).to_json())
+    grid = dualpipe.Grid(schedules=["zb1p", path], ranks=[2, 4], microbatches=[8, 10], set={"speed": ["1", "0.5@1"]})
+    assert len(grid) == 4 * 2 + 2
+    path.unlink()  # the grid has it, wherever it goes
+    found = dualpipe.sweep(pickle.loads(pickle.dumps(grid)), points_per_task=3)
+    mine = [row for row in found if row["schedule"] == str(path)]
+    same = [row for row in found if row["schedule"] == "zb1p" and row["ranks"] == 4 and row["microbatches"] == 8]
+    assert [row["makespan_ns"] for row in mine] == [row["makespan_ns"] for row in same] and len(mine) == 2
+    drawn = dualpipe.sweep(schedules="1f1b", ranks=4, microbatches=8, straggler=[0.5, 1], seeds=5)
+    assert len({row["makespan_ns"] for row in drawn}) > 1 and len(drawn) == 10
+
+
 def test_a_grid_travels():
     grid = dualpipe.Grid(**GRID)
     again = pickle.loads(pickle.dumps(grid))

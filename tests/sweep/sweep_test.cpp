@@ -5,14 +5,18 @@
 #include <boost/test/unit_test.hpp>
 #include <cstddef>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "dualpipe/sim/evaluate/draws.h"
 #include "dualpipe/sim/evaluate/evaluate.h"
 #include "dualpipe/sim/options/sweep_options.h"
+#include "dualpipe/sim/schedule/error.h"
+#include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/sweep/sweep_file.h"
 #include "tests/scratch.h"
 #include "tests/support.h"
@@ -82,7 +86,7 @@ BOOST_AUTO_TEST_CASE(each_line_is_what_evaluate_finds) {
     BOOST_TEST_REQUIRE(row["point"] == i);
     if (!thinned.next()) continue;
     BOOST_TEST_CONTEXT(row.dump()) {
-      const Request request = sweep.point(i).request;
+      const Request request = sweep.request(i);
       BOOST_TEST(row["schedule"] == request.family);
       BOOST_TEST(row["ranks"] == request.shape.ranks);
       BOOST_TEST(row["microbatches"] == request.shape.micro_batches);
@@ -108,6 +112,88 @@ BOOST_AUTO_TEST_CASE(each_line_is_what_evaluate_finds) {
   BOOST_TEST(figures > rows.size() / (slow ? 14 : 2));
 }
 
+// Of a schedule in a file there are points in its own shape alone, and their figures are those of the same schedule in
+// the catalog.
+BOOST_AUTO_TEST_CASE(schedules_of_files) {
+  SweepGrid grid = small_grid();
+  grid.files = {{"some.csv", generate("zb1p", {.ranks = 4, .micro_batches = 8})},
+                {"sent.json", lower(generate("interleaved", {.ranks = 2, .micro_batches = 10, .chunks = 2}))}};
+  grid.schedules = {"zb1p", "some.csv", "interleaved", "sent.json"};
+  grid.parameters[0] = {2};
+  const Sweep sweep(grid);
+  BOOST_TEST_REQUIRE(sweep.size() == (2U * 4U + 2U) * 24U);
+  const std::string lines = all_lines(sweep, 2);
+  std::map<std::string, std::vector<Json>> rows;
+  for (Json& row : parsed(lines)) {
+    const std::string name = row["schedule"];
+    const bool has_place = name.starts_with('s') || (name == "zb1p" ? row["ranks"] == 4 && row["microbatches"] == 8
+                                                                    : row["ranks"] == 2 && row["microbatches"] == 10);
+    for (const char* const key : {"point", "schedule", "chunks"}) row.erase(key);
+    if (has_place) rows[name].push_back(row);
+  }
+  BOOST_TEST_REQUIRE(rows["some.csv"].size() == 24U);
+  BOOST_TEST((rows["some.csv"] == rows["zb1p"]));
+  BOOST_TEST((rows["sent.json"] == rows["interleaved"]));
+  // The grid has them with it.
+  const SweepGrid again = grid_of_json(to_json_line(grid), "grid");
+  BOOST_TEST((again == grid));
+  BOOST_TEST((Sweep(again).header() == sweep.header()));
+  BOOST_TEST((all_lines(Sweep(again), 1) == lines));
+  BOOST_TEST((sweep.run_of(48).program->schedule == generate("zb1p", {.ranks = 2, .micro_batches = 10})));
+}
+
+BOOST_AUTO_TEST_CASE(shapes_of_files) {
+  SweepGrid grid = small_grid();
+  grid.files = {{"a.json", generate("1f1b", {.ranks = 4, .micro_batches = 8})},
+                {"b.json", generate("gpipe", {.ranks = 4, .micro_batches = 8})},
+                {"c.json", generate("gpipe", {.ranks = 3, .micro_batches = 5})}};
+  grid.schedules = {"a.json", "1f1b", "b.json", "c.json"};
+  const auto says = [&] { return refusal([&] { const Sweep sweep(grid); }); };
+  BOOST_TEST(says() ==
+             "c.json has 3 ranks and 5 micro-batches, a shape that this sweep does not go through; add it to "
+             "the ranks and the micro-batches, or leave the file out");
+  grid.ranks.clear();
+  BOOST_TEST(says() == "ranks: it has no values");
+  grid.micro_batches.clear();
+  BOOST_TEST(Sweep(grid).size() == 24U * (3U + 2U));
+  std::get<Schedule>(grid.files[1].schedule).ops.pop_back();
+  std::get<Schedule>(grid.files[1].schedule).rank_begin.back() -= 1;
+  BOOST_TEST(says().starts_with("the schedule 'b.json' is not valid: rank 3"));
+}
+
+BOOST_AUTO_TEST_CASE(ranks_of_other_speeds) {
+  SweepGrid grid = small_grid();
+  grid.schedules = {"zb1p"};
+  grid.ranks = {4};
+  grid.micro_batches = {8};
+  grid.axes = {{"speed", {"1", "0.5@1", "1-1-0.25-1", "0.5", "0.5@4", "1-1"}}};
+  const std::vector<Json> rows = parsed(all_lines(Sweep(grid), 1));
+  const auto makespan = [&](const std::vector<double>& speed) {
+    GivenCosts costs = grid.costs;
+    std::get<Costs>(costs).speed = speed;
+    return evaluate({.family = "zb1p", .shape = {.ranks = 4, .micro_batches = 8}, .costs = costs}).timeline.makespan();
+  };
+  BOOST_TEST_REQUIRE(rows.size() == 6U);
+  BOOST_TEST(rows[0]["makespan_ns"] == makespan({}));
+  BOOST_TEST(rows[1]["makespan_ns"] == makespan({1, 0.5, 1, 1}));
+  BOOST_TEST(rows[2]["makespan_ns"] == makespan({1, 1, 0.25, 1}));
+  BOOST_TEST(rows[3]["makespan_ns"] == makespan({0.5, 0.5, 0.5, 0.5}));
+  BOOST_TEST(rows[4]["left_out"] == "speed: 0.5@4: there is no rank 4, of 4");
+  BOOST_TEST(rows[5]["left_out"].get<std::string>().starts_with("speeds are given for 2 ranks"));
+
+  grid.axes = {{"seed", {"7", "8", "9", "10", "11", "12"}}, {"straggler", {"1", "0.5"}}};
+  const std::vector<Json> drawn = parsed(all_lines(Sweep(grid), 2));
+  std::set<std::size_t> stragglers;
+  for (std::size_t i = 0; i < drawn.size(); ++i) {
+    const std::size_t rank = straggler_of(7 + i / 2, 4);
+    stragglers.insert(rank);
+    std::vector<double> speed(4, 1);
+    if (i % 2 == 1) speed[rank] = 0.5;
+    BOOST_TEST(drawn[i]["makespan_ns"] == makespan(speed));
+  }
+  BOOST_TEST(stragglers.size() > 1U);
+}
+
 BOOST_AUTO_TEST_CASE(points_differ_and_have_every_value) {
   const Sweep sweep(small_grid());
   std::set<std::string> distinct;
@@ -126,6 +212,22 @@ BOOST_AUTO_TEST_CASE(threads_and_blocks_change_nothing) {
   const std::string expected = all_lines(sweep, 1);
   for (const unsigned threads : {2U, 3U, 8U}) BOOST_TEST((all_lines(sweep, threads) == expected));
   BOOST_TEST((sweep.lines({}, 0, 100) + all_lines(sweep, 2, {}, 100) == expected));
+}
+
+// Whoever cannot take any more lines ends the sweep: no thread waits for a turn that never comes, and what the others
+// have found is not handed on.
+BOOST_AUTO_TEST_CASE(what_take_throws_ends_it) {
+  const Sweep sweep(small_grid());
+  for (const unsigned threads : {1U, 2U, 8U}) {
+    for (std::size_t calls_max = 0; calls_max < 18; calls_max += 3) {
+      std::size_t calls = 0;
+      const auto take = [&](std::string_view, std::size_t) {
+        if (calls++ == calls_max) throw InputError("full");
+      };
+      BOOST_CHECK_THROW(sweep.run({}, 0, threads, take), InputError);
+      BOOST_TEST(calls == calls_max + 1);
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(the_grid_reads_back_from_the_header) {
@@ -250,6 +352,10 @@ BOOST_AUTO_TEST_CASE(grids_that_cannot_be_are_refused) {
   BOOST_TEST(with_axis({"launch", {"1us", "soon"}}).find("launch: 'soon'") != std::string::npos);
   BOOST_TEST(with_axis({"recompute", {"half"}}).find("neither none nor full") != std::string::npos);
   BOOST_TEST(with_axis({"cut", {"1-0"}}) != "");
+  for (const char* const text : {"0", "-1", "0.9@", "@3", "0.9@x", "1--1", "1-0-1", "fast", "nan", "1@99999999"}) {
+    BOOST_TEST(with_axis({"speed", {text}}) != "", text);
+  }
+  BOOST_TEST(with_axis({"straggler", {"0"}}) != "");
   std::vector<std::string> many(100'000);
   for (std::size_t i = 0; i < many.size(); ++i) many[i] = std::to_string(i) + "ns";
   SweepAxis launches{"launch", many};

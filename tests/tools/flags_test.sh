@@ -351,6 +351,10 @@ test_sweep() {
   fails 1 'not a name and values' $base --set latency
   changes "$base --jitter 0.1" --seeds 3
   refuses 'add --jitter$' "$base" --seeds 3
+  changes "$base --seeds 3 --jitter 0.1" --straggler 0.5
+  passes $base --seeds 3 --straggler 0.5,1
+  refuses 'add --seeds$' "$base" --straggler 0.5
+  changes "$base" --set speed=0.5@1
   changes "$base" --tokens 4096
   changes "sweep --schedules 1f1b -p 4 -m 8" --format csv
   changes "$base" --output sweep.csv

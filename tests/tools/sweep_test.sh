@@ -73,6 +73,51 @@ test_what_cannot_be_written() {
   fails 1 'of another sweep' "${grid[@]}" --launch 1us -o full.jsonl --resume
 }
 
+# Schedules of files: shards and what goes on later have a copy of them, and need the files no more.
+test_files() {
+  quiet convert zb1p -p 4 -m 16 --to json --output mine.json
+  quiet convert interleaved -p 8 -m 16 -v 2 --to csv --output mine.csv
+  local files=(sweep --schedules 1f1b,mine.json,mine.csv -p 4,8 -m 16 --set latency=0,10us --set speed=1,0.8@2)
+  quiet "${files[@]}" -o files.jsonl
+  [[ $(grep -c '"schedule":"mine.json","ranks":4,"microbatches":16,.*makespan' files.jsonl) == 4 ]] || fail "no mine.json"
+  [[ $(grep -c '"schedule":"mine.csv","ranks":8,"microbatches":16,.*makespan' files.jsonl) == 4 ]] || fail "no mine.csv"
+  [[ $(wc -l <files.jsonl) == 17 ]] || fail "not 16 points"
+  for shard in 1 2 3; do quiet "${files[@]}" -o file_shard$shard.jsonl --shard $shard/3; done
+  head -n 3 file_shard3.jsonl >file_shard3.jsonl.partial
+  rm file_shard3.jsonl
+  sed -i 's/"name":"zb1p"/"name":"other"/; s/"name": "zb1p"/"name": "other"/' mine.json
+  fails 1 'of another sweep' "${files[@]}" -o file_shard3.jsonl --shard 3/3 --resume
+  quiet convert zb1p -p 4 -m 16 --to json --output mine.json
+  quiet "${files[@]}" -o file_shard3.jsonl --shard 3/3 --resume
+  rm mine.json mine.csv
+  quiet merge file_shard*.jsonl -o file_merged.jsonl
+  cmp files.jsonl file_merged.jsonl || fail "shards merge to other bytes"
+  succeeds '^ *1 .* mine.json ' report files.jsonl --html files.html
+  fails 1 'mine.json' "${files[@]}" -o gone.jsonl
+  quiet convert zb1p -p 4 -m 16 --to json --output mine.json
+  fails 1 'mine.json has 4 ranks and 16 micro-batches, a shape that this sweep does not go through' \
+    sweep --schedules 1f1b,mine.json -p 8 -m 16
+  fails 1 'a sweep needs its shapes' sweep --schedules 1f1b,mine.json -p 4
+  succeeds '"points":2,' sweep --schedules 1f1b,mine.json
+}
+
+# What was measured with one size is what a plan has there, and changes with the others.
+test_measured() {
+  local shape=(--config config.json --sequence 8192 --tensor-parallel 8 --data-parallel 1)
+  echo '{"format": "dualpipe-costs", "version": 1, "stages": [{"forward_ns": 40000000, "backward_ns": 80000000,
+    "input_gradient_ns": 40000000, "weight_gradient_ns": 40000000}]}' >measured.json
+  succeeds '80 of 82 parts were measured' estimate "${shape[@]}" --calibrated measured.json -o calibrated.json
+  local plan=(sweep --gpus 64 --global-batch 64 --schedules 1f1b -p 8)
+  quiet "${plan[@]}" --costs calibrated.json -o measured.jsonl
+  quiet "${plan[@]}" --costs model.json -o estimated.jsonl
+  local of='"tensor_parallel":8,"data_parallel":1,"ranks":8' makespan
+  makespan=$(sed -n "s/.*$of.*\"makespan_ns\":\([0-9]*\),.*/\1/p" measured.jsonl)
+  # Ten layers on a rank, each of 120 ms, and 64 micro-batches through 8 ranks.
+  ((makespan > 71 * 10 * 120000000 && makespan < 75 * 10 * 120000000)) || fail "measured layers make $makespan ns"
+  [[ $(grep -c makespan measured.jsonl) == $(grep -c makespan estimated.jsonl) ]] || fail "other points"
+  succeeds 'best first' report measured.jsonl
+}
+
 test_plan() {
   cat >config.json <<'JSON'
 {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64,
@@ -91,7 +136,9 @@ JSON
 test_threads_and_shards
 test_killed
 test_what_cannot_be_written
+test_files
 test_plan
+test_measured
 
 echo "$checks checks, $failures failures"
 ((failures == 0))

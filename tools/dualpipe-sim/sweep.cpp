@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <iostream>
 #include <memory>
-#include <ostream>
 
 #include "commands.h"
 #include "dualpipe/sim/costs/quantity.h"
@@ -64,22 +64,25 @@ void write_stream(std::ostream& out, const SweepCommand& command, const Sweep& s
                   Progress& progress) {
   out << (is_csv(command) ? csv_header(sweep.columns()) : sweep.header(options.shard));
   std::size_t done = 0;
-  int reason = 0;  // errno of the thread that could not write
-  sweep.run(options.shard, 0, options.threads, [&](std::string_view lines, std::size_t count) {
+  struct CannotWrite {
+    int reason;  // errno of the thread that could not
+  };
+  const auto take = [&](std::string_view lines, std::size_t count) {
     for (std::size_t begin = 0; is_csv(command) && begin < lines.size();) {
       const std::size_t end = lines.find('\n', begin);
       out << csv_row(sweep.columns(), lines.substr(begin, end - begin));
       begin = end + 1;
     }
     if (!is_csv(command)) out << lines;
-    if (!out) {
-      if (reason == 0) reason = errno;
-      return;
-    }
+    if (!out) throw CannotWrite{errno};
     done += count;
     progress.at(done);
-  });
-  if (reason != 0) errno = reason;  // whoever opened it says why
+  };
+  try {
+    sweep.run(options.shard, 0, options.threads, take);
+  } catch (const CannotWrite& failure) {
+    errno = failure.reason;  // whoever opened it says why
+  }
 }
 
 void run(const SweepCommand& command) {
@@ -87,7 +90,9 @@ void run(const SweepCommand& command) {
   check_format(command, options.shard);
   check_apart(std::vector<NamedFile>{{"--output", command.output, "lines"}},
               std::vector<NamedFile>{{"--costs", command.options.costs.file, "costs"}});
-  const Sweep sweep(command.options.grid(command.options.costs.costs()));
+  std::vector<std::string> remarks;
+  const Sweep sweep(command.options.grid(command.options.costs.costs(), remarks));
+  print_notes(remarks);
   Progress progress(shown(command), options.shard.size(sweep.size()), "points");
   if (command.output != "-" && !is_csv(command)) {
     return write_sweep_file(command.output, sweep, options, [&](std::size_t done) { progress.at(done); });
@@ -126,7 +131,9 @@ void merge(const MergeCommand& command) {
 }
 
 void add_grid(CLI::App& sweep, SweepOptions& options) {
-  add_list(sweep, "--schedules", options.schedules, "Names of the catalog (all)")->type_name("NAMES")->group("Grid");
+  add_list(sweep, "--schedules", options.schedules, "Names of the catalog, and CSV or JSON files (all of the catalog)")
+      ->type_name("NAMES")
+      ->group("Grid");
   add_list(sweep, "--ranks,-p", options.ranks, "Pipeline ranks, P")->type_name("N")->group("Grid");
   add_list(sweep, "--microbatches,-m", options.micro_batches, "Micro-batches, M, over all chains")
       ->type_name("N")
@@ -159,11 +166,16 @@ void add_grid(CLI::App& sweep, SweepOptions& options) {
       .add_option(
           "--set", options.sets,
           "A cost and its values, by the name of its option: latency=0,20us; or multiples, forward=0.9x,1x,1.1x; "
-          "may be given several times")
+          "speed=1,0.9@3 makes rank 3 slow; may be given several times")
       ->type_name("NAME=VALUES")
       ->take_all()
       ->group("Grid");
-  sweep.add_option("--seeds", options.seeds, "So many draws of --jitter")->type_name("N")->group("Grid");
+  sweep.add_option("--seeds", options.seeds, "So many draws of --jitter, and of which rank is the --straggler")
+      ->type_name("N")
+      ->group("Grid");
+  add_list(sweep, "--straggler", options.stragglers, "In each of --seeds one rank, drawn anew, has this speed")
+      ->type_name("X")
+      ->group("Grid");
 }
 
 void add_running(CLI::App& sweep, SweepCommand& command) {
@@ -193,6 +205,7 @@ void add_running(CLI::App& sweep, SweepCommand& command) {
 
 void add_sweep(CLI::App& app) {
   auto command = std::make_shared<SweepCommand>();
+  command->options.standard_input = &std::cin;
   CLI::App& sweep = *app.add_subcommand("sweep", "Evaluates every point of a grid: schedules, shapes, costs");
   add_grid(sweep, command->options);
   add_costs(sweep, command->options.costs);

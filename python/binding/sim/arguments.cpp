@@ -118,11 +118,12 @@ Keywords keywords_of(SweepOptions& sweep) {
   for (std::size_t i = 0; i < sweep.parameters.size(); ++i) {
     keywords.push_back({.name = parameters()[i].name, .list = &sweep.parameters[i]});
   }
-  append(keywords, {{.name = "schedules", .list = &sweep.schedules},
+  append(keywords, {{.name = "schedules", .list = &sweep.schedules, .names_files = true},
                     {.name = "memory_limit", .list = &sweep.memory_limits},
                     {.name = "recompute", .list = &sweep.recompute},
                     {.name = "cuts", .list = &sweep.cuts},
                     {.name = "seeds", .text = &sweep.seeds},
+                    {.name = "straggler", .list = &sweep.stragglers},
                     {.name = "tokens", .text = &sweep.tokens},
                     {.name = "gpus", .text = &sweep.gpus},
                     {.name = "global_batch", .text = &sweep.global_batch}});

@@ -22,10 +22,13 @@ constexpr auto grid_doc =
 
 ranks, microbatches   P and M; lists
 chunks, group, waves, replicas   of the schedules that take them; lists
-schedules     names of the catalog (all)
-set           a dictionary of costs by keyword, and their values, {"latency": ["0", "20us"], "forward": ["0.9x", "1x"]}
+schedules     names of the catalog, and CSV or JSON files, which are there in the shape that they have (all of the
+              catalog); without ranks and microbatches all have the shapes of the files
+set           a dictionary of costs by keyword, and their values, {"latency": ["0", "20us"], "forward": ["0.9x", "1x"]};
+              and {"speed": ["1", "0.9@3"]}: rank 3 is slow
 memory_limit, recompute, cuts   lists, as of the command line
-seeds         so many draws of the jitter
+seeds         so many draws of the jitter, and of the straggler
+straggler     a list; in each of these one rank, drawn anew, has this speed
 tokens        of a micro-batch: tokens per second
 gpus, global_batch   all ways in which so many GPUs share a step, of costs that dualpipe-sim estimate wrote
 
@@ -55,7 +58,12 @@ void make_grid(Sweep* self, nb::kwargs arguments) {
   CostsValue costs = take_costs(arguments);
   options.costs = std::move(costs.said);
   read(arguments, keywords_of(options));
-  new (self) Sweep(options.grid(std::move(costs.given)));
+  std::vector<std::string> remarks;
+  SweepGrid grid = options.grid(std::move(costs.given), remarks);
+  for (const std::string& each : in_python(std::move(remarks))) {
+    if (PyErr_WarnEx(PyExc_UserWarning, each.c_str(), 1) != 0) throw nb::python_error();
+  }
+  new (self) Sweep(std::move(grid));
 }
 
 }  // namespace
