@@ -72,6 +72,9 @@ Scale scale_of(const Plot& plot, double PlotPoint::*member, bool from_zero, int 
     for (const PlotPoint& point : series.points) {
       least = std::min(least, point.*member);
       most = std::max(most, point.*member);
+      if (!point.range || member != &PlotPoint::y) continue;
+      least = std::min(least, point.range->low);
+      most = std::max(most, point.range->high);
     }
   }
   if (least > most) least = most = 0;
@@ -89,7 +92,8 @@ class PlotDrawing {
         y_(scale_of(plot, &PlotPoint::y, plot.from_zero, 6)) {}
 
   [[nodiscard]] std::string draw() && {
-    const int height = plot_top + layout_.height + below_plot + legend_height();
+    const int height =
+        plot_top + layout_.height + below_plot + legend_height() + (plot_.note.empty() ? 0 : legend_line);
     svg_.add(
         "<svg class=\"plot\" xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" "
         "role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"13\">\n<title>{2}</title>\n",
@@ -102,8 +106,14 @@ class PlotDrawing {
              xml_text(plot_.title));
     draw_y_axis();
     draw_x_axis();
+    for (std::size_t i = 0; i < plot_.series.size(); ++i) {
+      if (has_band(plot_.series[i])) draw_band(i);
+    }
     for (std::size_t i = 0; i < plot_.series.size(); ++i) draw_series(i);
     draw_legend_of_plot();
+    if (!plot_.note.empty()) {
+      svg_.add("<text x=\"{}\" y=\"{}\" font-size=\"12\">{}</text>\n", plot_left, height - 10, xml_text(plot_.note));
+    }
     svg_.raw("</svg>\n");
     return std::move(svg_).take();
   }
@@ -132,17 +142,36 @@ class PlotDrawing {
              plot_top + layout_.height / 2, xml_text(plot_.y_title));
   }
 
+  // About as wide as it is drawn, in pixels.
+  [[nodiscard]] static double text_width(std::string_view text) {
+    return 6.8 * static_cast<double>(display_width(text));
+  }
+
+  // Whether some would run into each other, and stand in two lines instead.
+  [[nodiscard]] bool names_are_close() const {
+    const double room = width() / std::max(1.0, static_cast<double>(plot_.x_names.size()) - 1);
+    return std::ranges::any_of(plot_.x_names, [&](const std::string& name) { return text_width(name) + 8 > room; });
+  }
+
   void draw_x_axis() {
     const int bottom = plot_top + layout_.height;
-    const auto tick = [&](double value, const std::string& text) {
-      svg_.add("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n", x(value), bottom + 20, xml_text(text));
+    const auto tick = [&](double value, int top, const std::string& text) {
+      svg_.add("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n", x(value), top, xml_text(text));
     };
     if (plot_.x_names.empty()) {
-      for (int i = 0; i <= x_.count(); ++i) tick(x_.tick(i), x_.text(x_.tick(i)));
+      for (int i = 0; i <= x_.count(); ++i) tick(x_.tick(i), bottom + 20, x_.text(x_.tick(i)));
     } else {
-      for (std::size_t i = 0; i < plot_.x_names.size(); ++i) tick(static_cast<double>(i), plot_.x_names[i]);
+      for (std::size_t i = 0; i < plot_.x_names.size(); ++i) {
+        const int top = bottom + (names_are_close() && i % 2 == 1 ? 32 : 18);
+        if (i > 0 && i + 1 == plot_.x_names.size() && text_width(plot_.x_names[i]) > 2 * plot_right) {
+          svg_.add("<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\n", layout_.width - 2, top,
+                   xml_text(plot_.x_names[i]));
+        } else {
+          tick(static_cast<double>(i), top, plot_.x_names[i]);
+        }
+      }
     }
-    svg_.add("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n", plot_left + width() / 2, bottom + 44,
+    svg_.add("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n", plot_left + width() / 2, bottom + 48,
              xml_text(plot_.x_title));
   }
 
@@ -160,8 +189,35 @@ class PlotDrawing {
              text.empty() ? "" : fmt::format("<title>{}</title>", xml_text(text)));
   }
 
+  [[nodiscard]] static bool has_band(const PlotSeries& series) {
+    return series.has_line && series.has_band && series.points.size() > 1 &&
+           std::ranges::all_of(series.points, [](const PlotPoint& point) { return point.range.has_value(); });
+  }
+
+  // Along the upper ends, and back along the lower ones.
+  void draw_band(std::size_t number) {
+    const PlotSeries& series = plot_.series[number];
+    std::string path;
+    for (const PlotPoint& point : series.points) {
+      path += fmt::format("{}{} {}", path.empty() ? "M" : "L", x(point.x), y(point.range->high));
+    }
+    for (auto point = series.points.rbegin(); point != series.points.rend(); ++point) {
+      path += fmt::format("L{} {}", x(point->x), y(point->range->low));
+    }
+    svg_.add("<path class=\"band\" fill=\"{}\" fill-opacity=\"0.25\" d=\"{}z\"/>\n", color(number), path);
+  }
+
+  void draw_bars(std::size_t number) {
+    for (const PlotPoint& point : plot_.series[number].points) {
+      if (!point.range) continue;
+      svg_.add("<path class=\"bar\" stroke=\"{}\" d=\"M{} {}V{}\"/>\n", color(number), x(point.x), y(point.range->low),
+               y(point.range->high));
+    }
+  }
+
   void draw_series(std::size_t number) {
     const PlotSeries& series = plot_.series[number];
+    if (!has_band(series)) draw_bars(number);
     if (series.has_line && series.points.size() > 1) {
       std::string path;
       for (const PlotPoint& point : series.points) {

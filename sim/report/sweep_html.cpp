@@ -118,7 +118,10 @@ class HtmlRows {
     if (is_cluster) column("data");
     column("micro-batches");
     for (const std::string& each : report.columns) column(each, true);
-    column(is_cluster ? "step" : "makespan");
+    column(first.draws ? "median " + time_name(report) : time_name(report));
+    if (first.draws) {
+      for (const char* const each : {"5 %", "95 %", "median ±", "wins"}) column(each);
+    }
     if (first.tokens_per_second) column("tokens/s");
     if (first.flops_utilization) column("MFU");
     column("bubble");
@@ -145,7 +148,15 @@ class HtmlRows {
     if (row.tensor > 0) count(row.data);
     count(row.micro_batches);
     for (const std::string& value : row.values) words(value);
-    add(static_cast<double>(row.step), format_time(row.step));
+    const auto add_time = [&](Time time) { add(static_cast<double>(time), format_time(time)); };
+    add_time(row.step);
+    if (row.draws) {
+      const Quantiles& step = row.draws->step;
+      add_time(step.low);
+      add_time(step.high);
+      add(step.median_error(), format_rate(step.median_error()));
+      add(row.draws->win_rate, fmt::format("{:.0f} %", 100 * row.draws->win_rate));
+    }
     if (row.tokens_per_second) add(*row.tokens_per_second, format_number(*row.tokens_per_second));
     if (row.flops_utilization) add(*row.flops_utilization, format_rate(*row.flops_utilization));
     add(row.bubble_rate, format_rate(row.bubble_rate));
@@ -170,14 +181,23 @@ class HtmlRows {
   std::string head_;
 };
 
+std::string explanation_of_draws(const SweepReport& report) {
+  if (report.seeds < 2) return "";
+  return fmt::format(
+      "<p class=\"soft\">5 % and 95 %: so many of the draws take no longer. Median ±: that of all such draws is so "
+      "near, with 95 % "
+      "confidence. Wins: in how many it is the shortest of those that fit, {}.</p>\n",
+      report.grid.cluster ? "under the same costs" : "of the same ranks, micro-batches and costs");
+}
+
 void write_table(std::ostream& out, const SweepReport& report, std::size_t details) {
   const HtmlRows rows(report, details);
   const std::size_t count = std::min(table_rows_max, report.rows.size());
   out << fmt::format(
-             "<section aria-labelledby=\"best\"><h2 id=\"best\">Points, best first</h2>\n"
+             "<section aria-labelledby=\"best\"><h2 id=\"best\">Points, best first</h2>\n{}"
              "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-labelledby=\"best\"><table id=\"rows\">"
-             "<caption>{} of {} points. A heading sorts by its column.</caption>\n<thead><tr>",
-             count, report.points)
+             "<caption>{} of {}. A heading sorts by its column.</caption>\n<thead><tr>",
+             explanation_of_draws(report), count, points_text(report))
       << rows.head() << "</tr></thead>\n<tbody>\n";
   for (std::size_t i = 0; i < count; ++i) out << rows.row(i);
   out << "</tbody></table></div><p id=\"said\" class=\"soft\" aria-live=\"polite\"></p></section>\n";
@@ -245,8 +265,8 @@ void write_html(std::ostream& out, const SweepReport& report, std::size_t detail
          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Pipeline schedules: "
       << report.points << " points</title>\n<style>" << detail::report::page_style << "</style></head>\n<body>\n"
       << "<a class=\"skip\" href=\"#chart\">To the chart</a>\n<header><h1>Pipeline schedules</h1>\n";
-  out << fmt::format("<p>Best of {} points: <strong>{}</strong>, {}", report.points, xml_text(title_of_row(best)),
-                     format_time(best.step));
+  out << fmt::format("<p>Best of {}: <strong>{}</strong>, {}{}", points_text(report), xml_text(title_of_row(best)),
+                     best.draws ? "median " : "", format_time(best.step));
   if (best.tokens_per_second) out << fmt::format(", {} tokens per second", format_number(*best.tokens_per_second));
   out << ".</p>\n";
   if (report.left_out > 0) {

@@ -31,6 +31,7 @@ td button,.bar button,select{font:inherit;font-size:.9rem;color:var(--ink);backg
 border:1px solid var(--faint);border-radius:6px;padding:2px 10px;cursor:pointer}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr));gap:16px}
 .plots svg{width:100%;height:auto}
+label,select{max-width:100%}
 .bar{display:flex;flex-wrap:wrap;gap:8px;align-items:center;margin:8px 0}
 canvas{display:block;width:100%;border:1px solid var(--faint);border-radius:6px;touch-action:pan-y}
 #hover{min-height:1.5em}

@@ -1,16 +1,18 @@
 #include "dualpipe/sim/report/sweep_report.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <span>
 #include <string_view>
 #include <utility>
 
 #include "dualpipe/sim/generate/catalog.h"
 #include "dualpipe/sim/report/estimate_report.h"
+#include "dualpipe/sim/report/percentile.h"
 #include "dualpipe/sim/report/printable.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/sweep/sweep_file.h"
@@ -18,16 +20,23 @@
 namespace dualpipe {
 namespace {
 
-// What varies, besides the schedule and its place.
+constexpr std::string_view seed_axis = "seed";
+
+// What varies, besides the schedule, its place and the seed.
 std::vector<std::string> varying_columns(const SweepGrid& grid) {
   std::vector<std::string> columns;
   for (std::size_t i = 0; i < grid.parameters.size(); ++i) {
     if (grid.parameters[i].size() > 1) columns.emplace_back(parameters()[i].name);
   }
   for (const SweepAxis& each : grid.axes) {
-    if (each.values.size() > 1) columns.push_back(each.name);
+    if (each.values.size() > 1 && each.name != seed_axis) columns.push_back(each.name);
   }
   return columns;
+}
+
+std::size_t seeds_of(const SweepGrid& grid) {
+  const auto axis = std::ranges::find(grid.axes, seed_axis, &SweepAxis::name);
+  return axis == grid.axes.end() ? 1 : axis->values.size();
 }
 
 SweepRow row_of(const nlohmann::json& json, const std::vector<std::string>& columns) {
@@ -63,6 +72,92 @@ bool is_better(const SweepRow& a, const SweepRow& b) {
   return a.rate() != b.rate() ? a.rate() > b.rate() : a.point < b.point;
 }
 
+// Points that differ in their seed alone, on their way to be one row.
+class DrawnRows {
+ public:
+  explicit DrawnRows(const SweepReport& report) : report_(report) {}
+
+  void add(SweepRow row) {
+    std::string key = fmt::format("{}\n{}\n{}\n{}\n{}\n{}", row.schedule, row.tensor, row.data, row.ranks,
+                                  row.micro_batches, fmt::join(row.values, "\n"));
+    const auto [place, is_new] = by_key_.emplace(std::move(key), groups_.size());
+    if (is_new) groups_.push_back({row, {}, {}});
+    groups_[place->second].draws.push_back(
+        {row.point, row.makespan, row.step, row.bubble_rate, row.tokens_per_second, row.flops_utilization});
+  }
+
+  [[nodiscard]] std::vector<SweepRow> take() && {
+    std::map<std::string, std::vector<Group*>> compared;
+    for (Group& each : groups_) {
+      if (each.draws.size() != report_.seeds) {
+        throw InputError(fmt::format("point {} has figures, but not with each of the {} seeds; run the sweep again",
+                                     each.row.point, report_.seeds));
+      }
+      finish(each);
+      if (each.row.fits.value_or(true)) compared[what_is_given(each.row)].push_back(&each);
+    }
+    for (const auto& [key, groups] : compared) count_wins(groups);
+    std::vector<SweepRow> rows;
+    for (Group& each : groups_) rows.push_back(std::move(each.row));
+    return rows;
+  }
+
+ private:
+  struct Draw {
+    std::size_t point;
+    Time makespan;
+    Time step;
+    double bubble_rate;
+    std::optional<double> tokens_per_second;
+    std::optional<double> flops_utilization;
+  };
+  struct Group {
+    SweepRow row;
+    std::vector<Draw> draws;  // by seed
+    std::vector<Time> steps;
+  };
+
+  static void finish(Group& group) {
+    for (const Draw& each : group.draws) group.steps.push_back(each.step);
+    SweepRow& row = group.row;
+    row.draws = SweepDraws{.step = quantiles_of(group.steps)};
+    std::vector<double> bubbles;
+    for (const Draw& each : group.draws) bubbles.push_back(each.bubble_rate);
+    row.draws->bubble_low = detail::report::percentile(bubbles, 5);
+    row.draws->bubble_high = detail::report::percentile(bubbles, 95);
+    const Draw& median = *std::ranges::find(group.draws, row.draws->step.median, &Draw::step);
+    row.point = median.point;
+    row.makespan = median.makespan;
+    row.step = median.step;
+    row.bubble_rate = median.bubble_rate;
+    row.tokens_per_second = median.tokens_per_second;
+    row.flops_utilization = median.flops_utilization;
+  }
+
+  // By the values of what no one chooses: rows of the same are compared.
+  [[nodiscard]] std::string what_is_given(const SweepRow& row) const {
+    std::string given = report_.grid.cluster ? "" : fmt::format("{} {}", row.ranks, row.micro_batches);
+    for (std::size_t i = 0; i < report_.columns.size(); ++i) {
+      const std::string& name = report_.columns[i];
+      const bool is_chosen = name == "recompute" || name == "cut" ||
+                             std::ranges::find(parameters(), name, &Parameter::name) != parameters().end();
+      if (!is_chosen) given += "\n" + row.values[i];
+    }
+    return given;
+  }
+
+  static void count_wins(const std::vector<Group*>& groups) {
+    std::vector<std::span<const Time>> drawn;
+    for (const Group* each : groups) drawn.emplace_back(each->steps);
+    const std::vector<double> rates = win_rates(drawn);
+    for (std::size_t i = 0; i < groups.size(); ++i) groups[i]->row.draws->win_rate = rates[i];
+  }
+
+  const SweepReport& report_;
+  std::map<std::string, std::size_t> by_key_;
+  std::vector<Group> groups_;
+};
+
 }  // namespace
 
 bool SweepReport::has_memory() const {
@@ -71,23 +166,28 @@ bool SweepReport::has_memory() const {
 
 SweepReport load_sweep_report(const std::vector<std::string>& paths) {
   SweepReport report;
+  DrawnRows drawn(report);
   bool is_first = true;
   merge_sweep_files(paths, [&](std::string_view line) {
     if (std::exchange(is_first, false)) {
       const SweepHeader header = parse_sweep_header(line.substr(0, line.size() - 1), paths[0]);
       report.grid = grid_of_json(header.grid, paths[0]);
-      report.points = header.points;
+      report.seeds = seeds_of(report.grid);
+      report.points = header.points / report.seeds;
       report.columns = varying_columns(report.grid);
       return;
     }
     try {
       const nlohmann::json json = nlohmann::json::parse(line);
+      if (!json.contains("left_out") && report.seeds > 1) return drawn.add(row_of(json, report.columns));
       if (!json.contains("left_out")) return report.rows.push_back(row_of(json, report.columns));
       if (report.left_out++ == 0) report.left_out_reason = json["left_out"].get<std::string>();
     } catch (const nlohmann::json::exception&) {
       throw InputError(fmt::format("{}: a line is damaged: {}", paths[0], printable(line.substr(0, 60))));
     }
   });
+  report.left_out /= report.seeds;  // the reason does not depend on what is drawn
+  if (report.seeds > 1) report.rows = std::move(drawn).take();
   if (report.rows.empty()) {
     throw InputError(fmt::format("{}: no point has figures; of the first: {}", paths[0], report.left_out_reason));
   }
@@ -95,14 +195,46 @@ SweepReport load_sweep_report(const std::vector<std::string>& paths) {
   return report;
 }
 
+std::string points_text(const SweepReport& report) {
+  std::string text = fmt::format("{} points", report.points);
+  if (report.seeds > 1) text += fmt::format(" of {} draws each", report.seeds);
+  return text;
+}
+
+std::string time_name(const SweepReport& report) { return report.grid.cluster ? "step" : "makespan"; }
+
+namespace {
+
+std::string legend_of_draws(const SweepReport& report, const TextTable& table) {
+  if (!report.rows.front().draws) return "";
+  std::string text =
+      "\n" + wrapped(fmt::format("median     of the {}, and so of what is behind it", time_name(report)));
+  if (table.has("median +-")) {
+    text += "median +-  the median of all such draws is so near, with 95 % confidence\n";
+  }
+  if (table.has("wins")) {
+    text += report.grid.cluster
+                ? "wins       in how many draws it is the shortest of those that fit, under the same costs\n"
+                : "wins       in how many draws it is the shortest of those that fit, of the same ranks,\n"
+                  "           micro-batches and costs\n";
+  }
+  return text;
+}
+
+}  // namespace
+
 std::string to_text(const SweepReport& report, std::size_t rows_max, const TextLayout& layout) {
   const bool is_cluster = report.grid.cluster.has_value();
   const SweepRow& first = report.rows.front();
   std::vector<Column> columns{{"rank"}, {"point", Align::right, 5}, {"schedule", Align::left}};
   if (is_cluster) columns.insert(columns.end(), {{"t"}, {"P"}, {"d"}, {"M"}});
   if (!is_cluster) columns.insert(columns.end(), {{"ranks"}, {"micro-batches"}});
-  for (const std::string& each : report.columns) columns.push_back({each, Align::right, 4});
-  columns.push_back({is_cluster ? "step" : "makespan"});
+  for (const std::string& each : report.columns) columns.push_back({each, Align::right, 3});
+  columns.push_back({first.draws ? "median" : time_name(report)});
+  if (first.draws) {
+    columns.insert(columns.end(), {{"5%", Align::right, 6}, {"95%", Align::right, 6}, {"median +-", Align::right, 7}});
+    columns.push_back({"wins", Align::right, 1});
+  }
   if (first.tokens_per_second) columns.push_back({"tokens/s"});
   if (first.flops_utilization) columns.push_back({"MFU", Align::right, 2});
   columns.push_back({"bubble", Align::right, 1});
@@ -118,6 +250,12 @@ std::string to_text(const SweepReport& report, std::size_t rows_max, const TextL
     cells.push_back(fmt::format("{}", row.micro_batches));
     for (const std::string& value : row.values) cells.push_back(printable(value));
     cells.push_back(format_time(row.step));
+    if (row.draws) {
+      const Quantiles& step = row.draws->step;
+      for (const Time time : {step.low, step.high}) cells.push_back(format_time(time));
+      cells.push_back(format_rate(step.median_error()));
+      cells.push_back(fmt::format("{:.0f}%", 100 * row.draws->win_rate));
+    }
     if (row.tokens_per_second) cells.push_back(format_number(*row.tokens_per_second));
     if (row.flops_utilization) cells.push_back(format_rate(*row.flops_utilization));
     cells.push_back(format_rate(row.bubble_rate));
@@ -127,11 +265,12 @@ std::string to_text(const SweepReport& report, std::size_t rows_max, const TextL
   }
   std::vector<std::string> gone;
   if (layout.width > 0) gone = table.narrow_to(layout.width);
-  std::string text = fmt::format("{} of {} points, best first", std::min(rows_max, report.rows.size()), report.points);
+  std::string text = fmt::format("{} of {}, best first", std::min(rows_max, report.rows.size()), points_text(report));
   if (report.left_out > 0) {
     text += fmt::format("; {} left out, the first as: {}", report.left_out, printable(report.left_out_reason));
   }
   text = wrapped(text) + "\n" + table.to_text();
+  text += legend_of_draws(report, table);
   if (is_cluster) {
     text += "\n" + wrapped(
                        "t ranks share a layer, P are a pipeline, d copies share the batch; a step is the makespan "
@@ -139,124 +278,6 @@ std::string to_text(const SweepReport& report, std::size_t rows_max, const TextL
   }
   if (!gone.empty()) text += wrapped_list(no_room_text(layout.width), gone);
   return text;
-}
-
-namespace {
-
-// Lines of one schedule each, by a number of each row: the best row at each.
-template <typename X, typename Y>
-std::vector<PlotSeries> best_of_each(const SweepReport& report, X x, Y y) {
-  std::vector<PlotSeries> series;
-  for (const SweepRow& row : report.rows) {  // the best come first
-    if (row.fits == false) continue;
-    const std::optional<double> at = x(row);
-    if (!at) continue;
-    auto found = std::ranges::find(series, row.schedule, &PlotSeries::name);
-    if (found == series.end()) found = series.insert(series.end(), PlotSeries{row.schedule, {}});
-    if (std::ranges::find(found->points, *at, &PlotPoint::x) != found->points.end()) continue;
-    found->points.push_back({*at, y(row), fmt::format("{}, point {}", row.schedule, row.point)});
-  }
-  constexpr std::size_t lines_max = 14;
-  if (series.size() > lines_max) series.resize(lines_max);
-  for (PlotSeries& each : series) std::ranges::sort(each.points, {}, &PlotPoint::x);
-  return series;
-}
-
-}  // namespace
-
-Plot lines_plot(const SweepReport& report) {
-  std::set<std::int64_t> micro_batches;
-  std::set<int> ranks;
-  for (const SweepRow& row : report.rows) {
-    micro_batches.insert(row.micro_batches);
-    ranks.insert(row.ranks);
-  }
-  const bool by_ranks = micro_batches.size() < 2 && ranks.size() > 1;
-  const bool has_tokens = report.rows.front().tokens_per_second.has_value();
-  const std::set<std::int64_t> values =
-      by_ranks ? std::set<std::int64_t>(ranks.begin(), ranks.end()) : std::move(micro_batches);
-  constexpr std::size_t names_max = 12;
-  const bool has_names = values.size() <= names_max;  // few stand side by side, though one is twice the other
-  Plot plot;
-  for (const std::int64_t each : values) {
-    if (has_names) plot.x_names.push_back(fmt::format("{}", each));
-  }
-  plot.x_title = by_ranks ? "ranks of a pipeline" : "micro-batches";
-  plot.y_title = has_tokens ? "tokens per second" : "bubble, % of ranks x makespan";
-  plot.title =
-      has_tokens ? fmt::format("Tokens per second by {}", plot.x_title) : fmt::format("Idle time by {}", plot.x_title);
-  plot.from_zero = true;
-  plot.series = best_of_each(
-      report,
-      [&](const SweepRow& row) -> std::optional<double> {
-        const std::int64_t value = by_ranks ? row.ranks : row.micro_batches;
-        const auto place = std::distance(values.begin(), values.find(value));
-        return static_cast<double>(has_names ? place : value);
-      },
-      [&](const SweepRow& row) { return has_tokens ? *row.tokens_per_second : 100 * row.bubble_rate; });
-  return plot;
-}
-
-Plot pareto_plot(const SweepReport& report) {
-  constexpr std::size_t points_max = 2000;
-  const bool has_tokens = report.rows.front().tokens_per_second.has_value();
-  Plot plot{.title = "Time against memory",
-            .x_title = "memory of the rank that needs most, GB",
-            .y_title = has_tokens ? "ms for a million tokens" : "ms for a micro-batch"};
-  const auto point_of = [&](const SweepRow& row) {
-    const double time = has_tokens ? 1e9 / *row.tokens_per_second
-                                   : static_cast<double>(row.step) * 1e-6 / static_cast<double>(row.micro_batches);
-    return PlotPoint{static_cast<double>(row.memory) * 1e-9, time,
-                     fmt::format("{}, point {}: {} x {}", row.schedule, row.point, row.ranks, row.micro_batches)};
-  };
-  PlotSeries all{"all points", {}, false};
-  PlotSeries front{"none is better in both", {}, true};
-  for (const SweepRow& row : report.rows) all.points.push_back(point_of(row));
-  std::vector<PlotPoint> sorted = all.points;
-  std::ranges::sort(sorted, [](const PlotPoint& a, const PlotPoint& b) { return a.x != b.x ? a.x < b.x : a.y < b.y; });
-  for (const PlotPoint& each : sorted) {
-    if (front.points.empty() || each.y < front.points.back().y) front.points.push_back(each);
-  }
-  if (all.points.size() > points_max) {
-    all.points.resize(points_max);
-    all.name = fmt::format("the best {} points", points_max);
-  }
-  plot.series = {std::move(all), std::move(front)};
-  return plot;
-}
-
-std::vector<std::string> sensitivity_axes(const SweepReport& report) {
-  std::vector<std::string> names;
-  for (const SweepAxis& each : report.grid.axes) {
-    constexpr std::size_t names_max = 12;
-    if (each.values.size() > 1 && each.values.size() <= names_max) names.push_back(each.name);
-  }
-  return names;
-}
-
-Plot sensitivity_plot(const SweepReport& report, const std::string& axis) {
-  const auto column = std::ranges::find(report.columns, axis);
-  const auto of_grid = std::ranges::find(report.grid.axes, axis, &SweepAxis::name);
-  if (column == report.columns.end() || of_grid == report.grid.axes.end()) {
-    throw InputError(
-        fmt::format("{} does not vary in this sweep; what does: {}", axis,
-                    report.columns.empty() ? "nothing" : fmt::format("{}", fmt::join(report.columns, ", "))));
-  }
-  const auto place = static_cast<std::size_t>(column - report.columns.begin());
-  Plot plot{.title = fmt::format("What {} changes", axis),
-            .x_title = axis,
-            .y_title = "bubble, % of ranks x makespan",
-            .x_names = of_grid->values};
-  const bool has_tokens = report.rows.front().tokens_per_second.has_value();
-  if (has_tokens) plot.y_title = "tokens per second";
-  plot.series = best_of_each(
-      report,
-      [&](const SweepRow& row) -> std::optional<double> {
-        const auto value = std::ranges::find(of_grid->values, row.values[place]);
-        return static_cast<double>(value - of_grid->values.begin());
-      },
-      [&](const SweepRow& row) { return has_tokens ? *row.tokens_per_second : 100 * row.bubble_rate; });
-  return plot;
 }
 
 }  // namespace dualpipe

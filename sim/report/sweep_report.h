@@ -6,7 +6,8 @@
 //   1      17  zb1p      8  4   2  256  …
 //
 // Best is what has most tokens per second; of a sweep without tokens, most micro-batches in its time. What fits comes
-// before what does not.
+// before what does not. Points that differ in their seed alone are one row: its figures, and its point, are those of
+// the draw with the median step.
 #pragma once
 
 #include <algorithm>
@@ -18,11 +19,23 @@
 #include <vector>
 
 #include "dualpipe/sim/costs/units.h"
+#include "dualpipe/sim/evaluate/draws.h"
 #include "dualpipe/sim/report/plot_svg.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/sweep/grid.h"
 
 namespace dualpipe {
+
+// Over all draws of a row.
+struct SweepDraws {
+  Quantiles step;
+  double bubble_low = 0;  // 5 % of the draws have no more
+  double bubble_high = 0;
+  // In what share of them its step is the shortest, of rows that fit and differ from it in what one can choose:
+  // schedules, chunks and the like, recomputation, cuts; on --gpus also their shapes. Of others, which have another
+  // cost, or other ranks or micro-batches, each has a winner of its own.
+  double win_rate = 0;
+};
 
 struct SweepRow {
   std::size_t point = 0;
@@ -39,6 +52,7 @@ struct SweepRow {
   std::optional<bool> fits;
   std::optional<double> tokens_per_second;
   std::optional<double> flops_utilization;
+  std::optional<SweepDraws> draws;  // with several seeds
 
   // By which rows are ranked, the most first.
   [[nodiscard]] double rate() const {
@@ -49,8 +63,9 @@ struct SweepRow {
 
 struct SweepReport {
   SweepGrid grid;
-  std::size_t points = 0;            // of the grid
-  std::size_t left_out = 0;          // points without figures
+  std::size_t points = 0;  // of the grid; with several seeds, of each of these
+  std::size_t seeds = 1;
+  std::size_t left_out = 0;          // points without figures, counted in the same way
   std::string left_out_reason;       // of the first
   std::vector<std::string> columns;  // of SweepRow::values
   std::vector<SweepRow> rows;        // best first
@@ -61,6 +76,11 @@ struct SweepReport {
 // Of the files of a sweep, or of its shards. Throws InputError as merge_sweep_files() does, and where no point has
 // figures, with the reason.
 [[nodiscard]] SweepReport load_sweep_report(const std::vector<std::string>& paths);
+
+// "96 points", or "96 points of 20 draws each".
+[[nodiscard]] std::string points_text(const SweepReport& report);
+// What the rows' time is called: a step, of a cluster, or the makespan.
+[[nodiscard]] std::string time_name(const SweepReport& report);
 
 // The first `rows_max` rows.
 [[nodiscard]] std::string to_text(const SweepReport& report, std::size_t rows_max, const TextLayout& layout = {});
