@@ -175,7 +175,9 @@ class PlotDrawing {
              xml_text(plot_.x_title));
   }
 
-  [[nodiscard]] static std::string_view color(std::size_t series) { return plot_colors[series % plot_colors.size()]; }
+  [[nodiscard]] std::string_view color(std::size_t series) const {
+    return plot_.series[series].is_faint ? plot_colors.back() : plot_colors[series % plot_colors.size()];
+  }
   [[nodiscard]] static std::string dashes(std::size_t series) {
     const std::size_t round = series / plot_colors.size();
     return round == 0 ? "" : fmt::format(" stroke-dasharray=\"{} 4\"", 10 - 3 * std::min<std::size_t>(round, 2));
@@ -210,8 +212,8 @@ class PlotDrawing {
   void draw_bars(std::size_t number) {
     for (const PlotPoint& point : plot_.series[number].points) {
       if (!point.range) continue;
-      svg_.add("<path class=\"bar\" stroke=\"{}\" d=\"M{} {}V{}\"/>\n", color(number), x(point.x), y(point.range->low),
-               y(point.range->high));
+      svg_.add("<path class=\"whisker\" stroke-width=\"2\" stroke=\"{}\" d=\"M{} {}V{}\"/>\n", color(number),
+               x(point.x), y(point.range->low), y(point.range->high));
     }
   }
 

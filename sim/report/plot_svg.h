@@ -23,8 +23,9 @@ struct PlotPoint {
 struct PlotSeries {
   std::string name;
   std::vector<PlotPoint> points;
-  bool has_line = true;  // else points alone
-  bool has_band = true;  // along the line, where all points have ranges; else each has a bar
+  bool has_line = true;   // else points alone
+  bool has_band = true;   // along the line, where all points have ranges; else each has a bar
+  bool is_faint = false;  // grey: what is there to compare the others with
 };
 
 struct Plot {

@@ -40,6 +40,7 @@ class PlottedFigure {
   [[nodiscard]] const char* title() const {
     return has_tokens_ ? "tokens per second" : "bubble, % of ranks x makespan";
   }
+  [[nodiscard]] bool is_share() const { return !has_tokens_; }
   [[nodiscard]] const char* name() const { return has_tokens_ ? "Tokens per second" : "Idle time"; }
 
   [[nodiscard]] PlotPoint point(double x, const SweepRow& row) const {
@@ -101,7 +102,7 @@ Plot lines_plot(const SweepReport& report) {
   const PlottedFigure figure(report);
   plot.y_title = figure.title();
   plot.title = fmt::format("{} by {}", figure.name(), plot.x_title);
-  plot.from_zero = true;
+  plot.from_zero = figure.is_share();  // of tokens a few percent matter
   plot.note = note_of_draws(report);
   plot.series = best_of_each(report, [&](const SweepRow& row) {
     const std::int64_t value = by_ranks ? row.ranks : row.micro_batches;
@@ -131,7 +132,7 @@ Plot pareto_plot(const SweepReport& report) {
   };
   const bool any_fits = report.rows.front().fits.value_or(true);
   PlotSeries all{any_fits && report.rows.back().fits == false ? "all that fit" : "all points", {}, false};
-  PlotSeries too_large{"what does not fit", {}, false};
+  PlotSeries too_large{.name = "what does not fit", .points = {}, .has_line = false, .is_faint = true};
   PlotSeries front{"none is better in both", {}, true, false};
   for (const SweepRow& row : report.rows) {  // the best come first
     PlotSeries& series = any_fits && row.fits == false ? too_large : all;
@@ -148,8 +149,11 @@ Plot pareto_plot(const SweepReport& report) {
     for (PlotPoint& each : series->points) each.range.reset();  // there is room for those of the front
   }
   plot.note = note_of_draws(report);
-  plot.series = {std::move(all), std::move(front)};
-  if (!too_large.points.empty()) plot.series.push_back(std::move(too_large));
+  if (too_large.points.empty()) {
+    plot.series = {std::move(all), std::move(front)};
+  } else {
+    plot.series = {std::move(too_large), std::move(all), std::move(front)};  // the last is on top
+  }
   return plot;
 }
 

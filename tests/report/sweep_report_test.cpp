@@ -117,7 +117,7 @@ BOOST_AUTO_TEST_CASE(plots_show_the_draws) {
   const std::string svg = plot_svg(lines);
   BOOST_TEST(svg.find("class=\"band\"") != std::string::npos);
   BOOST_TEST(svg.find("of 30 draws") != std::string::npos);
-  BOOST_TEST(plot_svg(pareto_plot(report)).find("class=\"bar\"") != std::string::npos);
+  BOOST_TEST(plot_svg(pareto_plot(report)).find("class=\"whisker\"") != std::string::npos);
   BOOST_TEST((sensitivity_axes(report) == std::vector<std::string>{"latency"}));
 }
 
@@ -134,6 +134,25 @@ BOOST_AUTO_TEST_CASE(lines_have_ticks_where_they_have_points) {
   const Plot none = lines_plot(reported(grid));
   BOOST_TEST((none.x_names == std::vector<std::string>{"1001", "1002"}));
   BOOST_TEST(none.note == "none of them fits");
+}
+
+// What does not fit is there, and no part of the front, though it would be the best.
+BOOST_AUTO_TEST_CASE(the_front_is_of_what_fits) {
+  SweepGrid grid = drawn_grid();
+  grid.axes = {{"memory-limit", {"5MiB"}}};
+  grid.schedules = {"1f1b", "zb1p", "zb-h2"};  // of 4, 4 and 7 activations
+  grid.micro_batches = {12};
+  const SweepReport report = reported(grid);
+  const Plot plot = pareto_plot(report);
+  BOOST_TEST_REQUIRE(plot.series.size() == 3U);
+  BOOST_TEST(plot.series[0].name == "what does not fit");
+  BOOST_TEST(plot.series[0].is_faint);
+  BOOST_TEST_REQUIRE(plot.series[0].points.size() == 1U);
+  BOOST_TEST(plot.series[0].points[0].text.starts_with("zb-h2"));
+  BOOST_TEST(plot.series[1].points.size() == 2U);
+  BOOST_TEST_REQUIRE(plot.series[2].points.size() == 1U);
+  BOOST_TEST(plot.series[2].points[0].text.starts_with("zb1p"));
+  BOOST_TEST(plot.series[0].points[0].y < plot.series[2].points[0].y);
 }
 
 BOOST_AUTO_TEST_CASE(draws_that_are_missing_are_refused) {

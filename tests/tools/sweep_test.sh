@@ -59,6 +59,9 @@ test_what_cannot_be_written() {
   fails 1 'cannot write no/such/x.jsonl: No such file' "${grid[@]}" -o no/such/x.jsonl
   fails 1 'is a folder' "${grid[@]}" -o .
   output=/dev/full fails 1 'cannot write standard output: No space' "${grid[@]}"
+  # What nobody can read is not gone on with: of a hundred million points, not even the header arrives.
+  output=/dev/full fails 1 'cannot write standard output: No space' sweep --schedules 1f1b -p 4 -m 64 --jitter 0.1 \
+    --seeds 1000000 --set forward=1x,2x,3x,4x,5x,6x,7x,8x,9x,10x --set latency=0,1us,2us,3us,4us,5us,6us,7us,8us,9us
   # A disk that is full after 16 KiB, and later is not.
   command=(full disk)
   checks=$((checks + 1))
