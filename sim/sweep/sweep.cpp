@@ -57,7 +57,7 @@ double parse_speed(std::string_view text) {
 std::vector<double> speeds_of(std::string_view text, std::size_t ranks) {
   if (const std::size_t at = text.find('@'); at != text.npos) {
     const auto rank = static_cast<std::size_t>(parse_integer(text.substr(at + 1), 0, stage_count_max - 1));
-    if (rank >= ranks) throw InputError(fmt::format("speed: {}: there is no rank {}, of {}", text, rank, ranks));
+    if (rank >= ranks) throw InputError(fmt::format("speed {}: there is no rank {}, of {}", text, rank, ranks));
     std::vector<double> speeds(ranks, 1);
     speeds[rank] = parse_speed(text.substr(0, at));
     return speeds;
@@ -189,18 +189,26 @@ class Sweep::Points {
     return static_cast<std::size_t>(axis - grid_.axes.begin());
   }
 
+  void check_value(const std::string& axis, const std::string& text) const {
+    if (is_cost(axis)) {
+      GivenCosts costs = grid_.costs;
+      return set_cost(costs, axis, text);
+    }
+    try {
+      if (axis == "memory-limit") (void)parse_memory_limit(text);
+      if (axis == "cut" && text != "best") (void)parse_cut(text);
+      if (axis == "speed") (void)speeds_of(text, stage_count_max);
+      if (axis == "straggler") (void)parse_speed(text);
+    } catch (const InputError& error) {
+      throw InputError(fmt::format("{}: {}", axis, error.what()));
+    }
+  }
+
   // Each by itself, so that what can never work is said at once.
   void check_values(std::size_t axis) const {
     const auto& [name, values] = grid_.axes[axis];
     if (name == "recompute") return check_recompute(grid_.axes[axis], grid_.costs);
-    for (const std::string& each : values) {
-      GivenCosts costs = grid_.costs;
-      if (is_cost(name)) set_cost(costs, name, each);
-      if (name == "memory-limit") (void)parse_memory_limit(each);
-      if (name == "cut" && each != "best") (void)parse_cut(each);
-      if (name == "speed") (void)speeds_of(each, stage_count_max);
-      if (name == "straggler") (void)parse_speed(each);
-    }
+    for (const std::string& each : values) check_value(name, each);
     if (name != "memory-limit") return;
     if (std::ranges::any_of(entries_of(grid_.costs), detail::costs::counts_bytes)) return;
     if (std::ranges::all_of(values, [](const std::string& each) { return each.find("micro") != each.npos; })) return;

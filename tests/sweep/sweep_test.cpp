@@ -178,7 +178,7 @@ BOOST_AUTO_TEST_CASE(ranks_of_other_speeds) {
   BOOST_TEST(rows[1]["makespan_ns"] == makespan({1, 0.5, 1, 1}));
   BOOST_TEST(rows[2]["makespan_ns"] == makespan({1, 1, 0.25, 1}));
   BOOST_TEST(rows[3]["makespan_ns"] == makespan({0.5, 0.5, 0.5, 0.5}));
-  BOOST_TEST(rows[4]["left_out"] == "speed: 0.5@4: there is no rank 4, of 4");
+  BOOST_TEST(rows[4]["left_out"] == "speed 0.5@4: there is no rank 4, of 4");
   BOOST_TEST(rows[5]["left_out"].get<std::string>().starts_with("speeds are given for 2 ranks"));
 
   grid.axes = {{"seed", {"7", "8", "9", "10", "11", "12"}}, {"straggler", {"1", "0.5"}}};
@@ -355,7 +355,9 @@ BOOST_AUTO_TEST_CASE(grids_that_cannot_be_are_refused) {
   for (const char* const text : {"0", "-1", "0.9@", "@3", "0.9@x", "1--1", "1-0-1", "fast", "nan", "1@99999999"}) {
     BOOST_TEST(with_axis({"speed", {text}}) != "", text);
   }
-  BOOST_TEST(with_axis({"straggler", {"0"}}) != "");
+  BOOST_TEST(with_axis({"speed", {"1", "fast"}}) ==
+             "speed: 'fast' cannot be read; a finite decimal number is expected");
+  BOOST_TEST(with_axis({"straggler", {"0"}}) == "straggler: a speed must be from 1e-6 to 1e6; 0 is not");
   std::vector<std::string> many(100'000);
   for (std::size_t i = 0; i < many.size(); ++i) many[i] = std::to_string(i) + "ns";
   SweepAxis launches{"launch", many};
