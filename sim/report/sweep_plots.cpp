@@ -32,41 +32,51 @@ std::string note_of_draws(const SweepReport& report) {
   return fmt::format("{}{}the median, and 5 % to 95 %, of {} draws", note, note.empty() ? "" : "; ", report.seeds);
 }
 
-// Tokens per second, or the bubble, of a row.
+// What is plotted of a row: tokens per second where they are known, or else something that is known of all.
 class PlottedFigure {
  public:
-  explicit PlottedFigure(const SweepReport& report) : has_tokens_(report.rows.front().tokens_per_second.has_value()) {}
+  enum class Otherwise : std::uint8_t { idle_share, time };
+
+  PlottedFigure(const SweepReport& report, Otherwise otherwise)
+      : has_tokens_(report.rows.front().tokens_per_second.has_value()), otherwise_(otherwise) {}
 
   [[nodiscard]] const char* title() const {
-    return has_tokens_ ? "tokens per second" : "bubble, % of ranks x makespan";
+    if (has_tokens_) return "tokens per second";
+    return is_share() ? "bubble, % of ranks x makespan" : "ms for a micro-batch";
   }
-  [[nodiscard]] bool is_share() const { return !has_tokens_; }
-  [[nodiscard]] const char* name() const { return has_tokens_ ? "Tokens per second" : "Idle time"; }
+  [[nodiscard]] const char* name() const {
+    return has_tokens_ ? "Tokens per second" : is_share() ? "Idle time" : "Time";
+  }
+  [[nodiscard]] bool is_share() const { return !has_tokens_ && otherwise_ == Otherwise::idle_share; }
 
   [[nodiscard]] PlotPoint point(double x, const SweepRow& row) const {
-    PlotPoint point{x,
-                    has_tokens_ ? *row.tokens_per_second : 100 * row.bubble_rate,
-                    fmt::format("{}, point {}", row.schedule, row.point),
-                    {}};
-    if (!row.draws || row.draws->step.low <= 0) return point;
-    if (has_tokens_) {  // a longer step has fewer
-      const double tokens = *row.tokens_per_second * static_cast<double>(row.step);
-      const Quantiles& step = row.draws->step;
-      point.range = PlotRange{tokens / static_cast<double>(step.high), tokens / static_cast<double>(step.low)};
-    } else {
-      point.range = PlotRange{100 * row.draws->bubble_low, 100 * row.draws->bubble_high};
+    const std::string text = fmt::format("{}, point {}", row.schedule, row.point);
+    if (is_share()) {
+      PlotPoint point{x, 100 * row.bubble_rate, text, {}};
+      if (row.draws) point.range = PlotRange{100 * row.draws->bubble_low, 100 * row.draws->bubble_high};
+      return point;
     }
+    PlotPoint point{x, of_step(row, row.step), text, {}};
+    if (!row.draws || row.draws->step.low <= 0) return point;
+    const auto [low, high] = std::minmax({of_step(row, row.draws->step.low), of_step(row, row.draws->step.high)});
+    point.range = PlotRange{low, high};
     return point;
   }
 
  private:
+  // If the row's step took so long.
+  [[nodiscard]] double of_step(const SweepRow& row, Time step) const {
+    if (!has_tokens_) return static_cast<double>(step) * 1e-6 / static_cast<double>(row.micro_batches);
+    return *row.tokens_per_second * (static_cast<double>(row.step) / static_cast<double>(step));
+  }
+
   bool has_tokens_;
+  Otherwise otherwise_;
 };
 
 // Lines of one schedule each, by a number of each row: the best row at each.
 template <typename X>
-std::vector<PlotSeries> best_of_each(const SweepReport& report, X x) {
-  const PlottedFigure figure(report);
+std::vector<PlotSeries> best_of_each(const SweepReport& report, const PlottedFigure& figure, X x) {
   std::vector<PlotSeries> series;
   for (const SweepRow* row : drawn_rows(report)) {  // the best come first
     const double at = x(*row);
@@ -99,12 +109,12 @@ Plot lines_plot(const SweepReport& report) {
     if (has_names) plot.x_names.push_back(fmt::format("{}", each));
   }
   plot.x_title = by_ranks ? "ranks of a pipeline" : "micro-batches";
-  const PlottedFigure figure(report);
+  const PlottedFigure figure(report, PlottedFigure::Otherwise::idle_share);
   plot.y_title = figure.title();
   plot.title = fmt::format("{} by {}", figure.name(), plot.x_title);
   plot.from_zero = figure.is_share();  // of tokens a few percent matter
   plot.note = note_of_draws(report);
-  plot.series = best_of_each(report, [&](const SweepRow& row) {
+  plot.series = best_of_each(report, figure, [&](const SweepRow& row) {
     const std::int64_t value = by_ranks ? row.ranks : row.micro_batches;
     return static_cast<double>(has_names ? std::distance(values.begin(), values.find(value)) : value);
   });
@@ -176,12 +186,13 @@ Plot sensitivity_plot(const SweepReport& report, const std::string& axis) {
                     report.columns.empty() ? "nothing" : fmt::format("{}", fmt::join(report.columns, ", "))));
   }
   const auto place = static_cast<std::size_t>(column - report.columns.begin());
+  const PlottedFigure figure(report, PlottedFigure::Otherwise::time);  // what is slower idles less
   Plot plot{.title = fmt::format("What {} changes", axis),
             .x_title = axis,
-            .y_title = PlottedFigure(report).title(),
+            .y_title = figure.title(),
             .x_names = of_grid->values};
   plot.note = note_of_draws(report);
-  plot.series = best_of_each(report, [&](const SweepRow& row) {
+  plot.series = best_of_each(report, figure, [&](const SweepRow& row) {
     return static_cast<double>(std::ranges::find(of_grid->values, row.values[place]) - of_grid->values.begin());
   });
   return plot;

@@ -89,7 +89,8 @@ struct SweepReport {
 [[nodiscard]] Plot lines_plot(const SweepReport& report);
 // Time against memory: all points, and those that no other is better than in both.
 [[nodiscard]] Plot pareto_plot(const SweepReport& report);
-// How the best of each schedule changes with an axis. Throws InputError where it is none that varies.
+// How the best of each schedule changes with an axis: its tokens/s, or its time for a micro-batch. Throws InputError
+// where it is none that varies.
 [[nodiscard]] Plot sensitivity_plot(const SweepReport& report, const std::string& axis);
 // Of all axes that vary, and can be plotted so.
 [[nodiscard]] std::vector<std::string> sensitivity_axes(const SweepReport& report);

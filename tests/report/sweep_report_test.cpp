@@ -1,6 +1,7 @@
 // What is said of a sweep with several seeds is what the table says of the same draws; plots have what they say.
 #include "dualpipe/sim/report/sweep_report.h"
 
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <fstream>
 #include <map>
@@ -119,6 +120,18 @@ BOOST_AUTO_TEST_CASE(plots_show_the_draws) {
   BOOST_TEST(svg.find("of 30 draws") != std::string::npos);
   BOOST_TEST(plot_svg(pareto_plot(report)).find("class=\"whisker\"") != std::string::npos);
   BOOST_TEST((sensitivity_axes(report) == std::vector<std::string>{"latency"}));
+  // Of the best: those of 12 micro-batches.
+  for (const PlotSeries& series : sensitivity_plot(report, "latency").series) {
+    for (const PlotPoint& point : series.points) {
+      const char* const latency = point.x == 0 ? "0" : "300us";
+      const auto row = std::ranges::find_if(report.rows, [&](const SweepRow& each) {
+        return each.schedule == series.name && each.micro_batches == 12 && each.values[0] == latency;
+      });
+      BOOST_TEST(point.y == static_cast<double>(row->step) * 1e-6 / 12);
+      BOOST_TEST(point.range.value().low == static_cast<double>(row->draws->step.low) * 1e-6 / 12);
+      BOOST_TEST(point.range->high == static_cast<double>(row->draws->step.high) * 1e-6 / 12);
+    }
+  }
 }
 
 // A number of micro-batches that nothing fits with has no place on the axis.
