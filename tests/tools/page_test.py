@@ -108,6 +108,24 @@ result.textContent = JSON.stringify({sorted: head.getAttribute('aria-sort') === 
 document.body.append(result);
 """
 
+# Of several draws: what is said of them sorts as numbers, and is drawn.
+DRAWN_SCRIPT = r"""
+{  // names of its own, beside those of the page
+  const table = document.getElementById('rows');
+  const at = [...table.tHead.rows[0].cells].findIndex(each => each.textContent === 'wins');
+  table.tHead.rows[0].cells[at].querySelector('button').click();
+  const wins = [...table.tBodies[0].rows].map(row => Number(row.cells[at].dataset.v));
+  const result = document.createElement('pre');
+  result.id = 'test-result';
+  result.textContent = JSON.stringify({
+    wins: wins.every((each, i) => i === 0 || wins[i - 1] <= each) && Math.abs(wins.reduce((a, b) => a + b) - 1) < 1e-9,
+    bands: document.querySelectorAll('svg.plot .band, svg.plot .whisker').length > 0,
+    narrow: document.documentElement.scrollWidth <= document.documentElement.clientWidth,
+  });
+  document.body.append(result);
+}
+"""
+
 
 def browse(browser, page, width, dark, folder):
     """The checks by name, and what was written to the console."""
@@ -157,6 +175,16 @@ def main():
         failures += [f"without charts: {line}" for line in console]
         if found != {"sorted": True}:
             failures.append(f"without charts: {found}")
+        subprocess.run([tool, "sweep", "--schedules", "1f1b,zb1p,zb-h2", "-p", "4", "-m", "12", "--jitter", "0.2",
+                        "--seeds", "20", "--activation-bytes", "64MB", "-o", folder / "drawn.jsonl"], check=True)
+        drawn = folder / "drawn.html"
+        subprocess.run([tool, "report", folder / "drawn.jsonl", "--html", drawn], check=True, stdout=subprocess.DEVNULL)
+        text = drawn.read_text(encoding="utf-8").replace("</body>", f"<script>{DRAWN_SCRIPT}</script></body>")
+        drawn.write_text(text, encoding="utf-8")
+        found, console = browse(browser, drawn, 390, True, folder)
+        checks += len(found)
+        failures += [f"of draws: not so: {name}" for name, is_so in found.items() if not is_so]
+        failures += [f"of draws: {line}" for line in console]
     if backgrounds[False] == backgrounds[True]:
         failures.append(f"dark and light look the same: {backgrounds[True]}")
     print("\n".join(failures + [f"{checks} checks, {len(failures)} failures"]))
