@@ -127,7 +127,8 @@ test_plan() {
  "num_hidden_layers": 80, "num_key_value_heads": 8, "vocab_size": 128256}
 JSON
   succeeds '70.55 B parameters' estimate --config config.json --sequence 8192 --gpu h100 -o model.json
-  quiet sweep --gpus 64 --global-batch 256 --costs model.json --schedules 1f1b,zb1p,interleaved -o plan.jsonl
+  # The cuts of interleaved's stages take it a second of its own, and so much longer where others have the cores.
+  within=240 quiet sweep --gpus 64 --global-batch 256 --costs model.json --schedules 1f1b,zb1p,interleaved -o plan.jsonl
   grep -q '"tensor_parallel":8,"data_parallel":2,"ranks":4' plan.jsonl || fail "8 x 4 x 2 is not there"
   ! grep -v '"fits":\|left_out\|"grid"' plan.jsonl || fail "a point does not say whether it fits"
   succeeds 'best first' report plan.jsonl --html plan.html
