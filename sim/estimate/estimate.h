@@ -37,7 +37,8 @@ namespace dualpipe {
 enum class MatmulPrecision : std::uint8_t { bf16, fp16, fp8 };  // of matrix products; all else has 16 bits
 
 // What was measured of a model's parts, on so many ranks: with as many parts as the model has, of which those with no
-// time at all were not measured; or one, which stands for every layer.
+// time at all were not measured; or one, which stands for every layer. Of one that counts no bytes the times alone
+// were.
 struct MeasuredParts {
   std::vector<StageCosts> parts;
   std::int64_t micro_batch = 1;

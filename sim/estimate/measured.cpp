@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dualpipe/sim/costs/rules.h"
 #include "dualpipe/sim/schedule/error.h"
 
 namespace dualpipe {
@@ -41,6 +42,20 @@ EstimateRequest where_measured(const EstimateRequest& request) {
   there.data = request.measured->data;
   there.expert = request.measured->expert;
   return there;
+}
+
+// What counts no bytes was measured for its times alone; those of the estimate stay. Where the forward is to run again
+// it takes as long as the one that was measured.
+StageCosts with_bytes(const StageCosts& measured, const StageCosts& estimated) {
+  if (detail::costs::counts_bytes(measured)) return measured;
+  StageCosts costs = estimated;
+  costs.forward = measured.forward;
+  costs.backward = measured.backward;
+  costs.input_gradient = measured.input_gradient;
+  costs.weight_gradient = measured.weight_gradient;
+  costs.overlapped = measured.overlapped;
+  if (estimated.recompute > 0) costs.recompute = measured.recompute > 0 ? measured.recompute : measured.forward;
+  return costs;
 }
 
 // Takes figures of one part from where they were measured to where they are wanted.
@@ -115,7 +130,9 @@ void take_measured(std::vector<StageCosts>& parts, const EstimateRequest& reques
   there.measured.reset();
   const std::vector<StageCosts> parts_there = is_here ? parts : dualpipe::estimate(there).costs.parts;
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    if (const StageCosts* measured = measured_part(request, i)) parts[i] = Moved(parts_there[i], parts[i])(*measured);
+    const StageCosts* const measured = measured_part(request, i);
+    if (measured == nullptr) continue;
+    parts[i] = Moved(parts_there[i], parts[i])(with_bytes(*measured, parts_there[i]));
   }
 }
 
