@@ -150,4 +150,14 @@ double parse_real(std::string_view text) {
   return parse_number(text, -most, most, "a finite decimal number is expected");
 }
 
+std::vector<std::string_view> split_at(char separator, std::string_view text) {
+  std::vector<std::string_view> parts;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(separator, begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
 }  // namespace dualpipe

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dualpipe/sim/costs/memory_limit.h"
 #include "dualpipe/sim/costs/units.h"
@@ -33,5 +34,8 @@ namespace dualpipe {
 
 // A finite decimal number: "0.05", "1e-3".
 [[nodiscard]] double parse_real(std::string_view text);
+
+// Of a list the parts between separators, which may be empty. It throws nothing.
+[[nodiscard]] std::vector<std::string_view> split_at(char separator, std::string_view text);
 
 }  // namespace dualpipe

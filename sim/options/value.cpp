@@ -5,19 +5,15 @@
 
 #include <algorithm>
 
+#include "dualpipe/sim/costs/quantity.h"
 #include "dualpipe/sim/schedule/nearest.h"
 #include "dualpipe/sim/schedule/quote.h"
 
 namespace dualpipe {
 
 std::vector<std::string> split_list(std::string_view text) {
-  std::vector<std::string> parts;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    parts.emplace_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
+  const std::vector<std::string_view> parts = split_at(',', text);
+  return {parts.begin(), parts.end()};
 }
 
 void check_choice(std::string_view option, const std::string& text, std::span<const std::string> choices) {

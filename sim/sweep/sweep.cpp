@@ -29,19 +29,9 @@ using detail::sweep::Axes;
 
 namespace {
 
-std::vector<std::string_view> at_dashes(std::string_view text) {
-  std::vector<std::string_view> parts;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find('-', begin), text.size());
-    parts.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
-
 std::vector<int> parse_cut(std::string_view text) {
   std::vector<int> cut;
-  for (const std::string_view each : at_dashes(text)) {
+  for (const std::string_view each : split_at('-', text)) {
     cut.push_back(static_cast<int>(parse_integer(each, 1, stage_count_max)));
   }
   return cut;
@@ -64,7 +54,7 @@ std::vector<double> speeds_of(std::string_view text, std::size_t ranks) {
   }
   if (text.find('-') == text.npos) return std::vector<double>(ranks, parse_speed(text));
   std::vector<double> speeds;
-  for (const std::string_view each : at_dashes(text)) speeds.push_back(parse_speed(each));
+  for (const std::string_view each : split_at('-', text)) speeds.push_back(parse_speed(each));
   return speeds;
 }
 
