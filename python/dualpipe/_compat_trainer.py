@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ._schedules import default_schedule
 from ._sim import InputError
-from .model_pipeline import default_schedule
 from .transformers import PipelineTrainer
 from .utils import enable_profiling as begin_profiling
 from .utils import get_profiler

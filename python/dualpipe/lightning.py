@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ._lightning_step import Outcome, Step
-from ._sim import InputError, Schedule
 from ._randomness import same_random_numbers
-from .model_pipeline import ModelPipeline, as_schedule, default_schedule
+from ._schedules import default_schedule, schedule_for
+from ._sim import InputError, Schedule
+from .model_pipeline import ModelPipeline
 from .splitting import split
 
 _STEPS = {
@@ -195,9 +196,7 @@ class PipelineStrategy(ParallelStrategy):
             schedule = default_schedule(self.world_size) if hasattr(module, "num_chunks") else "1f1b"
         if microbatches is None:
             microbatches = getattr(module, "num_chunks", None)
-        if isinstance(schedule, str) and not os.path.exists(schedule) and microbatches is None:
-            raise InputError(f'how many microbatches schedule "{schedule}" is to have is not said')
-        made = as_schedule(schedule, microbatches, self.world_size)
+        made = schedule_for(schedule, microbatches, ranks=self.world_size)
         self._steps = {}
         first: ModelPipeline | None = None
         cut = self._cut

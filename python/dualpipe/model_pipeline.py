@@ -10,23 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._sim import InputError, Schedule, schedule as make_schedule
+from ._schedules import schedule_for
+from ._sim import InputError, Schedule
 from .pipeline import Pipeline
 from .splitting import Split, split
-
-
-def as_schedule(schedule: str | os.PathLike[str] | Schedule, microbatches: int | None, ranks: int) -> Schedule:
-    """What is meant by a name of the catalog, or by a file."""
-    if isinstance(schedule, Schedule):
-        return schedule
-    if os.path.exists(schedule):
-        return make_schedule(schedule)
-    return make_schedule(os.fspath(schedule), ranks=ranks, microbatches=microbatches)
-
-
-def default_schedule(ranks: int) -> str:
-    """DualPipe, where the number of ranks is even; of one rank there is nothing to overlap."""
-    return "1f1b" if ranks == 1 else "dualpipe" if ranks % 2 == 0 else "dualpipev"
 
 
 class ModelPipeline:
@@ -60,7 +47,7 @@ class ModelPipeline:
             self._group = dist.group.WORLD
         self.rank = self._group.rank() if self._group is not None else 0
         self.ranks = self._group.size() if self._group is not None else 1
-        self.schedule = as_schedule(schedule, microbatches, self.ranks)
+        self.schedule = schedule_for(schedule, microbatches, ranks=self.ranks)
         count = max(self.schedule.weights) + 1
         if count != len(stages):
             raise InputError(
@@ -87,7 +74,7 @@ class ModelPipeline:
         """Splits the model into as many stages as the schedule takes."""
         of_split = {key: options.pop(key) for key in ("cut", "balance", "forward") if key in options}
         group = options.get("process_group") or (dist.group.WORLD if dist.is_initialized() else None)
-        made = as_schedule(schedule, microbatches, group.size() if group is not None else 1)
+        made = schedule_for(schedule, microbatches, ranks=1 if group is None else group.size())
         return cls(split(model, max(made.weights) + 1, example, **of_split), made, **options)
 
     def _find_holders(self, rank_of: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import _exec, deferral, profiler
-from ._schedules import check_ranks, check_stages, schedule_for
+from ._schedules import check_stages, schedule_for
 from ._sim import InputError, Schedule
 from ._stage import ModuleStage, joined, text_of, texts_of
 
@@ -88,7 +88,6 @@ class Pipeline:
         self.batch_dim = batch_dim
         self._measure_memory = measure_memory
         asked = schedule_for(schedule, microbatches, ranks=ranks, stages=len(modules), group=group, chains=chains)
-        check_ranks(asked, ranks)
         self._plan = _exec.Plan(asked, _places(rank_mapping, ranks), reduce_gradients)
         self._modules = modules
         self.stages: list[int] = self._plan.stages_on(self.rank)

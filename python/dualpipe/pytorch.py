@@ -15,7 +15,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import _Action, _PipelineScheduleRuntime
 from torch.distributed.pipelining.stage import _PipelineStageBase
 
-from ._schedules import check_ranks, check_stages, schedule_for
+from ._schedules import check_stages, schedule_for
 from ._sim import DeadlockError, InputError, Schedule
 
 Stage = nn.Module | _PipelineStageBase
@@ -60,7 +60,7 @@ def pytorch_schedule(
         process_group = made[0].group
     rank, ranks = dist.get_rank(process_group), dist.get_world_size(process_group)
     plan = schedule_for(schedule, microbatches, ranks=ranks, stages=len(given), group=group)
-    _check(plan, ranks)
+    _check(plan)
     numbers = [stage for stage, each in enumerate(plan.chains[0]) if each == rank]
     check_stages(plan, rank, numbers, len(given))
     for each, number in zip(given, numbers):
@@ -87,8 +87,7 @@ def _device(module: nn.Module) -> torch.device:
     return next((each.device for each in module.parameters()), torch.device("cpu"))
 
 
-def _check(plan: Schedule, ranks: int) -> None:
-    check_ranks(plan, ranks)
+def _check(plan: Schedule) -> None:
     if len(plan.chains) != 1:
         raise InputError(
             f"schedule {plan.name} has {len(plan.chains)} chains, and PyTorch's runtime knows one, stage after stage; "

@@ -127,8 +127,6 @@ class PipelineTrainer(transformers.Trainer):
 
     def _made_pipeline(self) -> ModelPipeline:
         if self.pipeline is None:
-            if self._microbatches is None and isinstance(self._schedule, str) and not os.path.exists(self._schedule):
-                raise InputError(f'how many microbatches schedule "{self._schedule}" is to have is not said')
             options = {k: v for k, v in self._of_pipeline.items() if v is not None}
             self._num_items = None
             self.pipeline = ModelPipeline.of(

@@ -218,6 +218,7 @@ def refusals(rank: int, folder: Path):
         (WithoutLoss(), {"microbatches": 4}),
         (Module(), {}),
         (Module(), {"microbatches": 4, "cut": ["head", "layers"]}),
+        (Module(), {"microbatches": 8, "schedule": dualpipe.schedule("1f1b", ranks=2, microbatches=4)}),
     ]:
         try:
             trainer_of(folder, pipeline, Recorded(), **PLAIN).fit(module, loader(True))
@@ -233,6 +234,7 @@ def refusals(rank: int, folder: Path):
 
 def test_refusals_and_failures(tmp_path) -> None:
     for rank, found in enumerate(worlds.values(worlds.run(2, refusals, tmp_path, timeout=100))):
-        for text, part in zip(found, ["automatic_optimization", "has to return the loss", "microbatches", "cut at 1"]):
+        parts = ["automatic_optimization", "has to return the loss", "microbatches", "cut at 1", "and 8 are asked for"]
+        for text, part in zip(found, parts):
             assert part in text, found
-        assert found[4] == ("LookupError" if rank else "TransportError"), found
+        assert found[5] == ("LookupError" if rank else "TransportError"), found

@@ -154,6 +154,25 @@ def test_refusals_of_batches() -> None:
         stages.pipeline("1f1b", 4)
 
 
+def test_schedules(tmp_path, monkeypatch) -> None:
+    """A name of the catalog is meant before a file of that name; a file has ranks and micro-batches of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1f1b").write_text("no schedule")
+    assert dualpipe.ModelPipeline.of(Model(), "1f1b", 4, batch(2)).schedule.microbatches == 4
+    (tmp_path / "file.json").write_text(dualpipe.schedule("gpipe", ranks=1, microbatches=4).to_json())
+    (tmp_path / "two.json").write_text(dualpipe.schedule("gpipe", ranks=2, microbatches=4).to_json())
+    for number in (None, 4):
+        assert dualpipe.ModelPipeline.of(Model(), "file.json", number, batch(2)).schedule.name == "gpipe"
+    stages = dualpipe.split(Model(), 1, batch(2))
+    for make in (stages.pipeline, lambda *a: dualpipe.ModelPipeline.of(Model(), *a, example=batch(2))):
+        with pytest.raises(dualpipe.InputError, match="gpipe is a schedule of 4 micro-batches, and 8 are asked for"):
+            make("file.json", 8)
+        with pytest.raises(dualpipe.InputError, match="one of 2 ranks, and the process group has 1"):
+            make("two.json", 4)
+        with pytest.raises(dualpipe.InputError, match="how many microbatches schedule 1f1b is to have is not said"):
+            make("1f1b", None)
+
+
 def test_costs() -> None:
     costs = dualpipe.split(Model(), 2, batch(16)).costs()
     timeline = dualpipe.simulate("zb1p", ranks=2, microbatches=4, costs=costs)

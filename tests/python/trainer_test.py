@@ -199,6 +199,7 @@ def refusals(rank, folder):
         ({}, {"microbatches": None}),
         ({}, {"microbatches": 4, "cut": ["lm_head", "lm_head"]}),
         ({}, {"microbatches": 4, "schedule": "1f2b"}),
+        ({}, {"microbatches": 8, "schedule": dualpipe.schedule("1f1b", ranks=2, microbatches=4)}),
     ]:
         try:
             make(folder, pipeline, **changes)[0].train()
@@ -210,7 +211,8 @@ def refusals(rank, folder):
 
 def test_refusals(tmp_path) -> None:
     for found in worlds.values(worlds.run(2, refusals, tmp_path, timeout=100)):
-        for text, part in zip(found, ["fp16_full_eval", "optim=", "microbatches", "2 stages are cut at 1", "1f2b"]):
+        parts = ["fp16_full_eval", "optim=", "microbatches", "2 stages are cut at 1", "1f2b", "and 8 are asked for"]
+        for text, part in zip(found, parts, strict=True):
             assert part in text, found
 
 
