@@ -14,6 +14,7 @@ from ._schedules import schedule_for
 from ._sim import InputError, Schedule
 from .pipeline import Pipeline
 from .splitting import Split, split
+from ._weights import Weights, fill
 
 
 class ModelPipeline:
@@ -27,6 +28,11 @@ class ModelPipeline:
 
     The model has to compute its loss, a mean over the batch or a sum, as the first of its outputs. Parameters that
     several ranks hold (tied weights, DualPipe's two copies) have the same gradient on all of them after each step.
+
+    Args besides Pipeline's:
+        weights: a safetensors file, an index over several of them, or the folder that has them, of which each rank
+            reads what it holds, by the model's names; or a dictionary of these, by the module whose names they have.
+            What of a model on the meta device is in no file is initialized by the model's own functions.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class ModelPipeline:
         defer_weight_gradients: bool = True,
         timeout: float | None = None,
         measure_memory: bool = False,
+        weights: Weights | None = None,
     ):
         self.stages = stages
         self.model = stages.model
@@ -57,6 +64,9 @@ class ModelPipeline:
         rank_of = [rank for chain in self.schedule.chains for rank in chain]
         parts = [self.schedule.weights[s] for s, rank in enumerate(rank_of) if rank == self.rank]
         self.own: list[nn.Module] = [stages[part] for part in parts]
+        self._find_holders(rank_of)
+        if weights is not None or not stages.has_weights:
+            self._take_weights(weights)
         self.pipe = Pipeline(
             self.own,
             self.schedule,
@@ -66,7 +76,6 @@ class ModelPipeline:
             timeout=timeout,
             measure_memory=measure_memory,
         )
-        self._find_holders(rank_of)
         self._random: tuple[Tensor, list[Tensor]] | None = None
 
     @classmethod
@@ -94,6 +103,25 @@ class ModelPipeline:
             if self.rank in ranks and self._group is not None:
                 of_world = [dist.get_global_rank(self._group, each) for each in ranks]
                 self._groups[ranks] = dist.new_group(of_world, use_local_synchronization=True)
+
+    def _take_weights(self, weights: Weights | None) -> None:
+        is_made, failure = False, None
+        try:
+            is_made = fill(self.model, self.own, weights, self.stages.device)
+        except Exception as error:
+            failure = error
+        found = self.gathered((is_made, failure and f"{type(failure).__name__}: {failure}"))
+        if failure is not None:
+            raise failure
+        for rank, (_, text) in enumerate(found):
+            if text is not None:
+                raise InputError(f"rank {rank} has no weights: {text}")
+        if any(each for each, _ in found):  # which a frame without its module may have made otherwise
+            for name, parameter in self.named_parameters():
+                ranks = tuple(self.holders[name])
+                if ranks in self._groups:
+                    source = dist.get_global_rank(self._group, ranks[0])
+                    dist.broadcast(parameter.detach(), source, group=self._groups[ranks])
 
     # --- what this rank holds
 

@@ -17,6 +17,7 @@ from ._recording import Recording, all_trained, leaves_of, tensors_in, undisturb
 from ._sim import Costs, InputError, Schedule
 from ._split_inputs import Inputs, passed, received
 from ._split_stage import Form, SplitStage
+from ._shapes_alone import run_by_shapes
 
 
 def split(
@@ -35,7 +36,8 @@ def split(
         pipe = stages.pipeline("zb1p", microbatches=16)            # this rank's
 
     The model's own forward runs on every stage, with the modules of other stages replaced. Nothing is traced; the model
-    is not changed, and the stages hold its own parameters under its own names.
+    is not changed, and the stages hold its own parameters under its own names. A model on the meta device, which has
+    no weights yet, is split by the shapes of its tensors alone; `.pipeline(weights=...)` then gives each rank its own.
 
     Args:
         example: what the model is called with: a tensor, a tuple of arguments, or a dictionary of keywords. All tensors
@@ -63,7 +65,7 @@ class _Reads(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         first = func._schema.arguments[0].alias_info if func._schema.arguments else None
         is_view = first is not None and not first.is_write
-        if not is_view:
+        if not is_view and func.namespace != "prim":  # which asks for the device, say
             for each in tensors_in([list(args), kwargs or {}]):
                 found = self._of_storage.get(each.untyped_storage()._cdata)
                 if found is not None:
@@ -76,6 +78,10 @@ def _are_close(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or not a.is_floating_point():
         return torch.equal(a, b)
     return torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True)
+
+
+def _are_alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 @contextlib.contextmanager
@@ -101,9 +107,11 @@ class Split(Sequence[SplitStage]):
             raise InputError("the model is compiled: split it first, and compile the modules in it")
         self.model: nn.Module = model
         self._inputs = Inputs(example, forward)
-        self._names: dict[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
-        with undisturbed(model):
+        self.has_weights: bool = not any(p.is_meta for p in model.parameters())
+        with undisturbed(model), contextlib.nullcontext() if self.has_weights else run_by_shapes(model, self._inputs):
+            self._names: dict[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
             self._analyse(stages, cut, balance)
+        self._names = dict(model.named_parameters(remove_duplicate=False))
         self._stages = [SplitStage(self, number) for number in range(stages)]
 
     # --- what is known of the model
@@ -120,7 +128,8 @@ class Split(Sequence[SplitStage]):
 
     @property
     def device(self) -> torch.device:
-        return next((p.device for p in self._names.values() if not p.is_meta), torch.device("cpu"))
+        of_example = self._inputs.example[0].device
+        return next((p.device for p in self._names.values() if not p.is_meta), of_example)
 
     @property
     def shared(self) -> dict[str, list[int]]:
@@ -259,7 +268,8 @@ class Split(Sequence[SplitStage]):
         return tensors_in(values)
 
     def _check_equal(self, got: list[Tensor], expected: list[Tensor]) -> None:
-        if len(got) != len(expected) or not all(map(_are_close, got, expected)):
+        are_equal = _are_close if self.has_weights else _are_alike
+        if len(got) != len(expected) or not all(map(are_equal, got, expected)):
             raise InputError(
                 f"{type(self.model).__name__} split before {', '.join(self.cuts)} does not compute what the whole "
                 "model does: its forward uses something of the modules before a cut in a way that autograd does not "

@@ -21,4 +21,4 @@ function(dualpipe_python_tests part)
 endfunction()
 
 dualpipe_python_tests(sim docs errors package schedule sweep table timeline torch)
-dualpipe_python_tests(exec compat deepseek examples faults lightning pipeline pytorch split trainer training)
+dualpipe_python_tests(exec compat deepseek examples faults lightning pipeline pytorch split trainer training weights)
