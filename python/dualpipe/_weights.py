@@ -77,31 +77,35 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def fill(model: nn.Module, stages: Sequence[nn.Module], weights: Weights | None, device: torch.device) -> bool:
-    """Gives parameters and buffers of the stages what the files have. Those on the meta device are moved to `device`;
-    what no file has of them is made by the modules' own `reset_parameters()`, or transformers' `_init_weights()`.
+    """Moves those parameters and buffers of the stages that are on the meta device to `device`, with what the files
+    have; what these do not have is made by the modules' own `reset_parameters()`, or transformers' `_init_weights()`.
     Returns whether any parameter was made so.
 
     Raises InputError for files that cannot be read, and for tensors that have no value then.
     """
-    files = None if weights is None else WeightFiles(weights)
+    own = _own(model, stages)
+    files = None if weights is None or not own else WeightFiles(weights)
     names = _names(model)
     if files is not None and all(files.name_of(each) is None for each in names.values()):
         raise InputError(
             f"{files.text} has no tensor of {type(model).__name__}, one of which is {next(iter(names.values()))[0]}; "
             'where its names are those of a module in it, give weights={"the.module": path}'
         )
-    own = _own(model, stages)
     sources = {each: None if files is None else files.name_of(names[id(own[each])]) for each in own}
-    made = {name for name, source in sources.items() if source is None and own[name].is_meta}
+    made = {name for name, source in sources.items() if source is None}
     for tensor in own.values():
-        if tensor.is_meta:
-            _settle(tensor, device)
+        _settle(tensor, device)
     with torch.no_grad():
         _initialize(model, made, own, files, device)
         for name, source in sources.items():
             if source is not None:
                 files.read(source, own[name])
     return any(isinstance(own[name], nn.Parameter) for name in made)
+
+
+def move(model: nn.Module, device: torch.device) -> None:
+    """As model.to(device), of what is not on the meta device."""
+    model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:
@@ -116,11 +120,11 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _own(model: nn.Module, stages: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """By their first name, what the stages hold."""
+    """By their first name, what the stages hold that has no value yet."""
     held = {id(tensor) for stage in stages for _, tensor in _tensors(stage)}
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in _tensors(model):
-        if id(tensor) in held:
+        if id(tensor) in held and tensor.is_meta:
             found.setdefault(id(tensor), (name, tensor))
     return dict(found.values())
 

@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -28,7 +29,8 @@ from ._lightning_step import Outcome, Step
 from ._randomness import same_random_numbers
 from ._schedules import default_schedule, schedule_for
 from ._sim import InputError, Schedule
-from .model_pipeline import ModelPipeline
+from ._weights import Weights, move
+from .model_pipeline import ModelPipeline, failure_of
 from .splitting import split
 
 _STEPS = {
@@ -69,6 +71,7 @@ class PipelineStrategy(ParallelStrategy):
         schedule, microbatches: as dualpipe.Pipeline has them ("1f1b"). Of a module that has `num_chunks` these are the
             microbatches, unless given, and the schedule is DualPipe's.
         cut, balance: as dualpipe.split() has them.
+        weights: of a module on the meta device, as dualpipe.ModelPipeline has them.
         example: a batch, where the data loaders' datasets cannot be asked for two rows.
         timeout: seconds that a rank waits for another one.
     """
@@ -83,6 +86,7 @@ class PipelineStrategy(ParallelStrategy):
         *,
         cut: Sequence[str] | None = None,
         balance: str | Sequence[float] = "flops",
+        weights: Weights | None = None,
         example: Any = None,
         timeout: float = 600.0,
         **kwargs: Any,
@@ -90,6 +94,7 @@ class PipelineStrategy(ParallelStrategy):
         super().__init__(**kwargs)
         self._schedule, self._microbatches = schedule, microbatches
         self._cut, self._balance, self._given_example, self._timeout = cut, balance, example, timeout
+        self._weights = weights
         self.num_nodes = 1  # Lightning sets it
         self._steps: dict[str, Step] = {}
         self._names: list[list[list[str]]] = []
@@ -140,12 +145,16 @@ class PipelineStrategy(ParallelStrategy):
         torch.random.set_rng_state(states[2])
 
     def barrier(self, name: str | None = None) -> None:
-        if dist.is_initialized():
+        if self.pipeline is not None:
+            self.pipeline.meet(name or "a barrier")
+        elif dist.is_initialized():
             dist.barrier()
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         if not dist.is_initialized():
             return obj
+        if self.pipeline is not None:
+            self.pipeline.meet("a broadcast")
         objects = [obj]
         dist.broadcast_object_list(objects, src)
         return objects[0]
@@ -155,13 +164,15 @@ class PipelineStrategy(ParallelStrategy):
         return tensor
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        if self.pipeline is not None:
+            self.pipeline.meet("a decision")
         decisions: list = [None] * self.world_size
         dist.all_gather_object(decisions, bool(decision))
         return min(decisions) if all else max(decisions)
 
     def model_to_device(self) -> None:
         assert self.model is not None
-        self.model.to(self.root_device)
+        move(self.model, self.root_device)
 
     # --- the pipeline
 
@@ -178,6 +189,10 @@ class PipelineStrategy(ParallelStrategy):
             self._names = [self.pipeline.keep_own(each) for each in self.optimizers]
         self.setup_precision_plugin()
         self.precision_plugin.clip_grad_by_norm = self._clip  # type: ignore[method-assign]
+        # Before each batch Lightning has a collective, that would wait for a rank whose data have ended.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = (  # type: ignore[method-assign]
+            lambda: self._next_batch(bool(getattr(trainer, "received_sigterm", False)))
+        )
 
     def _refuse_unsupported(self, trainer: Trainer) -> None:
         assert self.lightning_module is not None
@@ -214,7 +229,7 @@ class PipelineStrategy(ParallelStrategy):
                 forward=step,
             )
             step.see_example()
-            pipe = ModelPipeline(stages, made, timeout=self._timeout)
+            pipe = ModelPipeline(stages, made, timeout=self._timeout, weights=self._weights)
             if first is not None and pipe.holders != first.holders:
                 raise InputError(f"{name} uses parameters in other stages than {next(iter(self._steps))} does")
             step.pipe = pipe
@@ -256,6 +271,8 @@ class PipelineStrategy(ParallelStrategy):
     # --- steps
 
     def _run(self, name: str, args: Sequence[Any]) -> Outcome:
+        assert self.pipeline is not None
+        self.pipeline.meet(f"a {name}")  # each has a pipeline of its own, which knows nothing of the others
         outcome = self._steps[name].run(*args)
         assert self.lightning_module is not None
         for key, value, options in outcome.logged:
@@ -299,16 +316,36 @@ class PipelineStrategy(ParallelStrategy):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.pipeline.clip_grad_norm_(clip_val, parameters)
 
+    def _next_batch(self, is_ended: bool) -> None:
+        assert self.pipeline is not None
+        if any(self.pipeline.meet("the next batch", "SIGTERM" if is_ended else "")):
+            raise SIGTERMException()
+
+    def on_exception(self, exception: BaseException) -> None:
+        if self.pipeline is not None:
+            self.pipeline.pipe.abort(failure_of(self.global_rank, exception))
+        super().on_exception(exception)
+
     # --- checkpoints
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Lightning writes beside the file, and renames it then."""
+        failure = None
+        try:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        except Exception as error:
+            failure = error
+        assert self.pipeline is not None
+        self.pipeline.agree(f"saving {filepath}", failure)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.pipeline is not None
-        return self.pipeline.state_dict()
+        return self.pipeline.state_dict(on=0)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         own = getattr(optimizer, "_optimizer", optimizer)
         assert self.pipeline is not None
-        return self.pipeline.optimizer_state_dict(own, self._names[self.optimizers.index(own)])
+        return self.pipeline.optimizer_state_dict(own, self._names[self.optimizers.index(own)], on=0)
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -324,16 +361,20 @@ class PipelineStrategy(ParallelStrategy):
             self.pipeline.load_optimizer_state_dict(optimizer, names, state)
 
     def teardown(self) -> None:
-        """The module is whole again, on all ranks; not after a failure, when the others do not come."""
+        """The module is whole again, on all ranks; not after a failure, when the others do not come, nor where it never
+        was."""
         module = self.lightning_module
         failed = module is None or module._trainer is None or module.trainer.state.status == TrainerStatus.INTERRUPTED
-        if self.pipeline is not None and not failed:
+        if self.pipeline is not None and not failed and self.pipeline.stages.has_weights:
             self.pipeline.restore_others()
-        if failed:  # parameters of other ranks cannot be moved
-            self._lightning_module = None
         self.pipeline = None
         self._steps = {}
+        self._lightning_module = None  # Lightning would move what is on other ranks
         super().teardown()
+        if not failed:
+            assert module is not None
+            move(module, torch.device("cpu"))
+            self._lightning_module = module
 
 
 StrategyRegistry.register("dualpipe", PipelineStrategy, "A pipeline, by any schedule", override=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,11 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ._exec import TransportError
 from ._schedules import schedule_for
 from ._sim import InputError, Schedule
 from .pipeline import Pipeline
 from .splitting import Split, split
 from ._weights import Weights, fill
+
+
+def failure_of(rank: int, error: BaseException) -> str:
+    return f"rank {rank} failed outside of the pipeline: {type(error).__name__}: {error}"
 
 
 class ModelPipeline:
@@ -31,8 +37,8 @@ class ModelPipeline:
 
     Args besides Pipeline's:
         weights: a safetensors file, an index over several of them, or the folder that has them, of which each rank
-            reads what it holds, by the model's names; or a dictionary of these, by the module whose names they have.
-            What of a model on the meta device is in no file is initialized by the model's own functions.
+            reads what it holds, by the model's names; or a dictionary of these, by the module whose names they have. Of
+            a model on the meta device; what is in no file is initialized by the modules' own functions.
     """
 
     def __init__(
@@ -65,7 +71,7 @@ class ModelPipeline:
         parts = [self.schedule.weights[s] for s, rank in enumerate(rank_of) if rank == self.rank]
         self.own: list[nn.Module] = [stages[part] for part in parts]
         self._find_holders(rank_of)
-        if weights is not None or not stages.has_weights:
+        if not stages.has_weights:
             self._take_weights(weights)
         self.pipe = Pipeline(
             self.own,
@@ -105,12 +111,14 @@ class ModelPipeline:
                 self._groups[ranks] = dist.new_group(of_world, use_local_synchronization=True)
 
     def _take_weights(self, weights: Weights | None) -> None:
+        of_ranks = self._exchanged({name for name, p in self.model.named_parameters() if not p.is_meta})
         is_made, failure = False, None
         try:
+            self._check_not_elsewhere(of_ranks)
             is_made = fill(self.model, self.own, weights, self.stages.device)
         except Exception as error:
             failure = error
-        found = self.gathered((is_made, failure and f"{type(failure).__name__}: {failure}"))
+        found = self._exchanged((is_made, failure and f"{type(failure).__name__}: {failure}"))
         if failure is not None:
             raise failure
         for rank, (_, text) in enumerate(found):
@@ -122,6 +130,16 @@ class ModelPipeline:
                 if ranks in self._groups:
                     source = dist.get_global_rank(self._group, ranks[0])
                     dist.broadcast(parameter.detach(), source, group=self._groups[ranks])
+
+    def _check_not_elsewhere(self, of_ranks: list[set[str]]) -> None:
+        """A model that has been in another pipeline has weights that no file has."""
+        for name, parameter in self.named_parameters():
+            rank = next((rank for rank, names in enumerate(of_ranks) if name in names), None)
+            if parameter.is_meta and rank is not None:
+                raise InputError(
+                    f"rank {self.rank} is to hold {name}, which rank {rank} has from another pipeline of this model: "
+                    "take the same schedule and cut, or make the model anew and load its checkpoint"
+                )
 
     # --- what this rank holds
 
@@ -264,8 +282,8 @@ class ModelPipeline:
     def _sum(self, losses: Tensor | None) -> Tensor:
         total = torch.zeros((), device=self.pipe.device) if losses is None else losses.detach().sum()
         if self._group is not None and self.ranks > 1:
-            kinds = self.gathered(None if losses is None else losses.dtype)
-            total = total.to(next(each for each in kinds if each is not None))
+            kinds = self.meet("the loss of a step", "" if losses is None else str(losses.dtype))
+            total = total.to(getattr(torch, next(filter(None, kinds)).removeprefix("torch.")))
             dist.all_reduce(total, group=self._group)
         return total
 
@@ -348,22 +366,49 @@ class ModelPipeline:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
         return norm
 
-    # --- states, whole, by the model's names
+    # --- what all ranks do together
 
-    def gathered(self, part: Any) -> list:
-        """What each rank brings, on all ranks."""
+    def meet(self, what: str, text: str = "") -> list[str]:
+        """As Pipeline.meet()."""
+        return self.pipe.meet(what, text)
+
+    def agree(self, what: str, failure: BaseException | None) -> None:
+        """Where one of the ranks, all of which have come to the end of `what`, has failed in it, all raise."""
+        texts: list[str] = []
+        try:
+            texts = self.meet(f"the end of {what}", "" if failure is None else f"{type(failure).__name__}: {failure}")
+        finally:
+            if failure is not None:  # of which the others may have given up by now
+                raise failure
+        for rank, text in enumerate(texts):
+            if text:
+                raise TransportError(f"rank {rank} failed in {what}: {text}")
+
+    def gathered(self, part: Any, on: int | None = None, what: str = "an exchange") -> list:
+        """What each rank brings, on all ranks, or `on` one alone; the others have none."""
+        self.meet(what)  # a collective that not all ranks come to would hang
+        return self._exchanged(part, on)
+
+    def _exchanged(self, part: Any, on: int | None = None) -> list:
         if self._group is None or self.ranks == 1:
             return [part]
         parts: list = [None] * self.ranks
-        dist.all_gather_object(parts, part, group=self._group)
-        return parts
+        if on is None:
+            dist.all_gather_object(parts, part, group=self._group)
+            return parts
+        dist.gather_object(part, parts if self.rank == on else None, dist.get_global_rank(self._group, on), self._group)
+        return parts if self.rank == on else []
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The whole model's, on the CPU, on all ranks."""
+    # --- states, whole, by the model's names
+
+    def state_dict(self, on: int | None = None) -> dict[str, Tensor]:
+        """The whole model's, on the CPU, on all ranks, or `on` one alone; the others have nothing then."""
         mine = {n: t.detach().cpu() for stage in self.own for n, t in stage.state_dict().items()}
         found: dict[str, Tensor] = {}
-        for part in self.gathered(mine):
+        for part in self.gathered(mine, on, "the state of the model"):
             found = {**part, **found}
+        if not found:
+            return {}
         names = dict(self.model.named_parameters(remove_duplicate=False))
         first = {name: self.name_of[id(parameter)] for name, parameter in names.items()}
         whole = ((name, first.get(name, name)) for name in self.model.state_dict())
@@ -388,8 +433,10 @@ class ModelPipeline:
             group["params"] = [p for n, p in zip(names, group["params"]) if not n or self.rank in self.holders[n]]
         return groups
 
-    def optimizer_state_dict(self, optimizer: torch.optim.Optimizer, groups: list[list[str]]) -> dict:
-        """As one optimizer of the whole model has it, on all ranks."""
+    def optimizer_state_dict(
+        self, optimizer: torch.optim.Optimizer, groups: list[list[str]], on: int | None = None
+    ) -> dict:
+        """As one optimizer of the whole model has it, on all ranks, or `on` one alone; the others have nothing then."""
         own = optimizer.state_dict()
         mine = {}
         for group, kept in zip(optimizer.param_groups, own["param_groups"]):
@@ -397,7 +444,10 @@ class ModelPipeline:
                 if index in own["state"]:
                     mine[self.name_of.get(id(parameter), "")] = own["state"][index]
         found: dict[str, Any] = {}
-        for part in self.gathered(mine):
+        parts = self.gathered(mine, on, "the state of the optimizer")
+        if not parts:
+            return {}
+        for part in parts:
             found = {**part, **found}
         made: dict[str, Any] = {"state": {}, "param_groups": []}
         index = 0
@@ -410,7 +460,8 @@ class ModelPipeline:
         return made
 
     def load_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, groups: list[list[str]], state: dict) -> None:
-        """Takes this rank's part of the state of one optimizer of the whole model."""
+        """Takes this rank's part of the state of one optimizer of the whole model; a copy, so that the state may be of
+        a file that is only looked at."""
         theirs = [len(group["params"]) for group in state["param_groups"]]
         if theirs != [len(names) for names in groups]:
             raise InputError(
@@ -425,7 +476,7 @@ class ModelPipeline:
                 if name and self.rank not in self.holders[name]:
                     continue
                 if place in state["state"]:
-                    made["state"][index] = state["state"][place]
+                    made["state"][index] = copy.deepcopy(state["state"][place])
                 index += 1
             made["param_groups"].append({**group, "params": list(range(begin, index))})
         optimizer.load_state_dict(made)

@@ -182,6 +182,27 @@ class Pipeline:
                 stage.begin(None, [], False)
         return result
 
+    def meet(self, what: str, text: str = "") -> list[str]:
+        """Waits until all ranks have come to `what`; the text that each brings.
+
+        Raises InputError where another rank comes to something else, TransportError where one does not come within the
+        timeout, or has called abort().
+        """
+        try:
+            return self._connected().all_gather(what, text)
+        except BaseException as error:
+            self._runner = None
+            if type(error) is RuntimeError:  # of ranks at different places
+                places = str(error).partition(";")[0]
+                raise InputError(f"{places}; do all ranks run the same code, and read the same data?") from None
+            raise
+
+    def abort(self, reason: str) -> None:
+        """The others, which wait for this rank or will, hear why it does not come."""
+        if self._runner is not None:
+            self._runner.abort(reason)
+            self._runner = None
+
     def _connected(self) -> _exec.Runner:
         if self._runner is None:
             self._known.clear()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._missing import require
@@ -17,11 +18,16 @@ import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ._sim import InputError, Schedule
 from ._randomness import same_random_numbers
-from .model_pipeline import ModelPipeline
+from ._weights import Weights, move
+from .model_pipeline import ModelPipeline, failure_of
+
+
+UNFINISHED = "unfinished"  # in the output's folder: what is a checkpoint once it is whole
 
 
 class _Pipelined(nn.Module):
@@ -56,6 +62,7 @@ class PipelineTrainer(transformers.Trainer):
     Args besides Trainer's:
         schedule, microbatches: as dualpipe.Pipeline has them.
         cut, balance: as dualpipe.split() has them.
+        weights: of a model on the meta device, as dualpipe.ModelPipeline has them.
         timeout: seconds that a rank waits for another one; as long as the process group, unless given.
     """
 
@@ -66,10 +73,11 @@ class PipelineTrainer(transformers.Trainer):
         microbatches: int | None = None,
         cut: Sequence[str] | None = None,
         balance: str | Sequence[float] = "flops",
+        weights: Weights | None = None,
         timeout: float | None = None,
         **kwargs: Any,
     ):
-        self._of_pipeline: dict[str, Any] = {"cut": cut, "balance": balance, "timeout": timeout}
+        self._of_pipeline: dict[str, Any] = {"cut": cut, "balance": balance, "weights": weights, "timeout": timeout}
         self._schedule, self._microbatches = schedule, microbatches
         self.pipeline: ModelPipeline | None = None
         self._num_items: Any = None
@@ -98,6 +106,10 @@ class PipelineTrainer(transformers.Trainer):
             raise InputError("PipelineTrainer runs with one process per GPU: start it with torchrun")
 
     # --- the pipeline
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """What has no weights yet gets them there."""
+        move(model, device)
 
     def _example(self) -> dict:
         """Two rows, as the model gets them."""
@@ -172,6 +184,37 @@ class PipelineTrainer(transformers.Trainer):
         return made
 
     # --- steps
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = super().train(*args, **kwargs)
+            self._made_pipeline().meet("the end of training")
+            return result
+        except BaseException as error:
+            if self.pipeline is not None:
+                self.pipeline.pipe.abort(failure_of(self.args.process_index, error))
+            raise
+
+    # Where the Trainer has a collective all ranks meet first: it would wait for a rank that has failed, or whose data
+    # have ended, and say nothing.
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        step = self.state.global_step
+        counts = self._made_pipeline().meet(f"the data of step {step}", str(len(batch_samples)))
+        if len(set(counts)) > 1:
+            raise InputError(
+                f"the data of step {step} are {', '.join(counts)} batches on the ranks of the pipeline; all of them "
+                "have to read the same data"
+            )
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._made_pipeline().meet(f"the end of step {self.state.global_step}")
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def store_flos(self) -> None:
+        self._made_pipeline().meet("what the steps have taken")
+        super().store_flos()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Of what this rank holds. It is made of the whole model's parameters first, so that groups are the same
@@ -281,25 +324,91 @@ class PipelineTrainer(transformers.Trainer):
 
     # --- checkpoints
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        state = self._made_pipeline().state_dict()
+    @property
+    def _writer(self) -> int | None:
+        """The rank that needs the whole state; None: all do."""
+        return None if self.args.save_on_each_node else 0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Beside its place first: a checkpoint that is there is whole."""
+        step, best = self.state.global_step, self.state.best_model_checkpoint
+        run_dir, limit = self._get_output_dir(trial), self.args.save_total_limit
+        place = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        made = os.path.join(run_dir, UNFINISHED, os.path.basename(place))
+        self._all_of_node("saving a checkpoint", shutil.rmtree, made, ignore_errors=True)
+        self._get_output_dir = lambda trial: os.path.dirname(made)  # type: ignore[method-assign]
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            del self._get_output_dir
+            self.args.save_total_limit = limit
+        if self.state.best_global_step:
+            of_best = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            is_there = os.path.exists(of_best) or self.state.best_global_step == step
+            self.state.best_model_checkpoint = of_best if is_there else best
+        self._all_of_node(f"saving {place}", self._put_in_place, made, place)
         if self.args.should_save:
-            self._save(output_dir or self.args.output_dir, state_dict=state)
+            rotate_checkpoints(
+                output_dir=run_dir,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _put_in_place(self, made: str, place: str) -> None:
+        if not os.path.isdir(made):  # another node has done it
+            return
+        if self.args.should_save:
+            self.state.save_to_json(os.path.join(made, TRAINER_STATE_NAME))
+        before = f"{made}-before"
+        if os.path.isdir(place):
+            os.rename(place, before)
+        os.rename(made, place)
+        shutil.rmtree(before, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not empty where another process has not come so far
+            os.rmdir(os.path.dirname(made))
+
+    def _all_of_node(self, what: str, action: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """On the first process, and then on the first one of each other machine; all ranks hear of a failure."""
+        for is_turn in (self.args.process_index == 0, self.args.process_index > 0 == self.args.local_process_index):
+            self._or_all_fail(what, action if is_turn else None, *args, **kwargs)
+
+    def _or_all_fail(self, what: str, action: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> None:
+        failure = None
+        try:
+            if action is not None:
+                action(*args, **kwargs)
+        except Exception as error:
+            failure = error
+        self._made_pipeline().agree(what, failure)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        state = self._made_pipeline().state_dict(self._writer)
+        folder = output_dir or self.args.output_dir
+        self._or_all_fail(f"saving {folder}", self._save if self.args.should_save else None, folder, state_dict=state)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         assert self._optimizer_names is not None
-        state = self._made_pipeline().optimizer_state_dict(_innermost(self.optimizer), self._optimizer_names)
-        if self.args.should_save:
+        pipe, optimizer = self._made_pipeline(), _innermost(self.optimizer)
+        state = pipe.optimizer_state_dict(optimizer, self._optimizer_names, self._writer)
+
+        def save() -> None:
             torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+        self._or_all_fail(f"saving {output_dir}", save if self.args.should_save else None)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        self._or_all_fail(f"saving {output_dir}", super()._save_rng_state, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, OPTIMIZER_NAME)):
             return
         state, schedule = (
-            torch.load(os.path.join(checkpoint, name), map_location="cpu", weights_only=True)
+            torch.load(os.path.join(checkpoint, name), map_location="cpu", weights_only=True, mmap=True)
             for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
         )
         assert self._optimizer_names is not None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -11,10 +14,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import worlds
+from fsspec.implementations.local import LocalFileOpener
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 L = pytest.importorskip("lightning.pytorch")
+safetensors = pytest.importorskip("safetensors.torch")
 
 import dualpipe  # noqa: E402
 
@@ -70,10 +75,10 @@ class Module(L.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
 
 
-def loader(shuffle: bool) -> DataLoader:
+def loader(shuffle: bool, rows: int = 42) -> DataLoader:
     generator = torch.Generator().manual_seed(5)
-    x = torch.randn(42, 12, generator=generator, dtype=DOUBLE)
-    return DataLoader(TensorDataset(x, torch.randint(0, 4, (42,), generator=generator)), 8, shuffle=shuffle)
+    x, y = torch.randn(42, 12, generator=generator, dtype=DOUBLE), torch.randint(0, 4, (42,), generator=generator)
+    return DataLoader(TensorDataset(x[:rows], y[:rows]), 8, shuffle=shuffle)
 
 
 class Recorded(L.Callback):
@@ -119,11 +124,15 @@ def as_torchrun(rank: int) -> None:
 
 
 def use(folder: Path, pipeline: dict | None, resume: str | None):
-    L.seed_everything(1, verbose=False)
-    recorded, module = Recorded(), Module()
+    files = (pipeline or {}).get("weights")
+    with torch.device("meta" if files else "cpu"):
+        recorded, module = Recorded(), Module()
+    L.seed_everything(1, verbose=False)  # a module on the meta device has drawn no numbers
     trainer = trainer_of(folder, pipeline, recorded)
     trainer.fit(module, loader(True), loader(False), ckpt_path=resume)
-    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert any(p.is_meta for p in module.parameters()) == bool(files), "what no rank had whole none has afterwards"
+    state = torch.load(folder / "last.ckpt", weights_only=False)["state_dict"] if files else module.state_dict()
+    weights = {name: tensor.clone() for name, tensor in state.items()}
     tested = trainer.test(module, loader(False), verbose=False)[0]
     predicted = torch.cat(trainer.predict(module, loader(False)))
     return recorded.rows + module.seen, weights, tested, predicted
@@ -167,6 +176,9 @@ def expected(tmp_path_factory):
 def test_training(tmp_path, expected, ranks, schedule) -> None:
     folder, alone_found = expected
     pipeline = {"schedule": schedule, "microbatches": 2 * ranks}
+    if ranks == 4:
+        pipeline["weights"] = tmp_path / "weights.safetensors"
+        safetensors.save_file(Module().state_dict(), pipeline["weights"])
     for found in worlds.values(worlds.run(ranks, together, tmp_path, None, pipeline, timeout=200)):
         check(found, alone_found)
     ours, theirs = (torch.load(path / "last.ckpt", weights_only=False) for path in (tmp_path, folder))
@@ -201,6 +213,28 @@ class WithoutLoss(Module):
         self(batch[0])
 
 
+class Full(L.Callback):
+    """No disk for the second checkpoint."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1 and trainer.global_rank == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
+
+class Killed(L.Callback):
+    """While rank 0 writes the second checkpoint."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1 and trainer.global_rank == 0:
+            LocalFileOpener.write = self.half
+
+    @staticmethod
+    def half(opener, data):
+        opener.f.write(data[: len(data) // 2])
+        opener.f.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Failing(L.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if batch_idx == 2 and trainer.global_rank == 1:
@@ -225,16 +259,46 @@ def refusals(rank: int, folder: Path):
             found.append("nothing")
         except dualpipe.InputError as error:
             found.append(str(error))
-    try:
-        trainer_of(folder, {"microbatches": 4, "timeout": 10.0}, Failing()).fit(Module(), loader(True))
-    except (LookupError, RuntimeError) as error:
-        found.append(type(error).__name__)
     return found
 
 
-def test_refusals_and_failures(tmp_path) -> None:
-    for rank, found in enumerate(worlds.values(worlds.run(2, refusals, tmp_path, timeout=100))):
+TIMEOUT = 20.0
+
+
+def fails(rank: int, folder: Path, callback: type, rows: list[int]):
+    as_torchrun(rank)
+    trainer = trainer_of(folder, {"microbatches": 4, "timeout": TIMEOUT}, callback(), **PLAIN)
+    begin = time.monotonic()
+    try:
+        trainer.fit(Module(), loader(False, rows[rank]), loader(False))
+        return "nothing"
+    except Exception as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert time.monotonic() - begin < TIMEOUT
+        return f"{type(error).__name__}: {error}"
+
+
+def test_refusals(tmp_path) -> None:
+    for found in worlds.values(worlds.run(2, refusals, tmp_path, timeout=100)):
         parts = ["automatic_optimization", "has to return the loss", "microbatches", "cut at 1", "and 8 are asked for"]
-        for text, part in zip(found, parts):
+        for text, part in zip(found, parts, strict=True):
             assert part in text, found
-        assert found[5] == ("LookupError" if rank else "TransportError"), found
+
+
+@pytest.mark.parametrize(
+    "callback, rows, said",
+    [
+        (Failing, [42, 42], ["rank 1 failed outside of the pipeline: LookupError", "LookupError: of the callback"]),
+        (Recorded, [42, 24], ["do all ranks run the same code, and read the same data?"] * 2),
+        (Full, [42, 42], ["File too large", "TransportError: rank 0 failed in saving"]),
+        (Killed, [42, 42], [None, "Error: "]),
+    ],
+)
+def test_faults(tmp_path, callback, rows, said) -> None:
+    """All ranks hear of what happens to one, soon, and the last checkpoint is whole."""
+    for found, part in zip(worlds.run(2, fails, tmp_path, callback, rows, timeout=100), said):
+        assert found is worlds.Killed if part is None else part in found, found
+    paths = list(tmp_path.glob("*.ckpt"))
+    assert bool(paths) == (callback in (Full, Killed)), paths
+    for path in paths:
+        Module().load_state_dict(torch.load(path, weights_only=False)["state_dict"])

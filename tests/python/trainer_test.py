@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import resource
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -39,10 +43,17 @@ def model(kind: str = "gpt2") -> torch.nn.Module:
     size = dict(vocab_size=97, n_embd=32, n_layer=4, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
     none = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     config = transformers.GPT2Config(**size, **none, pad_token_id=0)
-    if kind == "classifier":
-        config.num_labels = 3
-        return transformers.GPT2ForSequenceClassification(config).double()
-    return transformers.GPT2LMHeadModel(config).double()
+    made = transformers.GPT2LMHeadModel(config).double()
+    if kind == "frozen":  # so much that the first of two stages has nothing to train
+        config.tie_word_embeddings = False
+        made = transformers.GPT2LMHeadModel(config).double()
+        for part in (made.transformer.wte, made.transformer.wpe, *made.transformer.h[:2]):
+            part.requires_grad_(False)
+    if kind == "lora":
+        peft = pytest.importorskip("peft")
+        options = dict(r=2, lora_alpha=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+        made = peft.get_peft_model(made, peft.LoraConfig(task_type="CAUSAL_LM", **options)).double()
+    return made
 
 
 class Recorded(transformers.TrainerCallback):
@@ -91,8 +102,10 @@ def environment(rank: int, ranks: int) -> None:
 
 def make(folder: Path, pipeline: dict | None, kind: str = "gpt2", **changes):
     recorded = Recorded()
+    with torch.device("meta" if pipeline is not None and "weights" in pipeline else "cpu"):
+        made = model(kind)
     options = dict(
-        model=model(kind),
+        model=made,
         args=arguments(folder, **changes),
         train_dataset=dataset(),
         eval_dataset=dataset(20),
@@ -120,7 +133,7 @@ def together(rank: int, folder: Path, kind: str, changes: dict, resume: str | No
     environment(rank, dist.get_world_size())
     trainer, recorded = make(folder, pipeline, kind, **changes)
     trainer.train(resume_from_checkpoint=resume)
-    own = sum(p.numel() for p in trainer.pipeline.parameters())
+    own = sum(p.numel() for p in trainer.pipeline.parameters() if p.requires_grad)
     held = sum(t.numel() for s in trainer.optimizer.state.values() for t in s.values() if t.dim())
     assert held == 2 * own, "the optimizer has the state of what this rank holds, and no other"
     predicted = trainer.predict([{k: v for k, v in row.items() if k != "labels"} for row in dataset(5)])
@@ -160,7 +173,9 @@ def expected(tmp_path_factory):
 def test_training(tmp_path, expected, ranks, schedule) -> None:
     """Losses, norms, metrics and weights of every step; checkpoints are the Trainer's own, and go on in both."""
     folder, alone_found = expected
-    for found in run_together(ranks, tmp_path, {"schedule": schedule, "microbatches": 8}):
+    files = {} if ranks == 2 else {"weights": tmp_path / "weights"}  # of a model that no rank has whole
+    model().save_pretrained(tmp_path / "weights")
+    for found in run_together(ranks, tmp_path, {"schedule": schedule, "microbatches": 8, **files}):
         check(found, alone_found)
     loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-4").state_dict()
     other = transformers.GPT2LMHeadModel.from_pretrained(folder / "checkpoint-4").state_dict()
@@ -171,7 +186,7 @@ def test_training(tmp_path, expected, ranks, schedule) -> None:
     if schedule == "1f1b":
         return
     # From the middle of an epoch: one process's checkpoint by the pipeline, and the pipeline's by one process.
-    other_schedule = {"schedule": "1f1b", "microbatches": 4}
+    other_schedule = {"schedule": "1f1b", "microbatches": 4, **files}
     for found in run_together(ranks, tmp_path / "on", other_schedule, resume=str(folder / "checkpoint-2")):
         check_later(found, alone_found)
     check_later(run_alone(tmp_path / "back", resume=str(tmp_path / "checkpoint-2")), alone_found)
@@ -218,20 +233,81 @@ def test_refusals(tmp_path) -> None:
 
 class Failing(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3 and int(os.environ["RANK"]) == 1:
+        if state.global_step == 2 and int(os.environ["RANK"]) == 1:
             raise LookupError("of the callback")
 
 
+class DiskFull(transformers.TrainerCallback):
+    """From the second checkpoint on, for rank 0, which writes: no file may be longer than this."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2 and int(os.environ["RANK"]) == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+class Killed(transformers.TrainerCallback):
+    """While rank 0 writes the optimizer's state of the second checkpoint."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2 and int(os.environ["RANK"]) == 0:
+            torch.save = self.half
+
+    @staticmethod
+    def half(state, path, *args, save=torch.save, **options):
+        if isinstance(path, io.BytesIO):  # a message
+            return save(state, path, *args, **options)
+        Path(path).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+TIMEOUT = 20.0
+
+
 def fails(rank, folder):
+    """One after the other, and what is said of it within which time."""
     environment(rank, dist.get_world_size())
-    trainer, _ = make(folder, {"microbatches": 4, "timeout": 10.0}, eval_strategy="no")
-    trainer.add_callback(Failing())
-    trainer.train()
+    found = []
+    for callback, rows in [(Failing, 32), (None, 32 - 16 * rank), (DiskFull, 32), (Killed, 32)]:
+        name = callback.__name__ if callback else "Short"
+        quick = dict(gradient_accumulation_steps=1, save_steps=1, eval_strategy="no", num_train_epochs=1)
+        trainer, _ = make(folder / name, {"microbatches": 4, "timeout": TIMEOUT}, **quick)
+        trainer.train_dataset = dataset(rows)
+        trainer.add_callback(callback() if callback else Recorded())
+        begin = time.monotonic()
+        try:
+            trainer.train()
+            found.append(("nothing", "", 0.0))
+        except Exception as error:
+            found.append((type(error).__name__, str(error), time.monotonic() - begin))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        (folder / f"found{rank}.json").write_text(json.dumps(found))  # of one who is killed, too
+    return found
 
 
-def test_a_callback_that_raises_on_one_rank(tmp_path) -> None:
-    first, second = worlds.run(2, fails, tmp_path, timeout=100)
-    assert second.kind == "LookupError" and first.kind in ("TransportError", "RuntimeError"), (first, second)
-    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
-    assert state["global_step"] == 2
-    transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-2")
+def check_last(folder: Path, step: int) -> None:
+    """The last checkpoint is that of `step`, and whole."""
+    last = transformers.trainer_utils.get_last_checkpoint(folder)
+    assert last == str(folder / f"checkpoint-{step}")
+    assert json.loads((folder / last / "trainer_state.json").read_text())["global_step"] == step
+    transformers.GPT2LMHeadModel.from_pretrained(last)
+    names = {path.name for path in Path(last).iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "scheduler.pt", "model.safetensors"} <= names
+    assert torch.load(Path(last) / "optimizer.pt")["state"]
+
+
+def test_faults(tmp_path) -> None:
+    """All ranks hear of what happens to one, soon, and the last checkpoint is whole."""
+    killed, second = worlds.run(2, fails, tmp_path, timeout=200)
+    assert killed is worlds.Killed, killed
+    (failing, short, full, after) = second
+    of_first = json.loads((tmp_path / "found0.json").read_text())
+    assert of_first[0][0] == "TransportError" and "rank 1 failed outside" in of_first[0][1], of_first
+    assert of_first[1][0] == "InputError" and "the data of step 2" in of_first[1][1], of_first
+    assert "File too large" in of_first[2][1], of_first
+    assert failing[:2] == ("LookupError", "of the callback")
+    assert short[0] == "InputError" and "process 1 at the end of step 2; do all ranks" in short[1], short
+    assert full[0] == "TransportError" and "rank 0 failed in saving" in full[1] and "checkpoint-2" in full[1], full
+    assert after[0] in ("TransportError", "RuntimeError"), after
+    assert all(seconds < TIMEOUT for _, _, seconds in second[:3]), second
+    for name, step in [("Failing", 1), ("Short", 2), ("DiskFull", 1), ("Killed", 1)]:
+        check_last(tmp_path / name, step)

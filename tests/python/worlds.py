@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 
 import torch
 import torch.distributed as dist
@@ -35,7 +36,7 @@ def _process(connection, rank: int, ranks: int, port: int, function: Callable, a
     except BaseException as error:
         result = ("raised", (type(error).__name__, str(error), traceback.format_exc()))
     connection.send(result)
-    connection.close()
+    connection.poll(30)  # tensors are in memory of this process until they are received
     time.sleep(0.2)
     os._exit(0)
 
@@ -60,7 +61,7 @@ def start(ranks: int, function: Callable, *arguments) -> list:
     port = _free_port()
     started = []
     for rank in range(ranks):
-        mine, theirs = context.Pipe(duplex=False)
+        mine, theirs = context.Pipe()
         process = context.Process(target=_process, args=(theirs, rank, ranks, port, function, arguments), daemon=True)
         process.start()
         theirs.close()
@@ -71,17 +72,20 @@ def start(ranks: int, function: Callable, *arguments) -> list:
 def results(started: list, timeout: float = 60) -> list:
     """By rank what its process returned, what it raised (Raised), or Killed."""
     deadline = time.monotonic() + timeout
-    found = []
-    for process, connection in started:
-        result = ("returned", Killed)
-        try:
-            if not connection.poll(max(0.0, deadline - time.monotonic())):
-                result = ("raised", ("Hung", "no result came in time", ""))
-            else:
-                result = connection.recv()
-        except EOFError:
-            pass
-        found.append(result[1] if result[0] == "returned" else Raised(*result[1]))
+    open_ones = {connection: rank for rank, (_, connection) in enumerate(started)}
+    found: list = [Raised("Hung", "no result came in time", "")] * len(started)
+    while open_ones:
+        ready = wait(list(open_ones), max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        for connection in ready:
+            rank = open_ones.pop(connection)
+            try:
+                kind, result = connection.recv()
+                connection.send("received")
+                found[rank] = result if kind == "returned" else Raised(*result)
+            except (EOFError, ConnectionError):
+                found[rank] = Killed
     for process, _ in started:
         process.join(2)
         process.kill()
