@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from ._recording import Recording
 from ._sim import InputError
 
 
-def unit_costs(balance: str | Sequence[float], units: Sequence[str], recording: Recording, sizes) -> list[float]:
-    """What the units cost, in any measure: whole numbers, so that all processes come to the same cuts."""
+def unit_costs(
+    balance: str | Sequence[float],
+    units: Sequence[str],
+    recording: Recording,
+    sizes: Mapping[str, int],
+    seconds: Callable[[], list[float]],
+) -> list[float]:
+    """What the units cost, in any measure, the same one on all processes, which have to come to the same cuts."""
     if not isinstance(balance, str):
         costs = [float(each) for each in balance]
         if len(costs) != len(units) or min(costs) < 0:
@@ -22,7 +28,9 @@ def unit_costs(balance: str | Sequence[float], units: Sequence[str], recording: 
         return [float(sizes[each]) for each in units]
     if balance == "flops":
         return [float(recording.calls[each][0].flops) for each in units]
-    raise InputError(f'balance="{balance}": "flops", "parameters", or a list with a cost for each unit')
+    if balance == "time":
+        return seconds()
+    raise InputError(f'balance="{balance}": "flops", "parameters", "time", or a list with a cost for each unit')
 
 
 def balanced(costs: Sequence[float], parts: int, allowed: Sequence[int]) -> list[int] | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,7 +46,8 @@ def split(
             sequences of tokens are, may be different later.
         cut: the module that each stage but the first begins with, by name; unless given, where stages cost the same.
         balance: what they cost: "flops" (floating point operations of matrix products, convolutions and attention in
-            the example), "parameters", or a list with a cost for each unit (`.units` has their names).
+            the example), "parameters", "time" (of the units in the example's forward, measured by the first process for
+            all, so that all have to call this), or a list with a cost for each unit (`.units` has their names).
         forward: what runs the model, `model` itself unless given.
 
     Raises InputError, with the reason, where a model cannot be split in this way: nothing that a module before the
@@ -152,7 +154,7 @@ class Split(Sequence[SplitStage]):
         if cut is not None:
             self.bounds = [0, *self._named_cuts(stages, cut, why_not), len(self._units)]
         else:
-            costs = unit_costs(balance, self._units, recording, sizes)
+            costs = unit_costs(balance, self._units, recording, sizes, self._unit_seconds)
             found = balanced(costs, stages, [i + 1 for i, reason in enumerate(why_not) if not reason])
             if found is None:
                 raise InputError(self._too_few(stages, why_not))
@@ -160,6 +162,15 @@ class Split(Sequence[SplitStage]):
         self.forms = self._forms(recording)
         del recording
         self._find_holders(stages)
+
+    def _unit_seconds(self) -> list[float]:
+        if not self.has_weights:
+            raise InputError('balance="time": the model has no weights here (device meta), so nothing can be measured')
+        forward = lambda: self.call(self._inputs.example, {})  # noqa: E731
+        found = [_split_costs.unit_seconds(self.model, self._units, forward, self.device)]
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast_object_list(found)
+        return found[0]
 
     def _too_few(self, stages: int, why_not: list[str]) -> str:
         name = type(self.model).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import families
 import pytest
@@ -103,6 +104,30 @@ def test_cuts_and_balance() -> None:
     assert dualpipe.split(model, 2, batch(2), balance="parameters").cuts == ["layers.2"]
 
 
+class Slow(nn.Linear):
+    """Takes time, and no operations more than the others."""
+
+    seconds = 0.02
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return super().forward(x)
+
+
+def cuts_by_time(rank: int) -> list[str]:
+    """On the second process the last layer is the slow one."""
+    layers = [nn.Linear(4, 4) for _ in range(4)]
+    layers[3 * rank] = Slow(4, 4)
+    return dualpipe.split(nn.Sequential(*layers), 2, (torch.ones(2, 4),), balance="time").cuts
+
+
+def test_balance_by_time() -> None:
+    assert dualpipe.split(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), 2, (torch.ones(2, 4),)).cuts == ["2"]
+    assert worlds.values(worlds.run(2, cuts_by_time)) == [["1"], ["1"]]
+    with torch.device("meta"), pytest.raises(dualpipe.InputError, match='balance="time": the model has no weights'):
+        dualpipe.split(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), 2, (torch.ones(2, 4),), balance="time")
+
+
 class Around(nn.Module):
     """b's input is used behind c, too."""
 
@@ -133,7 +158,7 @@ class Hidden(Around):
         (Model, 3, batch(2), {"cut": ["layers.2", "layers.1"]}, "the forward calls it before layers.2"),
         (Hidden, 2, (torch.ones(2, 4),), {"cut": ["c"]}, "does not compute what the whole model does"),
         (Around, 2, (torch.ones(2, 4),), {"balance": [1, 2]}, "a cost of each of the 4 units"),
-        (Around, 2, (torch.ones(2, 4),), {"balance": "luck"}, '"flops", "parameters", or a list'),
+        (Around, 2, (torch.ones(2, 4),), {"balance": "luck"}, '"flops", "parameters", "time", or a list'),
         (Around, 0, (torch.ones(2, 4),), {}, "there has to be one at least"),
         (Model, 2, {**batch(2), "unused": torch.ones(3)}, {}, r"input unused of the example has shape \[3\]"),
         (Around, 2, (), {}, "the example has to be what the model is called with"),
