@@ -416,6 +416,8 @@ class PipelineTrainer(transformers.Trainer):
         self.lr_scheduler.load_state_dict(schedule)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if any(each.is_meta for each in self.model.parameters()):  # into what has no weights nothing can be loaded
+            self._made_pipeline()
         with _without_warnings_of_meta():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
