@@ -149,7 +149,7 @@ def check(got, expected) -> None:
         for key in row:
             # The Trainer sums losses in float32.
             assert row[key] == pytest.approx(other[key], rel=1e-6 if "loss" in key else 1e-9), (key, row, other)
-    assert len(rows) == len(expected_rows) and len(rows) > 4
+    assert len(rows) == len(expected_rows) and len(rows) > 2
     assert weights.keys() == expected_weights.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, expected_weights[name], rtol=1e-7, atol=1e-9)
@@ -203,6 +203,27 @@ def test_means_and_smoothing(tmp_path) -> None:
     found = run_alone(tmp_path / "a", "llama", changes)
     for each in run_together(2, tmp_path / "b", {"schedule": "1f1b", "microbatches": 4}, "llama", changes):
         check(each, found)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "lora"])
+def test_frozen_parameters(tmp_path, kind) -> None:
+    if kind == "lora":
+        pytest.importorskip("peft")
+    changes = {"num_train_epochs": 1}
+    found = run_alone(tmp_path / "alone", kind, changes)
+    for each in run_together(2, tmp_path / "b", {"schedule": "zb1p", "microbatches": 4}, kind, changes):
+        check(each, found)
+    before = dict(model(kind).named_parameters())
+    assert any(not parameter.requires_grad for parameter in before.values())
+    for name, parameter in before.items():
+        assert torch.equal(parameter, found[1][name]) != parameter.requires_grad, name
+    if kind == "lora":
+        saved = [[p.name for p in (tmp_path / each / "checkpoint-2").iterdir()] for each in ("alone", "b")]
+        assert "adapter_model.safetensors" in saved[0] and set(saved[0]) - {"rng_state.pth"} <= set(saved[1])
+    # Goes on, from what has the adapter alone.
+    resume = str(tmp_path / "alone" / "checkpoint-2")
+    for each in run_together(2, tmp_path / "c", {"schedule": "1f1b", "microbatches": 4}, kind, changes, resume):
+        check_later(each, found)
 
 
 def refusals(rank, folder):
