@@ -123,10 +123,18 @@ def as_torchrun(rank: int) -> None:
     os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
 
 
-def use(folder: Path, pipeline: dict | None, resume: str | None):
+class Frozen(Module):
+    """The first of two stages has nothing to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers[:4].requires_grad_(False)
+
+
+def use(folder: Path, pipeline: dict | None, resume: str | None, kind: type = Module):
     files = (pipeline or {}).get("weights")
     with torch.device("meta" if files else "cpu"):
-        recorded, module = Recorded(), Module()
+        recorded, module = Recorded(), kind()
     L.seed_everything(1, verbose=False)  # a module on the meta device has drawn no numbers
     trainer = trainer_of(folder, pipeline, recorded)
     trainer.fit(module, loader(True), loader(False), ckpt_path=resume)
@@ -138,14 +146,14 @@ def use(folder: Path, pipeline: dict | None, resume: str | None):
     return recorded.rows + module.seen, weights, tested, predicted
 
 
-def alone(_, folder: Path, resume: str | None):
+def alone(_, folder: Path, resume: str | None, kind: type = Module):
     dist.destroy_process_group()
-    return use(folder, None, resume)
+    return use(folder, None, resume, kind)
 
 
-def together(rank: int, folder: Path, resume: str | None, pipeline: dict):
+def together(rank: int, folder: Path, resume: str | None, pipeline: dict, kind: type = Module):
     as_torchrun(rank)
-    return use(folder, pipeline, resume)
+    return use(folder, pipeline, resume, kind)
 
 
 def run_alone(folder, resume=None):
@@ -195,6 +203,14 @@ def test_training(tmp_path, expected, ranks, schedule) -> None:
     for found in worlds.values(worlds.run(2, together, tmp_path / "on", first_of(folder), other_schedule, timeout=200)):
         check(found, later)
     check(run_alone(tmp_path / "back", first_of(tmp_path)), later)
+
+
+def test_frozen_parameters(tmp_path) -> None:
+    (expected,) = worlds.values(worlds.run(1, alone, tmp_path / "a", None, Frozen, timeout=150))
+    assert torch.equal(expected[1]["layers.3.0.weight"], Module().layers[3][0].weight)
+    pipeline = {"schedule": "zb1p", "microbatches": 4}
+    for found in worlds.values(worlds.run(2, together, tmp_path / "b", None, pipeline, Frozen, timeout=200)):
+        check(found, expected)
 
 
 def first_of(folder: Path) -> str:
