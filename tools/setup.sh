@@ -144,12 +144,13 @@ install_torch() {
 python_packages=(scikit-build-core==1.1.2 nanobind==3.1.0 pytest==9.2.0 numpy==2.4.6 pandas==3.1.1 mypy==2.4.1 distributed==2026.8.0)
 torch_imports=(typing-extensions==4.16.0 sympy==1.14.0 networkx==3.6.1 jinja2==3.1.6 fsspec==2026.9.0 filelock==4.3.1)
 
-# Lightning, Hugging Face's Trainer, and what they import: installed without dependencies, of which Torch is one.
+# Lightning, Hugging Face's Trainer, PEFT, and what they import: without dependencies, of which Torch is one.
 frameworks=(
   accelerate==1.15.0 annotated-doc==0.0.7 anyio==4.16.0 click==8.5.1 h11==0.16.0 hf-xet==1.8.0 httpcore2==2.16.2
   httpx2==2.16.2 huggingface-hub==2.4.0 idna==3.20 lightning==2.6.6 lightning-utilities==0.15.3 markdown-it-py==4.3.0
-  mdurl==0.1.2 psutil==7.2.2 pyyaml==6.0.4 regex==2026.11.19 rich==15.0.0 safetensors==0.8.0 shellingham==1.5.4
-  tokenizers==0.23.3 torchmetrics==1.9.0 tqdm==4.70.1 transformers==5.24.0 truststore==0.10.5 typer==0.29.2
+  mdurl==0.1.2 peft==0.21.2 psutil==7.2.2 pyyaml==6.0.4 regex==2026.11.19 rich==15.0.0 safetensors==0.8.0
+  shellingham==1.5.4 tokenizers==0.23.3 torchmetrics==1.9.0 tqdm==4.70.1 transformers==5.24.0 truststore==0.10.5
+  typer==0.29.2
 )
 torchvision=(torchvision==0.26.0 pillow==13.0.0)  # of the Torch above, and no other
 
