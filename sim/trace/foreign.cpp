@@ -130,11 +130,15 @@ ForeignRun load_foreign_traces(std::span<const std::string> paths, TraceFormat f
     const auto measured = std::ranges::find(runs, "measured", &TraceRun::label);
     run.run = measured != runs.end() ? *measured : runs[0];
   }
-  if (options.schedule != nullptr) check_order(run, *options.schedule);
-  if (format == TraceFormat::kineto) {
-    const auto agree = [&](const Placement& placement) { return detail::trace::clocks_agree(run, placement); };
-    run.placement = options.schedule != nullptr ? options.schedule->placement : placement_of(run.run, agree);
-    if (run.placement) detail::trace::align_clocks(run, *run.placement);
+  if (options.schedule != nullptr) {
+    check_order(run, *options.schedule);
+    run.program = program_on(run.run, options.schedule->placement, paths[0]);
+  } else if (format == TraceFormat::kineto) {
+    run.program =
+        program_of(run.run, [&](const Placement& placement) { return detail::trace::clocks_agree(run, placement); });
+  }
+  if (format == TraceFormat::kineto && run.program) {
+    detail::trace::align_clocks(run, run.program->schedule.placement);
   }
   return run;
 }

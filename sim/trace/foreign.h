@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "dualpipe/sim/explain/measured_messages.h"
-#include "dualpipe/sim/schedule/schedule.h"
+#include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/trace/run_reader.h"
 
 namespace dualpipe {
@@ -38,8 +38,9 @@ struct ForeignOptions {
 struct ForeignRun {
   TraceRun run;
   std::vector<MeasuredMessage> messages;  // by link, then in order; empty: none were recorded
-  // By which the clocks were brought together. None: there is one clock, or the ops are no whole step.
-  std::optional<Placement> placement;
+  // What ran, where that was known before measured_run(), which takes it: of a given schedule, or as the clocks were
+  // brought together by it.
+  std::optional<Program> program;
   std::optional<Time> clock_width;   // how much the clocks of two neighbours may still differ; none: there is one clock
   std::vector<std::string> remarks;  // a line each
 };

@@ -80,14 +80,6 @@ bool agree(const Placement& placement, const TraceRun& run) {
                                violations.size() > 1 ? fmt::format(", and {} more", violations.size() - 1) : ""));
 }
 
-Lowered lowered_on(Schedule schedule, const Placement& placement, const std::string& source) {
-  schedule.placement = placement;
-  if (const auto violations = validate(schedule); !violations.empty()) throw_no_step(violations, placement, source);
-  Lowered result = lower_checked(std::move(schedule));
-  if (!result.completes) throw_no_order(source);
-  return result;
-}
-
 // As so few chains as the ops can be, by their order and by their times; or by their order alone, as clocks may be off.
 Lowered lowered(const Schedule& schedule, const std::string& source,
                 const std::function<bool(const Placement&)>& agrees_with_times) {
@@ -112,22 +104,27 @@ Lowered lowered(const Schedule& schedule, const std::string& source,
 
 }  // namespace
 
-std::optional<Placement> placement_of(const TraceRun& run,
-                                      const std::function<bool(const Placement&)>& agrees_with_times) {
+std::optional<Program> program_of(const TraceRun& run, const std::function<bool(const Placement&)>& agrees_with_times) {
   try {
-    return lowered(schedule_of(run, ""), "", agrees_with_times).program.schedule.placement;
+    return lowered(schedule_of(run, ""), "", agrees_with_times).program;
   } catch (const InputError&) {
     return std::nullopt;
   }
 }
 
-MeasuredRun measured_run(const TraceRun& run, const std::string& source, const std::optional<Placement>& placement) {
+Program program_on(const TraceRun& run, const Placement& placement, const std::string& source) {
   Schedule schedule = schedule_of(run, source);
-  const auto agrees = [&](const Placement& each) { return agree(each, run); };
-  MeasuredRun result{
-      (placement ? lowered_on(std::move(schedule), *placement, source) : lowered(schedule, source, agrees)).program,
-      {},
-      {}};
+  schedule.placement = placement;
+  if (const auto violations = validate(schedule); !violations.empty()) throw_no_step(violations, placement, source);
+  Lowered result = lower_checked(std::move(schedule));
+  if (!result.completes) throw_no_order(source);
+  return std::move(result.program);
+}
+
+MeasuredRun measured_run(const TraceRun& run, const std::string& source, std::optional<Program> program) {
+  const auto agrees = [&](const Placement& placement) { return agree(placement, run); };
+  MeasuredRun result{program ? *std::move(program) : lowered(schedule_of(run, source), source, agrees).program, {}, {}};
+  result.program.schedule.name = source;
   for (const TraceRank& rank : run.ranks) {
     result.timeline.ops.insert(result.timeline.ops.end(), rank.spans.begin(), rank.spans.end());
     RankTimes times;

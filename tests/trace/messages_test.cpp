@@ -255,7 +255,7 @@ BOOST_AUTO_TEST_CASE(clocks_of_several_chains) {
         file.write(paths.back());
       }
       const ForeignRun run = load_foreign_traces(paths, TraceFormat::kineto);
-      const MeasuredRun measured = measured_run(run.run, "run", run.placement);
+      const MeasuredRun measured = measured_run(run.run, "run", run.program);
       BOOST_TEST(measured.program.schedule.placement.chains() == chains);
       BOOST_TEST((measured.program.schedule.ops == schedule.ops));
       BOOST_REQUIRE(run.clock_width.has_value());

@@ -104,7 +104,8 @@ TraceOptions::Loaded TraceOptions::load() const {
     options.step = value_of("--step", step, [](std::string_view text) { return parse_integer(text, 0, INT64_MAX); });
   }
   ForeignRun run = load_foreign_traces(files, of, options);
-  MeasuredRun measured = measured_run(run.run, std::filesystem::path(files[0]).filename().string(), run.placement);
+  MeasuredRun measured =
+      measured_run(run.run, std::filesystem::path(files[0]).filename().string(), std::move(run.program));
   if (!run.messages.empty() && !add_messages(measured, run.messages)) {
     run.remarks.emplace_back(
         "the messages that were recorded are not those of this order: when each came is not known");
