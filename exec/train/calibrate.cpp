@@ -21,7 +21,6 @@ using detail::explain::durations_of;
 using detail::explain::Figure;
 using detail::explain::median;
 using detail::explain::medians;
-using detail::explain::middles;
 using detail::explain::PassFigures;
 using detail::explain::PassSamples;
 using detail::explain::Samples;
@@ -94,7 +93,7 @@ std::vector<PassFigures> times_of(std::span<const MeasuredSteps> runs, const Pla
     });
   }
   std::vector<PassFigures> times(samples.size());
-  std::ranges::transform(samples, times.begin(), middles);
+  std::ranges::transform(samples, times.begin(), medians);
   return times;
 }
 

@@ -20,8 +20,7 @@ using detail::explain::Events;
 using detail::explain::EventUnit;
 using detail::explain::Index;
 using detail::explain::median;
-using detail::explain::middle;
-using detail::explain::middles;
+using detail::explain::medians;
 using detail::explain::none;
 using detail::explain::PassFigures;
 using detail::explain::PassSamples;
@@ -42,7 +41,7 @@ std::vector<PassFigures> times_of(const Program& program, const Events& events) 
     if (unit.is_pair) samples[schedule.ops[unit.op + 1].stage].pair_back.push_back(time);
   }
   std::vector<PassFigures> times(samples.size());
-  std::ranges::transform(samples, times.begin(), middles);
+  std::ranges::transform(samples, times.begin(), medians);
   return times;
 }
 
@@ -111,8 +110,8 @@ MeasuredCosts measured_costs(const Program& program, const Timeline& timeline,
   const bool in_halves = complete(times);
   std::ranges::transform(times, std::back_inserter(result.costs.stages), durations_of);
   add_messages(program.schedule.placement, messages, result.costs);
-  result.costs.latency = middle(latencies_of(program, events, result.costs)).value_or(0);
-  result.costs.launch = middle(launches_of(program, events, result.costs.latency)).value_or(0);
+  result.costs.latency = median(latencies_of(program, events, result.costs)).value_or(0);
+  result.costs.launch = median(launches_of(program, events, result.costs.latency)).value_or(0);
   if (in_halves) result.remarks.emplace_back("B ran whole: I and W are taken for a half of it each");
   return result;
 }

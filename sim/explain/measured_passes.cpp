@@ -3,34 +3,20 @@
 #include <algorithm>
 #include <utility>
 
-#include "dualpipe/sim/report/percentile.h"
-
 namespace dualpipe::detail::explain {
 
 Figure median(Samples samples) {
   if (samples.empty()) return std::nullopt;
-  return report::median(std::move(samples));
+  std::ranges::sort(samples);
+  const std::int64_t lower = samples[(samples.size() - 1) / 2];
+  return lower + (samples[samples.size() / 2] - lower) / 2;
 }
 
-Figure middle(Samples times) {
-  if (times.empty()) return std::nullopt;
-  std::ranges::sort(times);
-  const std::int64_t lower = times[(times.size() - 1) / 2];
-  return lower + (times[times.size() / 2] - lower) / 2;
+PassFigures medians(PassSamples samples) {
+  return {median(std::move(samples.forward)),        median(std::move(samples.backward)),
+          median(std::move(samples.input_gradient)), median(std::move(samples.weight_gradient)),
+          median(std::move(samples.pair)),           median(std::move(samples.pair_back))};
 }
-
-namespace {
-
-PassFigures of_each(PassSamples samples, Figure (*figure)(Samples)) {
-  return {figure(std::move(samples.forward)),        figure(std::move(samples.backward)),
-          figure(std::move(samples.input_gradient)), figure(std::move(samples.weight_gradient)),
-          figure(std::move(samples.pair)),           figure(std::move(samples.pair_back))};
-}
-
-}  // namespace
-
-PassFigures medians(PassSamples samples) { return of_each(std::move(samples), median); }
-PassFigures middles(PassSamples times) { return of_each(std::move(times), middle); }
 
 namespace {
 

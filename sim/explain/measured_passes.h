@@ -15,7 +15,9 @@ namespace dualpipe::detail::explain {
 
 using Samples = std::vector<std::int64_t>;  // nanoseconds or bytes
 using Figure = std::optional<std::int64_t>;
-[[nodiscard]] Figure median(Samples samples);  // of none: nothing
+// Of none: nothing. Of two in the middle their mean, since a stage has few samples, and a pipeline adds up what each is
+// off by.
+[[nodiscard]] Figure median(Samples samples);
 
 // Of a part: of its ops that ran by themselves, and of the F&B pairs with its forward, or with its backward.
 template <typename T>
@@ -44,9 +46,6 @@ struct ByPass {
 using PassSamples = ByPass<Samples>;
 using PassFigures = ByPass<Figure>;
 [[nodiscard]] PassFigures medians(PassSamples samples);
-// Of times: of two in the middle their mean, since a stage has few samples, and a pipeline adds up what each is off by.
-[[nodiscard]] Figure middle(Samples times);
-[[nodiscard]] PassFigures middles(PassSamples times);
 
 // Durations of F, B, I and W of all parts, as far as anything is known of them. Of a pass that a part never ran by
 // itself,
