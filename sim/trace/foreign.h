@@ -29,7 +29,7 @@ enum class TraceFormat : std::uint8_t { dualpipe, kineto, primus, pytorch };
 struct ForeignOptions {
   int chunks = 1;  // stages per rank, of formats that count forwards and backwards alone (primus)
   // Of a range's name (ECMAScript): its groups are pass (begins with F, B, I or W), micro-batch and, unless a rank has
-  // one stage, stage.
+  // one stage, stage; or pass alone, where there is a schedule.
   std::string range = {};
   std::optional<std::int64_t> step = std::nullopt;  // of several: ProfilerStep's number, or counted from 0
   const Schedule* schedule = nullptr;               // what ran; where ranges do not say it

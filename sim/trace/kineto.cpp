@@ -99,13 +99,10 @@ class File {
     read_head();
     messages_.emplace(rank_.rank, ranks_);
     read_ranges();
-    if (ranges_.empty()) {
-      read_by_order(options);
-    } else {
-      read_operators();
-      if (!launches_.empty()) read_kernels();
-      for (const Range& range : ranges_) rank_.ops.push_back({range.ops, range.ran(), 0});
-    }
+    if (ranges_.empty()) name_by_order(options);
+    read_operators();
+    if (!launches_.empty()) read_kernels();
+    for (const Range& range : ranges_) rank_.ops.push_back({range.ops, range.ran(), 0});
     number_steps();
     rank_.lacks_peers = messages_->lacks_peers();
     rank_.messages = std::move(*messages_).messages();
@@ -157,23 +154,28 @@ class File {
     for_each_event(path_, [&](const TraceEvent& event) {
       if (!event.is("ph", "X")) return;
       messages_->take(event);
-      if (!is_one_of(event, "cat", {"user_annotation", "cpu_op"})) return;
+      if (!is_one_of(event, "cat", {"user_annotation", "cpu_op", "python_function"})) return;
       const std::string name = event.text("name");
       if (name.starts_with("ProfilerStep#")) return add_step(name.substr(13), event.span());
-      const auto ops = names_.ops_of(name, rank_.rank);
-      if (ops.empty()) return;
-      if (ranges_.size() == op_count_max) event.fail("too many ops");
-      ranges_.push_back({ops, event.span()});
+      if (ranges_.size() == op_count_max || marks_.size() == op_count_max) event.fail("too many ops");
+      if (const auto ops = names_.ops_of(name, rank_.rank); !ops.empty()) return ranges_.push_back({ops, event.span()});
+      if (const auto pass = names_.pass_of(name)) marks_.push_back({event.span(), *pass});
     });
-    std::ranges::stable_sort(ranges_, [](const Range& a, const Range& b) {
+    keep_outer(ranges_);
+    keep_outer(marks_);
+  }
+
+  // In order of time. One within another is a part of it, as the halves of a pair are.
+  template <typename Spanned>
+  static void keep_outer(std::vector<Spanned>& all) {
+    std::ranges::stable_sort(all, [](const Spanned& a, const Spanned& b) {
       return std::pair(a.span.start, -a.span.end) < std::pair(b.span.start, -b.span.end);
     });
-    // One within another is a part of it, as the halves of a pair are.
-    std::vector<Range> outer;
-    for (Range& range : ranges_) {
-      if (outer.empty() || range.span.start >= outer.back().span.end) outer.push_back(std::move(range));
+    std::vector<Spanned> outer;
+    for (Spanned& each : all) {
+      if (outer.empty() || each.span.start >= outer.back().span.end) outer.push_back(std::move(each));
     }
-    ranges_ = std::move(outer);
+    all = std::move(outer);
   }
 
   void add_step(const std::string& number, Span span) {
@@ -200,14 +202,16 @@ class File {
         if (event.has("args.correlation")) {
           launches_.add(event.integer("args.correlation", 0, correlation_max), *range);
         }
-      } else if (const std::string name = event.text("name"); !is_message(name) && !is_range(name)) {
+      } else if (const std::string name = event.text("name"); !is_whole_ && !is_message(name) && !is_range(name)) {
         widen(ranges_[*range].operators, span);
       }
     });
     launches_.sort();
   }
 
-  [[nodiscard]] bool is_range(std::string_view name) const { return !names_.ops_of(name, rank_.rank).empty(); }
+  [[nodiscard]] bool is_range(std::string_view name) const {
+    return names_.pass_of(name) || !names_.ops_of(name, rank_.rank).empty();
+  }
 
   void read_kernels() {
     for_each_event(path_, [&](const TraceEvent& event) {
@@ -218,41 +222,53 @@ class File {
     });
   }
 
-  void read_by_order(const ForeignOptions& options) {
+  // What ran is, step after step, what stands in the rank's order: by ranges that say the pass alone, or without any by
+  // what autograd and the messages tell.
+  void name_by_order(const ForeignOptions& options) {
     constexpr std::string_view remedy =
         "record with PyTorch's multi-stage schedules, mark each op (torch.profiler.record_function) and say --range, "
         "or say which order ran (--schedule)";
-    if (options.schedule == nullptr) throw InputError(fmt::format("{}: no range marks an op; {}", path_, remedy));
+    if (options.schedule == nullptr) {
+      throw InputError(fmt::format("{}: no range marks {}; {}", path_,
+                                   marks_.empty() ? "an op" : "the micro-batch of an op", remedy));
+    }
     if (rank_.rank >= options.schedule->ranks()) {
       throw InputError(fmt::format("{}: it is of rank {}, but the schedule has {} ranks", path_, rank_.rank,
                                    options.schedule->ranks()));
     }
+    is_whole_ = marks_.empty();
+    const auto runs = is_whole_ ? operator_runs(path_) : std::move(marks_);
     const auto order = options.schedule->rank(rank_.rank);
-    const auto runs = operator_runs(path_);
     if (order.empty() || runs.empty() || runs.size() % order.size() != 0 || has_pairs(*options.schedule)) {
-      throw InputError(fmt::format(
-          "{}: no range marks an op, and between its messages it has {} forwards and backwards, where the schedule has "
-          "{} ops; mark each op (torch.profiler.record_function) and say --range",
-          path_, runs.size(), order.size()));
+      throw InputError(
+          fmt::format("{}: {} {} forwards and backwards, where the schedule has {} ops; mark each op "
+                      "(torch.profiler.record_function) and say --range",
+                      path_, is_whole_ ? "no range marks an op, and between its messages it has" : "its ranges mark",
+                      runs.size(), order.size()));
     }
+    const auto text = [](Kind pass) { return pass == Kind::forward ? "forward" : "backward"; };
     for (std::size_t i = 0; i < runs.size(); ++i) {
       const Op op = order[i % order.size()];
-      if ((op.kind != Kind::forward) != runs[i].is_backward) {
+      const Kind planned = op.kind == Kind::input_gradient ? Kind::backward : op.kind;
+      if (planned != runs[i].pass) {
         throw InputError(fmt::format("{}: {} of the schedule is a {}, but what ran at its place is a {}", path_,
-                                     to_text(op), op.kind == Kind::forward ? "forward" : "backward",
-                                     runs[i].is_backward ? "backward" : "forward"));
+                                     to_text(op), text(planned), text(runs[i].pass)));
       }
-      rank_.ops.push_back({{op}, runs[i].span, 0});
+      ranges_.push_back({{op}, runs[i].span});
+      if (is_whole_) ranges_.back().operators = runs[i].span;
     }
   }
 
+  // By the thread's time: kernels may run when its step has ended.
   void number_steps() {
     std::map<std::uint64_t, std::int64_t> ran;
     const auto key = [](Op op) { return key_of(op) << 2U | static_cast<std::uint64_t>(op.kind); };
-    for (RanOp& op : rank_.ops) {
+    for (std::size_t i = 0; i < ranges_.size(); ++i) {
+      const Time start = ranges_[i].span.start;
+      RanOp& op = rank_.ops[i];
       op.step = ran[key(op.ops[0])]++;
       for (const Step& step : steps_) {
-        if (step.span.start <= op.span.start && op.span.start < step.span.end) op.step = step.number;
+        if (step.span.start <= start && start < step.span.end) op.step = step.number;
       }
     }
   }
@@ -266,7 +282,9 @@ class File {
   int ranks_;
   RangeNames names_;
   KinetoRank rank_;
-  std::vector<Range> ranges_;  // by start
+  std::vector<Range> ranges_;       // by start
+  std::vector<OperatorRun> marks_;  // ranges that say the pass alone; by start
+  bool is_whole_ = false;           // the operators of the ranges are known
   std::vector<Step> steps_;
   Launches launches_;
   std::optional<KinetoMessages> messages_;  // once the rank is known

@@ -24,7 +24,7 @@ struct KinetoRank : RankSteps {  // ops: from the first to the last operator; Pr
 // A piece of a rank's time in which it ran operators of one direction, between messages.
 struct OperatorRun {
   Span span;
-  bool is_backward = false;
+  Kind pass = Kind::forward;  // or backward, of B and of I
 };
 
 // Where no range says what ran: forwards are told from backwards by autograd, and ops from each other by the messages

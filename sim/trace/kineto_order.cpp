@@ -91,9 +91,9 @@ std::vector<OperatorRun> operator_runs(const std::string& path) {
     }
     std::vector<OperatorRun> here;
     if (between.forward.is_of_model && between.forward.span.start <= between.forward.span.end)
-      here.push_back({between.forward.span, false});
+      here.push_back({between.forward.span, Kind::forward});
     if (between.backward.is_of_model && between.backward.span.start <= between.backward.span.end)
-      here.push_back({between.backward.span, true});
+      here.push_back({between.backward.span, Kind::backward});
     std::ranges::sort(here, {}, [](const OperatorRun& run) { return run.span.start; });
     runs.insert(runs.end(), here.begin(), here.end());
   }

@@ -25,7 +25,7 @@ std::optional<Op> op(std::int64_t stage, Kind kind, std::optional<std::int64_t> 
 
 std::vector<Op> list(std::optional<Op> op) { return op ? std::vector{*op} : std::vector<Op>(); }
 
-std::optional<Kind> pass_of(std::string_view text) {
+std::optional<Kind> pass_by_letter(std::string_view text) {
   if (text.empty()) return std::nullopt;
   switch (text.front()) {
     case 'F':
@@ -54,10 +54,11 @@ RangeNames::RangeNames(int ranks, const ForeignOptions& options) : ranks_(ranks)
   } catch (const std::regex_error& error) {
     throw InputError(fmt::format("'{}' is no pattern (ECMAScript): {}", options.range, error.what()));
   }
-  if (pattern_->mark_count() >= 2) return;
-  throw InputError(fmt::format(
-      "'{}' has {} groups; a pattern needs two: pass and micro-batch; and a third, stage, where a rank has several",
-      options.range, pattern_->mark_count()));
+  if (has_micro_batch_group() || (pattern_->mark_count() == 1 && options.schedule != nullptr)) return;
+  throw InputError(
+      fmt::format("'{}' has {} groups; a pattern needs two: pass and micro-batch; and a third, stage, where a rank has "
+                  "several; or pass alone where the order that ran is given (--schedule)",
+                  options.range, pattern_->mark_count()));
 }
 
 // The rank's stage number `chunk`, in order.
@@ -76,10 +77,10 @@ std::vector<Op> RangeNames::ops_of(std::string_view name, int rank) const {
 }
 
 std::vector<Op> RangeNames::by_pattern(std::string_view name, int rank) const {
-  if (name.size() > name_size_max) return {};
+  if (!has_micro_batch_group() || name.size() > name_size_max) return {};
   std::cmatch match;
   if (!std::regex_search(name.data(), name.data() + name.size(), match, *pattern_)) return {};
-  const auto pass = pass_of(match[1].str());
+  const auto pass = pass_by_letter(match[1].str());
   const bool has_stage = match.size() > 3 && match[3].matched;
   const std::int64_t stage = has_stage ? number(match[3].str(), stage_count_max - 1).value_or(-1)
                                        : std::int64_t{stage_of(rank, 0).value_or(-1)};
@@ -122,7 +123,24 @@ std::vector<Op> RangeNames::by_letters(std::string_view name, int rank) const {
   const auto micro_batch = number(name.substr(1, first - 1), micro_batch_count_max - 1);
   const auto chunk = number(name.substr(first + 1, second - first - 1), stage_count_max - 1);
   const auto stage = chunk ? stage_of(rank, static_cast<int>(*chunk)) : std::nullopt;
-  return stage ? list(op(*stage, *pass_of(name), micro_batch)) : std::vector<Op>();
+  return stage ? list(op(*stage, *pass_by_letter(name), micro_batch)) : std::vector<Op>();
+}
+
+std::optional<Kind> RangeNames::pass_of(std::string_view name) const {
+  if (has_micro_batch_group()) return std::nullopt;
+  if (pattern_) {
+    std::cmatch match;
+    if (name.size() > name_size_max) return std::nullopt;
+    if (!std::regex_search(name.data(), name.data() + name.size(), match, *pattern_)) return std::nullopt;
+    const auto pass = pass_by_letter(match[1].str());
+    return pass == Kind::input_gradient ? Kind::backward : pass;
+  }
+  // "megatron/core/pipeline_parallel/schedules.py(403): forward_step", "….schedules.forward_step"
+  if (!name.ends_with("ward_step")) return std::nullopt;
+  const std::size_t before = name.find_last_of(". ");
+  const std::string_view function = before == name.npos ? name : name.substr(before + 1);
+  if (function == "forward_step") return Kind::forward;
+  return function == "backward_step" ? std::optional(Kind::backward) : std::nullopt;
 }
 
 }  // namespace dualpipe::detail::trace

@@ -1,7 +1,7 @@
 // Traces of other tools, real ones and such as are written here.
 #include "dualpipe/sim/trace/foreign.h"
 
-#include <zlib.h>
+#include <fmt/format.h>
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -16,61 +16,20 @@
 #include "dualpipe/sim/trace/measured_run.h"
 #include "tests/scratch.h"
 #include "tests/support.h"
+#include "tests/thinned.h"
+#include "tests/trace/kineto_file.h"
 
 namespace dualpipe::test {
 namespace {
 
-std::string golden_trace(const std::string& name) {
-  return std::string(DUALPIPE_TESTS_DIR) + "/goldens/traces/" + name;
-}
-
 std::vector<std::string> rank_files(const std::string& name) {
   return {golden_trace(name + "_rank0.json.gz"), golden_trace(name + "_rank1.json.gz")};
-}
-
-Schedule order_of(const std::string& name) {
-  auto loaded = load_schedule(golden_trace(name + "_order.csv"));
-  const auto* program = std::get_if<Program>(&loaded);
-  return program != nullptr ? program->schedule : std::get<Schedule>(loaded);
 }
 
 std::vector<Time> busy_of(const ForeignRun& run) {
   std::vector<Time> busy;
   for (const RankTimes& rank : measured_run(run.run, "run").timeline.ranks) busy.push_back(rank.busy);
   return busy;
-}
-
-std::string unpacked(const std::string& path) {
-  gzFile in = gzopen(path.c_str(), "rb");
-  std::string text;
-  char buffer[1 << 16];
-  for (int size = gzread(in, buffer, sizeof buffer); size > 0; size = gzread(in, buffer, sizeof buffer)) {
-    text.append(buffer, static_cast<std::size_t>(size));
-  }
-  gzclose(in);
-  return text;
-}
-
-void write(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
-
-std::string replaced(std::string text, const std::string& from, const std::string& to) {
-  for (std::size_t at = text.find(from); at != text.npos; at = text.find(from, at + to.size())) {
-    text.replace(at, from.size(), to);
-  }
-  return text;
-}
-
-// An event of torch.profiler's; times in microseconds.
-std::string event(const std::string& category, const std::string& name, Time begin, Time duration,
-                  const std::string& args = "") {
-  return R"({"ph": "X", "cat": ")" + category + R"(", "name": ")" + name + R"(", "pid": 1, "tid": 1, "ts": )" +
-         std::to_string(begin) + R"(, "dur": )" + std::to_string(duration) + R"(, "args": {)" + args + "}}";
-}
-
-std::string document(int rank, const std::vector<std::string>& events) {
-  std::string text = R"({"distributedInfo": {"rank": )" + std::to_string(rank) + R"(}, "traceEvents": [)";
-  for (const std::string& each : events) text += (&each == events.data() ? "" : ",\n") + each;
-  return text + "]}";
 }
 
 // One rank, micro-batch 0 and 1, each F of 10 from `begin` on, each B of 20.
@@ -86,13 +45,24 @@ std::vector<std::string> step(Time begin, const std::string& forward, const std:
   return events;
 }
 
-std::string text_of(const TraceRank& rank) {
-  std::string text;
-  for (std::size_t i = 0; i < rank.ops.size(); ++i) {
-    text += to_text(rank.ops[i]) + " " + std::to_string(rank.spans[i].start) + "-" + std::to_string(rank.spans[i].end) +
-            "\n";
+// What AMD Primus would have written of a run that was simulated: starts and ends, in milliseconds, in the order run.
+std::vector<std::string> primus_files(const Scratch& scratch, const Schedule& schedule, const Timeline& timeline) {
+  std::vector<std::string> files;
+  for (int rank = 0; rank < schedule.ranks(); ++rank) {
+    std::string lists[4];
+    const auto ops = schedule.rank(rank);
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      const Span span = timeline.ops[schedule.rank_begin[static_cast<std::size_t>(rank)] + i];
+      const std::size_t list = ops[i].kind == Kind::forward ? 0 : 2;
+      for (const auto& [at, time] : {std::pair(list, span.start), {list + 1, span.end}}) {
+        lists[at] += fmt::format("{}{}.{:06}", lists[at].empty() ? "" : ", ", time / 1'000'000, time % 1'000'000);
+      }
+    }
+    files.push_back(scratch / ("pp_rank_" + std::to_string(rank) + ".json"));
+    write(files.back(), R"([{"fwd_start": [)" + lists[0] + R"(], "fwd_end": [)" + lists[1] + R"(], "bwd_start": [)" +
+                            lists[2] + R"(], "bwd_end": [)" + lists[3] + R"(], "memory": 3.5}])");
   }
-  return text;
+  return files;
 }
 
 }  // namespace
@@ -129,23 +99,6 @@ BOOST_AUTO_TEST_CASE(clocks_are_aligned) {
   const ForeignRun run = load_foreign_traces(shifted, TraceFormat::kineto);
   BOOST_TEST((run.run == expected.run));
   BOOST_TEST((run.clock_width == expected.clock_width));
-}
-
-// Without ranges ops are found by the order, within what lies between messages: a little more than in the ranges.
-BOOST_AUTO_TEST_CASE(a_schedule_finds_ops_that_no_range_marks) {
-  const Scratch scratch;
-  std::vector<std::string> files;
-  for (const std::string& file : rank_files("GPipe_P2V1M2")) {
-    files.push_back(scratch / ("rank" + std::to_string(files.size()) + ".json"));
-    write(files.back(), replaced(replaced(unpacked(file), "\"Forward ", "\"forward "), "\"Backward ", "\"backward "));
-  }
-  BOOST_TEST(refusal([&] {
-               static_cast<void>(load_foreign_traces(files, TraceFormat::kineto));
-             }).find("no range marks an op; record with") != std::string::npos);
-  const Schedule order = order_of("GPipe_P2V1M2");
-  const auto busy = busy_of(load_foreign_traces(files, TraceFormat::kineto, {.schedule = &order}));
-  BOOST_TEST(std::abs(busy[0] - 4288552) < 4288552 / 10);
-  BOOST_TEST(std::abs(busy[1] - 5647280) < 5647280 / 4);  // with the loss, which stands behind the range of F
 }
 
 BOOST_AUTO_TEST_CASE(kernels_count_where_there_are_any_but_not_those_of_messages) {
@@ -244,63 +197,56 @@ BOOST_AUTO_TEST_CASE(pytorchs_simulator) {
   BOOST_TEST(busy == (std::vector<Time>{16000, 16000}), boost::test_tools::per_element());
 }
 
-// Two ranks of two chunks, four micro-batches: forwards 0F0 0F1 2F0 2F1 0F2 …, backwards 2B0 2B1 0B0 …
+// Any interleaved run that is written down in Primus' way is read back op by op, to the nanosecond.
 BOOST_AUTO_TEST_CASE(primus_counts_forwards_and_backwards) {
-  const Scratch scratch;
-  const Program program = lower(generate("interleaved", {2, 4, 2}));
-  const Timeline timeline = simulate(program, uniform(1'000'000, 1'000'000, 1'000'000));
-  std::vector<std::string> files;
-  for (int rank = 0; rank < 2; ++rank) {
-    std::string lists[4];
-    const auto ops = program.schedule.rank(rank);
-    for (std::size_t i = 0; i < ops.size(); ++i) {
-      const Span span = timeline.ops[program.schedule.rank_begin[static_cast<std::size_t>(rank)] + i];
-      const std::size_t list = ops[i].kind == Kind::forward ? 0 : 2;
-      for (const auto& [at, time] : {std::pair(list, span.start), {list + 1, span.end}}) {
-        lists[at] += (lists[at].empty() ? "" : ", ") + std::to_string(time / 1'000'000) + ".0";
+  Random random(11);
+  Thinned thinned(3);
+  for (int ranks = 2; ranks <= 5; ++ranks) {
+    for (int chunks = 1; chunks <= 4; ++chunks) {
+      for (const int rounds : {1, 2, 5}) {
+        if (!thinned.next()) continue;
+        BOOST_TEST_CONTEXT(ranks << " ranks, " << chunks << " chunks, " << ranks * rounds << " micro-batches") {
+          const Shape shape{ranks, ranks * rounds, chunks};
+          const Program program =
+              lower(chunks == 1 ? generate("1f1b", {ranks, ranks * rounds}) : generate("interleaved", shape));
+          Costs costs = random_costs(random, program.schedule.placement, CommunicationModel::latency);
+          for (StageCosts& stage : costs.stages) stage.forward += 1'234'567;
+          const Timeline timeline = simulate(program, costs);
+          const Scratch scratch;
+          const auto files = primus_files(scratch, program.schedule, timeline);
+          BOOST_TEST((format_of_trace(files[0]) == TraceFormat::primus));
+          const ForeignRun run = load_foreign_traces(files, TraceFormat::primus, {.chunks = chunks});
+          const auto measured = measured_run(run.run, "primus", run.program);
+          BOOST_TEST((measured.program.schedule.ops == program.schedule.ops));
+          BOOST_TEST((measured.timeline.ops == timeline.ops));
+          BOOST_TEST(
+              (load_foreign_traces(files, TraceFormat::primus, {.chunks = chunks, .schedule = &program.schedule}).run ==
+               run.run));
+        }
       }
     }
-    files.push_back(scratch / ("pp_rank_" + std::to_string(rank) + ".json"));
-    write(files.back(), R"([{"fwd_start": [)" + lists[0] + R"(], "fwd_end": [)" + lists[1] + R"(], "bwd_start": [)" +
-                            lists[2] + R"(], "bwd_end": [)" + lists[3] + R"(], "memory": 3.5}])");
   }
-  BOOST_TEST((format_of_trace(files[0]) == TraceFormat::primus));
-  const ForeignRun run = load_foreign_traces(files, TraceFormat::primus, {.chunks = 2, .schedule = &program.schedule});
-  const auto measured = measured_run(run.run, "primus");
-  BOOST_TEST((measured.timeline.ops == timeline.ops));
+}
+
+// Other chunks than there were make no step of it, or one that nobody can have run; times must be in order.
+BOOST_AUTO_TEST_CASE(primus_with_other_chunks) {
+  const Scratch scratch;
+  const Program program = lower(generate("interleaved", {2, 4, 2}));
+  const auto files = primus_files(scratch, program.schedule, simulate(program, uniform(1000, 1000, 1000)));
+  for (const int chunks : {3, 4, 8}) {
+    BOOST_TEST(refusal([&] {
+                 const ForeignRun run = load_foreign_traces(files, TraceFormat::primus, {.chunks = chunks});
+                 static_cast<void>(measured_run(run.run, "primus", run.program));
+               }) != "");
+  }
+  BOOST_TEST(refusal([&] {
+               static_cast<void>(
+                   load_foreign_traces(files, TraceFormat::primus, {.chunks = 1, .schedule = &program.schedule}));
+             }).find("but the schedule has") != std::string::npos);
   write(files[0], R"([{"fwd_start": [1], "fwd_end": [0], "bwd_start": [], "bwd_end": []}])");
   BOOST_TEST(refusal([&] {
                static_cast<void>(load_foreign_traces(files, TraceFormat::primus));
              }).find("pp_rank_0.json: [0].fwd_end[0]: before its start") != std::string::npos);
-}
-
-// PyTorch's 1F1B marks nothing: its ops are found by the order, and by what autograd and the messages tell. (That each
-// of the 312 links from a forward to its backward begins and ends in ops of one micro-batch was seen by another
-// program.)
-BOOST_AUTO_TEST_CASE(pytorchs_1f1b_without_ranges) {
-  const std::string name = "Schedule1F1B_P4V1M8";
-  std::vector<std::string> files;
-  for (int rank = 0; rank < 4; ++rank)
-    files.push_back(golden_trace(name + "_rank" + std::to_string(rank) + ".json.gz"));
-  BOOST_TEST(refusal([&] {
-               static_cast<void>(load_foreign_traces(files, TraceFormat::kineto));
-             }).find("no range marks an op") != std::string::npos);
-  const Schedule order = order_of(name);
-  ForeignOptions options;
-  options.schedule = &order;
-  const ForeignRun run = load_foreign_traces(files, TraceFormat::kineto, options);
-  BOOST_TEST(run.remarks.empty());
-  MeasuredRun measured = measured_run(run.run, name);
-  BOOST_TEST((measured.program.schedule.ops == order.ops));
-  // All messages are those of the order, and none came before it was sent.
-  BOOST_TEST(run.messages.size() == 2U * 3U * 8U);
-  BOOST_TEST(add_messages(measured, run.messages));
-  for (const MeasuredMessage& each : run.messages) BOOST_TEST(each.sent.start <= each.received.end);
-  const Explanation explanation = explain_measured(measured.program, measured.timeline);
-  Time idle = 0;
-  for (int rank = 0; rank < 4; ++rank) idle += measured.timeline.idle(rank);
-  for (const IdleSegment& each : explanation.segments) idle -= each.span.end - each.span.start;
-  BOOST_TEST(idle == 0);
 }
 
 // A real run: 1F1B on 8 GPUs. Its own medians predict it within 2.1 %, and within 1.5 % with the time between ops.

@@ -72,11 +72,11 @@ void TraceOptions::add_to(CLI::App& app) {
   app.add_option(
          "--range", range,
          "What the ranges around ops are called, as an ECMAScript pattern with groups for pass, micro-batch and, "
-         "where a rank has several, stage")
+         "where a rank has several, stage; or for pass alone, with --schedule")
       ->type_name("REGEX")
       ->group(group);
   app.add_option("--schedule", schedule,
-                 "What ran, as a CSV or JSON file: finds ops that no range marks, and checks the others")
+                 "What ran, as a CSV or JSON file: says which ops they are where ranges do not, and checks the others")
       ->type_name("FILE")
       ->group(group);
 }
