@@ -84,7 +84,7 @@ for ((round = 1; round <= rounds; ++round)); do
     schedule=${each%:*}
     "$run" --schedule "$schedule" --microbatches "${each#*:}" "${options[@]}" --warmup 3 --steps 5 \
       --costs "$work/costs_with_pairs" --json "$work/result" >/dev/null
-    memory=$(paste <(numbers predicted_peak_memory_bytes "$work/result") <(numbers peak_memory_bytes "$work/result") |
+    memory=$(paste <(numbers planned_peak_memory_bytes "$work/result") <(numbers measured_peak_memory_bytes "$work/result") |
       awk '{ error = 100 * ($1 / $2 - 1); if (error^2 >= worst^2) worst = error } END { print worst }')
     echo "$each $(($(figure predicted_makespan_ns "$work/result") + outside)) $(figure $measured "$work/result") $memory"
   done

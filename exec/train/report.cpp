@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <ostream>
-#include <string_view>
 
+#include "dualpipe/sim/report/compare.h"
 #include "dualpipe/sim/report/difference_json.h"
 #include "dualpipe/sim/report/json_text.h"
 #include "dualpipe/sim/report/percentile.h"
@@ -19,38 +19,15 @@ namespace {
 
 constexpr auto step_line = "{:>6}  {:>12}  {:>9}\n";
 
-double share_of(Time part, Time whole) {
-  return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
-}
-
 std::string ranks_text(const Difference& difference) {
+  const auto makespan = static_cast<double>(std::max<Time>(1, difference.makespan.measured));
   TextTable table({{"rank"}, {"busy"}, {"idle"}, {"bubble"}, {"peak act."}, {"peak memory"}});
   for (const RankDifference& rank : difference.per_rank) {
     table.add_row({std::to_string(rank.rank), format_time(rank.busy.measured), format_time(rank.idle.measured),
-                   format_rate(share_of(rank.idle.measured, difference.makespan.measured)),
+                   format_rate(static_cast<double>(rank.idle.measured) / makespan),
                    std::to_string(rank.peak.measured.activations), format_bytes(rank.peak.measured.memory)});
   }
   return table.to_text();
-}
-
-// What a pair takes, and the two of it one by one; medians. On the host they run one after the other.
-struct Overlap {
-  Time forward = 0;
-  Time backward = 0;
-  Time pair = 0;
-
-  [[nodiscard]] double share_of_sum() const { return share_of(pair, forward + backward); }
-};
-
-// Nothing where the step had none of one of them by itself.
-std::optional<Overlap> overlap_of(const Difference& difference) {
-  const auto median_of = [&](std::string_view op_class) -> Time {
-    const auto found = std::ranges::find(difference.classes, op_class, &ClassDifference::op_class);
-    return found == difference.classes.end() ? 0 : found->median.measured.value_or(0);
-  };
-  const Overlap overlap = {median_of("F"), median_of("B"), median_of("F&B")};
-  if (overlap.forward == 0 || overlap.backward == 0 || overlap.pair == 0) return std::nullopt;
-  return overlap;
 }
 
 std::string to_text(const Overlap& overlap) {
@@ -59,17 +36,6 @@ std::string to_text(const Overlap& overlap) {
 }
 
 using Json = nlohmann::ordered_json;
-
-Json to_json(const RankDifference& rank) {
-  return {{"rank", rank.rank},
-          {"busy_ns", rank.busy.measured},
-          {"idle_ns", rank.idle.measured},
-          {"predicted_idle_ns", rank.idle.planned},
-          {"peak_activations", rank.peak.measured.activations},
-          {"predicted_peak_activations", rank.peak.planned.activations},
-          {"peak_memory_bytes", rank.peak.measured.memory},
-          {"predicted_peak_memory_bytes", rank.peak.planned.memory}};
-}
 
 Json to_json(const Tolerance& tolerance) {
   Json json = {{"losses_bitwise", tolerance.losses_bitwise},
@@ -157,7 +123,9 @@ TrainReport train_report(const Program& program, const std::string& model, const
   report.losses = result.losses;
   report.durations = result.durations;
   report.step_time = result.step_time;
-  report.difference = difference(program, {predicted, measured}, {planned_peaks, measured_peaks});
+  report.difference = compare(run_of("planned", program, predicted, planned_peaks),
+                              run_of("measured", program, measured, measured_peaks))
+                          .difference;
   return report;
 }
 
@@ -220,8 +188,6 @@ void write_json(std::ostream& out, const TrainReport& report) {
     json["overlapped_ns"] = overlap->pair;
     json["overlapped_of_sum"] = overlap->share_of_sum();
   }
-  json["per_rank"] = Json::array();
-  for (const RankDifference& rank : report.difference.per_rank) json["per_rank"].push_back(to_json(rank));
   json["compare"] = detail::report::to_json(report.difference);
   if (report.check) add_check(json, *report.check);
   out << detail::report::json_text(json);

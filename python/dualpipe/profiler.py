@@ -14,7 +14,7 @@ class profile:
 
         with dualpipe.profile() as measured:
             pipe.step(x, criterion=F.mse_loss, labels=(y,))
-        print(measured)                                       # bubble, and whom each rank waited for
+        print(measured)                                       # bubble, and why each rank was idle
         measured.timeline.compare(dualpipe.simulate(...))
         measured.timeline.write_trace("trace.json")
 

@@ -1,6 +1,7 @@
 #include "dualpipe/sim/explain/explain.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -22,6 +23,20 @@ using detail::explain::Reason;
 using detail::explain::Walk;
 
 Time Causes::total() const { return std::accumulate(time.begin(), time.end(), Time{0}); }
+
+Causes& Causes::operator+=(const Causes& other) {
+  std::ranges::transform(time, other.time, time.begin(), std::plus{});
+  return *this;
+}
+
+std::vector<Causes> causes_by_rank(const Explanation& explanation, int ranks) {
+  std::vector<Causes> causes(static_cast<std::size_t>(ranks));
+  for (const IdleSegment& segment : explanation.segments) {
+    causes[static_cast<std::size_t>(segment.rank)].time[static_cast<std::size_t>(segment.cause)] +=
+        segment.span.end - segment.span.start;
+  }
+  return causes;
+}
 
 namespace {
 

@@ -91,6 +91,7 @@ struct Causes {
 
   [[nodiscard]] Time of(Cause cause) const { return time[static_cast<std::size_t>(cause)]; }
   [[nodiscard]] Time total() const;
+  Causes& operator+=(const Causes& other);
 };
 
 struct Explanation {
@@ -101,6 +102,9 @@ struct Explanation {
 
   friend bool operator==(const Explanation&, const Explanation&) = default;
 };
+
+// The idle time of each rank.
+[[nodiscard]] std::vector<Causes> causes_by_rank(const Explanation& explanation, int ranks);
 
 // The timeline must be what simulate() makes of the program and the costs, with Record::spans. Throws InputError where
 // the costs do not fit the program. Without a limit nothing is over it.

@@ -21,6 +21,7 @@
 #include "dualpipe/sim/schedule/schedule.h"
 #include "dualpipe/sim/simulate/memory.h"
 #include "dualpipe/sim/simulate/simulate.h"
+#include "dualpipe/sim/trace/measured_run.h"
 
 namespace dualpipe {
 
@@ -94,6 +95,17 @@ std::map<int, std::size_t> ranks_of_stages(const TraceRun& run) {
   return ranks;
 }
 
+// Of each rank's idle time; nothing where what ran is no whole step.
+std::vector<std::optional<Causes>> causes_of(const NamedRun& named) {
+  try {
+    const MeasuredRun run = measured_run(named.run, named.name, named.program);
+    const auto causes = causes_by_rank(explain_measured(run.program, run.timeline), run.program.schedule.ranks());
+    return {causes.begin(), causes.end()};
+  } catch (const InputError&) {
+    return std::vector<std::optional<Causes>>(named.run.ranks.size());
+  }
+}
+
 using CellKey = std::pair<Op, Op>;  // the ops of a pair, or an op twice
 
 // The cells of a rank of `run` that the same rank of `other` does not run. Returns how many ops both run.
@@ -145,7 +157,7 @@ nlohmann::ordered_json to_json(std::span<const OnlyCells> only) {
 }  // namespace
 
 NamedRun run_of(std::string name, const Program& program, const Timeline& timeline, std::span<const RankPeak> peaks) {
-  NamedRun run{std::move(name), {}};
+  NamedRun run{std::move(name), {}, program};
   for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
     const auto i = static_cast<std::size_t>(rank);
     const auto ops = program.schedule.rank(rank);
@@ -178,12 +190,13 @@ Comparison compare_schedules(const NamedRun& first, const NamedRun& second,
   const auto stages_of_second = ranks_of_stages(second.run);
   const bool has_same_stages = stages_of_first == stages_of_second;
   if (!has_same_stages) result.stages = {stages_of_first.size(), stages_of_second.size()};
+  const PlannedMeasured<std::vector<std::optional<Causes>>> causes{causes_of(first), causes_of(second)};
   PlannedMeasured<std::vector<RankRun>> ranks;
   for (std::size_t rank = 0; rank < first.run.ranks.size(); ++rank) {
     const TraceRank& a = first.run.ranks[rank];
     const TraceRank& b = second.run.ranks[rank];
-    ranks.planned.push_back({a.ops, a.spans, a.peak});
-    ranks.measured.push_back({b.ops, b.spans, b.peak});
+    ranks.planned.push_back({a.ops, a.spans, a.peak, causes.planned[rank]});
+    ranks.measured.push_back({b.ops, b.spans, b.peak, causes.measured[rank]});
     if (!has_same_stages) continue;
     result.compared += add_only(result.only.planned, a, b);
     static_cast<void>(add_only(result.only.measured, b, a));
@@ -202,11 +215,18 @@ Comparison compare(const NamedRun& planned, const NamedRun& measured) {
   for (std::size_t rank = 0; rank < planned.run.ranks.size(); ++rank) {
     const std::size_t count = common_ops(planned, measured, rank);
     const auto cut = [&](const TraceRank& whole) {
-      return RankRun{std::span(whole.ops).first(count), std::span(whole.spans).first(count), whole.peak};
+      return RankRun{std::span(whole.ops).first(count), std::span(whole.spans).first(count), whole.peak, {}};
     };
     common.planned.push_back(cut(planned.run.ranks[rank]));
     common.measured.push_back(cut(measured.run.ranks[rank]));
     result.compared += count;
+  }
+  if (result.ops == PlannedMeasured<std::size_t>{result.compared, result.compared}) {
+    const PlannedMeasured<std::vector<std::optional<Causes>>> causes{causes_of(planned), causes_of(measured)};
+    for (std::size_t rank = 0; rank < common.planned.size(); ++rank) {
+      common.planned[rank].causes = causes.planned[rank];
+      common.measured[rank].causes = causes.measured[rank];
+    }
   }
   result.difference = difference({common.planned, common.measured});
   return result;

@@ -6,11 +6,13 @@
 //                                         only in A: 64 B (0B0, …)
 //                                         only in B: 60 I (0I0, …), 60 W (0W0, …), 4 B (3B3, …)
 //
-// and then what difference.h shows. A trace of a run that failed ends early; then both are compared up to there.
+// and then what difference.h shows. A trace of a run that failed ends early; then both are compared up to there. The
+// causes of idle time are those of two whole runs, read in one way for both: as explain_measured() does, by the spans.
 #pragma once
 
 #include <cstddef>
 #include <iosfwd>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,6 +27,7 @@ namespace dualpipe {
 struct NamedRun {
   std::string name;  // as errors and reports call it
   TraceRun run;
+  std::optional<Program> program = std::nullopt;  // what ran, where it is known; else what the ops tell of it counts
 };
 
 // Cells of one class that only one of two schedules has on a rank.

@@ -123,6 +123,7 @@ class DifferenceBuilder {
     result_.per_rank.push_back({rank,
                                 work,
                                 {result_.makespan.planned - work.planned, result_.makespan.measured - work.measured},
+                                {planned.causes, measured.causes},
                                 {planned.peak, measured.peak},
                                 std::move(starts).error()});
   }
@@ -137,10 +138,25 @@ class DifferenceBuilder {
                                  std::move(classes_[i].starts).error()});
     }
     result_.starts = std::move(starts_).error();
+    add_causes();
     return std::move(result_);
   }
 
  private:
+  void add_causes() {
+    PlannedMeasured<Causes> all;
+    for (const RankDifference& rank : result_.per_rank) {
+      if (!rank.causes.planned || !rank.causes.measured) return;
+      all.planned += *rank.causes.planned;
+      all.measured += *rank.causes.measured;
+    }
+    for (std::size_t i = 0; i < cause_names.size(); ++i) {
+      const CauseDifference each{static_cast<Cause>(i), {all.planned.time[i], all.measured.time[i]}};
+      if (each.idle != PlannedMeasured<Time>{}) result_.causes.push_back(each);
+    }
+    std::ranges::stable_sort(result_.causes, std::ranges::greater{}, &CauseDifference::more);
+  }
+
   [[nodiscard]] Time start_error(Span planned, Span measured) const {
     return std::abs((measured.start - bounds_.measured.start) - (planned.start - bounds_.planned.start));
   }
@@ -184,6 +200,27 @@ std::string whole_text(const Difference& difference, const PlannedMeasured<std::
   return table.to_text();
 }
 
+// Where all time went, and where what the one run took more; empty where causes are not known.
+std::string causes_text(const Difference& difference, const PlannedMeasured<std::string>& labels) {
+  if (difference.causes.empty()) return "";
+  PlannedMeasured<Time> busy;
+  for (const RankDifference& rank : difference.per_rank) {
+    busy.planned += rank.busy.planned;
+    busy.measured += rank.busy.measured;
+  }
+  TextTable table({{"all ranks' time", Align::left}, {labels.planned}, {labels.measured}, {"more"}});
+  const auto add = [&](std::string_view what, const PlannedMeasured<Time>& time) {
+    table.add_row({std::string(what), format_time(time.planned), format_time(time.measured),
+                   format_time(time.measured - time.planned)});
+  };
+  add("busy", busy);
+  for (const CauseDifference& each : difference.causes) add(name(each.cause), each.idle);
+  const bool has_transfer =
+      std::ranges::find(difference.causes, Cause::transfer, &CauseDifference::cause) != difference.causes.end();
+  return table.to_text() +
+         (has_transfer ? "transfer: up to the start of the op that waited for the message\n\n" : "\n");
+}
+
 // Empty where nothing that both ran was compared.
 std::string starts_text(const Difference& difference) {
   if (difference.starts.op.empty()) return "";
@@ -216,18 +253,6 @@ std::string ranks_text(const Difference& difference, const PlannedMeasured<std::
   return table.to_text();
 }
 
-std::vector<RankRun> ranks_of(const Program& program, const Timeline& timeline, std::span<const RankPeak> peaks) {
-  assert(timeline.ops.size() == program.schedule.ops.size());
-  std::vector<RankRun> ranks;
-  for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
-    const auto i = static_cast<std::size_t>(rank);
-    const auto ops = program.schedule.rank(rank);
-    const auto spans = std::span(timeline.ops).subspan(program.schedule.rank_begin[i], ops.size());
-    ranks.push_back({ops, spans, peaks[i]});
-  }
-  return ranks;
-}
-
 }  // namespace
 
 Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs, bool has_same_stages) {
@@ -239,15 +264,19 @@ Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs, boo
   return std::move(builder).result();
 }
 
-Difference difference(const Program& program, const PlannedMeasured<const Timeline&>& timelines,
-                      const PlannedMeasured<std::span<const RankPeak>>& peaks) {
-  const auto planned = ranks_of(program, timelines.planned, peaks.planned);
-  const auto measured = ranks_of(program, timelines.measured, peaks.measured);
-  return difference({planned, measured});
+std::optional<Overlap> overlap_of(const Difference& difference) {
+  const auto median_of = [&](std::string_view op_class) -> Time {
+    const auto found = std::ranges::find(difference.classes, op_class, &ClassDifference::op_class);
+    return found == difference.classes.end() ? 0 : found->median.measured.value_or(0);
+  };
+  const Overlap overlap = {median_of("F"), median_of("B"), median_of("F&B")};
+  if (overlap.forward == 0 || overlap.backward == 0 || overlap.pair == 0) return std::nullopt;
+  return overlap;
 }
 
 std::string to_text(const Difference& difference, const PlannedMeasured<std::string>& labels) {
-  return whole_text(difference, labels) + "\n" + starts_text(difference) + ranks_text(difference, labels);
+  return whole_text(difference, labels) + "\n" + causes_text(difference, labels) + starts_text(difference) +
+         ranks_text(difference, labels);
 }
 
 void write_json(std::ostream& out, const Difference& difference) {

@@ -6,6 +6,12 @@
 //   F              1 ms   1.002 ms             100.20%  median of 12
 //   B              2 ms   2.003 ms             100.15%  median of 12
 //
+//   all ranks' time  planned   measured    more     (of planned and measured: how much more the run took, and for what)
+//   busy               36 ms   36.06 ms   60 µs
+//   B elsewhere         8 ms   8.012 ms   12 µs
+//   launch              0 ns     540 µs  540 µs
+//   …
+//
 //   starts off by  median     95%  at most
 //   all             41 µs  150 µs   180 µs  0B3 of rank 0
 //   F               30 µs   90 µs   110 µs  1F2 of rank 1
@@ -27,6 +33,7 @@
 #include <vector>
 
 #include "dualpipe/sim/costs/units.h"
+#include "dualpipe/sim/explain/explain.h"
 #include "dualpipe/sim/schedule/program.h"
 #include "dualpipe/sim/simulate/timeline.h"
 
@@ -72,16 +79,38 @@ struct ClassDifference {
 struct RankDifference {
   int rank = 0;
   PlannedMeasured<Time> busy;
-  PlannedMeasured<Time> idle;  // makespan - busy
+  PlannedMeasured<Time> idle;                     // makespan - busy
+  PlannedMeasured<std::optional<Causes>> causes;  // of the idle time, where they are known
   PlannedMeasured<RankPeak> peak;
   StartError starts;
 
   friend bool operator==(const RankDifference&, const RankDifference&) = default;
 };
 
+// What the two of a pair take by themselves, and together; medians of the measured run.
+struct Overlap {
+  Time forward = 0;
+  Time backward = 0;
+  Time pair = 0;
+
+  [[nodiscard]] double share_of_sum() const {
+    return static_cast<double>(pair) / static_cast<double>(forward + backward);
+  }
+};
+
+// Idle time of one cause, over all ranks.
+struct CauseDifference {
+  Cause cause = Cause::forward;
+  PlannedMeasured<Time> idle;
+
+  [[nodiscard]] Time more() const { return idle.measured - idle.planned; }
+  friend bool operator==(const CauseDifference&, const CauseDifference&) = default;
+};
+
 struct Difference {
   PlannedMeasured<Time> makespan;
   std::vector<ClassDifference> classes;  // those that run
+  std::vector<CauseDifference> causes;   // those that there are, first what the run has most more of; where known
   StartError starts;
   std::vector<RankDifference> per_rank;
 
@@ -93,14 +122,15 @@ struct RankRun {
   std::span<const Op> ops;
   std::span<const Span> spans;  // of the ops; both of a pair have the pair's
   RankPeak peak;
+  std::optional<Causes> causes;  // of its idle time, where the run is whole and they are known
 };
 
 // By rank, of which both have as many. Where the runs are of two schedules, starts are those of the cells that a rank
 // runs in both; of no cells, if the stages of the two are not the same.
 [[nodiscard]] Difference difference(const PlannedMeasured<std::span<const RankRun>>& runs, bool has_same_stages = true);
-// Both timelines must have recorded spans; peaks are by rank.
-[[nodiscard]] Difference difference(const Program& program, const PlannedMeasured<const Timeline&>& timelines,
-                                    const PlannedMeasured<std::span<const RankPeak>>& peaks);
+
+// Nothing where the measured run had none of F, B and F&B by itself.
+[[nodiscard]] std::optional<Overlap> overlap_of(const Difference& difference);
 
 // `labels` stand above the columns.
 [[nodiscard]] std::string to_text(const Difference& difference,

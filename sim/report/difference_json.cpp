@@ -1,5 +1,7 @@
 #include "dualpipe/sim/report/difference_json.h"
 
+#include "dualpipe/sim/report/json_text.h"
+
 namespace dualpipe::detail::report {
 namespace {
 
@@ -16,16 +18,19 @@ Json to_json(const StartError& starts) {
 }
 
 Json to_json(const RankDifference& rank) {
-  return {{"rank", rank.rank},
-          {"planned_busy_ns", rank.busy.planned},
-          {"measured_busy_ns", rank.busy.measured},
-          {"planned_idle_ns", rank.idle.planned},
-          {"measured_idle_ns", rank.idle.measured},
-          {"planned_peak_activations", rank.peak.planned.activations},
-          {"measured_peak_activations", rank.peak.measured.activations},
-          {"planned_peak_memory_bytes", rank.peak.planned.memory},
-          {"measured_peak_memory_bytes", rank.peak.measured.memory},
-          {"start_error", to_json(rank.starts)}};
+  Json json{{"rank", rank.rank},
+            {"planned_busy_ns", rank.busy.planned},
+            {"measured_busy_ns", rank.busy.measured},
+            {"planned_idle_ns", rank.idle.planned},
+            {"measured_idle_ns", rank.idle.measured},
+            {"planned_peak_activations", rank.peak.planned.activations},
+            {"measured_peak_activations", rank.peak.measured.activations},
+            {"planned_peak_memory_bytes", rank.peak.planned.memory},
+            {"measured_peak_memory_bytes", rank.peak.measured.memory},
+            {"start_error", to_json(rank.starts)}};
+  if (rank.causes.planned) json["planned_causes"] = causes_json(*rank.causes.planned);
+  if (rank.causes.measured) json["measured_causes"] = causes_json(*rank.causes.measured);
+  return json;
 }
 
 }  // namespace
@@ -41,6 +46,11 @@ Json to_json(const Difference& difference) {
                                    {"planned_median_ns", to_json(each.median.planned)},
                                    {"measured_median_ns", to_json(each.median.measured)},
                                    {"start_error", to_json(each.starts)}});
+  }
+  json["causes"] = Json::array();
+  for (const CauseDifference& each : difference.causes) {
+    json["causes"].push_back(
+        Json{{"cause", name(each.cause)}, {"planned_ns", each.idle.planned}, {"measured_ns", each.idle.measured}});
   }
   json["start_error"] = to_json(difference.starts);
   json["per_rank"] = Json::array();

@@ -16,6 +16,7 @@
 namespace dualpipe {
 
 using detail::explain::Cells;
+using detail::report::class_names;
 
 namespace {
 
@@ -102,7 +103,7 @@ ReportedStep reported(const PathStep& step, const Cells& cells, Time origin) {
   result.kind = step.kind;
   result.op = cells.text(step.op);
   const bool is_op = step.kind == PathStep::Kind::op;
-  const auto pair_class = static_cast<int>(detail::report::class_names.size()) - 1;
+  const auto pair_class = static_cast<int>(class_names.size()) - 1;
   if (is_op) result.op_class = cells.second(step.op) ? pair_class : static_cast<int>(step.op.kind);
   result.micro_batch = step.op.micro_batch;
   result.rank = step.rank;
@@ -122,11 +123,16 @@ ExplainReport explain_report(const Program& program, const std::optional<Costs>&
   report.ideal = explanation.ideal;
   report.bubble_rate_makespan = timeline.bubble_rate_makespan();
   report.bubble_rate_span = timeline.bubble_rate_span();
+  const std::vector<Causes> causes = causes_by_rank(explanation, program.schedule.ranks());
   for (int rank = 0; rank < program.schedule.ranks(); ++rank) {
-    const Time busy = timeline.ranks[static_cast<std::size_t>(rank)].busy;
-    report.per_rank.push_back({rank, busy, timeline.idle(rank), {}});
-    report.busy += busy;
-    report.idle += timeline.idle(rank);
+    const auto place = static_cast<std::size_t>(rank);
+    RankCauses of_rank{rank, timeline.ranks[place].busy, {}, timeline.idle(rank), causes[place]};
+    for (const auto& unit : detail::report::units_of(program, timeline, rank)) {
+      of_rank.passes[detail::report::class_of(unit)] += unit.duration();
+    }
+    report.busy += of_rank.busy;
+    report.idle += of_rank.idle;
+    report.per_rank.push_back(of_rank);
   }
   if (costs) {
     for (const RankMemory& memory : memory_of_ranks(program, *costs)) {
@@ -137,10 +143,7 @@ ExplainReport explain_report(const Program& program, const std::optional<Costs>&
   Sums sums(program, cells);
   for (const IdleSegment& segment : explanation.segments) {
     sums.add(segment);
-    const Time time = duration_of(segment.span);
-    report.readiness[static_cast<std::size_t>(segment.readiness)] += time;
-    report.per_rank[static_cast<std::size_t>(segment.rank)].causes.time[static_cast<std::size_t>(segment.cause)] +=
-        time;
+    report.readiness[static_cast<std::size_t>(segment.readiness)] += duration_of(segment.span);
   }
   report.causes = sums.causes();
   report.awaited = sums.awaited();
@@ -179,10 +182,11 @@ Json to_json(const CauseReport& cause) {
 }
 
 Json to_json(const RankCauses& rank) {
-  Json json{{"rank", rank.rank}, {"busy_ns", rank.busy}, {"idle_ns", rank.idle}, {"causes", Json::array()}};
-  for (std::size_t i = 0; i < cause_names.size(); ++i) {
-    if (rank.causes.time[i] > 0) json["causes"].push_back(Json{{"cause", cause_names[i]}, {"ns", rank.causes.time[i]}});
+  Json json{{"rank", rank.rank}, {"busy_ns", rank.busy}, {"passes", Json::array()}, {"idle_ns", rank.idle}};
+  for (std::size_t i = 0; i < class_names.size(); ++i) {
+    if (rank.passes[i] > 0) json["passes"].push_back(Json{{"pass", class_names[i]}, {"ns", rank.passes[i]}});
   }
+  json["causes"] = detail::report::causes_json(rank.causes);
   return json;
 }
 

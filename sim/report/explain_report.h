@@ -19,6 +19,7 @@
 //   B of all stages 10 % faster         16.7 ms   7.22%
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <iosfwd>
@@ -55,6 +56,7 @@ struct CauseReport {
 struct RankCauses {
   int rank = 0;
   Time busy = 0;
+  std::array<Time, 5> passes{};  // of the busy time: F, B, I, W, F&B
   Time idle = 0;
   Causes causes;
 

@@ -13,6 +13,9 @@
 #include "dualpipe/sim/report/units.h"
 
 namespace dualpipe {
+
+using detail::report::class_names;
+
 namespace {
 
 // What is shown of lists that may be long; JSON has all.
@@ -76,17 +79,45 @@ std::string causes_text(const ExplainReport& report) {
   return table.to_text() + "meanwhile: " + meanwhile + "\n";
 }
 
-std::string ranks_text(const ExplainReport& report, std::size_t width) {
-  if (report.idle == 0) return "";
-  // Of many ranks those that idle most.
+// Of many ranks those that idle most.
+std::vector<const RankCauses*> shown_ranks(const ExplainReport& report) {
   std::vector<const RankCauses*> shown;
   for (const RankCauses& rank : report.per_rank) shown.push_back(&rank);
-  const std::size_t hidden = shown.size() > ranks_shown_max ? shown.size() - ranks_shown_max : 0;
-  if (hidden > 0) {
-    std::ranges::stable_sort(shown, std::ranges::greater{}, [](const RankCauses* each) { return each->idle; });
-    shown.resize(ranks_shown_max);
-    std::ranges::sort(shown, {}, [](const RankCauses* each) { return each->rank; });
+  if (shown.size() <= ranks_shown_max) return shown;
+  std::ranges::stable_sort(shown, std::ranges::greater{}, [](const RankCauses* each) { return each->idle; });
+  shown.resize(ranks_shown_max);
+  std::ranges::sort(shown, {}, [](const RankCauses* each) { return each->rank; });
+  return shown;
+}
+
+// What a run took; of a plan the costs say it.
+std::string times_text(const ExplainReport& report) {
+  if (report.costs) return "";
+  const auto shown = shown_ranks(report);
+  TextTable table({});
+  std::vector<std::string> ranks;
+  for (const RankCauses* rank : shown) ranks.push_back(std::to_string(rank->rank));
+  table.add_column({"rank"}, std::move(ranks));
+  const auto add = [&](std::string_view header, auto time_of) {
+    std::vector<std::optional<Time>> times;
+    for (const RankCauses* rank : shown) times.emplace_back(time_of(*rank));
+    table.add_column({std::string(header)}, format_times(times));
+  };
+  for (std::size_t i = 0; i < class_names.size(); ++i) {
+    const auto pass = [i](const RankCauses& rank) { return rank.passes[i]; };
+    if (std::ranges::any_of(report.per_rank, [&](const RankCauses& rank) { return pass(rank) > 0; })) {
+      add(class_names[i], pass);
+    }
   }
+  add("busy", [](const RankCauses& rank) { return rank.busy; });
+  add("idle", [](const RankCauses& rank) { return rank.idle; });
+  return table.to_text();
+}
+
+std::string ranks_text(const ExplainReport& report, std::size_t width) {
+  if (report.idle == 0) return "";
+  const auto shown = shown_ranks(report);
+  const std::size_t hidden = report.per_rank.size() - shown.size();
   TextTable table({});
   const auto add = [&](Column column, auto cell) {
     std::vector<std::string> cells;
@@ -154,7 +185,7 @@ std::string what_if_text(const ExplainReport& report) {
 
 std::string to_text(const ExplainReport& report, const TextLayout& layout) {
   std::string text = header(report, layout.bytes);
-  for (const std::string& part : {causes_text(report), ranks_text(report, layout.width == 0 ? 80 : layout.width),
+  for (const std::string& part : {causes_text(report), times_text(report), ranks_text(report, layout.width),
                                   detail::report::path_text(report.path), awaited_text(report), what_if_text(report)}) {
     if (!part.empty()) text += "\n" + part;
   }

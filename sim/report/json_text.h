@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "dualpipe/sim/explain/explain.h"
 #include "dualpipe/sim/report/title.h"
 
 namespace dualpipe::detail::report {
@@ -21,6 +22,16 @@ namespace dualpipe::detail::report {
           {"stages", title.stages},
           {"chains", title.chains},
           {"microbatches", title.micro_batches}};
+}
+
+// [{"cause": …, "ns": …}, …]: those that there are.
+[[nodiscard]] inline nlohmann::ordered_json causes_json(const Causes& causes) {
+  auto json = nlohmann::ordered_json::array();
+  for (std::size_t i = 0; i < cause_names.size(); ++i) {
+    if (causes.time[i] == 0) continue;
+    json.push_back(nlohmann::ordered_json{{"cause", cause_names[i]}, {"ns", causes.time[i]}});
+  }
+  return json;
 }
 
 }  // namespace dualpipe::detail::report

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "dualpipe/sim/report/compare.h"
 #include "dualpipe/sim/schedule/lower.h"
 #include "dualpipe/sim/simulate/simulate.h"
 #include "tests/support.h"
@@ -29,9 +30,17 @@ struct Pair {
       planned_peaks.push_back({10 + rank, 100 + rank});
       measured_peaks.push_back({20 + rank, 200 + rank});
     }
-    return difference(program, {planned, measured}, {planned_peaks, measured_peaks});
+    return dualpipe::compare(run_of("planned", program, planned, planned_peaks),
+                             run_of("measured", program, measured, measured_peaks))
+        .difference;
   }
 };
+
+Causes causes(std::initializer_list<std::pair<Cause, Time>> times) {
+  Causes result;
+  for (const auto& [cause, time] : times) result.time[static_cast<std::size_t>(cause)] = time;
+  return result;
+}
 
 void shift(Timeline& timeline, Time by) {
   for (RankTimes& rank : timeline.ranks) {
@@ -49,6 +58,8 @@ BOOST_AUTO_TEST_SUITE(report_difference)
 //   planned, F = 1, B = 2:    0-1 1-2 4-6 7-9           1-2 2-4 4-5 5-7     (rank 0: B1 waits for rank 1's, to 7)
 //   measured, F = 2, B = 2:   0-2 2-4 6-8 10-12         2-4 4-6 6-8 8-10
 // Starts are off by        0 1 2 3              1 2 2 3, of which the median (the lower one) is 2.
+// Rank 0 waits for 1B0 and 1B1, from 2 to 4 and 6 to 7, or from 4 to 6 and 8 to 10; rank 1 for 0F0, and at the end 0B1
+// runs, for 2 ms in both.
 BOOST_AUTO_TEST_CASE(every_figure_of_a_small_pair) {
   const Pair pair("1f1b", {2, 2}, uniform(1 * ms, 1 * ms, 1 * ms), uniform(2 * ms, 1 * ms, 1 * ms));
   const Difference found = pair.compare();
@@ -61,8 +72,35 @@ BOOST_AUTO_TEST_CASE(every_figure_of_a_small_pair) {
   BOOST_TEST((found.per_rank[1] == RankDifference{1,
                                                   {6 * ms, 8 * ms},
                                                   {3 * ms, 4 * ms},
+                                                  {causes({{Cause::forward, 1 * ms}, {Cause::drain, 2 * ms}}),
+                                                   causes({{Cause::forward, 2 * ms}, {Cause::drain, 2 * ms}})},
                                                   {RankPeak{11, 101}, RankPeak{21, 201}},
                                                   {2 * ms, 3 * ms, 3 * ms, "1B1", 1}}));
+  BOOST_TEST((found.causes == std::vector<CauseDifference>{{Cause::forward, {1 * ms, 2 * ms}},
+                                                           {Cause::backward, {3 * ms, 4 * ms}},
+                                                           {Cause::drain, {2 * ms, 2 * ms}}}));
+}
+
+// The idle time of both runs is that of their causes; so is what one run took more, together with the busy time.
+BOOST_AUTO_TEST_CASE(causes_add_up) {
+  Random random(3);
+  for (const Case& each : small_cases(4, 8)) {
+    const Placement placement = generate(each.family, each.shape).placement;
+    const Pair pair(each.family, each.shape, random_costs(random, placement, CommunicationModel::latency),
+                    random_costs(random, placement, CommunicationModel::links));
+    const Difference found = pair.compare();
+    BOOST_TEST_CONTEXT(each) {
+      Time more = 0;
+      for (const CauseDifference& cause : found.causes) more += cause.more();
+      for (const RankDifference& rank : found.per_rank) {
+        BOOST_TEST(rank.causes.planned.value().total() == rank.idle.planned);
+        BOOST_TEST(rank.causes.measured.value().total() == rank.idle.measured);
+        more += rank.busy.measured - rank.busy.planned;
+      }
+      BOOST_TEST(more == (found.makespan.measured - found.makespan.planned) * each.shape.ranks);
+      BOOST_TEST(std::ranges::is_sorted(found.causes, std::ranges::greater{}, &CauseDifference::more));
+    }
+  }
 }
 
 // With one micro-batch: planned 0-1 1-2 2-4 4-6, measured 0-2 2-4 4-6 6-8, so off by 0 1 2 2: the lower one of 1 and 2.
@@ -109,12 +147,21 @@ BOOST_AUTO_TEST_CASE(pairs_are_a_class_of_their_own) {
   BOOST_TEST(ops == pair.program.schedule.ops.size());
   BOOST_TEST(found.classes.back().op_class == "F&B");
   BOOST_TEST((found.classes.back().median == PlannedMeasured<std::optional<Time>>{2 * ms, 3 * ms}));
+  const auto overlap = overlap_of(found);
+  BOOST_TEST((overlap->forward == 1 * ms && overlap->backward == 2 * ms && overlap->pair == 3 * ms));
+  BOOST_TEST(overlap->share_of_sum() == 1.0);
+  const Pair apart("1f1b", {2, 2}, uniform(1 * ms, 1 * ms, 1 * ms), uniform(2 * ms, 1 * ms, 1 * ms));
+  BOOST_TEST(!overlap_of(apart.compare()).has_value());
 }
 
 BOOST_AUTO_TEST_CASE(text_and_json_have_the_figures) {
   const Pair pair("1f1b", {2, 2}, uniform(1 * ms, 1 * ms, 1 * ms), uniform(2 * ms, 1 * ms, 1 * ms));
   const std::string text = to_text(pair.compare());
   BOOST_TEST(text.find("133.33%") != std::string::npos);  // 12 / 9
+  BOOST_TEST(text.find("\nall ranks' time  planned  measured  more\n"
+                       "busy               12 ms     16 ms  4 ms\n"
+                       "F elsewhere         1 ms      2 ms  1 ms\n") != std::string::npos,
+             text);
   BOOST_TEST(text.find("\nall              2 ms  3 ms     3 ms  0B1 of rank 0\n") != std::string::npos);
   BOOST_TEST(text.find("\nrank 1           2 ms  3 ms     3 ms  1B1\n") != std::string::npos);
 
@@ -130,6 +177,10 @@ BOOST_AUTO_TEST_CASE(text_and_json_have_the_figures) {
   BOOST_TEST(json["classes"][0]["start_error"]["largest_at"] == "1F1");
   BOOST_TEST(json["per_rank"][1]["start_error"]["median_ns"] == 2 * ms);
   BOOST_TEST(json["per_rank"][1]["measured_idle_ns"] == 4 * ms);
+  BOOST_TEST(json["causes"][0]["cause"] == "F elsewhere");
+  BOOST_TEST(json["causes"][0]["measured_ns"] == 2 * ms);
+  BOOST_TEST(json["per_rank"][1]["planned_causes"][1]["cause"] == "drain");
+  BOOST_TEST(json["per_rank"][1]["planned_causes"][1]["ns"] == 2 * ms);
   BOOST_TEST(json["per_rank"][1]["planned_peak_activations"] == 11);
   BOOST_TEST(json["per_rank"][1]["measured_peak_memory_bytes"] == 201);
 }

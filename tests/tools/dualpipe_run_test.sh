@@ -185,18 +185,20 @@ test_data() {
 
 test_eval() {
   succeeds 'median of 2' "${shape[@]}" --eval --json json
-  holds '"peak_activations": 1' json
+  holds '"measured_peak_activations": 1' json
 }
 
 test_results() {
   succeeds 'measured / planned' --schedule dualpipe "${small[@]}" --compare --profile --trace trace --json json \
     --calibrate costs
   holds '^ *F&B '
-  holds 'waiting for'
+  holds "^all ranks' time +planned +measured +more"
+  holds '^meanwhile: '
   holds 'rank 00 planned' trace
   holds 'rank 01 measured' trace
   for key in schedule ranks microbatches model transport losses step_ns predicted_makespan_ns measured_makespan_ns \
-    busy_ns idle_ns predicted_idle_ns peak_activations peak_memory_bytes predicted_peak_memory_bytes; do
+    planned_busy_ns measured_busy_ns planned_idle_ns measured_idle_ns measured_causes measured_peak_activations \
+    planned_peak_memory_bytes measured_peak_memory_bytes; do
     holds "\"$key\": " json
   done
   # The trace holds all that the report was made of.

@@ -199,6 +199,8 @@ traces_of() {
   passes $named --format kineto
   fails 1 'expected a list of iterations' $named --format primus
   mends "$base rank0.json rank1.json" --range '([fb]wd) ([0-9]+)'
+  fails 1 'pass alone where the order that ran is given' $base rank0.json rank1.json --range '^([fb]wd)'
+  passes $base rank0.json rank1.json --range '^([fb]wd)' --schedule $goldens/traces/GPipe_P2V1M2_order.csv
   mends "$base rank0.json rank1.json" --schedule $goldens/traces/GPipe_P2V1M2_order.csv
   fails 1 'rank 0, op 2: 0B0 ran, but the schedule has 2F0' $named \
     --schedule $goldens/traces/Interleaved1F1B_P2V2M4_order.csv

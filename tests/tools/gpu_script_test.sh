@@ -84,7 +84,7 @@ makespan=1000000
 [[ ${FAKE:-} != inaccurate || " $* " != *" zb1p "* ]] || makespan=1040000
 while (($# > 0)); do
   case $1 in
-    --json) printf '{\n"check_passed": true,\n"step_ns": 1100000,\n"predicted_makespan_ns": 1000000,\n"measured_makespan_ns": %d,\n"peak_memory_bytes": 1000,\n"predicted_peak_memory_bytes": 1010\n}\n' $makespan >$2 ;;
+    --json) printf '{\n"check_passed": true,\n"step_ns": 1100000,\n"predicted_makespan_ns": 1000000,\n"measured_makespan_ns": %d,\n"measured_peak_memory_bytes": 1000,\n"planned_peak_memory_bytes": 1010\n}\n' $makespan >$2 ;;
     --calibrate) printf '{\n  "parts": [\n    {"forward_ns": 300000, "backward_ns": 700000, "overlapped_ns": %d}\n  ],\n  "x": 0}\n' $pair >$2 ;;
   esac
   shift

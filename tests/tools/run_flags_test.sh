@@ -36,7 +36,7 @@ test_shape() {
   varies "1f1b -p 2 $rest" --microbatches 4 6
   varies "interleaved -p 2 -m 4 $rest" --chunks 2 4
   refuses 'cannot be chosen in 1f1b; leave it out, or take one of: interleaved' "$gpt" --chunks 2
-  compared() { grep '"peak_activations"' stdout; }
+  compared() { grep '"measured_peak_activations"' stdout; }
   varies "interleaved -p 2 -m 8 --chunks 2 $rest" --group 2 4
   compared() { losses; }
   varies "hanayo -p 2 -m 4 $rest" --waves 1 2

@@ -20,9 +20,10 @@
 #include "dualpipe/exec/train/reference.h"
 #include "dualpipe/exec/train/report.h"
 #include "dualpipe/sim/costs/costs_file.h"
+#include "dualpipe/sim/explain/explain.h"
 #include "dualpipe/sim/report/difference.h"
+#include "dualpipe/sim/report/explain_report.h"
 #include "dualpipe/sim/report/printable.h"
-#include "dualpipe/sim/report/profile.h"
 #include "dualpipe/sim/report/text_table.h"
 #include "dualpipe/sim/schedule/error.h"
 #include "dualpipe/sim/simulate/deadlock.h"
@@ -286,7 +287,8 @@ void write_results(const RunOptions& options, Hardware* hardware, bool prints_te
     std::string text = "\n" + to_text(report);
     if (hardware != nullptr) text += "\n" + device_text(*hardware, options, program.schedule.ranks());
     if (options.compare) text += "\n" + to_text(report.difference);
-    if (options.profile) text += "\n" + to_text(profile(program, measured));
+    if (options.profile)
+      text += "\n" + to_text(explain_report(program, std::nullopt, measured, explain_measured(program, measured)));
     if (options.profile && hardware != nullptr) text += event_cost_text(*hardware);
     print(text);
   }

@@ -140,7 +140,7 @@ void run(const CLI::App& app, const ExplainOptions& options) {
                 .has_messages = !run.timeline.communication.empty() || run.program.communication.empty()});
   if (!options.json.empty()) write_output(options.json, [&](std::ostream& out) { write_json(out, report); });
   if (!prints_text(options)) return print_notes(report.remarks);
-  const TextLayout layout{.width = static_cast<std::size_t>(options.charts.columns(0)),
+  const TextLayout layout{.width = static_cast<std::size_t>(options.charts.columns(80)),
                           .bytes = options.costs.byte_units()};
   print((options.charts.gantt == "-" ? "\n" : "") + to_text(report, layout));
 }

@@ -13,11 +13,12 @@
 #include <utility>
 
 #include "dualpipe/sim/costs/quantity.h"
+#include "dualpipe/sim/explain/explain.h"
 #include "dualpipe/sim/report/compare.h"
+#include "dualpipe/sim/report/explain_report.h"
 #include "dualpipe/sim/report/gantt.h"
 #include "dualpipe/sim/report/gantt_svg.h"
 #include "dualpipe/sim/report/output_file.h"
-#include "dualpipe/sim/report/profile.h"
 #include "dualpipe/sim/report/run_report.h"
 #include "dualpipe/sim/report/window.h"
 #include "dualpipe/sim/schedule/error.h"
@@ -174,6 +175,16 @@ RunReport report_of(const TimelineValue& self) {
 
 std::string text_of(const TimelineValue& self, std::size_t width) {
   return to_text(report_of(self), {.width = width, .bytes = self.units});
+}
+
+// What was measured is explained by its spans, what was simulated by its costs.
+std::string profile_of(const TimelineValue& self) {
+  const bool is_measured = !self.peaks.empty();
+  ExplainReport report = explain_report(
+      self.program, is_measured ? std::nullopt : std::optional(self.costs), self.timeline,
+      is_measured ? explain_measured(self.program, self.timeline) : explain(self.program, self.costs, self.timeline));
+  report.remarks = self.remarks;
+  return to_text(report, {.bytes = self.units});
 }
 
 std::string json_of(const TimelineValue& self) {
@@ -338,9 +349,8 @@ void bind_reports(nb::class_<TimelineValue>& timeline) {
       .def(
           "to_dict", [](const TimelineValue& self) { return from_json(json_of(self)); },
           nb::sig("def to_dict(self) -> dict[str, typing.Any]"), "to_json() as Python's objects.")
-      .def(
-          "profile", [](const TimelineValue& self) { return to_text(profile(self.program, self.timeline)); },
-          nb::call_guard<nb::gil_scoped_release>(), "Where the time of each rank went, and whom it waited for: a text.")
+      .def("profile", &profile_of, nb::call_guard<nb::gil_scoped_release>(),
+           "Where the time of each rank went, and why it was idle, as dualpipe-sim explain says it: a text.")
       .def("gantt", &gantt_text, nb::arg("width") = 100, nb::arg("window") = nb::none(), nb::arg("color") = false,
            nb::arg("letters") = false,
            nb::sig(
