@@ -17,6 +17,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       const dualpipe::NamedRun named{"fuzz.json", run};
       const auto comparison = dualpipe::compare(named, named);
       if (comparison.difference.starts.largest != 0) std::abort();
+      dualpipe::Time idle = 0;
+      for (const auto& rank : comparison.difference.per_rank) {
+        if (rank.causes.planned) idle += rank.idle.planned - rank.causes.planned->total();
+      }
+      if (idle != 0) std::abort();
       if (to_text(comparison).empty()) std::abort();
     }
   } catch (const dualpipe::InputError&) {
