@@ -136,6 +136,11 @@ def test_pandas() -> None:
     assert durations.groupby(frame["rank"]).sum().tolist() == timeline.busy.tolist()
 
 
+def test_profile() -> None:
+    timeline = dualpipe.simulate("zb1p", ranks=2, microbatches=4, latency="0.1ms")
+    assert timeline.profile() == sim("explain", "zb1p", "-p", "2", "-m", "4", "--latency", "0.1ms", "--no-what-if")
+
+
 def test_compare(tmp_path: Path) -> None:
     first = dualpipe.simulate("1f1b", ranks=4, microbatches=8)
     second = dualpipe.simulate("zb1p", ranks=4, microbatches=8)
