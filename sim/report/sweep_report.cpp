@@ -41,20 +41,27 @@ std::size_t seeds_of(const SweepGrid& grid) {
 
 SweepRow row_of(const nlohmann::json& json, const std::vector<std::string>& columns) {
   SweepRow row;
-  row.point = json.at("point").get<std::size_t>();
+  // Throws for a number with a fraction or of more than 64 bits, of which get<>() would make any number.
+  const auto integer = [&](const char* key) -> std::int64_t {
+    return json.at(key).get_ref<const nlohmann::json::number_integer_t&>();
+  };
+  const auto integer_or = [&](const char* key, std::int64_t otherwise) {
+    return json.contains(key) ? integer(key) : otherwise;
+  };
+  row.point = static_cast<std::size_t>(integer("point"));
   row.schedule = json.at("schedule").get<std::string>();
-  row.tensor = json.value("tensor_parallel", 0);
-  row.data = json.value("data_parallel", 0);
-  row.ranks = json.at("ranks").get<int>();
-  row.micro_batches = json.at("microbatches").get<std::int64_t>();
+  row.tensor = static_cast<int>(integer_or("tensor_parallel", 0));
+  row.data = static_cast<int>(integer_or("data_parallel", 0));
+  row.ranks = static_cast<int>(integer("ranks"));
+  row.micro_batches = integer("microbatches");
   for (const std::string& column : columns) {
     const auto value = json.find(column);
     row.values.push_back(value == json.end() ? "" : value->is_string() ? value->get<std::string>() : value->dump());
   }
-  row.makespan = json.at("makespan_ns").get<Time>();
-  row.step = json.value("step_ns", row.makespan);
+  row.makespan = integer("makespan_ns");
+  row.step = integer_or("step_ns", row.makespan);
   row.bubble_rate = json.at("bubble_rate_makespan").get<double>();
-  row.memory = json.at("peak_memory_bytes").get<Bytes>();
+  row.memory = integer("peak_memory_bytes");
   const auto number = [&](const char* key) -> std::optional<double> {
     if (!json.contains(key)) return std::nullopt;
     return json[key].get<double>();

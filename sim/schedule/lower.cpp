@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -272,9 +274,14 @@ class Lowering {
 
   // With a thousand ranks there are too many streams for the processor to foresee: one cache line ahead.
   static void prefetch(const Rank& rank) {
-    __builtin_prefetch(rank.next + 8);
-    __builtin_prefetch(rank.cursor + 8, 1);
-    __builtin_prefetch(rank.slot_begin + 16, 1);
+    __builtin_prefetch(ahead(rank.next, 8));
+    __builtin_prefetch(ahead(rank.cursor, 8), 1);
+    __builtin_prefetch(ahead(rank.slot_begin, 16), 1);
+  }
+  // By the number of the address: there the stream may have ended, and no pointer may point.
+  template <typename T>
+  static const void* ahead(const T* from, std::size_t count) {
+    return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) + count * sizeof(T));
   }
 
   // A unit that the run never came to, as the schedule hangs.
