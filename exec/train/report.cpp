@@ -37,6 +37,17 @@ std::string to_text(const Overlap& overlap) {
 
 using Json = nlohmann::ordered_json;
 
+Json to_json(const RankDifference& rank) {
+  return {{"rank", rank.rank},
+          {"busy_ns", rank.busy.measured},
+          {"idle_ns", rank.idle.measured},
+          {"predicted_idle_ns", rank.idle.planned},
+          {"peak_activations", rank.peak.measured.activations},
+          {"predicted_peak_activations", rank.peak.planned.activations},
+          {"peak_memory_bytes", rank.peak.measured.memory},
+          {"predicted_peak_memory_bytes", rank.peak.planned.memory}};
+}
+
 Json to_json(const Tolerance& tolerance) {
   Json json = {{"losses_bitwise", tolerance.losses_bitwise},
                {"gradients_bitwise", tolerance.gradients_bitwise},
@@ -188,6 +199,8 @@ void write_json(std::ostream& out, const TrainReport& report) {
     json["overlapped_ns"] = overlap->pair;
     json["overlapped_of_sum"] = overlap->share_of_sum();
   }
+  json["per_rank"] = Json::array();
+  for (const RankDifference& rank : report.difference.per_rank) json["per_rank"].push_back(to_json(rank));
   json["compare"] = detail::report::to_json(report.difference);
   if (report.check) add_check(json, *report.check);
   out << detail::report::json_text(json);

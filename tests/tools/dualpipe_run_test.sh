@@ -197,6 +197,7 @@ test_results() {
   holds 'rank 00 planned' trace
   holds 'rank 01 measured' trace
   for key in schedule ranks microbatches model transport losses step_ns predicted_makespan_ns measured_makespan_ns \
+    busy_ns idle_ns predicted_idle_ns peak_activations peak_memory_bytes predicted_peak_memory_bytes \
     planned_busy_ns measured_busy_ns planned_idle_ns measured_idle_ns measured_causes measured_peak_activations \
     planned_peak_memory_bytes measured_peak_memory_bytes; do
     holds "\"$key\": " json
