@@ -371,7 +371,8 @@ class PipelineTrainer(transformers.Trainer):
 
     def _all_of_node(self, what: str, action: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """On the first process, and then on the first one of each other machine; all ranks hear of a failure."""
-        for is_turn in (self.args.process_index == 0, self.args.process_index > 0 == self.args.local_process_index):
+        is_first = self.args.process_index == 0
+        for is_turn in (is_first, not is_first and self.args.local_process_index == 0):
             self._or_all_fail(what, action if is_turn else None, *args, **kwargs)
 
     def _or_all_fail(self, what: str, action: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> None:
