@@ -191,6 +191,14 @@ class PlotDrawing {
              text.empty() ? "" : fmt::format("<title>{}</title>", xml_text(text)));
   }
 
+  // Above the point, on the side on which there is more room.
+  void draw_label(const PlotPoint& point) {
+    if (point.label.empty()) return;
+    const bool is_left = point.x - x_.least > 0.6 * (x_.most - x_.least);
+    svg_.add("<text x=\"{}\" y=\"{}\" dx=\"{}\" dy=\"-8\" text-anchor=\"{}\">{}</text>\n", x(point.x), y(point.y),
+             is_left ? -6 : 6, is_left ? "end" : "start", xml_text(point.label));
+  }
+
   [[nodiscard]] static bool has_band(const PlotSeries& series) {
     return series.has_line && series.has_band && series.points.size() > 1 &&
            std::ranges::all_of(series.points, [](const PlotPoint& point) { return point.range.has_value(); });
@@ -229,6 +237,7 @@ class PlotDrawing {
                path);
     }
     for (const PlotPoint& point : series.points) draw_mark(number, x(point.x), y(point.y), point.text);
+    for (const PlotPoint& point : series.points) draw_label(point);
   }
 
   // Entries in rows, as wide as the longest needs.

@@ -18,6 +18,7 @@ struct PlotPoint {
   double y = 0;
   std::string text = {};  // shown where the pointer is
   std::optional<PlotRange> range = {};
+  std::string label = {};  // stands beside it
 };
 
 struct PlotSeries {
@@ -43,9 +44,8 @@ struct PlotLayout {
   int height = 400;  // of the plot itself; the legend is below it
 };
 
-// It follows the reader's light or dark theme; a
-// series has a colour (Okabe and Ito's), a shape of its points, and from the eighth on dashes. Same plot, same bytes on
-// any machine.
+// It follows the reader's light or dark theme; a series has a colour (Okabe and Ito's), a shape of its points, and from
+// the eighth on dashes. Same plot, same bytes on any machine.
 [[nodiscard]] std::string plot_svg(const Plot& plot, const PlotLayout& layout = {});
 
 }  // namespace dualpipe

@@ -133,7 +133,8 @@ Plot pareto_plot(const SweepReport& report) {
     PlotPoint point{static_cast<double>(row.memory) * 1e-9,
                     time,
                     fmt::format("{}, point {}: {} x {}", row.schedule, row.point, row.ranks, row.micro_batches),
-                    {}};
+                    {},
+                    row.schedule};
     if (!row.draws || row.step <= 0) return point;
     const double share = time / static_cast<double>(row.step);
     point.range =
@@ -154,9 +155,13 @@ Plot pareto_plot(const SweepReport& report) {
   for (const PlotPoint& each : sorted) {
     if (front.points.empty() || each.y < front.points.back().y) front.points.push_back(each);
   }
+  constexpr std::size_t labels_max = 12;
+  if (front.points.size() > labels_max) {
+    for (PlotPoint& each : front.points) each.label.clear();
+  }
   for (PlotSeries* const series : {&all, &too_large}) {
     if (series->points.size() == points_max) series->name += fmt::format(", the best {}", points_max);
-    for (PlotPoint& each : series->points) each.range.reset();  // there is room for those of the front
+    for (PlotPoint& each : series->points) each.range.reset(), each.label.clear();  // there is room for the front's
   }
   plot.note = note_of_draws(report);
   if (too_large.points.empty()) {

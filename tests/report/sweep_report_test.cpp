@@ -166,6 +166,8 @@ BOOST_AUTO_TEST_CASE(the_front_is_of_what_fits) {
   BOOST_TEST_REQUIRE(plot.series[2].points.size() == 1U);
   BOOST_TEST(plot.series[2].points[0].text.starts_with("zb1p"));
   BOOST_TEST(plot.series[0].points[0].y < plot.series[2].points[0].y);
+  for (const PlotPoint& point : plot.series[1].points) BOOST_TEST(point.label == "");
+  BOOST_TEST(plot_svg(plot).find(">zb1p</text>") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(draws_that_are_missing_are_refused) {
