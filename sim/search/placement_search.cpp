@@ -242,9 +242,9 @@ class PlacementSearch::State {
 
   void anneal_round(std::int64_t end) {
     // Several rounds, each from what the one before found, do better than one that is as long.
+    const std::int64_t slice_max = std::max<std::int64_t>(500, 32 * static_cast<std::int64_t>(ops_.count()));
     const std::int64_t slice =
-        std::clamp<std::int64_t>((end - evaluations_) / static_cast<std::int64_t>(jobs_per_round), 500,
-                                 32 * static_cast<std::int64_t>(ops_.count()));
+        std::clamp<std::int64_t>((end - evaluations_) / static_cast<std::int64_t>(jobs_per_round), 500, slice_max);
     const auto jobs = static_cast<std::size_t>(std::clamp<std::int64_t>((end - evaluations_ + slice - 1) / slice, 1,
                                                                         static_cast<std::int64_t>(jobs_per_round)));
     std::vector<std::int64_t> used(jobs);
