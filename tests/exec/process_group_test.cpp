@@ -278,22 +278,16 @@ BOOST_AUTO_TEST_CASE(a_rank_that_does_not_come_is_named) {
 // Nor to its first step: not even the first byte goes to it.
 BOOST_AUTO_TEST_CASE(a_rank_that_does_not_begin_is_named) {
   GroupDouble group(2);
-  Absence absence(1);
-  const auto errors = in_group(group, [&](World& world) {
+  const auto errors = in_group(group, [](World& world) {
     const auto transports = world.transports(straight(2, 1), {.timeout = 400ms});
     if (world.process() == 0) {
-      try {
-        transports[0]->begin(program_of("1f1b", 2), host_device());
-      } catch (...) {
-        absence.one_has_ended();
-        throw;
-      }
+      transports[0]->begin(program_of("1f1b", 2), host_device());
     } else {
-      absence.begin();
-      transports[1]->confirm();
+      for (const auto end = Clock::now() + 30s; Clock::now() < end; std::this_thread::sleep_for(1ms)) {
+        transports[1]->confirm();
+      }
     }
   });
-  BOOST_TEST(!absence.was_too_short());
   for (const std::string& each : errors) BOOST_TEST(each == "rank 0 waited 0.4 s for rank 1 (the first byte)");
   check_used_well(group);
 }
