@@ -63,6 +63,7 @@ void check_format(const SweepCommand& command, const SweepShard& shard) {
 void write_stream(std::ostream& out, const SweepCommand& command, const Sweep& sweep, const SweepFileOptions& options,
                   Progress& progress) {
   out << (is_csv(command) ? csv_header(sweep.columns()) : sweep.header(options.shard));
+  if (!out) return;  // whoever opened it says why, by the errno of this thread
   std::size_t done = 0;
   struct CannotWrite {
     int reason;  // errno of the thread that could not
@@ -81,7 +82,7 @@ void write_stream(std::ostream& out, const SweepCommand& command, const Sweep& s
   try {
     sweep.run(options.shard, 0, options.threads, take);
   } catch (const CannotWrite& failure) {
-    errno = failure.reason;  // whoever opened it says why
+    errno = failure.reason;
   }
 }
 
