@@ -26,6 +26,8 @@ def _free_port() -> int:
 
 def _process(connection, rank: int, ranks: int, port: int, function: Callable, arguments: tuple) -> None:
     faulthandler.enable()
+    # Torch makes its pool of threads anew here, and not in two threads at once, one of which would find none.
+    torch.set_num_threads(1)
     os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # of a store that has gone
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
