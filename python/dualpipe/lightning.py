@@ -330,13 +330,9 @@ class PipelineStrategy(ParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Lightning writes beside the file, and renames it then."""
-        failure = None
-        try:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-        except Exception as error:
-            failure = error
         assert self.pipeline is not None
-        self.pipeline.agree(f"saving {filepath}", failure)
+        save = super().save_checkpoint
+        self.pipeline.agree(f"saving {filepath}", save, checkpoint, filepath, storage_options)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.pipeline is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -372,9 +372,16 @@ class ModelPipeline:
         """As Pipeline.meet()."""
         return self.pipe.meet(what, text)
 
-    def agree(self, what: str, failure: BaseException | None) -> None:
-        """Where one of the ranks, all of which have come to the end of `what`, has failed in it, all raise."""
+    def agree(self, what: str, action: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> None:
+        """Runs the action, which not all ranks may have; where it fails on one of them, all of which come to its end,
+        all raise."""
+        failure: Exception | None = None
         texts: list[str] = []
+        try:
+            if action is not None:
+                action(*args, **kwargs)
+        except Exception as error:
+            failure = error
         try:
             texts = self.meet(f"the end of {what}", "" if failure is None else f"{type(failure).__name__}: {failure}")
         finally:

@@ -373,21 +373,13 @@ class PipelineTrainer(transformers.Trainer):
         """On the first process, and then on the first one of each other machine; all ranks hear of a failure."""
         is_first = self.args.process_index == 0
         for is_turn in (is_first, not is_first and self.args.local_process_index == 0):
-            self._or_all_fail(what, action if is_turn else None, *args, **kwargs)
-
-    def _or_all_fail(self, what: str, action: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> None:
-        failure = None
-        try:
-            if action is not None:
-                action(*args, **kwargs)
-        except Exception as error:
-            failure = error
-        self._made_pipeline().agree(what, failure)
+            self._made_pipeline().agree(what, action if is_turn else None, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        state = self._made_pipeline().state_dict(self._writer)
+        pipe = self._made_pipeline()
+        state = pipe.state_dict(self._writer)
         folder = output_dir or self.args.output_dir
-        self._or_all_fail(f"saving {folder}", self._save if self.args.should_save else None, folder, state_dict=state)
+        pipe.agree(f"saving {folder}", self._save if self.args.should_save else None, folder, state_dict=state)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -400,10 +392,10 @@ class PipelineTrainer(transformers.Trainer):
             torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
-        self._or_all_fail(f"saving {output_dir}", save if self.args.should_save else None)
+        pipe.agree(f"saving {output_dir}", save if self.args.should_save else None)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        self._or_all_fail(f"saving {output_dir}", super()._save_rng_state, output_dir)
+        self._made_pipeline().agree(f"saving {output_dir}", super()._save_rng_state, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, OPTIMIZER_NAME)):
